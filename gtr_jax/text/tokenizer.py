@@ -1,0 +1,52 @@
+"""SentencePiece tokenisation for inference: ids exactly as T5 was trained on, without TensorFlow."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from gtr_jax.errors import InputError
+
+PAD_ID = 0
+
+
+class Tokenizer:
+  """A SentencePiece model with T5's conventions: 0 pads, EOS closes every text, sentinels come after the pieces.
+
+  Attributes:
+    path: where the model was read from.
+    sha256: of the model file.
+    extra_ids: sentinels beyond the pieces of the file (T5: 100).
+    size: pieces + extra_ids, the least number of embedding rows that a model needs.
+    eos_id: id appended to every text.
+  """
+
+  def __init__(self, path: str, extra_ids: int = 0):
+    self.path = epath.Path(path)
+    if not self.path.exists():
+      raise InputError(f"{path}: no such vocabulary; give the path of a SentencePiece model (spiece.model)")
+    model = self.path.read_bytes()
+    self.sha256 = hashlib.sha256(model).hexdigest()
+    self.extra_ids = extra_ids
+    self._pieces = sentencepiece.SentencePieceProcessor()
+    try:
+      self._pieces.LoadFromSerializedProto(model)
+    except RuntimeError as e:
+      raise InputError(f"{path}: not a SentencePiece model") from e
+    self.size = self._pieces.GetPieceSize() + extra_ids
+    self.eos_id = self._pieces.eos_id()
+    if self.eos_id < 0 or self._pieces.pad_id() not in (PAD_ID, -1):
+      raise InputError(f"{path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have")
+
+  def check_fits(self, vocab_size: int) -> None:
+    """Raises InputError if the model's embedding has fewer rows than there are ids."""
+    if self.size > vocab_size:
+      raise InputError(f"{self.path}: {self.size} ids do not fit the model's embedding of {vocab_size} rows; take the "
+                       "vocabulary that the model was trained with, or set vocab_size")
+
+  def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+    """Token ids of each text, int32 `[<= max_length]`: trimmed to `max_length - 1`, then EOS."""
+    return [np.asarray(ids[:max_length - 1] + [self.eos_id], np.int32)
+            for ids in self._pieces.EncodeAsIds(list(texts))]
