@@ -1,0 +1,204 @@
+"""The contrastive loss over the whole global batch, dense: the reference for everything faster.
+
+Letters: G groups, Q pairs in the global batch, N hard negatives, M negative queries, D embedding,
+C candidates of one direction (the Q partners first, then the N or M negatives).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gtr_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class InBatchLoss:
+  """Softmax cross entropy of each pair against every other example of the global batch.
+
+  For query i, with s = 1 / temperature, dot products cos(., .) and candidates C_i = all positives p, then all hard
+  negatives n, less those that are masked for i:
+
+    forward_i  = -log( exp(s (cos(q_i, p_i) - margin)) / (exp(s (cos(q_i, p_i) - margin)) +
+                                                          sum over the other c in C_i of exp(s cos(q_i, c))) )
+    backward_i = the same from p_i to all queries, then all negative queries
+    loss       = mean_i forward_i + mean_i backward_i     (sum of the means, over the valid pairs)
+
+  GTR (Ni et al. 2021, arXiv 2112.07899) is the default; the margin is additive margin softmax (Yang et al. 2019, arXiv
+  1902.08564), on the cosine and so multiplied by s; label smoothing is Szegedy et al. 2016 (arXiv 1512.00567), spread
+  evenly over the unmasked candidates.
+
+  Memory: the logits `[Q, Q + N]` and `[Q, Q + M]` in float32, with their gradients. Use it up to batches of a few
+  thousand pairs for each device; values and gradients do not depend on the mesh.
+
+  A candidate is masked for query i as a false negative when it is not i's own positive and has i's positive's passage
+  hash or text hash, or is the positive of an example with i's query hash. Backward, a query is masked for the positive
+  of i when its example stands in that same relation to i, and a negative query when it has i's query hash. Pairs,
+  negatives and negative queries that only fill up the batch are never candidates, and such pairs are not in the means.
+
+  Attributes:
+    temperature: divides the dot products; with `learned_temperature` the initial value.
+    bidirectional: add the backward direction.
+    margin: subtracted from the own pair's dot product, in training only.
+    label_smoothing: share of the target that is spread over all unmasked candidates, the own one included.
+    learned_temperature: train log(1 / temperature), the parameter `logit_scale`.
+    mask_false_negatives: mask as described.
+    own_negatives_only: a plain softmax over the own positive and the hard negatives mined for that very query. Forward
+      only. Use it for data with many good negatives each, where the rest of the batch is too easy or too similar.
+  """
+
+  temperature: float = 0.01
+  bidirectional: bool = True
+  margin: float = 0.0
+  label_smoothing: float = 0.0
+  learned_temperature: bool = False
+  mask_false_negatives: bool = True
+  own_negatives_only: bool = False
+
+  def __post_init__(self):
+    if not self.temperature > 0:
+      raise InputError(f"InBatchLoss.temperature is {self.temperature}: it must be above 0 (GTR: 0.01)")
+    if not 0 <= self.label_smoothing < 1:
+      raise InputError(f"InBatchLoss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+    if self.own_negatives_only and self.bidirectional:
+      raise InputError("InBatchLoss.own_negatives_only has no backward direction: set bidirectional = False as well")
+
+  def init_params(self) -> dict[str, jax.Array]:
+    """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
+    if not self.learned_temperature:
+      return {}
+    return {"logit_scale": jnp.asarray(-np.log(self.temperature), jnp.float32)}
+
+  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *, logit_scale: jax.Array | None = None,
+               train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of a global batch.
+
+    Args:
+      queries: `[groups, pairs + negative queries, D]`, each group's own queries first.
+      passages: `[groups, pairs + hard negatives, D]`, each group's own positives first.
+      batch: `text.packing.Batch`; its `queries` and `passages` are not read.
+      logit_scale: log(1 / temperature), given if and only if it is learned.
+      train: whether the margin is applied.
+
+    Returns:
+      The loss, and metrics of the forward direction over the valid queries: "loss" (both directions), "accuracy" (own
+      positive strictly above every other unmasked candidate, no margin) and "mrr" (mean reciprocal rank among them).
+    """
+    if (logit_scale is not None) != self.learned_temperature:
+      raise InputError(f"InBatchLoss.learned_temperature is {self.learned_temperature}, but logit_scale is "
+                       f"{'missing' if logit_scale is None else 'given'}: the parameters belong to another loss")
+    pairs = _flatten(batch)
+    q_QxD, n_queries_MxD = _split(queries, batch.valid.shape[1])
+    p_QxD, n_passages_NxD = _split(passages, batch.valid.shape[1])
+    scale = 1 / self.temperature if logit_scale is None else jnp.exp(logit_scale)
+
+    forward_mask = self._forward_mask(pairs)
+    cosine_QxC = _dots(q_QxD, jnp.concatenate([p_QxD, n_passages_NxD]))
+    loss = self._direction(cosine_QxC, forward_mask, pairs.valid, scale, train)
+    if self.bidirectional:
+      cosine_back_QxC = _dots(p_QxD, jnp.concatenate([q_QxD, n_queries_MxD]))
+      loss += self._direction(cosine_back_QxC, self._backward_mask(pairs), pairs.valid, scale, train)
+
+    rank = _rank_of_own(jax.lax.stop_gradient(cosine_QxC), forward_mask).astype(loss.dtype)
+    return loss, {"loss": loss, "accuracy": _mean(jnp.where(rank == 1, 1.0, 0.0).astype(loss.dtype), pairs.valid),
+                  "mrr": _mean(1 / rank, pairs.valid)}
+
+  def _direction(self, cosine_QxC, mask_QxC, valid_Q, scale, train):
+    if train and self.margin:
+      cosine_QxC = cosine_QxC - self.margin * _own(cosine_QxC).astype(cosine_QxC.dtype)
+    logits = cosine_QxC * scale
+    own_Q = jnp.diagonal(logits)
+    log_sum_Q = jax.nn.logsumexp(logits, axis=-1, where=mask_QxC)
+    target_Q = own_Q
+    if self.label_smoothing:
+      mean_Q = jnp.sum(logits, axis=-1, where=mask_QxC) / jnp.sum(mask_QxC, axis=-1).astype(logits.dtype)
+      target_Q = (1 - self.label_smoothing) * own_Q + self.label_smoothing * mean_Q
+    return _mean(log_sum_Q - target_Q, valid_Q)
+
+  def _forward_mask(self, pairs):
+    """True where passage c is a candidate for query i, bool `[Q, Q + N]`."""
+    valid_C = jnp.concatenate([pairs.valid, pairs.negative_valid])
+    number = jnp.arange(pairs.valid.size)
+    mask = jnp.broadcast_to(valid_C[None], (number.size, valid_C.size))
+    if self.own_negatives_only:
+      owner_C = jnp.concatenate([number, pairs.negative_owner])
+      mask &= number[:, None] == owner_C[None]
+    if self.mask_false_negatives:
+      mask &= ~jnp.concatenate([_same_example(pairs), _same_passage(pairs)[:, number.size:]], axis=1)
+    return mask | _own(mask)
+
+  def _backward_mask(self, pairs):
+    """True where query c is a candidate for the positive of i, bool `[Q, Q + M]`."""
+    valid_C = jnp.concatenate([pairs.valid, pairs.negative_query_valid])
+    mask = jnp.broadcast_to(valid_C[None], (pairs.valid.size, valid_C.size))
+    if self.mask_false_negatives:
+      mask &= ~jnp.concatenate([_same_example(pairs), _same_query(pairs)[:, pairs.valid.size:]], axis=1)
+    return mask | _own(mask)
+
+
+class _Pairs(NamedTuple):
+  """The batch without its groups. Hashes are those of the Q pairs, then of the negatives; owners are global."""
+
+  valid: jax.Array
+  negative_valid: jax.Array
+  negative_query_valid: jax.Array
+  negative_owner: jax.Array
+  query_hash: jax.Array
+  passage_hash: jax.Array
+  text_hash: jax.Array
+
+
+def _flatten(batch):
+  groups, pairs = batch.valid.shape
+  owner = batch.negative_owner + pairs * jnp.arange(groups, dtype=batch.negative_owner.dtype)[:, None]
+  hashes = (jnp.concatenate(_split(h, pairs)) for h in (batch.query_hash, batch.passage_hash, batch.text_hash))
+  return _Pairs(batch.valid.reshape(-1), batch.negative_valid.reshape(-1), batch.negative_query_valid.reshape(-1),
+                owner.reshape(-1), *hashes)
+
+
+def _split(x, pairs):
+  """`[G, pairs + negatives, D]` -> the global `[Q, D]` of the pairs and `[N, D]` of the negatives."""
+  return x[:, :pairs].reshape(-1, x.shape[-1]), x[:, pairs:].reshape(-1, x.shape[-1])
+
+
+def _dots(a_QxD, b_CxD):
+  """Dot products in float32 or better, on every kind of device."""
+  dtype = jnp.promote_types(a_QxD.dtype, jnp.float32)
+  return jnp.einsum("qd,cd->qc", a_QxD.astype(dtype), b_CxD.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def _own(x_QxC):
+  return jnp.eye(*x_QxC.shape, dtype=bool)
+
+
+def _equal(hash_Cx2, queries):
+  """Whether the hash of example i equals that of c, bool `[Q, C]`."""
+  high, low = hash_Cx2[:, 0], hash_Cx2[:, 1]
+  return (high[:queries, None] == high[None]) & (low[:queries, None] == low[None])
+
+
+def _same_passage(pairs):
+  count = pairs.valid.size
+  return _equal(pairs.passage_hash, count) | _equal(pairs.text_hash, count)
+
+
+def _same_query(pairs):
+  return _equal(pairs.query_hash, pairs.valid.size)
+
+
+def _same_example(pairs):
+  """Whether pairs i and c share their query, their passage or its text, bool `[Q, Q]`."""
+  count = pairs.valid.size
+  return _same_passage(pairs)[:, :count] | _same_query(pairs)[:, :count]
+
+
+def _rank_of_own(cosine_QxC, mask_QxC):
+  """1 + the other unmasked candidates that are not below the own one, int `[Q]`. A tie counts against the model."""
+  own_Q = jnp.diagonal(cosine_QxC)
+  return 1 + jnp.sum((cosine_QxC >= own_Q[:, None]) & mask_QxC & ~_own(mask_QxC), axis=-1)
+
+
+def _mean(values_Q, valid_Q):
+  return jnp.sum(jnp.where(valid_Q, values_Q, 0)) / jnp.maximum(jnp.sum(valid_Q), 1).astype(values_Q.dtype)

@@ -1,0 +1,275 @@
+"""The T5 encoder (Raffel et al. 2020, arXiv 1910.10683): T5 1.0 (ReLU), T5 1.1 and mT5 (gated GELU).
+
+The parameter tree is T5X's: unscanned layers, two-dimensional kernels `[embed, joined_kv]`, logical axis names on every
+parameter. Attention sees only equal segment ids, and T5's relative positions depend only on distance, so a row may
+hold one text or several and no text's result changes.
+
+Letters: G groups, R rows, L length (also Q query and K key positions), E embed, H heads, D head_dim, F mlp, B buckets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from gtr_jax.errors import InputError
+from gtr_jax.partitioning import constrain
+
+NORM_EPSILON = 1e-6
+
+_ACTIVATIONS: dict[str, Callable] = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=True),
+    "linear": lambda x: x,
+}
+_fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+@dataclass(frozen=True)
+class T5Config:
+  """Sizes and numerics of a T5 encoder.
+
+  Attributes:
+    vocab_size: rows of the token embedding.
+    emb_dim: width of the residual stream.
+    num_heads: attention heads.
+    head_dim: width of a head; num_heads * head_dim need not be emb_dim.
+    mlp_dim: width of the MLP's hidden layer.
+    num_layers: layers.
+    mlp_activations: ("relu",) for T5 1.0; ("gelu", "linear") for the gated GELU of T5 1.1 and mT5.
+    relpos_buckets: buckets of the relative position bias, half of them for each direction.
+    relpos_max_distance: distances from here on share one bucket.
+    dropout_rate: used only where a dropout key is given.
+    dtype: of the activations: "bfloat16", or "float32" (which follows float64 parameters up).
+    remat: recompute each layer in the backward pass instead of keeping its activations.
+  """
+
+  vocab_size: int
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  num_layers: int
+  mlp_activations: tuple[str, ...] = ("relu",)
+  relpos_buckets: int = 32
+  relpos_max_distance: int = 128
+  dropout_rate: float = 0.0
+  dtype: str = "float32"
+  remat: bool = False
+
+  def __post_init__(self):
+    object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+    if self.mlp_activations not in (("relu",), ("gelu", "linear")):
+      raise InputError(f"T5Config.mlp_activations is {self.mlp_activations}: use ('relu',) for T5 1.0, "
+                       "('gelu', 'linear') for T5 1.1 and mT5")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (T5 overflows in float16)")
+    if not 0 <= self.dropout_rate < 1:
+      raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}: it must be at least 0 and below 1")
+
+
+def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
+  """T5's bidirectional buckets of `key position - query position` (arXiv 1910.10683, section 2.1), int32.
+
+  Half of the buckets are for keys after the query. Of each half, the first half is one distance each, the other grows
+  logarithmically up to `max_distance`. On the host in float32: bfloat16 is wrong at distances 45 and 90, and a device's
+  own logarithm may fall on the other side of the exact steps at 16, 32 and 64.
+  """
+  half = num_buckets // 2
+  exact = half // 2
+  size = np.abs(distance)
+  # epsilon: at a distance that is exactly a step, the quotient must not be rounded below it.
+  octaves = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact) + np.finfo(np.float32).eps)
+  scale = np.float32((half - exact) / np.log(max_distance / exact))
+  logarithmic = exact + (octaves * scale).astype(np.int32)
+  bucket = np.where(size < exact, size, np.minimum(logarithmic, half - 1))
+  return (bucket + half * (distance > 0)).astype(np.int32)
+
+
+def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
+              bias_HxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
+              dropout_key: jax.Array | None = None, precision=None) -> jax.Array:
+  """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
+
+  Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
+  This is the one place for a fused kernel.
+  """
+  dtype = query_GxRxQxHxD.dtype
+  logits = jnp.einsum("grqhd,grkhd->grhqk", query_GxRxQxHxD, key_GxRxKxHxD, precision=precision,
+                      preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+  logits = logits + bias_HxQxK[None, None].astype(logits.dtype)
+  same_text = segment_ids_GxRxL[:, :, None, :, None] == segment_ids_GxRxL[:, :, None, None, :]
+  weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
+  weights = dropout(weights, dropout_rate, dropout_key).astype(dtype)
+  return jnp.einsum("grhqk,grkhd->grqhd", weights, value_GxRxKxHxD, precision=precision)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None."""
+  if key is None or rate == 0:
+    return x
+  keep = jax.random.bernoulli(key, 1 - rate, (*x.shape[:-2], 1, x.shape[-1]))
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Linear(nn.Module):
+  """`x @ kernel` without a bias, in the config's activation dtype."""
+
+  config: T5Config
+  features: int
+  axes: tuple[str, str]
+  init: Callable
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = _param(self, "kernel", self.init, self.axes, (x.shape[-1], self.features))
+    dtype = _activation_dtype(self.config, kernel)
+    return jnp.einsum("...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=_precision(self.config))
+
+
+class RMSNorm(nn.Module):
+  """`x / sqrt(mean(x^2) + 1e-6) * scale`, in float32 or better; no mean subtracted, no bias."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = _param(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
+    dtype = _activation_dtype(self.config, scale)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+    return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+
+
+class TokenEmbedder(nn.Module):
+  """Token ids `[G, R, L]` -> vectors `[G, R, L, E]`."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, tokens_GxRxL: jax.Array) -> jax.Array:
+    config = self.config
+    table = _param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
+                   (config.vocab_size, config.emb_dim))
+    # Looked up with whole rows: under fsdp the table is gathered, not the activations.
+    table = constrain(table.astype(_activation_dtype(config, table)), "vocab", None)
+    return _constrain_hidden(jnp.take(table, tokens_GxRxL, axis=0))
+
+
+class RelativePositionBias(nn.Module):
+  """The bias that all layers share, `[H, L, L]`."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, length: int) -> jax.Array:
+    config = self.config
+    table_HxB = _param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
+                       (config.num_heads, config.relpos_buckets))
+    # The bias is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
+    # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
+    distance = np.concatenate([np.arange(length), np.arange(-length, 0)])
+    buckets = relative_position_buckets(distance, config.relpos_buckets, config.relpos_max_distance)
+    flat = jnp.tile(table_HxB[:, buckets], (1, length))[:, :length * (2 * length - 1)]
+    bias_HxLxL = flat.reshape(-1, length, 2 * length - 1)[:, :, :length]
+    return constrain(bias_HxLxL, "activation_heads", None, None)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention, `[G, R, L, E]` -> `[G, R, L, E]`."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
+    config = self.config
+
+    def heads(name, init):
+      joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(x)
+      split = joined.reshape(*joined.shape[:-1], config.num_heads, config.head_dim)
+      return constrain(split, "group", "row", "length", "activation_heads", "head_dim")
+
+    # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
+    query = heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5)
+    key, value = heads("key", _fan_in_normal), heads("value", _fan_in_normal)
+    out = attention(query, key, value, bias_HxLxL, segment_ids, dropout_rate=config.dropout_rate,
+                    dropout_key=_dropout_key(self), precision=_precision(config))
+    out = out.reshape(*out.shape[:-2], -1)
+    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(out)
+
+
+class MLP(nn.Module):
+  """ReLU MLP, or gated GELU with two input kernels (Shazeer 2020, arXiv 2002.05202)."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    config = self.config
+    hidden = None
+    for i, activation in enumerate(config.mlp_activations):
+      name = "wi" if len(config.mlp_activations) == 1 else f"wi_{i}"
+      part = _ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
+      hidden = part if hidden is None else hidden * part
+    hidden = constrain(hidden, "group", "row", "length", "activation_mlp")
+    hidden = dropout(hidden, config.dropout_rate, _dropout_key(self))
+    return Linear(config, config.emb_dim, ("mlp", "embed"), _fan_in_truncated, name="wo")(hidden)
+
+
+class EncoderLayer(nn.Module):
+  """Pre-norm attention and MLP, each on a residual."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
+    config = self.config
+    y = RMSNorm(config, name="pre_attention_layer_norm")(x)
+    y = SelfAttention(config, name="attention")(y, segment_ids, bias_HxLxL)
+    x = _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
+    y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
+    y = MLP(config, name="mlp")(y)
+    return _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
+
+
+class Encoder(nn.Module):
+  """Embedded tokens `[G, R, L, E]` and segment ids `[G, R, L]` -> `[G, R, L, E]`. Dropout where there is an rng."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    config = self.config
+    bias_HxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[2])
+    x = dropout(x, config.dropout_rate, _dropout_key(self))
+    layer = nn.remat(EncoderLayer) if config.remat else EncoderLayer
+    for i in range(config.num_layers):
+      x = layer(config, name=f"layers_{i}")(x, segment_ids, bias_HxLxL)
+    x = RMSNorm(config, name="encoder_norm")(x)
+    return dropout(x, config.dropout_rate, _dropout_key(self))
+
+
+def _param(module, name, init, axes, shape):
+  return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+def _activation_dtype(config, param):
+  return jnp.bfloat16 if config.dtype == "bfloat16" else jnp.promote_types(param.dtype, jnp.float32)
+
+
+def _precision(config):
+  """float32 means float32: GPUs and TPUs would take fewer bits by default."""
+  return None if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+
+
+def _dropout_key(module):
+  return module.make_rng("dropout") if module.has_rng("dropout") else None
+
+
+def _constrain_hidden(x):
+  return constrain(x, "group", "row", "length", "activation_embed")

@@ -1,0 +1,163 @@
+"""How arrays lie on the devices: the mesh, the rules from logical axes to mesh axes, and shardings made from them.
+
+A mesh has three axes. `data` and `fsdp` both divide the batch; `fsdp` also divides the parameters, which are gathered
+layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code names what an axis *means* ("embed",
+"mlp", "group"), and `RULES` alone says where that goes.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gtr_jax.errors import InputError
+
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # parameters
+    "vocab": "model",
+    "embed": "fsdp",
+    "mlp": "model",
+    "joined_kv": "model",
+    "heads": "model",
+    "relpos_buckets": None,
+    "affinity": None,
+    # activations
+    "group": BATCH_AXES,
+    "row": None,
+    "text": None,
+    "length": None,
+    "activation_embed": None,
+    "activation_mlp": "model",
+    "activation_heads": "model",
+    "head_dim": None,
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Any = None) -> Mesh:
+  """A mesh with the axes `AXES`.
+
+  Args:
+    data: devices along `data`; -1 takes what the other two leave. At most one of the three may be -1.
+    fsdp: devices along `fsdp`.
+    model: devices along `model`.
+    devices: default: all devices of all processes.
+
+  Raises:
+    InputError: the devices cannot be divided that way.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = [data, fsdp, model]
+  asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise InputError(f"mesh {asked}: give each axis a positive size, and at most one of them -1 (the rest)")
+  fixed = int(np.prod([size for size in sizes if size != -1]))
+  if -1 in sizes and len(devices) % fixed == 0:
+    sizes[sizes.index(-1)] = len(devices) // fixed
+  if int(np.prod(sizes)) != len(devices):
+    raise InputError(f"mesh {asked} does not fit {len(devices)} devices: make the product of the axes {len(devices)}, "
+                     "or set one axis to -1")
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def num_groups(mesh: Mesh) -> int:
+  """Number of data shards: the length of the leading axis of every batch."""
+  return _axes_size(mesh, BATCH_AXES)
+
+
+def local_groups(mesh: Mesh) -> int:
+  """Number of groups that this process has to feed."""
+  groups = batch_sharding(mesh).addressable_devices_indices_map((num_groups(mesh),))
+  return len({index[0].start or 0 for index in groups.values()})
+
+
+def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+  """The mesh axes of an array whose axes have these logical names (None: not divided)."""
+  return PartitionSpec(*(None if name is None else RULES[name] for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Holds `x` to the sharding of these logical axes under the mesh of `jax.set_mesh`; without a mesh, `x` itself.
+
+  Without such constraints the compiler may silently replicate activations under fsdp.
+
+  Raises:
+    InputError: an axis of `x` cannot be divided over the mesh.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = logical_spec(names)
+  _check_divides(mesh, x.shape, names, spec, "the batch or the model")
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+  """Shardings for a tree of abstract arrays, of which those boxed as `nn.LogicallyPartitioned` are divided by `RULES`.
+
+  What has no box is replicated. So is a box whose array has lost an axis (Adafactor's factored moments keep the box of
+  their parameter); an axis of length 1 is never divided.
+
+  Args:
+    mesh: from `make_mesh`.
+    tree: for instance `jax.eval_shape(model.init, key)`, or a whole train state.
+
+  Returns:
+    A tree of `NamedSharding` with the structure of `nn.meta.unbox(tree)`.
+
+  Raises:
+    InputError: an array cannot be divided over the mesh.
+  """
+  def sharding(path, leaf):
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    shape, names = leaf.value.shape, leaf.names
+    if len(names) != len(shape):
+      return NamedSharding(mesh, PartitionSpec())
+    names = tuple(None if size == 1 else name for name, size in zip(names, shape, strict=True))
+    spec = logical_spec(names)
+    _check_divides(mesh, shape, names, spec, jax.tree_util.keystr(path, simple=True, separator="/"))
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading group axis over `data` and `fsdp`, everything else whole."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def global_batch(mesh: Mesh, host_batch: Any) -> Any:
+  """Arrays of this process's groups, `[local groups, ...]` -> global arrays `[groups, ...]` on the devices.
+
+  Raises:
+    InputError: the leading axis is not this process's number of groups.
+  """
+  sharding, groups, local = batch_sharding(mesh), num_groups(mesh), local_groups(mesh)
+
+  def to_device(x):
+    x = np.asarray(x)
+    if x.ndim == 0 or x.shape[0] != local:
+      raise InputError(f"a batch array of shape {x.shape} cannot be divided over {local} data shards (mesh "
+                       f"{dict(mesh.shape)}): make its first axis {local} groups, or change the mesh")
+    return jax.make_array_from_process_local_data(sharding, x, (groups, *x.shape[1:]))
+
+  return jax.tree.map(to_device, host_batch)
+
+
+def _axes_size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
+  axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+  return int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
+
+
+def _check_divides(mesh: Any, shape: tuple[int, ...], names: tuple[str | None, ...], spec: PartitionSpec,
+                   what: str) -> None:
+  for size, name, axes in zip(shape, names, spec, strict=True):
+    parts = _axes_size(mesh, axes)
+    if size % parts:
+      raise InputError(f"{what}: axis '{name}' of length {size} (shape {tuple(shape)}) cannot be divided over {parts} "
+                       f"devices along mesh axis {axes!r}: change the mesh or the size")
