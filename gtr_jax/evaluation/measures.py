@@ -1,0 +1,34 @@
+"""The measures of a run, by ir-measures: trec_eval's values."""
+
+import ir_measures
+from ir_measures import AP, RR, R, nDCG
+
+from gtr_jax.evaluation.collections import Qrels
+from gtr_jax.retrieval.runs import Run
+
+MEASURES = {"nDCG@10": nDCG @ 10, "MRR@10": RR @ 10, "Recall@100": R @ 100, "MAP": AP}
+_QUERIES_AT_ONCE = 1000
+
+
+def measure(run: Run, qrels: Qrels) -> dict[str, float]:
+  """Means over all judged queries; a judged query that the run lacks counts as 0.
+
+  Args:
+    run: rankings in trec_eval's order (`gtr_jax.retrieval.runs`); queries without judgements are ignored. MAP and
+      Recall see as deep as the run goes; 1,000 is trec_eval's custom.
+    qrels: the judgements.
+
+  Returns:
+    A value in [0, 1] for each name in `MEASURES`.
+  """
+  names = {str(m): name for name, m in MEASURES.items()}
+  sums = dict.fromkeys(MEASURES, 0.0)
+  query_ids = list(qrels)
+  for start in range(0, len(query_ids), _QUERIES_AT_ONCE):
+    part = query_ids[start:start + _QUERIES_AT_ONCE]
+    # Ranks instead of scores, for ir-measures computes RR@10 by a tool that breaks ties the other way round.
+    ranks = {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(run[query_id].doc_ids)}
+             for query_id in part if query_id in run}
+    for value in ir_measures.iter_calc(list(MEASURES.values()), {q: qrels[q] for q in part}, ranks):
+      sums[names[str(value.measure)]] += value.value
+  return {name: total / len(query_ids) for name, total in sums.items()}

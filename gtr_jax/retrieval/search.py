@@ -1,0 +1,173 @@
+"""Exact top-k search by inner product: float32, in blocks of the corpus, each spread over all devices of the mesh.
+
+Ties go to the lower row, also at the cut, because every step keeps `lax.top_k`'s rule (the lower index first): a device
+ranks consecutive rows, and candidates are merged in the order of their rows. The store keeps its rows by descending
+document id, so the lower row is the document that trec_eval ranks first.
+
+Shapes: Q queries, D embedding size, B rows of a block (R of them on each device), K results, C rows in a chunk.
+"""
+
+import functools
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from gtr_jax.errors import InputError
+from gtr_jax.retrieval.runs import Run, best_k
+
+MAX_BLOCK_ROWS = 131_072   # rows and bytes of a block on one device; with MAX_QUERIES at most 256 MiB of scores
+MAX_BLOCK_BYTES = 256 << 20
+MAX_QUERIES = 512          # queries in one program
+RESIDENT_BYTES = 4 << 30   # a corpus up to this size on each device stays there between searches
+CHUNK = 32
+
+
+class Rows(Protocol):
+  """A float32 array [rows, D] in memory or on disk."""
+  shape: tuple[int, int]
+
+  def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
+class Searcher:
+  """Searches one corpus of embeddings. A corpus that fits stays on the devices between calls.
+
+  Args:
+    embeddings: float32 [rows, D], for instance a store's.
+    mesh: its devices share the work, all axes alike; None takes all devices.
+  """
+
+  def __init__(self, embeddings: Rows, mesh: Mesh | None = None):
+    if not embeddings.shape[0]:
+      raise InputError("the corpus to search is empty")
+    self._embeddings = embeddings
+    self._mesh = mesh if mesh is not None else Mesh(np.asarray(jax.devices()), ("data",))
+    self.num_rows, self.dim = embeddings.shape
+    devices = self._mesh.size
+    most = max(CHUNK, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // (4 * self.dim)) // CHUNK * CHUNK)
+    self._num_blocks = math.ceil(self.num_rows / (devices * most))
+    rows = math.ceil(self.num_rows / (self._num_blocks * devices * CHUNK)) * CHUNK
+    self._block_rows = rows * devices
+    self._resident = {} if self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES else None
+
+  def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with the largest inner products.
+
+    Args:
+      queries_QxD: float32.
+      k: results per query; more than the corpus has gives the whole corpus.
+      progress: show a progress bar on stderr.
+
+    Returns:
+      (scores float32 [Q, K], rows int32 [Q, K]), best first, ties by row; K = min(k, corpus).
+    """
+    queries_QxD = np.asarray(queries_QxD, np.float32)
+    if queries_QxD.ndim != 2 or queries_QxD.shape[1] != self.dim:
+      raise InputError(f"queries of shape {queries_QxD.shape} do not match the corpus's embeddings of size {self.dim}; "
+                       "encode both with the same model")
+    num_queries, k = len(queries_QxD), min(k, self.num_rows)
+    if not num_queries or k < 1:
+      return np.zeros((num_queries, max(k, 0)), np.float32), np.zeros((num_queries, max(k, 0)), np.int32)
+    size = min(MAX_QUERIES, max(8, 1 << (num_queries - 1).bit_length()))
+    starts = range(0, num_queries, size)
+    everywhere = NamedSharding(self._mesh, P())
+
+    def put(array):
+      return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
+
+    parts = [np.pad(queries_QxD[s:s + size], ((0, size - len(queries_QxD[s:s + size])), (0, 0))) for s in starts]
+    parts = [put(part) for part in parts]
+    best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
+    limit = put(np.int32(self.num_rows))
+    with tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks", disable=not progress,
+              leave=False) as bar:
+      for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
+        block_BxD, first = self._block(block), put(np.int32(block * self._block_rows))
+        for i, part in enumerate(parts):
+          best[i] = _search_block(part, block_BxD, first, limit, *best[i], mesh=self._mesh)
+          bar.update()
+    scores, rows = (np.concatenate([np.asarray(pair[i]) for pair in best])[:num_queries] for i in range(2))
+    return scores, rows
+
+  def _block(self, number: int) -> jax.Array:
+    """Block `number` of the corpus, float32 [B, D] over all devices; zeros after the last row."""
+    if self._resident is not None and number in self._resident:
+      return self._resident[number]
+    first = number * self._block_rows
+
+    def shard(index):
+      start, stop, _ = index[0].indices(self._block_rows)
+      part = np.asarray(self._embeddings[first + start:min(first + stop, self.num_rows)], np.float32)
+      return np.pad(part, ((0, stop - start - len(part)), (0, 0))) if len(part) < stop - start else part
+
+    block = jax.make_array_from_callback((self._block_rows, self.dim),
+                                         NamedSharding(self._mesh, P(self._mesh.axis_names)), shard)
+    if self._resident is not None:
+      self._resident[number] = block
+    return block
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("best_scores_QxK", "best_rows_QxK"))
+def _search_block(queries_QxD, block_BxD, first_row, num_rows, best_scores_QxK, best_rows_QxK, *, mesh):
+  """Merges the results so far, which come from lower rows, with those of a block that starts at `first_row`."""
+  k = best_scores_QxK.shape[1]
+
+  def of_one_device(queries_QxD, rows_RxD, first_row, num_rows):
+    scores_QxR = jnp.einsum("qd,rd->qr", queries_QxD, rows_RxD, precision=jax.lax.Precision.HIGHEST)
+    first_row = first_row + jax.lax.axis_index(mesh.axis_names) * len(rows_RxD)
+    exists_1xR = (first_row + jnp.arange(len(rows_RxD), dtype=jnp.int32) < num_rows)[None, :]
+    scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k puts +0 before -0; for trec_eval they are equal.
+    scores_QxR = jnp.where(exists_1xR, scores_QxR, -jnp.inf)
+    scores_QxK, rows_QxK = _top_k(scores_QxR, min(k, len(rows_RxD)))
+    return scores_QxK, first_row + rows_QxK
+
+  over_devices = P(None, mesh.axis_names)
+  scores, rows = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(mesh.axis_names), P(), P()),
+                               out_specs=(over_devices, over_devices))(queries_QxD, block_BxD, first_row, num_rows)
+  scores = jnp.concatenate([best_scores_QxK, scores], axis=1)
+  rows = jnp.concatenate([best_rows_QxK, rows], axis=1)
+  scores, rows = (jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P())) for x in (scores, rows))
+  best_scores_QxK, order = jax.lax.top_k(scores, k)
+  return best_scores_QxK, jnp.take_along_axis(rows, order, axis=1)
+
+
+def _top_k(scores_QxR: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """`lax.top_k`, ties by index, in two steps where rows are wide: first the k chunks with the largest maxima.
+
+  A score of the top k is in one of these chunks: were its chunk not among them, each of the k chosen ones would hold a
+  score that is larger, or equal with a lower index.
+  """
+  width = scores_QxR.shape[1]
+  if 4 * k * CHUNK > width or width % CHUNK:
+    return jax.lax.top_k(scores_QxR, k)
+  chunks_QxRxC = scores_QxR.reshape(len(scores_QxR), -1, CHUNK)
+  _, chosen_QxK = jax.lax.top_k(chunks_QxRxC.max(-1), k)
+  chosen_QxK = jnp.sort(chosen_QxK, axis=-1)  # Candidates in the order of their index.
+  candidates = jnp.take_along_axis(chunks_QxRxC, chosen_QxK[:, :, None], axis=1).reshape(len(scores_QxR), -1)
+  best_scores_QxK, place_QxK = jax.lax.top_k(candidates, k)
+  chunk_QxK = jnp.take_along_axis(chosen_QxK, place_QxK // CHUNK, axis=1)
+  return best_scores_QxK, chunk_QxK * CHUNK + place_QxK % CHUNK
+
+
+def search_run(searcher: Searcher, doc_ids: list[str], query_ids: list[str], queries_QxD: np.ndarray, k: int, *,
+               exclude_own_id: bool = False, progress: bool = True) -> Run:
+  """Ranks the best k documents for each query.
+
+  Args:
+    searcher: over the embeddings of `doc_ids`.
+    doc_ids: by row. In descending order (as a store keeps them), ties come out in trec_eval's order.
+    query_ids: one for each row of `queries_QxD`.
+    queries_QxD: float32 embeddings.
+    k: documents per query.
+    exclude_own_id: leave out the document whose id is the query's own.
+    progress: show a progress bar on stderr.
+  """
+  scores, rows = searcher.search(queries_QxD, k + exclude_own_id, progress)
+  return {query_id: best_k(query_id, [doc_ids[row] for row in rows[i].tolist()], scores[i], k, exclude_own_id)
+          for i, query_id in enumerate(query_ids)}

@@ -1,0 +1,128 @@
+"""BEIR collections: what is read, and one line with file and line number for all that is wrong."""
+
+import gzip
+import json
+
+import pytest
+
+from gtr_jax.errors import InputError
+from gtr_jax.evaluation.collections import read_collection, read_corpus
+from gtr_jax.retrieval.documents import full_text
+
+CORPUS = [{"_id": "d1", "title": "Cats", "text": "They purr."}, {"_id": "d2", "title": "", "text": "Dogs bark."},
+          {"_id": "d3", "text": "No title at all."}]
+QUERIES = [{"_id": "q1", "text": "who purrs"}, {"_id": "q2", "text": "not judged"}, {"_id": "q3", "text": "who barks"}]
+QRELS = "query-id\tcorpus-id\tscore\nq3\td2\t2\nq1\td1\t1\nq1\td3\t0\n"
+
+
+def jsonl(records):
+  return "".join(json.dumps(r) + "\n" for r in records)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  folder = tmp_path / "pets"
+  (folder / "qrels").mkdir(parents=True)
+  (folder / "corpus.jsonl").write_text(jsonl(CORPUS))
+  (folder / "queries.jsonl").write_text(jsonl(QUERIES))
+  (folder / "qrels" / "test.tsv").write_text(QRELS)
+  return folder
+
+
+def error(call, *args, **kwargs):
+  with pytest.raises(InputError) as e:
+    call(*args, **kwargs)
+  assert "\n" not in str(e.value)
+  return str(e.value)
+
+
+def test_reads_the_layout_and_keeps_judged_queries_only(folder):
+  collection = read_collection(folder)
+  assert collection.name == "pets"
+  assert collection.documents.ids == ["d1", "d2", "d3"]
+  assert collection.documents.full_texts() == ["Cats They purr.", "Dogs bark.", "No title at all."]
+  assert (collection.query_ids, collection.queries) == (["q1", "q3"], ["who purrs", "who barks"])
+  assert collection.qrels == {"q3": {"d2": 2}, "q1": {"d1": 1, "d3": 0}}
+
+
+def test_document_text_has_no_space_for_an_empty_title():
+  assert full_text("a title", "a text") == "a title a text"
+  assert full_text("", "a text") == "a text"
+  assert full_text("a title", "") == "a title"
+
+
+def test_reads_gzip_and_says_when_it_is_cut_off(folder):
+  (folder / "corpus.jsonl").unlink()
+  packed = gzip.compress(jsonl(CORPUS).encode())
+  (folder / "corpus.jsonl.gz").write_bytes(packed)
+  assert read_collection(folder).documents.ids == ["d1", "d2", "d3"]
+  (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
+  assert "corpus.jsonl.gz:" in error(read_collection, folder)
+  (folder / "corpus.jsonl.gz").write_bytes(b"not gzip")
+  assert "corpus.jsonl.gz:1: the gzip stream is damaged" in error(read_collection, folder)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"_id": "d9", "text": }', "corpus.jsonl:4: not JSON"),
+    ('["d9"]', "corpus.jsonl:4: a JSON list"),
+    ('{"title": "t", "text": "t"}', 'corpus.jsonl:4: no "_id"'),
+    ('{"_id": 9, "text": "t"}', 'corpus.jsonl:4: "_id" is 9, not a string'),
+    ('{"_id": "d 9", "text": "t"}', 'corpus.jsonl:4: "_id" is \'d 9\''),
+    ('{"_id": "d1", "text": "t"}', "corpus.jsonl:4: duplicate _id 'd1', first at "),
+    ('{"_id": "d9", "title": " ", "text": ""}', "corpus.jsonl:4: document 'd9' has neither title nor text"),
+    ('{"_id": "d9", "title": ["a"], "text": ""}', 'corpus.jsonl:4: "title" is ["a"], not a string'),
+])
+def test_bad_documents(folder, line, message):
+  with (folder / "corpus.jsonl").open("a") as f:
+    f.write(line + "\n")
+  assert message in error(read_corpus, folder)
+  assert message in error(read_collection, folder)
+
+
+def test_empty_documents_can_be_kept(folder):
+  with (folder / "corpus.jsonl").open("a") as f:
+    f.write('{"_id": "d9", "text": ""}\n')
+  assert "--allow_empty_documents" in error(read_collection, folder)
+  assert read_collection(folder, allow_empty_documents=True).documents.full_texts()[-1] == ""
+
+
+def test_bytes_that_are_not_utf8(folder):
+  with (folder / "corpus.jsonl").open("ab") as f:
+    f.write(b'{"_id": "d9", "text": "\xff"}\n')
+  assert "corpus.jsonl:4: not UTF-8" in error(read_collection, folder)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"_id": "q9", "text": "  "}', "queries.jsonl:4: query 'q9' is empty"),
+    ('{"_id": "q9"}', 'queries.jsonl:4: no "text"'),
+    ('{"_id": "q1", "text": "again"}', "queries.jsonl:4: duplicate _id 'q1'"),
+])
+def test_bad_queries(folder, line, message):
+  with (folder / "queries.jsonl").open("a") as f:
+    f.write(line + "\n")
+  assert message in error(read_collection, folder)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("q1\td9\t1", "test.tsv:5: unknown document 'd9'"),
+    ("q9\td1\t1", "test.tsv:5: unknown query 'q9'"),
+    ("q1\td2\t1.5", "test.tsv:5: the grade '1.5' is not an integer"),
+    ("q1 d2 1", "test.tsv:5: 1 tab-separated columns"),
+    ("q1\td1\t0", "test.tsv:5: query 'q1', document 'd1' was judged 1 above and 0 here"),
+])
+def test_bad_judgements(folder, line, message):
+  with (folder / "qrels" / "test.tsv").open("a") as f:
+    f.write(line + "\n")
+  assert message in error(read_collection, folder)
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+  assert "dev.tsv: no such file; splits here: test" in error(read_collection, folder, "dev")
+  (folder / "queries.jsonl").unlink()
+  assert "no queries.jsonl or queries.jsonl.gz" in error(read_collection, folder)
+  assert "no such folder" in error(read_collection, tmp_path / "nothing")
+  (folder / "corpus.jsonl").write_text("\n")
+  assert "corpus.jsonl: no documents" in error(read_corpus, folder)
+  (folder / "queries.jsonl").write_text("")
+  (folder / "corpus.jsonl").write_text(jsonl(CORPUS))
+  assert "queries.jsonl: no queries" in error(read_collection, folder)

@@ -1,0 +1,98 @@
+"""Exact search equals brute force, ties included, on any number of devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from gtr_jax.errors import InputError
+from gtr_jax.retrieval import search
+from gtr_jax.retrieval.search import Searcher, search_run
+
+
+def brute_force(corpus, queries, k):
+  scores = queries.astype(np.float64) @ corpus.T.astype(np.float64)
+  rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+  return np.take_along_axis(scores, rows, 1), rows
+
+
+def mesh_of(*shape):
+  axes = ("data", "fsdp", "model")[:len(shape)]
+  return jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(shape),
+                       devices=jax.devices()[:np.prod(shape)])
+
+
+def whole_numbers(rng, *shape):
+  """Small integers: products are exact, so many scores are equal."""
+  return rng.integers(-2, 3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("mesh", [(1,), (4, 1, 2)])
+@pytest.mark.parametrize(("rows", "k"), [(1000, 10), (1000, 700), (3000, 7), (5, 10)])
+def test_equals_brute_force_with_ties_at_the_cut(mesh, rows, k, monkeypatch):
+  monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 384)  # Several blocks, the last not full.
+  rng = np.random.default_rng(rows + k)
+  corpus, queries = whole_numbers(rng, rows, 6), whole_numbers(rng, 11, 6)
+  scores, found = Searcher(corpus, mesh_of(*mesh)).search(queries, k)
+  expected_scores, expected = brute_force(corpus, queries, k)
+  assert scores.dtype == np.float32
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(scores, expected_scores)
+  if k < rows:
+    next_scores, _ = brute_force(corpus, queries, k + 1)
+    assert (next_scores[:, k] == next_scores[:, k - 1]).any()  # There were ties at the cut to get wrong.
+
+
+def test_two_steps_are_used_and_exact_for_wide_rows():
+  """All scores equal but few: the chunks' maxima tie as well."""
+  rng = np.random.default_rng(1)
+  corpus = np.ones((20_000, 1), np.float32)
+  corpus[rng.choice(20_000, 5, replace=False)] = 2
+  queries = np.asarray([[1.0], [-1.0], [0.0]], np.float32)
+  _, found = Searcher(corpus, mesh_of(1)).search(queries, 40)
+  assert 4 * 40 * search.CHUNK <= 20_000
+  np.testing.assert_array_equal(found, brute_force(corpus, queries, 40)[1])
+
+
+def test_negative_zero_ties_with_zero():
+  corpus = np.asarray([[0.0], [-0.0], [0.0], [-0.0]], np.float32)
+  _, found = Searcher(corpus, mesh_of(1)).search(np.ones((1, 1), np.float32), 4)
+  assert found.tolist() == [[0, 1, 2, 3]]
+
+
+def test_more_queries_than_one_program_takes(monkeypatch):
+  monkeypatch.setattr(search, "MAX_QUERIES", 8)
+  rng = np.random.default_rng(2)
+  corpus, queries = whole_numbers(rng, 100, 4), whole_numbers(rng, 21, 4)
+  _, found = Searcher(corpus, mesh_of(2)).search(queries, 3)
+  np.testing.assert_array_equal(found, brute_force(corpus, queries, 3)[1])
+
+
+def test_a_search_compiles_once_for_all_blocks_and_calls(monkeypatch):
+  monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 32)
+  rng = np.random.default_rng(3)
+  searcher = Searcher(whole_numbers(rng, 300, 5), mesh_of(2))
+  search._search_block.clear_cache()
+  for _ in range(2):
+    searcher.search(whole_numbers(rng, 3, 5), 4)
+  assert search._search_block._cache_size() == 1
+
+
+def test_run_is_in_trec_evals_order_and_can_leave_out_the_query_itself():
+  doc_ids = ["d9", "d10", "d1", "c"]  # Descending, as a store keeps them.
+  corpus = np.asarray([[1.0], [1.0], [1.0], [2.0]], np.float32)
+  queries = np.ones((2, 1), np.float32)
+  run = search_run(Searcher(corpus), doc_ids, ["d10", "c"], queries, 2, progress=False)
+  assert run["d10"].doc_ids == ["c", "d9"]
+  run = search_run(Searcher(corpus), doc_ids, ["d10", "c"], queries, 2, exclude_own_id=True, progress=False)
+  assert run["d10"].doc_ids == ["c", "d9"]
+  assert run["c"].doc_ids == ["d9", "d10"]
+  run = search_run(Searcher(corpus), doc_ids, ["d9"], queries[:1], 9, exclude_own_id=True, progress=False)
+  assert run["d9"].doc_ids == ["c", "d10", "d1"]
+  assert run["d9"].scores.tolist() == [2, 1, 1]
+
+
+def test_bad_input():
+  with pytest.raises(InputError, match="size 3"):
+    Searcher(np.ones((2, 3), np.float32)).search(np.ones((1, 4), np.float32), 1)
+  with pytest.raises(InputError, match="empty"):
+    Searcher(np.ones((0, 3), np.float32))
