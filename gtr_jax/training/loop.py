@@ -1,0 +1,286 @@
+"""The training loop. It is handed its batches, evaluators, writers and checkpoints."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.errors import InputError
+from gtr_jax.partitioning import global_batch
+from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.state import TrainState, abstract_state, free
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; one line says why and what to do. The command line prints it and exits with code 1."""
+
+
+class Evaluator(Protocol):
+  """Measures parameters. `name` comes before the names of its results: "validation/loss"."""
+
+  name: str
+
+  def __call__(self, params: Any) -> dict[str, float]: ...
+
+
+class Writer(Protocol):
+  """Takes metrics."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Periods:
+  """When things happen, in steps; 0 means never. Everything but logging also happens after the last step.
+
+  Attributes:
+    train_steps: the step to stop at, counted from the start of the run (not of this process).
+    log: write the mean metrics of so many steps.
+    evaluate: run the evaluators.
+    checkpoint: save.
+  """
+
+  train_steps: int
+  log: int = 100
+  evaluate: int = 0
+  checkpoint: int = 1000
+
+  def logs(self, step: int) -> bool:
+    """Whether metrics are written after this step."""
+    return bool(self.log) and step % self.log == 0
+
+  def evaluates(self, step: int) -> bool:
+    """Whether the evaluators run after this step."""
+    return bool(self.evaluate) and (step % self.evaluate == 0 or step == self.train_steps)
+
+  def saves(self, step: int) -> bool:
+    """Whether this step is saved in any case."""
+    return step == self.train_steps or bool(self.checkpoint) and step % self.checkpoint == 0
+
+  def may_save(self, step: int) -> bool:
+    """Whether the step may be saved, as an evaluated one is if it is the best: its input state must be at hand."""
+    return self.saves(step) or self.evaluates(step)
+
+
+class FitResult(NamedTuple):
+  """How training ended: the state, and the signal that stopped it before the last step, or None."""
+
+  state: TrainState
+  stopped_by: signal.Signals | None
+
+
+def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
+           batches: Any) -> tuple[TrainState, dict[str, Any]]:
+  """The state of the last checkpoint, and the batches set to go on after it; without a checkpoint, all as it was.
+
+  Args:
+    checkpointer: of this run.
+    state: as created; its memory is freed if there is a checkpoint.
+    shardings: of the state.
+    batches: with `restore(bytes)`.
+
+  Returns:
+    The state, and the `progress` that `fit` takes.
+
+  Raises:
+    InputError: the checkpoint is of another model, loss or optimizer, or damaged.
+  """
+  if checkpointer.latest_step() is None:
+    return state, {}
+  wanted = abstract_state(state, shardings)
+  free(state)
+  checkpoint = checkpointer.restore(wanted)
+  batches.restore(checkpoint.input_state)
+  return checkpoint.state, checkpoint.progress
+
+
+def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer: Checkpointer, *, periods: Periods,
+        mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
+        writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None) -> FitResult:
+  """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
+
+  The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
+  training stops there; such a state is never saved.
+
+  Args:
+    state: fresh, or from `resume`; donated.
+    train_step: compiled, `(state, batch) -> (state, metrics)`.
+    batches: yields `batch` (this process's numpy arrays), `ids` (of its examples) and `input_state` (bytes at the steps
+      of `periods.may_save`); `stop()` makes it end after what is queued, `state_after_last()` is the bytes for that.
+    checkpointer: where to save.
+    periods: when to log, evaluate and save.
+    mesh: the one that the state lies on.
+    evaluators: run with the parameters.
+    best_metric: a result of an evaluator, "name/key": the best checkpoint by it is kept, and saved when it comes up.
+    writers: get the metrics, in process 0.
+    progress: from `resume`.
+
+  Raises:
+    TrainingError: something is not finite, or the batches ended.
+  """
+  loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress))
+  step = saved = int(state.step)
+  queue = iter(batches)
+  with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step):
+    try:
+      stopping = False
+      while step < periods.train_steps:
+        # One process stops after the batches in its queue. Several must stop at the same step, so they agree at a save.
+        if signals.received and not stopping and jax.process_count() == 1:
+          stopping = True
+          batches.stop()
+        item = next(queue, None)
+        if item is None:
+          break
+        state, metrics = train_step(state, global_batch(mesh, item.batch))
+        step += 1
+        loop.pending.append((step, item.ids, metrics))
+        loop.settle(keep=1)
+        if periods.may_save(step) and loop.evaluate_and_save(step, state, item.input_state):
+          saved = step
+          if jax.process_count() > 1 and _any_process(signals.received):
+            stopping = True
+            break
+      loop.settle(keep=0)
+      if step < periods.train_steps and not stopping:
+        raise TrainingError(f"the training data ended after step {step} of {periods.train_steps}; repeat the data, or "
+                            "set TRAIN_STEPS")
+      if saved != step:
+        loop.save(step, state, batches.state_after_last(), None)
+    finally:
+      batches.stop()
+      checkpointer.wait()
+  if step == periods.train_steps:
+    return FitResult(state, None)
+  stopped_by = signals.received or signal.SIGTERM  # of another process
+  tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
+             "to go on", file=sys.stderr)
+  return FitResult(state, stopped_by)
+
+
+class _Loop:
+  """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
+
+  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means):
+    self.pending = deque()  # (step, ids, metrics on the device) of steps that nobody has looked at
+    self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
+    self._best_metric, self._means = best_metric, means
+    self._writers = writers if jax.process_index() == 0 else ()
+    self._clock = None  # when the last step was looked at; None: the next one is not timed
+
+  def progress_bar(self, step: int) -> tqdm:
+    self._bar = tqdm(total=self._periods.train_steps, initial=step, desc="train", unit="step", file=sys.stderr,
+                     disable=jax.process_index() != 0, dynamic_ncols=True,
+                     mininterval=0.5 if sys.stderr.isatty() else 10.0)
+    return self._bar
+
+  def settle(self, keep: int) -> None:
+    """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""
+    while len(self.pending) > keep:
+      step, ids, metrics = self.pending.popleft()
+      metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      self._check_finite(step, ids, metrics)
+      now = time.perf_counter()
+      self._means.add(metrics, None if self._clock is None else now - self._clock)
+      self._clock = now
+      scalars = self._means.scalars()
+      self._bar.set_postfix_str(_postfix(scalars), refresh=False)
+      self._bar.update()
+      if self._periods.logs(step):
+        self._write(step, {f"train/{name}": value for name, value in scalars.items()})
+        self._means.clear()
+
+  def evaluate_and_save(self, step: int, state: TrainState, input_state: bytes) -> bool:
+    """Evaluates and saves where this is due, and returns whether it saved."""
+    self.settle(keep=0)
+    metric = self._evaluate(step, state.params) if self._periods.evaluates(step) else None
+    best = metric is not None and self._checkpointer.is_best(metric)
+    if best or self._periods.saves(step):
+      self.save(step, state, input_state, metric)
+    self._clock = None
+    return best or self._periods.saves(step)
+
+  def save(self, step: int, state: TrainState, input_state: bytes, metric: float | None) -> None:
+    self._checkpointer.save(step, state, input_state, self._means.to_json(), metric)
+
+  def _evaluate(self, step: int, params: Any) -> float | None:
+    """Writes all results and returns the one that decides which checkpoint is the best."""
+    results = {f"{evaluator.name}/{name}": float(value)
+               for evaluator in self._evaluators for name, value in evaluator(params).items()}
+    self._write(step, results)
+    if results and jax.process_index() == 0:
+      shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
+      tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+    if self._best_metric is None:
+      return None
+    if self._best_metric not in results:
+      raise InputError(f"best_metric {self._best_metric!r} is no result of the evaluators; there are: "
+                       f"{', '.join(results) or 'none'}")
+    return results[self._best_metric]
+
+  def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+    for writer in self._writers:
+      writer.write(step, scalars)
+
+  def _check_finite(self, step: int, ids: Sequence[str], metrics: Mapping[str, float]) -> None:
+    names = ("loss", "grad_norm", "param_norm")
+    if all(math.isfinite(metrics[name]) for name in names):
+      return
+    self._checkpointer.wait()
+    last = self._checkpointer.latest_step()
+    good = (f"the last good checkpoint is {self._checkpointer.directory / str(last)}" if last is not None
+            else "no checkpoint has been saved yet")
+    shown = ", ".join(ids[:8])
+    if len(ids) > 8:
+      path = self._checkpointer.directory.parent / f"non_finite_step_{step}_process_{jax.process_index()}.json"
+      path.write_text(json.dumps(list(ids)))
+      shown += f", ... (all {len(ids)}: {path})"
+    values = ", ".join(f"{name} {metrics[name]:g}" for name in names)
+    raise TrainingError(f"step {step} is not finite ({values}) on the batch of examples {shown}; {good}; look at these "
+                        "examples, lower the learning rate or clip the gradient")
+
+
+def _postfix(scalars: Mapping[str, float]) -> str:
+  parts = [f"loss {scalars['loss']:.3f}", f"acc {scalars['accuracy']:.3f}", f"mrr {scalars['mrr']:.3f}"]
+  if "pairs_per_second" in scalars:
+    parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
+  return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])
+
+
+def _any_process(signal_received: Any) -> bool:
+  """Whether a signal reached any process, the same answer in all."""
+  return bool(multihost_utils.process_allgather(np.asarray(signal_received is not None)).any())
+
+
+class _Signals:
+  """Notes the first SIGTERM or SIGINT; a second ctrl-C raises KeyboardInterrupt as usual. For the main thread."""
+
+  def __init__(self):
+    self.received: signal.Signals | None = None
+
+  def __enter__(self):
+    self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *exc_info):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _note(self, number, frame):
+    del frame
+    self.received = signal.Signals(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Not print: the signal may have come in the middle of another one.
+    os.write(2, f"\n{self.received.name}: finishing the batches in the queue, then saving (ctrl-C aborts)\n".encode())

@@ -1,0 +1,133 @@
+"""Optimizers and learning rate schedules, with T5X's settings where T5X has them.
+
+A schedule is a function `step -> learning rate` (optax's convention: `step` is 0 for the first update). An optimizer
+is an `optax.GradientTransformation` that also carries its schedule.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+
+
+class Optimizer(NamedTuple):
+  """An `optax.GradientTransformation` (`init`, `update`) and the learning rate that it uses at each step."""
+
+  init: Callable
+  update: Callable
+  learning_rate: Schedule
+
+
+def constant(learning_rate: float) -> Schedule:
+  """The same learning rate at every step."""
+  return lambda step: jnp.full((), learning_rate, jnp.float32)
+
+
+def linear_decay(peak: float, warmup_steps: int, total_steps: int, step_offset: int = 0) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then linear decay to 0 at `total_steps`.
+
+  With n = max(0, step - step_offset): `peak * min(n / warmup_steps, (total_steps - n) / (total_steps - warmup_steps))`,
+  never below 1e-8. It equals T5X's `create_learning_rate_scheduler(factors="linear_decay", base_learning_rate=peak,
+  warmup_steps=..., decay_factor=1 / (total_steps - warmup_steps), step_offset=...)`, floor included; but with
+  `warmup_steps=0` there is no warm-up, where T5X divides by zero.
+
+  Args:
+    peak: the highest learning rate, reached at `step_offset + warmup_steps`.
+    warmup_steps: steps of warm-up.
+    total_steps: number of steps, counted from `step_offset`, after which the rate is 0.
+    step_offset: the step that the schedule starts from. 0 for a run that counts its own steps; where steps go on
+      counting from an earlier run, that run's last step, or the decay ends before it begins.
+  """
+
+  def schedule(step):
+    step = jnp.maximum(0, step - step_offset).astype(jnp.float32)
+    decay = (total_steps - step) / max(1, total_steps - warmup_steps)
+    warmup = step / warmup_steps if warmup_steps else 1.0
+    return jnp.maximum(peak * jnp.minimum(warmup, decay), 1e-8)
+
+  return schedule
+
+
+def adafactor(learning_rate: float | Schedule, decay_rate: float = 0.8, clipping_threshold: float = 1.0,
+              weight_decay: float = 0.0, min_dim_size_to_factor: int = 128,
+              clip_norm: float | None = None) -> Optimizer:
+  """Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) without momentum, as T5 and GTR were trained.
+
+  Per parameter tensor X with gradient G, at update t = 1, 2, ...:
+    b2 = 1 - t^-decay_rate
+    R, C = b2 * (R, C) + (1 - b2) * mean of G^2 + 1e-30 over the larger, the smaller axis
+    U = G / sqrt(R C / mean(R)), or G / sqrt(V) with a full V where the second largest axis is below
+        `min_dim_size_to_factor`
+    U = U / max(1, rms(U) / clipping_threshold)
+    X = X - learning_rate * max(1e-3, rms(X)) * U - weight_decay * X
+
+  It equals T5X's `adafactor.Adafactor` with its defaults for two-dimensional parameters: `decay_rate`,
+  `clipping_threshold`, `min_dim_size_to_factor` and `epsilon1` (1e-30) are the same numbers there;
+  `multiply_by_parameter_scale=True` with `epsilon2` (1e-3) is the factor max(1e-3, rms(X)); `beta1=None`;
+  `weight_decay` is its `weight_decay_rate` (not multiplied by the learning rate); `clip_norm` is its
+  `global_norm_clip_threshold`. The second moments start at zero, and t counts this run's updates: T5X's `step_offset`
+  of the optimizer is never needed.
+
+  Args:
+    learning_rate: relative to the scale of each parameter; GTR: 1e-3.
+    decay_rate: exponent of the second moment's decay.
+    clipping_threshold: largest rms of an update before it is scaled.
+    weight_decay: share of every parameter that each step removes, norm scales and position biases excepted.
+    min_dim_size_to_factor: factor the second moment only where both axes are at least this long.
+    clip_norm: first scale the gradient down to this global norm.
+  """
+  schedule = learning_rate if callable(learning_rate) else constant(learning_rate)
+  parts = [
+      optax.scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor),
+      optax.clip_by_block_rms(clipping_threshold),
+      optax.scale_by_learning_rate(schedule, flip_sign=False),
+      optax.scale_by_param_block_rms(1e-3),
+  ]
+  if weight_decay:
+    parts.append(optax.add_decayed_weights(weight_decay, mask=is_decayed))
+  parts.append(optax.scale(-1.0))
+  return _with_clipping(parts, clip_norm, schedule)
+
+
+def adamw(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+          weight_decay: float = 0.0, clip_norm: float | None = None) -> Optimizer:
+  """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); every number means what it means in `torch.optim.AdamW`.
+
+    m, v = b1 m + (1 - b1) G, b2 v + (1 - b2) G^2
+    X = X - learning_rate * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * X)
+
+  Args:
+    learning_rate: absolute; about 1e-4 for a T5.
+    b1: decay of the mean of the gradient.
+    b2: decay of the mean of its square.
+    eps: added to the denominator.
+    weight_decay: applied to all parameters but norm scales, position biases and a learned temperature.
+    clip_norm: first scale the gradient down to this global norm.
+  """
+  schedule = learning_rate if callable(learning_rate) else constant(learning_rate)
+  parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)]
+  if weight_decay:
+    parts.append(optax.add_decayed_weights(weight_decay, mask=is_decayed))
+  parts.append(optax.scale_by_learning_rate(schedule))
+  return _with_clipping(parts, clip_norm, schedule)
+
+
+def is_decayed(params):
+  """Pytree of bools: which parameters weight decay pulls towards zero. The matrices, but not the position biases."""
+
+  def decayed(path, leaf):
+    del leaf
+    names = {getattr(key, "key", None) for key in path}
+    return not names & {"scale", "rel_embedding", "logit_scale"}
+
+  return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def _with_clipping(parts: list[optax.GradientTransformation], clip_norm: float | None, schedule: Schedule) -> Optimizer:
+  clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
+  chained = optax.chain(*clip, *parts)
+  return Optimizer(chained.init, chained.update, schedule)

@@ -1,0 +1,115 @@
+"""The state of training, created sharded: no device ever holds all of a state that the mesh divides."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from gtr_jax import partitioning
+from gtr_jax.checkpoint import restore_params
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a training step reads and writes.
+
+  Attributes:
+    step: int32 scalar, number of updates made.
+    params: nested dict of arrays.
+    opt_state: the optimizer's.
+  """
+
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+def create_state(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> tuple[TrainState, TrainState]:
+  """A fresh state, and its shardings.
+
+  Args:
+    model: a `DualEncoder`.
+    loss: an `InBatchLoss`; it may add parameters of its own.
+    optimizer: `init` and `update` as in optax.
+    mesh: which devices hold what; the optimizer's arrays are divided like the parameters that they belong to.
+    seed: of the initial parameters. The same seed gives the same parameters on any mesh.
+
+  Returns:
+    The state, and a state of `NamedSharding`s.
+  """
+
+  def boxed_state():
+    params = {**model.init(jax.random.key(seed)), **loss.init_params()}
+    opt_state = _name_axes(optimizer.init(params), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+  shardings = partitioning.state_shardings(mesh, jax.eval_shape(boxed_state))
+  with jax.set_mesh(mesh):
+    state = jax.jit(lambda: nn.meta.unbox(boxed_state()), out_shardings=shardings)()
+  return state, shardings
+
+
+def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:
+  """Shapes, dtypes and shardings of a state, for restoring a checkpoint."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def with_initial_params(state: TrainState, shardings: TrainState, path: epath.PathLike) -> TrainState:
+  """`state` with the parameters of another run's checkpoint: step 0 and the fresh optimizer stay.
+
+  Args:
+    state: as `create_state` made it.
+    shardings: likewise.
+    path: MODEL_DIR or MODEL_DIR/checkpoints/STEP of the other run.
+
+  Raises:
+    InputError: no whole checkpoint there, or of another model.
+  """
+  restored = restore_params(path, abstract_state(state, shardings).params)
+  return state.replace(params={**state.params, **restored})
+
+
+def free(tree: Any) -> None:
+  """Gives the device memory of arrays back at once, so that a large state is never there twice."""
+  for leaf in jax.tree.leaves(tree):
+    leaf.delete()
+
+
+def _name_axes(opt_state: Any, params: Any) -> Any:
+  """Corrects the logical axis names in an optimizer state that was made from boxed parameters.
+
+  optax maps over parameters without a look at their boxes, so whatever it makes of one carries the parameter's axis
+  names. That is right for moments, which have the parameter's shape. Adafactor's `v_row` and `v_col` lack one axis, and
+  what it does not use is an array of one element.
+  """
+
+  def reduced(box, param, position):
+    if not is_box(box):
+      return box
+    shape = param.value.shape
+    if box.value.shape == shape:
+      return box
+    if position is not None and len(shape) >= 2:
+      # optax sorts the axes by length: `v_row` is the mean over the longest one, `v_col` over the one before.
+      removed = int(np.argsort(shape)[position])
+      if box.value.shape == shape[:removed] + shape[removed + 1:]:
+        return box.replace(names=box.names[:removed] + box.names[removed + 1:])
+    return box.value
+
+  def is_box(leaf):
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+  def correct(node):
+    if not isinstance(node, optax.FactoredState):
+      return node
+    return node._replace(**{
+        field: jax.tree.map(lambda box, param, at=position: reduced(box, param, at), getattr(node, field), params,
+                            is_leaf=is_box)
+        for field, position in (("v_row", -1), ("v_col", -2), ("v", None))})
+
+  return jax.tree.map(correct, opt_state, is_leaf=lambda node: isinstance(node, optax.FactoredState))

@@ -1,0 +1,74 @@
+"""One training step, and one validation step: pure functions of a state and a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gtr_jax.text.packing import Batch
+from gtr_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The function that makes one update.
+
+  Args:
+    model: a `DualEncoder`.
+    loss: an `InBatchLoss`.
+    optimizer: of `gtr_jax.training.optimizers`.
+    seed: of the dropout masks, which depend on it and on the step alone, so that a run that resumes draws the same.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`. The metrics are scalars: the loss's own (loss, accuracy, mrr), the global
+    norms of the gradient and of the new parameters (either is non-finite if any value in it is), the learning rate, and
+    the numbers of pairs, of real tokens and of token slots in the batch.
+  """
+
+  def train_step(state, batch):
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_fn(params):
+      queries, passages = _encode(model, params, batch, dropout_key)
+      return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
+
+    gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, **_counts(batch), "grad_norm": optax.global_norm(gradient),
+               "param_norm": optax.global_norm(params), "learning_rate": optimizer.learning_rate(state.step)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
+  """`(params, batch) -> metrics`: the loss without dropout and without what applies to training only."""
+
+  def eval_step(params, batch):
+    queries, passages = _encode(model, params, batch, None)
+    _, metrics = loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=False)
+    return {**metrics, **_counts(batch)}
+
+  return eval_step
+
+
+def compile_step(train_step: Callable, shardings: TrainState) -> Callable:
+  """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings."""
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _encode(model, params, batch, dropout_key):
+  """Embeddings of both sides, `[groups, texts, dim]`."""
+  return tuple(model.encode(params, texts, hashes.shape[1], tower=tower, dropout_key=dropout_key)
+               for texts, hashes, tower in ((batch.queries, batch.query_hash, "query"),
+                                            (batch.passages, batch.passage_hash, "passage")))
+
+
+def _counts(batch):
+  sides = (batch.queries.segment_ids, batch.passages.segment_ids)
+  return {"pairs": jnp.sum(batch.valid), "tokens": sum(jnp.sum(ids > 0) for ids in sides),
+          "token_slots": jnp.asarray(sum(ids.size for ids in sides), jnp.float32)}
