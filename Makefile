@@ -1,0 +1,45 @@
+# make demo: the main job, end to end.    make test: the tests.    make help: the rest.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-peers lint wheel-check bench clean install install-peers
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a small GTR on this machine (about 6 minutes)
+	$(BIN)/gtr-jax demo --output demo
+
+test: $(VENV)/installed  ## the tests, on the CPU with tiny models
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --durations=10
+
+test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
+	$(BIN)/python -m pytest tests/peers --durations=10
+
+lint: $(VENV)/installed  ## style
+	$(BIN)/ruff check .
+
+wheel-check: $(VENV)/installed  ## build the wheel, install it elsewhere, use it away from the source tree
+	$(BIN)/python tests/wheel_check.py
+
+install: $(VENV)/installed  ## make .venv and install gtr_jax into it
+
+install-peers: $(VENV)/installed-peers  ## also install the libraries that gtr_jax is compared with
+
+clean:  ## remove what the demo and the builds have written
+	rm -rf demo build dist *.egg-info
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gtr_jax needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-peers: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[test,peers]'
+	@touch $@

@@ -1,0 +1,7 @@
+"""`python -m gtr_jax`, the same as `gtr-jax`."""
+
+import sys
+
+from gtr_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,187 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gtr_jax import __version__
+from gtr_jax.errors import InputError
+
+_EPILOG = """\
+A first run (no data needed):
+  gtr-jax demo --output demo
+
+With your own data and configuration:
+  gtr-jax train --gin_file=my_run.gin --gin.MODEL_DIR="'runs/mine'"
+  gtr-jax encode --model runs/mine --collection my_collection --output embeddings
+  gtr-jax search --model runs/mine --embeddings embeddings
+  gtr-jax evaluate --model runs/mine --collection my_collection --bm25 --output results
+
+`gtr-jax COMMAND --help` explains each. Every wrong input ends in one line and exit code 2.
+"""
+
+_MODEL_HELP = "a training run's MODEL_DIR (its best checkpoint, else its last), or MODEL_DIR/checkpoints/STEP"
+_COLLECTION_HELP = "a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code: 0 done, 2 wrong input, 130 interrupted."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  args = _parser().parse_args(_join_gin_flags(argv))
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    return args.run(args) or 0
+  except InputError as e:
+    print(f"gtr-jax {args.command}: {e}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f"gtr-jax {args.command}: interrupted", file=sys.stderr)
+    return 130
+
+
+def _join_gin_flags(argv: list[str]) -> list[str]:
+  """`--gin.NAME=VALUE` -> `--gin NAME=VALUE`, which argparse can collect."""
+  out = []
+  for arg in argv:
+    out += ["--gin", arg.removeprefix("--gin.")] if arg.startswith("--gin.") else [arg]
+  return out
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser("gtr-jax", description="T5 dual encoders for dense retrieval in JAX.", epilog=_EPILOG,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  parser.add_argument("--version", action="version", version=f"gtr_jax {__version__}")
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+  def command(name, run, help, description=""):
+    p = commands.add_parser(name, help=help, description=description or help, allow_abbrev=False,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.set_defaults(run=run)
+    return p
+
+  p = command("prepare", _prepare, "make training data and collections from a source",
+              "Writes a source's training pairs, vocabulary and collections below the data folder.")
+  p.add_argument("source", choices=["pydoc"], help="pydoc: the documentation of the installed Python packages")
+  _data_dir(p)
+  p.add_argument("--vocabulary", help="a SentencePiece model to use instead of training one of 8,000 pieces")
+
+  p = command("train", _train, "train a dual encoder as gin files say", _TRAIN_DESCRIPTION)
+  p.add_argument("--gin_file", action="append", default=[], metavar="FILE",
+                 help="a gin file, your own or one that comes with gtr_jax (runs/pretrain.gin); repeatable, later wins")
+  p.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", dest="gin_bindings",
+                 help="one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"")
+  p.add_argument("--gin_search_paths", default="", metavar="DIR,DIR", help="more folders to look for gin files in")
+  p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
+  _data_dir(p)
+
+  p = command("encode", _encode, "embed a collection's documents into an embedding store",
+              "Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing.")
+  _model(p)
+  p.add_argument("--collection", required=True, help=_COLLECTION_HELP)
+  p.add_argument("--output", required=True, help="the embedding store's folder")
+  _mesh(p)
+
+  p = command("search", _search, "exact search in an embedding store",
+              "With --queries and --output writes a TREC run; without, answers the queries you type.")
+  _model(p)
+  p.add_argument("--embeddings", required=True, help="an embedding store that `gtr-jax encode` wrote")
+  p.add_argument("--queries", help="queries.jsonl: {\"_id\", \"text\"} a line")
+  p.add_argument("--output", help="the TREC run to write")
+  p.add_argument("--top_k", type=_positive, help="documents per query (default: 100 in a run, 5 when you type)")
+  _mesh(p)
+
+  p = command("evaluate", _evaluate, "nDCG@10, MRR@10, Recall@100 and MAP on collections",
+              "Prints a table, and writes results.json and TREC runs below --output.")
+  p.add_argument("--model", action="append", default=[], metavar="[NAME=]MODEL", help=_MODEL_HELP + "; repeatable")
+  p.add_argument("--collection", action="append", required=True, help=_COLLECTION_HELP + "; repeatable")
+  p.add_argument("--bm25", action="store_true", help="also BM25, in the same table (needs no model)")
+  p.add_argument("--split", default="test", help="which qrels/SPLIT.tsv (default: test)")
+  p.add_argument("--output", required=True, help="folder for results.json and runs/")
+  _mesh(p)
+
+  p = command("mine", _mine, "find hard negatives for training pairs with BM25",
+              "Writes the pairs again, each with `negatives`: passages that BM25 ranks high and that do not answer it.")
+  p.add_argument("--pairs", required=True, help="JSONL(.gz) of training pairs; their passages are what is searched")
+  p.add_argument("--output", required=True, help="the JSONL to write")
+  p.add_argument("--query_field", default="query", help="(default: query)")
+  p.add_argument("--passage_field", default="positive", help="(default: positive)")
+  p.add_argument("--num_negatives", type=_positive, default=1, help="per query (default: 1)")
+  p.add_argument("--first_rank", type=_positive, default=1, help="the best rank a negative may have (default: 1)")
+  p.add_argument("--last_rank", type=_positive, default=100, help="the worst rank a negative may have (default: 100)")
+
+  p = command("report", _report, "a markdown report with tables and plots",
+              "Loss curves, nDCG per collection and stage, and the lengths of what is retrieved.")
+  p.add_argument("--results", action="append", default=[], metavar="DIR", help="an evaluation's --output; repeatable")
+  p.add_argument("--model_dir", action="append", default=[], metavar="DIR", help="a training run; repeatable")
+  p.add_argument("--output", required=True, help="folder for report.md and its plots")
+
+  p = command("demo", _demo, "the whole path on this machine in a few minutes",
+              "Pretrains, mines negatives, fine-tunes, evaluates and searches, on the documentation of the installed\n"
+              "Python packages. Prints every command that it runs, so that each can be run by hand.")
+  p.add_argument("--output", default="demo", help="folder for everything that it writes; emptied first (default: demo)")
+  return parser
+
+
+_TRAIN_DESCRIPTION = """\
+Trains as the gin files say, and goes on where a run of the same MODEL_DIR stopped.
+
+  gtr-jax train --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin \\
+      --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" \\
+      --gin.MODEL_DIR="'runs/a'" --gin.BATCH_SIZE=512
+
+ctrl-C or SIGTERM saves a checkpoint and stops; the same command continues from it."""
+
+
+def _data_dir(p):
+  p.add_argument("--data_dir", help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
+
+
+def _model(p):
+  p.add_argument("--model", required=True, help=_MODEL_HELP)
+
+
+def _mesh(p):
+  p.add_argument("--model_parallel", type=_positive, default=1, metavar="N",
+                 help="split the weights over N devices; the rest are data parallel (default: 1)")
+
+
+def _positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+  return value
+
+
+def _set_data_dir(args):
+  if args.data_dir:
+    from gtr_jax.data import root
+    root.set_data_dir(args.data_dir)
+
+
+def _prepare(args):
+  _set_data_dir(args)
+  from gtr_jax.data.prepare import pydoc
+  pydoc.prepare(vocabulary=args.vocabulary)
+
+
+def _train(args):
+  from gtr_jax import config
+  if args.list:
+    for path in sorted(config.configs_dir().rglob("*.gin")):
+      print(path.relative_to(config.configs_dir()))
+    return 0
+  if not args.gin_file:
+    raise InputError("give --gin_file, for instance --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; "
+                     "--list names those that come with gtr_jax")
+  _set_data_dir(args)
+  from gtr_jax import train
+  from gtr_jax.training.loop import TrainingError
+  config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])
+  config_text = config.resolved(train.train)
+  try:
+    stopped_by = config.bound(train.train)(config_text=config_text)
+  except TrainingError as e:
+    print(f"gtr-jax train: {e}", file=sys.stderr)
+    return 1
+  return 128 + stopped_by if stopped_by else 0

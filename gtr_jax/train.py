@@ -1,0 +1,181 @@
+"""One training run, put together: what `gtr-jax train` calls with everything that the gin files bind."""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+from etils import epath
+from flax import linen as nn
+
+from gtr_jax import partitioning
+from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.load import write_model_json
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.training.loop import Periods, fit, resume
+from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.state import create_state, with_initial_params
+from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
+
+
+def train(
+    *,
+    model_dir: str,
+    model: DualEncoder,
+    loss: Any,
+    optimizer: Optimizer,
+    train_data: Callable[..., TrainingBatches],
+    train_steps: int,
+    mesh: jax.sharding.Mesh,
+    validation_data: Callable[..., ValidationBatches] | None = None,
+    evaluators: Sequence[Callable] = (),
+    best_metric: str | None = None,
+    eval_period: int = 1000,
+    checkpoint_period: int = 1000,
+    log_period: int = 100,
+    keep_checkpoints: int = 2,
+    initial_checkpoint_path: str | None = None,
+    random_seed: int = 0,
+    query_length: int = 64,
+    document_length: int = 512,
+    config_text: str = "",
+) -> signal.Signals | None:
+  """Trains a dual encoder, from step 0 or from where a run in `model_dir` stopped.
+
+  Args:
+    model_dir: folder of the run: checkpoints/, model.json, the vocabulary, metrics.jsonl, tensorboard/, config.gin,
+      parameters.txt, versions.json.
+    model: what to train.
+    loss: for instance an `InBatchLoss`.
+    optimizer: with its learning rate schedule.
+    train_data: called with `groups` (data shards of this process), `seed` and the process's number.
+    train_steps: steps in all.
+    mesh: the devices.
+    validation_data: called with `groups`; "validation/loss" and the like are its metrics. None: no validation loss.
+    evaluators: each called with `model`, `tokenizer`, `mesh` and the two lengths; gives an object as `fit` takes them.
+    best_metric: "name/key" of the result that decides which checkpoint is kept as the best.
+    eval_period: steps between evaluations.
+    checkpoint_period: steps between checkpoints.
+    log_period: steps between lines of metrics, each the mean over them.
+    keep_checkpoints: how many of the last ones; the best is kept besides.
+    initial_checkpoint_path: a run (or a step of it) whose parameters to start from; step and optimizer start fresh.
+    random_seed: of the initial parameters, the order of the data and dropout.
+    query_length: tokens, recorded in model.json for encoding.
+    document_length: likewise.
+    config_text: the resolved configuration, saved as config.gin.
+
+  Returns:
+    The signal that stopped the run early, or None.
+
+  Raises:
+    InputError: something given does not fit; nothing has been written yet, or nothing is lost.
+    TrainingError: not finite, or out of data.
+  """
+  directory = epath.Path(model_dir)
+  groups = partitioning.local_groups(mesh)
+  batches = train_data(groups=groups, seed=random_seed, process_index=jax.process_index(),
+                       process_count=jax.process_count())
+  tokenizer = Tokenizer(batches.vocabulary.path, batches.vocabulary.extra_ids)
+  tokenizer.check_fits(model.config.vocab_size)
+  state, shardings = create_state(model, loss, optimizer, mesh, random_seed)
+  with jax.set_mesh(mesh):
+    measured = [make(model=model, tokenizer=tokenizer, mesh=mesh, query_length=query_length,
+                     document_length=document_length) for make in evaluators]
+    if validation_data is not None:
+      eval_step = jax.jit(make_eval_step(model, loss))
+      measured.insert(0, ValidationLoss(validation_data(groups=groups), eval_step, mesh))
+
+  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints)
+  if checkpointer.latest_step() is None and initial_checkpoint_path:
+    state = with_initial_params(state, shardings, initial_checkpoint_path)
+  state, progress = resume(checkpointer, state, shardings, batches)
+  step = int(state.step)
+  if step:
+    print(f"going on at step {step} of {train_steps} from {checkpointer.directory / str(step)}", flush=True)
+
+  writers = []
+  if jax.process_index() == 0:
+    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length)
+    (directory / "config.gin").write_text(config_text)
+    (directory / "parameters.txt").write_text(parameter_table(model))
+    (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+    writers = [JsonlWriter(directory / "metrics.jsonl", step), TensorboardWriter(directory / "tensorboard")]
+  periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
+  batches.wants_state = lambda offset: periods.may_save(step + offset)
+  step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
+  try:
+    result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
+                 best_metric=best_metric, writers=writers, progress=progress)
+  finally:
+    for writer in writers:
+      writer.close()
+    checkpointer.close()
+  return result.stopped_by
+
+
+class ValidationLoss:
+  """The loss and in-batch metrics on validation batches, weighted by their pairs."""
+
+  name = "validation"
+
+  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh):
+    self._batches, self._eval_step, self._mesh = batches, eval_step, mesh
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """`loss`, `accuracy` and `mrr` of these parameters."""
+    totals: dict[str, float] = {}
+    pairs = 0.0
+    for item in self._batches:
+      metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, item.batch)))
+      pairs += float(metrics["pairs"])
+      for name in ("loss", "accuracy", "mrr"):
+        totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
+    return {name: total / pairs for name, total in totals.items()}
+
+
+class TensorboardWriter:
+  """Scalars for TensorBoard."""
+
+  def __init__(self, directory: epath.Path):
+    self._writer = metric_writers.SummaryWriter(str(directory))
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    self._writer.write_scalars(step, scalars)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+def parameter_table(model: DualEncoder) -> str:
+  """Name, shape and logical axes of every parameter, and their number; nothing is allocated."""
+  boxed = jax.eval_shape(model.init, jax.random.key(0))
+  is_box = functools.partial(lambda kind, x: isinstance(x, kind), nn.LogicallyPartitioned)
+  lines, count = [], 0
+  for path, box in jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    lines.append(f"{name:64} {str(box.value.shape):20} {', '.join(map(str, box.names))}")
+    count += int(np.prod(box.value.shape))
+  return "\n".join([*lines, f"{len(lines)} arrays, {count:,} parameters"]) + "\n"
+
+
+def versions() -> dict[str, str]:
+  """Versions of what a result depends on."""
+  packages = ("gtr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "tensorflow-text",
+              "numpy", "sentencepiece")
+  out = {"python": platform.python_version()}
+  for package in packages:
+    try:
+      out[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return out

@@ -1,0 +1,80 @@
+"""Who may import whom, and what stays out of a quick start."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Folder or file below gtr_jax/ -> the parts of gtr_jax, and the packages of others, that it may import.
+ALLOWED = {
+    "losses": ({"errors"}, {"jax"}),
+    "models": ({"errors", "partitioning", "text"}, {"jax", "flax"}),
+    "partitioning.py": ({"errors"}, {"jax", "flax"}),
+    "text": ({"errors"}, {"numpy", "sentencepiece", "etils"}),
+    "training": ({"errors", "models", "losses", "partitioning", "text", "checkpoint"},
+                 {"jax", "flax", "optax", "numpy", "tqdm", "etils"}),
+    "retrieval": ({"errors", "models", "partitioning", "text", "load"},
+                  {"jax", "numpy", "tqdm", "etils", "bm25s", "Stemmer"}),
+    "evaluation": ({"errors", "models", "partitioning", "text", "load", "retrieval"},
+                   {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib"}),
+    "data": ({"errors", "text"}, {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils"}),
+    "checkpoint.py": ({"errors"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
+    "load.py": ({"errors", "models", "partitioning", "text", "checkpoint"}, {"jax", "flax", "numpy", "etils"}),
+    "config.py": ({"errors"}, {"gin"}),
+    "errors.py": (set(), set()),
+    "__init__.py": ({"load"}, set()),
+}
+
+
+def imports(path):
+  """(whole module names) that a file imports, at its top or inside a function."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      yield node.module
+      if node.module == "gtr_jax":
+        yield from (f"gtr_jax.{alias.name}" for alias in node.names)
+
+
+def files():
+  return sorted((ROOT / "gtr_jax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_only_what_it_may(part):
+  ours, theirs = ALLOWED[part]
+  place = ROOT / "gtr_jax" / part
+  for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+    for name in imports(path):
+      first, _, rest = name.partition(".")
+      if first == "gtr_jax":
+        second = rest.split(".")[0]
+        assert not rest or second in ours | {part}, f"{path.relative_to(ROOT)} imports {name}"
+      else:
+        assert first in theirs or first in sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("package, only_in", [
+    ("gin", {"config.py"}), ("orbax", {"checkpoint.py"}), ("clu", {"train.py"}),
+    ("tensorflow", {"data"}), ("seqio", {"data"}), ("torch", set()), ("transformers", set()),
+])
+def test_one_place_imports_it(package, only_in):
+  for path in files():
+    place = path.relative_to(ROOT / "gtr_jax").parts[0]
+    if place not in only_in:
+      assert package not in {name.split(".")[0] for name in imports(path)}, path
+
+
+@pytest.mark.parametrize("code", [
+    "import gtr_jax",
+    "from gtr_jax import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
+    "import gtr_jax.retrieval.search, gtr_jax.load, gtr_jax.evaluation.evaluate, gtr_jax.training.loop",
+])
+def test_starts_without_tensorflow(code):
+  check = code + "\nimport sys; loaded = {'tensorflow', 'seqio', 'clu.metric_writers'} & set(sys.modules)\nassert not loaded, loaded"
+  subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, cwd=ROOT)
