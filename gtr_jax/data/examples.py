@@ -1,0 +1,238 @@
+"""Declares tasks of text pairs: a source, which of its fields are query and passage, and a vocabulary.
+
+    add_pair_task(
+        "questions", jsonl(train="questions/train-*.jsonl.gz", validation="questions/dev.jsonl"),
+        query="question", passage=("title", "text"), negatives="negatives", vocabulary="questions/spiece.model")
+
+Declaring reads no file. Paths are relative to the data root unless absolute. The result is an ordinary seqio task, to be
+mixed with `seqio.MixtureRegistry.add("mix", [("questions", 1.0), ("titles", 3.0)])`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from gtr_jax.data import root, sources
+from gtr_jax.data.shards import Fields
+from gtr_jax.errors import InputError
+
+Source = Callable[..., seqio.DataSource]
+
+
+def jsonl(**splits: str | Sequence[str]) -> Source:
+  """JSONL or JSONL.gz, one object a line: the files of each split, as a path, a pattern (`*`) or a list of them.
+
+  An object's negatives are absent, one string, a list of strings, or a list of objects with the passage's own fields.
+  """
+  return functools.partial(sources.JsonlSource, splits)
+
+
+def tfrecord(**splits: str | Sequence[str]) -> Source:
+  """TFRecord of tf.train.Example with bytes features: the files of each split. Shuffle them when you write them."""
+  return functools.partial(sources.TfrecordSource, splits)
+
+
+def tfds(name: str, **splits: str) -> Source:
+  """A dataset of TensorFlow Datasets, `name:version`, and which of its splits to use, as `train="train[:90%]"`.
+
+  It has to be built already, below `tensorflow_datasets` in the data root.
+  """
+  return functools.partial(sources.TfdsSource, name, splits)
+
+
+def add_pair_task(
+    name: str, source: Source, *, query: str | Sequence[str], passage: str | Sequence[str], vocabulary: str,
+    extra_ids: int = 0, negatives: str | None = None, negative_queries: str | None = None, query_id: str | None = None,
+    passage_id: str | None = None, negative_ids: str | None = None, query_prefix: str = "", passage_prefix: str = "",
+    prepare: str | None = None, shuffle_buffer_size: int = 1024) -> seqio.Task:
+  """Registers a seqio task whose examples are a query, a passage that answers it, and any number of hard negatives.
+
+  Args:
+    name: of the task.
+    source: `jsonl(…)`, `tfrecord(…)` or `tfds(…)`.
+    query: the field, or the fields, that make the query; several are joined with a space.
+    passage: the same for the passage.
+    vocabulary: path of a SentencePiece model, unless the run gives another one.
+    extra_ids: sentinel ids after the pieces of `vocabulary` (the released T5 `spiece.model`: 100).
+    negatives: field of the hard negatives.
+    negative_queries: field of queries that the passage does not answer.
+    query_id: field of the query's id. Pairs with the same id, or without one the same text, are never each other's
+      negatives. The same for `passage_id` and `negative_ids`.
+    passage_id: field of the passage's id.
+    negative_ids: field of the negatives' ids, as many as negatives.
+    query_prefix: put before every query, negative ones too.
+    passage_prefix: put before every passage, negative ones too.
+    prepare: the command that makes the source's files, for the message when they are not there.
+    shuffle_buffer_size: examples shuffled in memory, over what the files' own order shuffles. It is part of the input
+      state that a checkpoint saves, at 4 bytes a token.
+
+  Returns:
+    The task. Its features are `inputs`, `targets` int32 `[length]`, `negative_targets`, `negative_inputs` int32
+    `[negatives, length]` padded with 0, the hashes of `feature_converter`, and `example_id` (`file:line`).
+  """
+  fields = Fields(_names(query), _names(passage), negatives, negative_queries, query_id, passage_id, negative_ids)
+  tokens = RunVocabulary(vocabulary, extra_ids, prepare)
+  as_it_is = seqio.PassThroughVocabulary(size=0)
+
+  def number(rank):
+    return seqio.Feature(as_it_is, add_eos=False, dtype=tf.int64, rank=rank)
+
+  return seqio.TaskRegistry.add(
+      name,
+      source(fields=fields, prepare=prepare),
+      output_features={
+          "inputs": seqio.Feature(tokens),
+          "targets": seqio.Feature(tokens),
+          "negative_inputs": seqio.Feature(tokens, rank=2),
+          "negative_targets": seqio.Feature(tokens, rank=2),
+          "query_hash": number(0),
+          "passage_hash": number(0),
+          "text_hash": number(0),
+          "negative_passage_hash": number(1),
+          "negative_text_hash": number(1),
+          "example_id": seqio.Feature(as_it_is, add_eos=False, dtype=tf.string, rank=0),
+      },
+      preprocessors=[functools.partial(_tokenize, task=name, query_prefix=query_prefix, passage_prefix=passage_prefix)],
+      shuffle_buffer_size=shuffle_buffer_size,
+  )
+
+
+def _names(field: str | Sequence[str]) -> tuple[str, ...]:
+  return (field,) if isinstance(field, str) else tuple(field)
+
+
+def text_hash(text: tf.Tensor) -> tf.Tensor:
+  """int64 hashes of strings, of their shape."""
+  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)
+
+
+def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature],
+              sequence_length: Mapping[str, int | tuple[int, int]] | None, *, task: str, query_prefix: str,
+              passage_prefix: str) -> tf.data.Dataset:
+  """Text -> token ids, trimmed to length - 1 and closed with EOS, and hashes.
+
+  `sequence_length` of a feature with several texts is the texts' length, or (how many, length); where it has none, the
+  run does not use that feature, and no time is spent on it.
+  """
+  tokens = output_features["inputs"].vocabulary
+
+  def length(feature):
+    value = (sequence_length or {}).get(feature)
+    return value[-1] if isinstance(value, tuple) else value
+
+  def encode(feature, text):
+    """`[length]`"""
+    ids = tokens.encode_tf(text)
+    if length(feature):
+      ids = ids[:length(feature) - 1]
+    return tf.concat([ids, [tokens.eos_id]], 0)
+
+  def used(feature, texts):
+    """Those of an example's texts that the run uses: a string vector."""
+    if sequence_length is None:
+      return texts
+    value = sequence_length.get(feature, (0, 0))
+    return texts[:value[0]] if isinstance(value, tuple) else texts
+
+  def encode_all(feature, texts):
+    """`[texts, longest]`"""
+    ids = tokens.encode_tf(texts)
+    if length(feature):
+      ids = ids[:, :length(feature) - 1]
+    eos = tf.fill([tf.size(texts), 1], tokens.eos_id)
+    return tf.concat([ids, eos], 1).to_tensor()
+
+  def hash_of(ids, texts):
+    """An id counts within its task only; a text is the same everywhere."""
+    return tf.where(tf.strings.length(ids) > 0, text_hash(tf.strings.join([task, ids], separator="\n")),
+                    text_hash(texts))
+
+  def convert(ex):
+    negatives = used("negative_targets", ex["negatives"])
+    negative_queries = used("negative_inputs", ex["negative_queries"])
+    ids = ex["negative_ids"][:tf.size(negatives)]
+    ids = tf.concat([ids, tf.fill([tf.size(negatives) - tf.size(ids)], "")], 0)
+    return {
+        "inputs": encode("inputs", query_prefix + ex["query"]),
+        "targets": encode("targets", passage_prefix + ex["passage"]),
+        "negative_inputs": encode_all("negative_inputs", query_prefix + negative_queries),
+        "negative_targets": encode_all("negative_targets", passage_prefix + negatives),
+        "query_hash": hash_of(ex["query_id"], ex["query"]),
+        "passage_hash": hash_of(ex["passage_id"], ex["passage"]),
+        "text_hash": text_hash(ex["passage"]),
+        "negative_passage_hash": hash_of(ids, negatives),
+        "negative_text_hash": text_hash(negatives),
+        "example_id": ex["example_id"],
+    }
+
+  return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class RunVocabulary(seqio.Vocabulary):
+  """The vocabulary that the run reads with (`root.use_vocabulary`), or else the task's own; opened when first used."""
+
+  def __init__(self, path: str, extra_ids: int, prepare: str | None):
+    self._path, self._task_extra_ids, self._prepare = path, extra_ids, prepare
+    super().__init__()
+
+  @property
+  def file(self) -> root.VocabularyFile:
+    """The file in use now."""
+    return root.vocabulary_file(self._path, self._task_extra_ids)
+
+  @property
+  def _opened(self) -> seqio.SentencePieceVocabulary:
+    file = self.file
+    if not epath.Path(file.path).exists():
+      hint = f"run: {self._prepare}" if self._prepare else "give the path of a SentencePiece model"
+      raise InputError(f"{file.path}: no such vocabulary; {hint}")
+    return _open(file)
+
+  @property
+  def extra_ids(self) -> int:
+    return self.file.extra_ids
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._opened.vocab_size - self.extra_ids
+
+  @property
+  def bos_id(self) -> int:
+    return self._opened.bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._opened.eos_id
+
+  @property
+  def unk_id(self) -> int:
+    return self._opened.unk_id
+
+  def _encode(self, s):
+    return self._opened.encode(s)
+
+  def _decode(self, ids):
+    return self._opened.decode(ids)
+
+  def _encode_tf(self, s):
+    return self._opened.encode_tf(s)
+
+  def _decode_tf(self, ids):
+    return self._opened.decode_tf(ids)
+
+  def __eq__(self, other) -> bool:
+    return isinstance(other, RunVocabulary) and self.file == other.file
+
+  def __hash__(self) -> int:
+    return hash(self.file)
+
+  def __str__(self) -> str:
+    return f"RunVocabulary({self._path!r})"
+
+
+@functools.lru_cache(maxsize=8)
+def _open(file: root.VocabularyFile) -> seqio.SentencePieceVocabulary:
+  return seqio.SentencePieceVocabulary(file.path, file.extra_ids)

@@ -1,0 +1,92 @@
+"""seqio task features -> the model features of a dual encoder, under T5X Retrieval's names."""
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+_HASHES = {"query_hash": "inputs", "passage_hash": "targets", "text_hash": "targets"}
+_NEGATIVE_HASHES = ("negative_passage_hash", "negative_text_hash")
+
+
+class DualEncoderFeatureConverter(seqio.FeatureConverter):
+  """One example -> `left_…`, `right_…` and, if asked for, a static number of negatives.
+
+  | task feature | model feature | |
+  |---|---|---|
+  | `inputs` | `left_encoder_input_tokens` | int32 `[query length]` |
+  | `targets` | `right_encoder_input_tokens` | int32 `[passage length]` |
+  | `negative_targets` | `right_negative_encoder_input_tokens` | int32 `[negatives, passage length]` |
+  | `negative_inputs` | `left_negative_encoder_input_tokens` | int32 `[negative queries, query length]` |
+  | `query_hash`, `passage_hash`, `text_hash` | the same | int64 |
+  | `negative_passage_hash`, `negative_text_hash` | the same | int64 `[negatives]` |
+  | `example_id` | the same | string |
+
+  Of an example with more negatives than asked for the first are taken; where it has fewer, rows of zeros follow. Hashes
+  that a task lacks are made from the token ids, so that any seqio task with `inputs` and `targets` will do; a missing
+  `example_id` is empty.
+  """
+
+  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs):
+    self._negatives = negatives_per_example
+    self._negative_queries = negative_queries_per_example
+    spec = self.FeatureSpec
+    tokens, rows = spec(dtype=tf.int32), spec(dtype=tf.int32, rank=2, sequence_dim=1)
+    self.TASK_FEATURES = {"inputs": tokens, "targets": tokens}
+    self.MODEL_FEATURES = {"left_encoder_input_tokens": tokens, "right_encoder_input_tokens": tokens,
+                           "example_id": spec(dtype=tf.string, rank=0)}
+    self.MODEL_FEATURES |= {name: spec(dtype=tf.int64, rank=0) for name in _HASHES}
+    if negatives_per_example:
+      self.TASK_FEATURES["negative_targets"] = rows
+      self.MODEL_FEATURES["right_negative_encoder_input_tokens"] = rows
+      self.MODEL_FEATURES |= {name: spec(dtype=tf.int64) for name in _NEGATIVE_HASHES}
+    if negative_queries_per_example:
+      self.TASK_FEATURES["negative_inputs"] = rows
+      self.MODEL_FEATURES["left_negative_encoder_input_tokens"] = rows
+    self.PACKING_FEATURE_DTYPES = {}
+    super().__init__(pack=False, **kwargs)
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+    lengths = {"left_encoder_input_tokens": task_feature_lengths["inputs"],
+               "right_encoder_input_tokens": task_feature_lengths["targets"], "example_id": 1}
+    lengths |= dict.fromkeys(_HASHES, 1)
+    if self._negatives:
+      lengths["right_negative_encoder_input_tokens"] = task_feature_lengths["negative_targets"]
+      lengths |= dict.fromkeys(_NEGATIVE_HASHES, self._negatives)
+    if self._negative_queries:
+      lengths["left_negative_encoder_input_tokens"] = task_feature_lengths["negative_inputs"]
+    return lengths
+
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+
+    def convert(ex):
+      out = {"left_encoder_input_tokens": _fit(ex["inputs"], task_feature_lengths["inputs"]),
+             "right_encoder_input_tokens": _fit(ex["targets"], task_feature_lengths["targets"]),
+             "example_id": ex.get("example_id", tf.constant(""))}
+      for name, tokens in _HASHES.items():
+        out[name] = ex[name] if name in ex else _token_hash(ex[tokens])
+      if self._negatives:
+        negatives = _fit(ex["negative_targets"], self._negatives, task_feature_lengths["negative_targets"])
+        out["right_negative_encoder_input_tokens"] = negatives
+        for name in _NEGATIVE_HASHES:
+          out[name] = _fit(ex[name] if name in ex else _token_hash(ex["negative_targets"]), self._negatives)
+      if self._negative_queries:
+        out["left_negative_encoder_input_tokens"] = _fit(
+            ex["negative_inputs"], self._negative_queries, task_feature_lengths["negative_inputs"])
+      return out
+
+    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _fit(tensor: tf.Tensor, *shape: int) -> tf.Tensor:
+  """Cuts each axis to `shape`, or fills it up with zeros."""
+  tensor = tensor[tuple(slice(n) for n in shape)]
+  tensor = tf.pad(tensor, [(0, n - tf.shape(tensor)[i]) for i, n in enumerate(shape)])
+  return tf.ensure_shape(tensor, shape)
+
+
+def _token_hash(tokens: tf.Tensor) -> tf.Tensor:
+  """int64 hash of the token ids along the last axis, whatever the padding after them."""
+  pieces = tf.where(tokens != 0, tf.strings.as_string(tokens), "")
+  text = tf.strings.reduce_join(tf.strings.join([pieces, tf.where(tokens != 0, " ", "")]), axis=-1)
+  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)

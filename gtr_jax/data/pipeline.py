@@ -1,0 +1,327 @@
+"""Host batches for training and validation, from a seqio task or mixture.
+
+The input state of a training run is the state of its tf.data iterator after the last batch that was trained on, not the
+last one that was read ahead: a batch carries the state that belongs to it. Restoring it seeks in the files, so it costs
+the same at any step and reads no earlier record.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import queue
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from gtr_jax.data import root
+from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.errors import InputError
+from gtr_jax.text.packing import Batch, pad_batch
+
+tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
+
+_END = object()
+
+
+class BatchWithInfo(NamedTuple):
+  """One training batch.
+
+  Attributes:
+    batch: this process's part, numpy arrays, `[groups of this process, ...]`.
+    ids: the pairs' example ids (`file:line`), in the order of the pairs.
+    input_state: what `TrainingBatches.restore` takes to go on after this batch, where `wants_state` asked for it.
+    number: 1 for the first batch of the run, counted on over restores.
+  """
+
+  batch: Batch
+  ids: list[str]
+  input_state: bytes | None
+  number: int
+
+
+class TrainingBatches:
+  """An endless iterator of training batches, read ahead by a thread.
+
+  Deterministic for given data, seed and number of processes. Each process reads its own part of the data.
+
+  Args:
+    mixture_or_task_name: what seqio calls it.
+    mixture_or_task_module: the module that registers it, such as "gtr_jax.tasks.pydoc".
+    feature_lengths: token lengths, EOS included, of `inputs` and `targets`, and if they differ from those of
+      `negative_inputs` and `negative_targets`.
+    batch_size: pairs in the global batch.
+    groups: data shards of the global batch.
+    negatives_per_example: hard negatives for each pair: the first so many, or as many as there are.
+    negative_queries_per_example: the same for negative queries.
+    seed: of the order of the examples.
+    vocabulary: SentencePiece model to read with; None takes the tasks' own.
+    extra_ids: sentinel ids after the pieces of `vocabulary` (the released T5 `spiece.model`: 100).
+    use_cached: read what `seqio_cache_tasks` has written.
+    split: split of the tasks.
+    process_index: which of `process_count` parts of each batch this process reads.
+    process_count: see above.
+    wants_state: says for a batch's number whether it carries its input state (say, where a checkpoint is due).
+    read_ahead: batches that wait ready.
+
+  Attributes:
+    vocabulary_file: the vocabulary that the batches are read with.
+
+  Raises:
+    InputError: here or while iterating, for a task, module or file that is not there, a malformed example, or sizes
+      that do not divide.
+  """
+
+  def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
+               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
+               negatives_per_example: int = 0, negative_queries_per_example: int = 0, seed: int = 0,
+               vocabulary: str | None = None, extra_ids: int = 0, use_cached: bool = False, split: str = "train",
+               process_index: int = 0, process_count: int = 1,
+               wants_state: Callable[[int], bool] = lambda number: False, read_ahead: int = 2):
+    _check_divides(batch_size, groups, process_count)
+    self.wants_state = wants_state
+    self._groups = groups // process_count
+    self._name = mixture_or_task_name
+    provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
+    lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
+    shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
+    with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+      self.vocabulary_file = _vocabulary_file(provider)
+      dataset = provider.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
+                                     shard_info=shard, num_epochs=None, try_in_mem_cache=False)
+      dataset = converter(dataset, lengths.of_converter)
+      dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+      self._iterator = iter(dataset.with_options(_options()))
+    self._made_from = {
+        "task": mixture_or_task_name, "split": split, "seed": seed, "lengths": dict(feature_lengths),
+        "batch_size": batch_size, "negatives": [negatives_per_example, negative_queries_per_example],
+        "process": [process_index, process_count], "vocabulary": _digest(self.vocabulary_file)}
+    self._number = 0
+    self._final_state: bytes | None = None
+    self._ended = False
+    self._stop = threading.Event()
+    self._queue = queue.Queue(maxsize=read_ahead)
+    self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
+
+  def restore(self, input_state: bytes) -> None:
+    """Goes on after the batch that carried this state. Before the first batch is read only.
+
+    Raises:
+      InputError: the state belongs to another task, seed, batch size, vocabulary or number of processes.
+    """
+    if self._thread.ident is not None:
+      raise RuntimeError("restore() comes before the first batch")
+    info = _unpack(input_state, self._iterator, self._made_from)
+    self._number = info["number"]
+
+  def __iter__(self) -> "TrainingBatches":
+    return self
+
+  def __next__(self) -> BatchWithInfo:
+    if self._ended:
+      raise StopIteration
+    if self._thread.ident is None:
+      atexit.register(self.close)  # A thread inside TensorFlow while Python shuts down would crash it.
+      self._thread.start()
+    item = self._queue.get()
+    if isinstance(item, BatchWithInfo):
+      return item
+    self._ended = True
+    atexit.unregister(self.close)
+    if item is _END:
+      raise StopIteration
+    raise item
+
+  def stop(self) -> None:
+    """Reads no more. What is read already is still yielded, then the iteration ends. Safe in a signal handler."""
+    self._stop.set()
+
+  def state_after_last(self) -> bytes:
+    """The input state after the last batch of an iteration that `stop` has ended."""
+    if not self._ended or self._final_state is None:
+      raise RuntimeError("state_after_last() comes after stop() and the last batch")
+    return self._final_state
+
+  def close(self) -> None:
+    """Stops and throws away what was read ahead."""
+    self._stop.set()
+    while self._thread.is_alive():
+      with contextlib.suppress(queue.Empty):
+        self._queue.get(timeout=0.05)
+    self._ended = True
+    atexit.unregister(self.close)
+
+  def _read(self):
+    """The thread: batches, with their states, into the queue."""
+    try:
+      number = self._number
+      with _input_errors(self._name):
+        while not self._stop.is_set():
+          features = next(self._iterator, None)
+          if features is None:
+            raise InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
+          number += 1
+          features = {k: v.numpy() for k, v in features.items()}
+          ids = [i.decode() for i in features.pop("example_id")]
+          state = self._state(number) if self.wants_state(number) else None
+          self._queue.put(BatchWithInfo(pad_batch(features, self._groups), ids, state, number))
+      self._final_state = self._state(number)
+      self._queue.put(_END)
+    except BaseException as e:  # The consumer raises it.
+      self._queue.put(e)
+
+  def _state(self, number):
+    return _pack(self._iterator, {"number": number, "made_from": self._made_from})
+
+
+class ValidationBatches:
+  """The batches of one pass over a validation split; every iteration yields the same ones again.
+
+  The last batch is filled up with pairs that `Batch.valid` marks False. A mixture's tasks follow one another. Every
+  process gets its part of every batch, so that all have the same number of batches. The arguments are those of
+  `TrainingBatches`.
+  """
+
+  def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
+               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1, negatives_per_example: int = 0,
+               negative_queries_per_example: int = 0, vocabulary: str | None = None, extra_ids: int = 0,
+               use_cached: bool = False, split: str = "validation", process_index: int = 0, process_count: int = 1,
+               max_batches: int | None = None):
+    _check_divides(batch_size, groups, process_count)
+    self._name, self._groups, self._batch_size = mixture_or_task_name, groups // process_count, batch_size
+    self._process_index, self._process_count = process_index, process_count
+    provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
+    lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
+    with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+      tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
+      parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
+                                          num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
+               for task in tasks]
+    dataset = parts[0]
+    for part in parts[1:]:
+      dataset = dataset.concatenate(part)
+    self._dataset = dataset.batch(batch_size).take(-1 if max_batches is None else max_batches).with_options(_options())
+
+  def __iter__(self) -> Iterator[Batch]:
+    part = self._batch_size // self._process_count
+    mine = slice(self._process_index * part, (self._process_index + 1) * part)
+    with _input_errors(self._name):
+      for features in self._dataset:
+        features = {k: v.numpy() for k, v in features.items() if k != "example_id"}
+        pairs = len(features["query_hash"])
+        features["valid"] = np.ones(pairs, bool)
+        fill = self._batch_size - pairs
+        yield pad_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
+                         for k, v in features.items()}, self._groups)
+
+
+class _Lengths(NamedTuple):
+  of_task: dict[str, int | tuple[int, int]]  # (how many, length) where a feature is several texts
+  of_converter: dict[str, int]
+
+
+def _lengths(given, negatives, negative_queries):
+  missing = {"inputs", "targets"} - set(given)
+  extra = set(given) - {"inputs", "targets", "negative_inputs", "negative_targets"}
+  if missing or extra:
+    raise InputError(f"feature lengths: give inputs and targets, and nothing but negative_inputs and negative_targets "
+                     f"beside them, not {sorted(given)}")
+  each = {"inputs": given["inputs"], "targets": given["targets"]}
+  task = dict(each)
+  if negatives:
+    each["negative_targets"] = given.get("negative_targets", given["targets"])
+    task["negative_targets"] = (negatives, each["negative_targets"])
+  if negative_queries:
+    each["negative_inputs"] = given.get("negative_inputs", given["inputs"])
+    task["negative_inputs"] = (negative_queries, each["negative_inputs"])
+  return _Lengths(task, each)
+
+
+def _check_divides(batch_size, groups, process_count):
+  if batch_size % groups or groups % process_count:
+    raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards on {process_count} "
+                     "processes: change the batch size or the mesh")
+
+
+def _provider(name, module, split):
+  if module:
+    try:
+      importlib.import_module(module)
+    except ModuleNotFoundError as e:
+      if e.name and (module == e.name or module.startswith(e.name + ".")):
+        raise InputError(f"no module {module!r} to import tasks from; correct mixture_or_task_module") from e
+      raise
+  names = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+  if name not in names:
+    raise InputError(f"no task or mixture {name!r}; registered are: {', '.join(names) or 'none'}")
+  provider = seqio.get_mixture_or_task(name)
+  if split not in provider.splits:
+    raise InputError(f"{name}: no split {split!r}, only {', '.join(sorted(provider.splits))}")
+  return provider
+
+
+def _vocabulary_file(provider) -> root.VocabularyFile:
+  vocabulary = provider.output_features["inputs"].vocabulary
+  file = getattr(vocabulary, "file", None)  # A pair task's; else one of seqio's own classes.
+  return file or root.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+
+
+def _digest(file):
+  return [hashlib.sha256(epath.Path(file.path).read_bytes()).hexdigest(), file.extra_ids]
+
+
+def _options():
+  options = tf.data.Options()
+  options.deterministic = True
+  # A symbolic state would be smaller but read the buffered examples again.
+  options.experimental_symbolic_checkpoint = False
+  return options
+
+
+@contextlib.contextmanager
+def _input_errors(name):
+  """What TensorFlow says of data it cannot read, in one line."""
+  try:
+    yield
+  except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as e:
+    message = " ".join(e.message.split("[[")[0].split("\n\t")[0].split())
+    raise InputError(f"{name}: {message}") from e
+
+
+def _pack(iterator, info) -> bytes:
+  """The iterator's state and `info` as one zip file."""
+  out = io.BytesIO()
+  with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:
+    tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, "state"))
+    for path in sorted(Path(folder).iterdir()):
+      archive.write(path, path.name)
+    archive.writestr("info.json", json.dumps(info))
+  return out.getvalue()
+
+
+def _unpack(state, iterator, made_from):
+  """Puts the iterator into the packed state and returns its `info`."""
+  with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
+    info = json.loads(archive.read("info.json"))
+    was = info["made_from"]
+    changed = [k for k in made_from if json.loads(json.dumps(made_from[k])) != was.get(k)]
+    if changed:
+      k = changed[0]
+      raise InputError(f"the checkpoint's input state was made with {k} {was.get(k)}, this run has {made_from[k]}: train "
+                       "as before, or start in another MODEL_DIR")
+    archive.extractall(folder)
+    tf.train.Checkpoint(iterator=iterator).read(os.path.join(folder, "state")).assert_consumed()
+  return info

@@ -1,0 +1,209 @@
+"""JSON lines -> globally shuffled TFRecord shards, written once and kept under a hash of what they were made from.
+
+A training pipeline that reads JSON needs a Python function inside tf.data, and such a pipeline's state cannot be saved;
+a pipeline that shuffles in memory has a state of the buffer's size. So both are done here, once.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+from etils import epath
+from tqdm import tqdm
+
+from gtr_jax.data import root
+from gtr_jax.errors import InputError
+
+_FORMAT = 1  # Part of the hash: raise it when the records change.
+_SEED = 0
+_SHARD_BYTES = 32 << 20  # One shard is shuffled in memory at a time.
+_MIN_SHARDS, _MAX_SHARDS = 64, 1024
+
+# What a record holds. Lists are empty where an example has none; ids are empty where the task has none.
+TEXTS = ("example_id", "query", "passage", "query_id", "passage_id")
+LISTS = ("negatives", "negative_ids", "negative_queries")
+
+
+class Fields(NamedTuple):
+  """Which fields of a source hold what; several names are joined with a space. None: the source has no such field."""
+
+  query: tuple[str, ...]
+  passage: tuple[str, ...]
+  negatives: str | None = None
+  negative_queries: str | None = None
+  query_id: str | None = None
+  passage_id: str | None = None
+  negative_ids: str | None = None
+
+
+class Shards(NamedTuple):
+  files: list[str]
+  num_examples: int
+
+
+def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
+  """The shards made from these JSONL(.gz) files; makes them if they are not there yet.
+
+  Raises:
+    InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
+  """
+  digest = hashlib.sha256(json.dumps([_FORMAT, _SEED, fields]).encode())
+  size = 0
+  for path in paths:
+    digest.update(path.name.encode() + b"\0")
+    with path.open("rb") as f:
+      while block := f.read(1 << 20):
+        digest.update(block)
+        size += len(block) * (4 if path.name.endswith(".gz") else 1)
+  folder = root.data_dir() / "cache" / digest.hexdigest()[:32]
+  done = _complete(folder)
+  if done is None:
+    _write(paths, fields, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
+    done = _complete(folder)
+  return done
+
+
+def _complete(folder: epath.Path) -> Shards | None:
+  """The shards in `folder`, or None unless each file that its manifest names is there in full."""
+  manifest = folder / "manifest.json"
+  if not manifest.exists():
+    return None
+  manifest = json.loads(manifest.read_text())
+  files = [folder / name for name in manifest["files"]]
+  if any(not f.exists() or f.stat().length != n for f, n in zip(files, manifest["files"].values(), strict=True)):
+    return None
+  return Shards([os.fspath(f) for f in files], manifest["examples"])
+
+
+def _write(paths, fields, folder, num_shards):
+  """Deals the examples to shards at random, then shuffles shard by shard: any order of all examples can come out."""
+  new = folder.parent / f"{folder.name}.{uuid.uuid4().hex}.tmp"
+  new.mkdir(parents=True)
+  try:
+    rng = random.Random(_SEED)
+    dealt = [os.fspath(new / f"dealt-{i:05d}") for i in range(num_shards)]
+    writers = [tf.io.TFRecordWriter(path) for path in dealt]
+    examples, round_of = 0, []
+    for example in read_jsonl(paths, fields):
+      round_of = round_of or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
+      writers[round_of.pop()].write(_serialize(example))
+      examples += 1
+    for writer in writers:
+      writer.close()
+    if not examples:
+      raise InputError(f"{paths[0]}: no example in it")
+    files = {}
+    for path in dealt:
+      records = [r.numpy() for r in tf.data.TFRecordDataset(path)]
+      rng.shuffle(records)
+      if records:
+        name = f"examples-{len(files):05d}.tfrecord"
+        with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
+          for record in records:
+            writer.write(record)
+        files[name] = (new / name).stat().length
+      epath.Path(path).unlink()
+    sources = [os.fspath(p) for p in paths]
+    (new / "manifest.json").write_text(
+        json.dumps({"sources": sources, "fields": fields._asdict(), "examples": examples, "files": files}, indent=1))
+    try:
+      new.rename(folder)
+    except OSError:
+      if _complete(folder) is None:  # Not another process's, finished in the meantime, but remains.
+        folder.rmtree()
+        new.rename(folder)
+  finally:
+    if new.exists():
+      new.rmtree()
+
+
+def _serialize(example: dict) -> bytes:
+  feature = {}
+  for name in TEXTS + LISTS:
+    values = example[name] if name in LISTS else [example[name]]
+    feature[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
+  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+
+
+def read_jsonl(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]:
+  """The examples of JSONL(.gz) files, as `TEXTS` and `LISTS` name them. Raises InputError with file and line."""
+  for path in paths:
+    with path.open("rb") as raw:
+      total = path.stat().length
+      lines = gzip.open(raw) if path.name.endswith(".gz") else raw
+      with tqdm(total=total, desc=f"shuffle {path.name}", unit="B", unit_scale=True, leave=False, delay=1) as bar:
+        number = 0
+        try:
+          for number, line in enumerate(lines, 1):
+            if number % 1000 == 0:
+              bar.update(raw.tell() - bar.n)
+            if line.strip():
+              yield _example(line, fields, f"{path}:{number}", f"{path.name}:{number}")
+        except (EOFError, gzip.BadGzipFile) as e:
+          raise InputError(f"{path}:{number + 1}: not a whole gzip file ({e}); fetch it again") from e
+
+
+def _example(line: bytes, fields: Fields, where: str, example_id: str) -> dict:
+  try:
+    row = json.loads(line)
+  except ValueError as e:  # Also what is not UTF-8.
+    raise InputError(f"{where}: not JSON ({e}); correct or remove the line") from e
+  if not isinstance(row, dict):
+    raise InputError(f"{where}: not a JSON object; correct or remove the line")
+
+  def get(name):
+    if name not in row:
+      raise InputError(f"{where}: no field {name!r}, only {', '.join(map(repr, row)) or 'an empty object'}; correct the "
+                       "line, or the fields that the task declares")
+    return row[name]
+
+  def text(values, what, names):
+    for value, name in zip(values, names, strict=True):
+      if not isinstance(value, str):
+        raise InputError(f"{where}: field {name!r} is not a string; correct or remove the line")
+    joined = " ".join(v.strip() for v in values if v.strip())
+    if not joined:
+      raise InputError(f"{where}: the {what} (field {' + '.join(names)}) is empty; remove the line")
+    return joined
+
+  def listed(name):
+    """The value of a field that may hold none, one or many."""
+    value = None if name is None else row.get(name)
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+  negatives, negative_ids = [], [str(i) for i in listed(fields.negative_ids)]
+  for negative in listed(fields.negatives):
+    if isinstance(negative, dict):  # A passage like the positive one, with its own title, text and id.
+      missing = [name for name in fields.passage if name not in negative]
+      if missing:
+        raise InputError(f"{where}: a negative has no field {missing[0]!r}; correct the line")
+      negatives.append(text([negative[name] for name in fields.passage], "negative", fields.passage))
+      if fields.passage_id in negative:
+        negative_ids.append(str(negative[fields.passage_id]))
+    else:
+      negatives.append(text([negative], "negative", [fields.negatives]))
+  if negative_ids and len(negative_ids) != len(negatives):
+    raise InputError(f"{where}: {len(negative_ids)} ids for {len(negatives)} negatives; correct the line")
+  return {
+      "example_id": example_id,
+      "query": text([get(name) for name in fields.query], "query", fields.query),
+      "passage": text([get(name) for name in fields.passage], "passage", fields.passage),
+      "query_id": str(get(fields.query_id)) if fields.query_id else "",
+      "passage_id": str(get(fields.passage_id)) if fields.passage_id else "",
+      "negatives": negatives,
+      "negative_ids": negative_ids,
+      "negative_queries": [text([q], "negative query", [fields.negative_queries])
+                           for q in listed(fields.negative_queries)],
+  }
+
+
+def record_description() -> dict[str, tf.io.FixedLenFeature | tf.io.RaggedFeature]:
+  """How `tf.io.parse_single_example` reads a record."""
+  return {name: tf.io.FixedLenFeature([], tf.string) for name in TEXTS} | {
+      name: tf.io.RaggedFeature(tf.string) for name in LISTS}

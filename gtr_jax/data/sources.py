@@ -1,0 +1,186 @@
+"""seqio data sources of text pairs. Constructing one touches no disk; the data root is looked at when it is used.
+
+Every source yields examples with the features of `shards.TEXTS` (scalar strings) and `shards.LISTS` (string vectors).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from etils import epath
+
+from gtr_jax.data import root, shards
+from gtr_jax.errors import InputError
+
+# Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
+_OPEN_SHARDS = 8
+
+Patterns = str | Sequence[str]
+
+
+def _hint(prepare: str | None) -> str:
+  return f"run: {prepare}" if prepare else "correct the task's source, or the data root (--data_dir or GTR_DATA_DIR)"
+
+
+def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
+  """The files that the patterns name, sorted; InputError if one of the patterns names none."""
+  files = []
+  for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    path = root.resolve(pattern)
+    found = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
+    if not found or not found[0].exists():
+      raise InputError(f"{path}: no such file; {_hint(prepare)}")
+    files += found
+  return files
+
+
+def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Tensor) -> dict[str, tf.Tensor]:
+  """The features of one example whose fields still have the source's own names."""
+
+  def get(name):
+    if name not in raw:
+      raise InputError(f"no field {name!r} in the source, only {', '.join(map(repr, raw))}; correct the fields that the "
+                       "task declares")
+    return raw[name]
+
+  def text(names, what):
+    parts = tf.strings.strip(tf.stack([get(name) for name in names]))
+    joined = tf.strings.reduce_join(tf.boolean_mask(parts, tf.strings.length(parts) > 0), separator=" ")
+    message = f"the {what} (field {' + '.join(names)}) is empty; remove the example"
+    with tf.control_dependencies([tf.debugging.Assert(tf.strings.length(joined) > 0, [example_id, message])]):
+      return tf.identity(joined)
+
+  def listed(name):
+    return tf.reshape(_strings(get(name)), [-1]) if name else tf.zeros([0], tf.string)
+
+  def identifier(name):
+    return _strings(get(name)) if name else tf.constant("")
+
+  return {
+      "example_id": example_id,
+      "query": text(fields.query, "query"),
+      "passage": text(fields.passage, "passage"),
+      "query_id": identifier(fields.query_id),
+      "passage_id": identifier(fields.passage_id),
+      "negatives": listed(fields.negatives),
+      "negative_ids": listed(fields.negative_ids),
+      "negative_queries": listed(fields.negative_queries),
+  }
+
+
+def _strings(value: tf.Tensor) -> tf.Tensor:
+  return value if value.dtype == tf.string else tf.strings.as_string(value)
+
+
+class _RecordSource(seqio.DataSource):
+  """Pairs in TFRecord shards. Subclasses say which files a split has and how a record is read."""
+
+  def __init__(self, splits: Mapping[str, Patterns], fields: shards.Fields, prepare: str | None):
+    self._patterns = dict(splits)
+    self._fields = fields
+    self._prepare = prepare
+    super().__init__(splits=tuple(splits))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def _read_shard(self, file: tf.Tensor) -> tf.data.Dataset:
+    raise NotImplementedError
+
+  def _parse(self, *element) -> dict[str, tf.Tensor]:
+    raise NotImplementedError
+
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
+                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+    files = self.list_shards(split)
+    dataset = tf.data.Dataset.from_tensor_slices(files)
+    if shard_info:
+      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    if shuffle:
+      dataset = dataset.shuffle(len(files), seed=seed)
+    dataset = dataset.interleave(self._read_shard, cycle_length=_OPEN_SHARDS if shuffle else 1)
+    return dataset.map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class JsonlSource(_RecordSource):
+  """JSONL or JSONL.gz files, one object a line, turned into shuffled TFRecord shards at the first use."""
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return self._shards(split).files
+
+  def num_input_examples(self, split: str) -> int:
+    return self._shards(split).num_examples
+
+  def _shards(self, split):
+    return shards.shards_of(_find(self._patterns[split], self._prepare), self._fields)
+
+  def _read_shard(self, file):
+    return tf.data.TFRecordDataset(file)
+
+  def _parse(self, record):
+    return tf.io.parse_single_example(record, shards.record_description())
+
+
+class TfrecordSource(_RecordSource):
+  """TFRecord files of tf.train.Example with string fields, shuffled by whoever wrote them."""
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return [os.fspath(f) for f in _find(self._patterns[split], self._prepare)]
+
+  def _read_shard(self, file):
+    return tf.data.TFRecordDataset(file).enumerate(start=1).map(lambda number, record: (file, number, record))
+
+  def _parse(self, file, number, record):
+    fields = self._fields
+    description = {name: tf.io.FixedLenFeature([], tf.string) for name in fields.query + fields.passage}
+    description |= {name: tf.io.FixedLenFeature([], tf.string) for name in (fields.query_id, fields.passage_id) if name}
+    description |= {name: tf.io.RaggedFeature(tf.string)
+                    for name in (fields.negatives, fields.negative_ids, fields.negative_queries) if name}
+    name = tf.strings.split(file, "/")[-1]
+    example_id = tf.strings.join([name, ":", tf.strings.as_string(number)])
+    return _from_fields(fields, tf.io.parse_single_example(record, description), example_id)
+
+
+class TfdsSource(seqio.DataSource):
+  """A dataset of TensorFlow Datasets that has been built already (`tfds build`)."""
+
+  def __init__(self, name: str, splits: Mapping[str, str], fields: shards.Fields, prepare: str | None):
+    self._name = name
+    self._tfds_splits = dict(splits)
+    self._fields = fields
+    self._prepare = prepare
+    super().__init__(splits=tuple(splits))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def _builder(self):
+    folder = root.data_dir() / "tensorflow_datasets"
+    hint = self._prepare or f"tfds build {self._name} --data_dir {folder}"
+    try:
+      builder = tfds.builder(self._name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError as e:
+      raise InputError(f"{folder}: no dataset {self._name!r} of TensorFlow Datasets; run: {hint}") from e
+    if not builder.is_prepared():
+      raise InputError(f"{folder}: {self._name!r} is not built; run: {hint}")
+    return builder
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return [f.filename for f in self._builder().info.splits[self._tfds_splits[split]].file_instructions]
+
+  def num_input_examples(self, split: str) -> int:
+    return self._builder().info.splits[self._tfds_splits[split]].num_examples
+
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
+                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+    config = tfds.ReadConfig(
+        shuffle_seed=seed, skip_prefetch=True, try_autocache=False, add_tfds_id=True,
+        interleave_cycle_length=_OPEN_SHARDS,
+        input_context=shard_info and tf.distribute.InputContext(
+            num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index))
+    dataset = self._builder().as_dataset(self._tfds_splits[split], shuffle_files=shuffle, read_config=config)
+    return dataset.map(lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]), num_parallel_calls=tf.data.AUTOTUNE)
