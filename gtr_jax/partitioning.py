@@ -5,10 +5,10 @@ layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code
 "mlp", "group"), and `RULES` alone says where that goes.
 """
 
+import math
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -55,10 +55,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Any = None
   asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
     raise InputError(f"mesh {asked}: give each axis a positive size, and at most one of them -1 (the rest)")
-  fixed = int(np.prod([size for size in sizes if size != -1]))
+  fixed = math.prod(size for size in sizes if size != -1)
   if -1 in sizes and len(devices) % fixed == 0:
     sizes[sizes.index(-1)] = len(devices) // fixed
-  if int(np.prod(sizes)) != len(devices):
+  if math.prod(sizes) != len(devices):
     raise InputError(f"mesh {asked} does not fit {len(devices)} devices: make the product of the axes {len(devices)}, "
                      "or set one axis to -1")
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
@@ -99,8 +99,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
   """Shardings for a tree of abstract arrays, of which those boxed as `nn.LogicallyPartitioned` are divided by `RULES`.
 
-  What has no box is replicated. So is a box whose array has lost an axis (Adafactor's factored moments keep the box of
-  their parameter); an axis of length 1 is never divided.
+  What has no box is replicated.
 
   Args:
     mesh: from `make_mesh`.
@@ -115,12 +114,8 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
   def sharding(path, leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
-    shape, names = leaf.value.shape, leaf.names
-    if len(names) != len(shape):
-      return NamedSharding(mesh, PartitionSpec())
-    names = tuple(None if size == 1 else name for name, size in zip(names, shape, strict=True))
-    spec = logical_spec(names)
-    _check_divides(mesh, shape, names, spec, jax.tree_util.keystr(path, simple=True, separator="/"))
+    spec = logical_spec(leaf.names)
+    _check_divides(mesh, leaf.value.shape, leaf.names, spec, jax.tree_util.keystr(path, simple=True, separator="/"))
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -140,7 +135,6 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
   sharding, groups, local = batch_sharding(mesh), num_groups(mesh), local_groups(mesh)
 
   def to_device(x):
-    x = np.asarray(x)
     if x.ndim == 0 or x.shape[0] != local:
       raise InputError(f"a batch array of shape {x.shape} cannot be divided over {local} data shards (mesh "
                        f"{dict(mesh.shape)}): make its first axis {local} groups, or change the mesh")
@@ -151,7 +145,7 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
 
 def _axes_size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
   axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-  return int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _check_divides(mesh: Any, shape: tuple[int, ...], names: tuple[str | None, ...], spec: PartitionSpec,

@@ -4,12 +4,12 @@ Letters: G groups, Q pairs in the global batch, N hard negatives, M negative que
 C candidates of one direction (the Q partners first, then the N or M negatives).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gtr_jax.errors import InputError
 
@@ -69,7 +69,7 @@ class InBatchLoss:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
     if not self.learned_temperature:
       return {}
-    return {"logit_scale": jnp.asarray(-np.log(self.temperature), jnp.float32)}
+    return {"logit_scale": jnp.asarray(-math.log(self.temperature), jnp.float32)}
 
   def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *, logit_scale: jax.Array | None = None,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -109,7 +109,7 @@ class InBatchLoss:
     if train and self.margin:
       cosine_QxC = cosine_QxC - self.margin * _own(cosine_QxC).astype(cosine_QxC.dtype)
     logits = cosine_QxC * scale
-    own_Q = jnp.diagonal(logits)
+    own_Q = _own_value(logits)
     log_sum_Q = jax.nn.logsumexp(logits, axis=-1, where=mask_QxC)
     target_Q = own_Q
     if self.label_smoothing:
@@ -173,6 +173,11 @@ def _own(x_QxC):
   return jnp.eye(*x_QxC.shape, dtype=bool)
 
 
+def _own_value(x_QxC):
+  """The diagonal, without a gather that would cross the devices."""
+  return jnp.sum(jnp.where(_own(x_QxC), x_QxC, 0), axis=-1)
+
+
 def _equal(hash_Cx2, queries):
   """Whether the hash of example i equals that of c, bool `[Q, C]`."""
   high, low = hash_Cx2[:, 0], hash_Cx2[:, 1]
@@ -196,7 +201,7 @@ def _same_example(pairs):
 
 def _rank_of_own(cosine_QxC, mask_QxC):
   """1 + the other unmasked candidates that are not below the own one, int `[Q]`. A tie counts against the model."""
-  own_Q = jnp.diagonal(cosine_QxC)
+  own_Q = _own_value(cosine_QxC)
   return 1 + jnp.sum((cosine_QxC >= own_Q[:, None]) & mask_QxC & ~_own(mask_QxC), axis=-1)
 
 

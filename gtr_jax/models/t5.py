@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
@@ -69,26 +68,30 @@ class T5Config:
                        "('gelu', 'linear') for T5 1.1 and mT5")
     if self.dtype not in ("float32", "bfloat16"):
       raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (T5 overflows in float16)")
+    if self.relpos_buckets < 4 or self.relpos_buckets % 2 or self.relpos_max_distance <= self.relpos_buckets // 4:
+      raise InputError(f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance "
+                       f"{self.relpos_max_distance}: use an even number of at least 4 buckets, and a distance above a "
+                       "quarter of it")
     if not 0 <= self.dropout_rate < 1:
       raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}: it must be at least 0 and below 1")
 
 
-def relative_position_buckets(distance: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-  """T5's bidirectional buckets of `key position - query position` (arXiv 1910.10683, section 2.1), int32.
+def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
+  """T5's bidirectional bucket of `key position - query position` (arXiv 1910.10683, section 2.1).
 
-  Half of the buckets are for keys after the query. Of each half, the first half is one distance each, the other grows
-  logarithmically up to `max_distance`. On the host in float32: bfloat16 is wrong at distances 45 and 90, and a device's
-  own logarithm may fall on the other side of the exact steps at 16, 32 and 64.
+  Half of the buckets are for keys after the query. The first half of each half is one distance each; the rest, from
+  `exact` on, grow by equal factors up to `max_distance`: `exact + floor(log(d / exact) / log(max / exact) * steps)`.
+  Counted in integers, because rounding shows: bfloat16 is wrong at distances 45 and 90, and a device's own logarithm
+  may fall below the exact steps at 16, 32 and 64.
   """
   half = num_buckets // 2
   exact = half // 2
-  size = np.abs(distance)
-  # epsilon: at a distance that is exactly a step, the quotient must not be rounded below it.
-  octaves = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact) + np.finfo(np.float32).eps)
-  scale = np.float32((half - exact) / np.log(max_distance / exact))
-  logarithmic = exact + (octaves * scale).astype(np.int32)
-  bucket = np.where(size < exact, size, np.minimum(logarithmic, half - 1))
-  return (bucket + half * (distance > 0)).astype(np.int32)
+  steps = half - exact
+  size = abs(distance)
+  if size >= exact:
+    # log(d / exact) / log(max / exact) >= k / steps, without the logarithms.
+    size = exact + sum(size**steps * exact**k >= max_distance**k * exact**steps for k in range(1, steps))
+  return size + half * (distance > 0)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
@@ -173,9 +176,9 @@ class RelativePositionBias(nn.Module):
                        (config.num_heads, config.relpos_buckets))
     # The bias is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
     # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
-    distance = np.concatenate([np.arange(length), np.arange(-length, 0)])
-    buckets = relative_position_buckets(distance, config.relpos_buckets, config.relpos_max_distance)
-    flat = jnp.tile(table_HxB[:, buckets], (1, length))[:, :length * (2 * length - 1)]
+    buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
+               for distance in (*range(length), *range(-length, 0))]
+    flat = jnp.tile(table_HxB[:, jnp.array(buckets)], (1, length))[:, :length * (2 * length - 1)]
     bias_HxLxL = flat.reshape(-1, length, 2 * length - 1)[:, :, :length]
     return constrain(bias_HxLxL, "activation_heads", None, None)
 
