@@ -47,9 +47,9 @@ def l2_normalize(x: jax.Array) -> jax.Array:
   """`x / |x|` over the last axis; zero, with zero gradient, where `|x|` is below 1e-12."""
   x = _at_least_float32(x)
   square = jnp.sum(x * x, axis=-1, keepdims=True)
-  nonzero = square > 1e-24
+  zero = square <= 1e-24  # False for NaN, which must not come out as a zero vector.
   # The inner where keeps 0 / 0 out of the gradient.
-  return jnp.where(nonzero, x / jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
+  return jnp.where(zero, 0, x / jnp.sqrt(jnp.where(zero, 1, square)))
 
 
 def _at_least_float32(x):

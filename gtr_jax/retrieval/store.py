@@ -1,0 +1,222 @@
+"""An embedding store: a corpus and its embeddings in a folder.
+
+    manifest.json           what the embeddings are of; written first
+    ids.txt                 an id a line, in descending order (as strings)
+    documents.jsonl         {"title", "text"} a line, in the same order
+    offsets.npy             int64 [documents + 1], where each line of documents.jsonl begins
+    embeddings-00000.npy    float32 [CHUNK_ROWS, D], and so on, in the same order
+    COMPLETE                written last
+
+Rows descend by id because a search gives ties to the lower row, and trec_eval to the higher id. Each file appears under
+its name only when whole.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from gtr_jax.errors import InputError
+from gtr_jax.retrieval.documents import Documents
+
+CHUNK_ROWS = 8192
+_FORMAT = 1
+_MANIFEST, _COMPLETE = "manifest.json", "COMPLETE"
+_IDS, _DOCUMENTS, _OFFSETS = "ids.txt", "documents.jsonl", "offsets.npy"
+
+
+class Store:
+  """A complete store, for reading; embeddings stay on disk (memory-mapped) until they are used.
+
+  Attributes:
+    path: the folder.
+    ids: document ids by row.
+    shape: (documents, D).
+    settings: what the embeddings were made with: "weights_hash", "max_length", "prompt".
+  """
+
+  def __init__(self, path: epath.PathLike):
+    self.path = epath.Path(path)
+    if not (self.path / _MANIFEST).exists():
+      raise InputError(f"{self.path}: not an embedding store (it has no {_MANIFEST}); make one with gtr-jax encode")
+    manifest = _read_manifest(self.path)
+    if not (self.path / _COMPLETE).exists():
+      raise InputError(f"{self.path}: not complete; run the same gtr-jax encode again, and it goes on where it stopped")
+    self.settings = manifest["settings"]
+    self.shape = (manifest["documents"], manifest["dim"])
+    self._chunk_rows = manifest["chunk_rows"]
+    self.ids = (self.path / _IDS).read_text().split("\n")[:-1] if (self.path / _IDS).exists() else []
+    if len(self.ids) != self.shape[0]:
+      raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
+    self._offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
+    self._chunks = [_read_array(self.path / _chunk_name(first // self._chunk_rows),
+                                (min(self._chunk_rows, self.shape[0] - first), self.shape[1]), np.float32)
+                    for first in range(0, self.shape[0], self._chunk_rows)]
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Embeddings float32 `[rows, D]` of consecutive rows."""
+    start, stop, step = rows.indices(self.shape[0])
+    if step != 1:
+      raise ValueError("a store is read in consecutive rows")
+    size = self._chunk_rows
+    parts = [self._chunks[chunk][max(start - chunk * size, 0):stop - chunk * size]
+             for chunk in range(start // size, -(-stop // size))]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, self.shape[1]), np.float32), *parts])
+
+  def document(self, row: int) -> tuple[str, str, str]:
+    """(id, title, text) of a row."""
+    start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+    with (self.path / _DOCUMENTS).open("rb") as f:
+      f.seek(start)
+      line = f.read(stop - start)
+    try:
+      fields = json.loads(line)
+      return self.ids[row], fields["title"], fields["text"]
+    except (ValueError, KeyError, TypeError) as e:
+      raise _damaged(self.path / _DOCUMENTS, f"line {row + 1} is not a document") from e
+
+  def check_model(self, weights_hash: str) -> None:
+    """Raises InputError unless the embeddings are the model's."""
+    if weights_hash != self.settings["weights_hash"]:
+      raise InputError(f"{self.path}: holds the embeddings of another model (weights "
+                       f"{self.settings['weights_hash'][:12]}, not {weights_hash[:12]}); encode the corpus with this "
+                       "model into another folder")
+
+
+class StoreWriter:
+  """Writes a store, or goes on with one that was not finished. All processes take part, one writes.
+
+  Args:
+    path: the folder; made if it is not there.
+    documents: the corpus in any order.
+    dim: size of an embedding.
+    settings: all that the embeddings depend on besides the documents, JSON.
+
+  Raises:
+    InputError: the folder holds something else, or embeddings of other documents or settings.
+
+  Attributes:
+    documents: in the order of the rows.
+  """
+
+  def __init__(self, path: epath.PathLike, documents: Documents, dim: int, settings: Mapping[str, Any]):
+    self.path = epath.Path(path)
+    order = sorted(range(len(documents.ids)), key=documents.ids.__getitem__, reverse=True)
+    self.documents = Documents(*([column[i] for i in order] for column in documents))
+    ids = "".join(f"{doc_id}\n" for doc_id in self.documents.ids).encode()
+    digest = hashlib.sha256(ids)
+    ends = [0]
+    for line in self._lines():
+      digest.update(line)
+      ends.append(ends[-1] + len(line))
+    self._manifest = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
+                      "documents_hash": digest.hexdigest(), "settings": dict(settings)}
+    self._check_folder()
+    _agree("embedding store: looked at")
+    if jax.process_index() == 0:
+      self.path.mkdir(parents=True, exist_ok=True)
+      _write(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
+      if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
+        _write(self.path / _DOCUMENTS, self._lines())
+        _write(self.path / _OFFSETS, [_npy(np.asarray(ends, np.int64))])
+        _write(self.path / _IDS, [ids])
+    _agree("embedding store: begun")
+
+  def _lines(self) -> Iterator[bytes]:
+    """The lines of documents.jsonl."""
+    for title, text in zip(self.documents.titles, self.documents.texts, strict=True):
+      yield json.dumps({"title": title, "text": text}, ensure_ascii=False).encode() + b"\n"
+
+  def _check_folder(self) -> None:
+    if not self.path.exists() or not any(not p.name.startswith(".") for p in self.path.iterdir()):
+      return
+    if not self.path.is_dir() or not (self.path / _MANIFEST).exists():
+      raise InputError(f"{self.path}: exists and is not an embedding store; choose another folder")
+    there = _read_manifest(self.path)
+    of = {"weights_hash": "another model's embeddings", "max_length": "embeddings of another maximum length",
+          "prompt": "embeddings with another prompt"}
+    for name, value in self._manifest["settings"].items():
+      if there["settings"].get(name) != value:
+        raise InputError(f"{self.path}: holds {of.get(name, name)} ({there['settings'].get(name)!r:.20}, not "
+                         f"{value!r:.20}); choose another folder, or remove this one")
+    if (there["documents_hash"], there["dim"]) != (self._manifest["documents_hash"], self._manifest["dim"]):
+      raise InputError(f"{self.path}: holds the embeddings of other documents; choose another folder, or remove this "
+                       "one")
+    self._manifest["chunk_rows"] = there["chunk_rows"]
+
+  def missing_chunks(self) -> list[range]:
+    """The rows of each chunk that is not there yet."""
+    rows, total = self._manifest["chunk_rows"], self._manifest["documents"]
+    chunks = [range(first, min(first + rows, total)) for first in range(0, total, rows)]
+    return [chunk for chunk in chunks if not (self.path / _chunk_name(chunk.start // rows)).exists()]
+
+  def write_chunk(self, rows: range, embeddings: np.ndarray) -> None:
+    """Writes the embeddings `[rows, D]` of one of the missing chunks."""
+    if jax.process_index() == 0:
+      _write(self.path / _chunk_name(rows.start // self._manifest["chunk_rows"]), [_npy(embeddings.astype(np.float32))])
+
+  def finish(self) -> Store:
+    """Marks the store complete and opens it."""
+    if jax.process_index() == 0 and not (self.path / _COMPLETE).exists():
+      _write(self.path / _COMPLETE, [])
+    _agree("embedding store: complete")
+    return Store(self.path)
+
+
+def _chunk_name(number: int) -> str:
+  return f"embeddings-{number:05}.npy"
+
+
+def _agree(where: str) -> None:
+  """No process writes what another one is about to look for."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(where)
+
+
+def _npy(array: np.ndarray) -> bytes:
+  stream = io.BytesIO()
+  np.save(stream, array)
+  return stream.getvalue()
+
+
+def _write(path: epath.Path, parts: Iterable[bytes]) -> None:
+  temporary = path.parent / f".{path.name}.tmp"
+  with temporary.open("wb") as f:
+    for part in parts:
+      f.write(part)
+  temporary.replace(path)
+
+
+def _read_manifest(folder: epath.Path) -> dict[str, Any]:
+  try:
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest["format"] != _FORMAT:
+      raise InputError(f"{folder / _MANIFEST}: format {manifest['format']}, this version reads {_FORMAT}; encode again")
+    return {name: manifest[name] for name in ("documents", "dim", "chunk_rows", "documents_hash", "settings")}
+  except InputError:
+    raise
+  except (ValueError, KeyError, TypeError) as e:
+    raise _damaged(folder / _MANIFEST, f"{type(e).__name__}: {e}") from e
+
+
+def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  try:
+    local = "://" not in str(path)
+    array = np.load(os.fspath(path), mmap_mode="r") if local else np.load(io.BytesIO(path.read_bytes()))
+  except (OSError, ValueError, EOFError) as e:
+    raise _damaged(path, str(e).splitlines()[0] if path.exists() else "missing") from e
+  if array.shape != shape or array.dtype != dtype:
+    raise _damaged(path, f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}")
+  return array
+
+
+def _damaged(path: epath.Path, what: str) -> InputError:
+  return InputError(f"{path}: damaged or cut off ({what}); remove {path.name} and {_COMPLETE}, and run the same "
+                    "gtr-jax encode again")

@@ -1,0 +1,162 @@
+"""Embeddings do not depend on batches, padding, order or the mesh; encoding a corpus goes on where it stopped."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_model_dir import corpus, sentence, write_model_dir
+
+from gtr_jax.errors import InputError
+from gtr_jax.load import load_model
+from gtr_jax.partitioning import make_mesh
+from gtr_jax.retrieval import encode, store
+from gtr_jax.retrieval.encode import embed, encode_corpus
+from gtr_jax.text.packing import Texts
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return write_model_dir(tmp_path_factory.mktemp("encode") / "run", seeds=(0, 1), shared=False)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 64)
+  monkeypatch.setattr(encode, "FEW", 1)
+  monkeypatch.setattr(store, "CHUNK_ROWS", 10)
+
+
+def loaded(run, *shape, step=1):
+  devices = jax.devices()[:int(np.prod(shape))]
+  return load_model(run / "checkpoints" / str(step), make_mesh(*shape, devices=devices))
+
+
+@functools.partial(jax.jit, static_argnames=("encoder", "tower"))
+def alone(encoder, params, texts, tower):
+  return encoder.encode(params, texts, 1, tower=tower)
+
+
+def one_by_one(model, texts, tower, max_length):
+  """Each text alone in one row, without padding, in the order given."""
+  rows = []
+  for text in texts:
+    tokens = model.tokenizer.encode([text], max_length)[0][None, None]
+    rows.append(alone(model.encoder, model.params, Texts(tokens, np.ones_like(tokens)), tower)[0, 0])
+  return np.stack(rows)
+
+
+TEXTS = [sentence(i, n) for i, n in enumerate([3, 30, 1, 12, 30, 7, 2, 12, 25])]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_embeddings_equal_those_of_each_text_alone(run, small_batches, shape):
+  model = loaded(run, *shape)
+  found = embed(model, TEXTS, "passage", progress=False)
+  assert found.dtype == np.float32
+  assert found.shape == (len(TEXTS), 8)
+  np.testing.assert_allclose(found[:4], one_by_one(loaded(run, 1), TEXTS[:4], "passage", 32), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+  queries = embed(model, TEXTS[:1], "query", progress=False)
+  assert np.abs(queries - found[:1]).max() > 1e-3  # The other tower.
+
+
+def test_lengths_and_prompts_are_the_models(run):
+  model = loaded(run, 1)
+  long = sentence(1, 40)
+  query = embed(model, [long], "query", progress=False)
+  cut = embed(model, [long], "query", max_length=8, progress=False)
+  assert np.abs(query - cut).max() > 1e-3
+  np.testing.assert_allclose(query, one_by_one(model, [long], "query", 16), atol=1e-5)
+  prompted = loaded(run, 1)
+  prompted.prompts["query"] = "lion "
+  np.testing.assert_allclose(embed(prompted, ["zebra"], "query", progress=False),
+                             one_by_one(model, ["lion zebra"], "query", 16), atol=1e-5)
+
+
+def test_few_programs_for_all_lengths(run, monkeypatch):
+  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 128)
+  model = loaded(run, 1)
+  tokens = [np.full(length, 5, np.int32) for length in np.random.default_rng(0).integers(1, 100, 300)]
+  encode._encode.clear_cache()
+  for params in (model.params, jax.tree.map(lambda x: x * 2, model.params)):  # As between evaluations in training.
+    encode.embed_tokens(model.encoder, params, tokens, "query", 100, model.mesh)
+  assert encode._encode._cache_size() <= 5  # 16, 32, 64, 100, and a small last batch
+
+
+def test_batches_cover_all_texts_within_the_budget(monkeypatch):
+  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 64)
+  lengths = [20, 1, 16, 64, 33, 5, 5, 5, 5, 5, 5]
+  batches = encode._batches(lengths, max_length=48, groups=2)
+  assert sorted(i for texts, _, _ in batches for i in texts) == list(range(len(lengths)))
+  for texts, length, rows in batches:
+    assert len(texts) <= rows
+    assert rows % 2 == 0
+    assert rows // 2 * length <= 64
+    assert max(min(lengths[i], 48) for i in texts) <= length
+  assert [length for _, length, _ in batches] == sorted((length for _, length, _ in batches), reverse=True)
+
+
+def test_a_store_holds_what_embed_gives(run, small_batches, tmp_path):
+  model, documents = loaded(run, 2), corpus(25)
+  made = encode_corpus(model, documents, tmp_path / "store", progress=False)
+  assert made.shape == (25, 8)
+  assert made.ids == sorted(documents.ids, reverse=True)
+  row = {doc_id: i for i, doc_id in enumerate(documents.ids)}
+  expected = embed(model, [documents.full_texts()[row[doc_id]] for doc_id in made.ids], "passage", progress=False)
+  np.testing.assert_allclose(made[0:25], expected, atol=1e-5)
+
+
+def test_goes_on_at_the_first_missing_chunk(run, small_batches, tmp_path, monkeypatch):
+  model, documents = loaded(run, 1), corpus(25)
+  whole = encode_corpus(model, documents, tmp_path / "whole", progress=False)
+  real, calls = store.StoreWriter.write_chunk, []
+
+  def dies_in_the_second(writer, rows, embeddings):
+    calls.append(rows)
+    if len(calls) == 2:
+      (writer.path / ".embeddings-00001.npy.tmp").write_bytes(b"half")
+      raise KeyboardInterrupt
+    real(writer, rows, embeddings)
+
+  monkeypatch.setattr(store.StoreWriter, "write_chunk", dies_in_the_second)
+  with pytest.raises(KeyboardInterrupt):
+    encode_corpus(model, documents, tmp_path / "store", progress=False)
+  with pytest.raises(InputError, match="not complete; run the same gtr-jax encode again"):
+    store.Store(tmp_path / "store")
+  first = (tmp_path / "store" / "embeddings-00000.npy").stat().st_mtime_ns
+  encode_corpus(model, documents, tmp_path / "store", progress=False)
+  assert calls == [range(10), range(10, 20), range(10, 20), range(20, 25)]
+  assert (tmp_path / "store" / "embeddings-00000.npy").stat().st_mtime_ns == first
+  again = encode_corpus(model, documents, tmp_path / "store", progress=False)
+  assert len(calls) == 4
+  np.testing.assert_array_equal(again[0:25], whole[0:25])
+
+
+def test_a_folder_of_anything_else_is_refused_and_left_alone(run, small_batches, tmp_path):
+  model, documents = loaded(run, 1), corpus(12)
+  place = tmp_path / "store"
+  encode_corpus(model, documents, place, progress=False)
+  before = {p.name: p.read_bytes() for p in place.iterdir()}
+  with pytest.raises(InputError, match="holds another model's embeddings"):
+    encode_corpus(loaded(run, 1, step=2), documents, place, progress=False)
+  with pytest.raises(InputError, match="embeddings of another maximum length"):
+    encode_corpus(model, documents, place, max_length=8, progress=False)
+  with pytest.raises(InputError, match="the embeddings of other documents"):
+    encode_corpus(model, corpus(11), place, progress=False)
+  assert {p.name: p.read_bytes() for p in place.iterdir()} == before
+  (tmp_path / "notes").mkdir()
+  (tmp_path / "notes" / "todo.txt").write_text("x")
+  with pytest.raises(InputError, match="exists and is not an embedding store"):
+    encode_corpus(model, documents, tmp_path / "notes", progress=False)
+  assert [p.name for p in (tmp_path / "notes").iterdir()] == ["todo.txt"]
+
+
+def test_embeddings_that_are_not_finite(run, tmp_path):
+  model = loaded(run, 1)
+  model.params["passage"]["projection_layer"]["kernel"] = np.full((16, 8), np.nan, np.float32)
+  with pytest.raises(InputError, match=r"its embedding of 'd\d' is not finite"):
+    encode_corpus(model, corpus(3), tmp_path / "store", progress=False)
+  assert json.loads((tmp_path / "store" / "manifest.json").read_text())["documents"] == 3
+  assert not (tmp_path / "store" / "COMPLETE").exists()

@@ -1,0 +1,114 @@
+"""Models from disk: what comes back, what the hash covers, and one line for all that is wrong."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_model_dir import tiny_encoder, tiny_params, write_model_dir, write_vocabulary
+
+from gtr_jax.errors import InputError
+from gtr_jax.load import load_model, weights_hash, write_model_json
+from gtr_jax.partitioning import make_mesh
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return write_model_dir(tmp_path_factory.mktemp("load") / "run", seeds=(3, 4), scores={1: 0.5, 2: 0.25})
+
+
+def one_device():
+  return make_mesh(devices=jax.devices()[:1])
+
+
+def message(call, *args, **kwargs):
+  with pytest.raises(InputError) as e:
+    call(*args, **kwargs)
+  assert "\n" not in str(e.value)
+  return str(e.value)
+
+
+def change(path, **fields):
+  path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_loads_the_best_checkpoint_or_the_one_named(run):
+  best, second = load_model(run, one_device()), load_model(run / "checkpoints" / "2", one_device())
+  for model, seed in ((best, 3), (second, 4)):
+    jax.tree.map(np.testing.assert_array_equal, model.params, tiny_params(model.encoder, seed))
+  assert (dict(best.lengths), dict(best.prompts)) == ({"query": 16, "document": 32}, {"query": "", "document": ""})
+  assert best.tokenizer.path == run / "spiece.model"
+  assert best.weights_hash != second.weights_hash
+  assert load_model(run / "checkpoints" / "1", one_device()).weights_hash == best.weights_hash
+
+
+def test_the_hash_is_the_same_on_every_mesh_and_shards_hold_parts(run):
+  model = load_model(run, make_mesh(2, 2, 2))
+  assert model.weights_hash == load_model(run, one_device()).weights_hash
+  kernel = model.params["encoder"]["layers_0"]["mlp"]["wi"]["kernel"]
+  assert kernel.addressable_shards[0].data.shape == (8, 16)  # embed over fsdp, mlp over model
+
+
+def test_the_hash_covers_all_that_decides_an_embedding(run):
+  model = load_model(run, one_device())
+  values = {"encoder": model.encoder, "params": model.params, "tokenizer": model.tokenizer,
+            "lengths": model.lengths, "prompts": model.prompts}
+  assert weights_hash(**values) == model.weights_hash
+  kernel = np.asarray(model.params["projection_layer"]["kernel"])
+  nudged = np.where(np.arange(kernel.size).reshape(kernel.shape) == 5, np.nextafter(kernel, np.float32(9)), kernel)
+  others = [{"params": {**model.params, "projection_layer": {"kernel": nudged}}},
+            {"encoder": tiny_encoder(model.tokenizer, pooling="first")},
+            {"encoder": tiny_encoder(model.tokenizer, normalize=False)},
+            {"lengths": {"query": 16, "document": 33}}, {"prompts": {"query": "q: ", "document": ""}}]
+  hashes = {weights_hash(**{**values, **other}) for other in others} | {model.weights_hash}
+  assert len(hashes) == len(others) + 1
+
+
+def test_separate_towers(tmp_path):
+  model = load_model(write_model_dir(tmp_path / "run", shared=False), one_device())
+  assert set(model.params) == {"query", "passage"}
+
+
+def test_what_is_not_a_model_dir(run, tmp_path):
+  assert "no such model" in message(load_model, tmp_path / "nothing")
+  assert "not a training run's MODEL_DIR (it has no model.json); give" in message(load_model, tmp_path)
+  (tmp_path / "modules.json").write_text("[]")
+  assert "a sentence-transformers folder" in message(load_model, tmp_path)
+  (tmp_path / "modules.json").unlink()
+  (tmp_path / "checkpoint").write_bytes(b"")
+  assert "a T5X checkpoint" in message(load_model, tmp_path)
+  assert "holds no whole checkpoint" in message(load_model, run / "checkpoints" / "7")
+
+
+def test_wrong_vocabulary_and_damaged_files(run, tmp_path):
+  folder = tmp_path / "copy"
+  folder.mkdir()
+  for name in ("model.json", "spiece.model"):
+    (folder / name).write_bytes((run / name).read_bytes())
+  assert "holds no whole checkpoint" in message(load_model, folder)
+  place = folder / "model.json"
+  fields = json.loads(place.read_text())
+  change(place, vocabulary={**fields["vocabulary"], "extra_ids": 100})
+  assert "ids do not fit the model's embedding" in message(load_model, folder)
+  change(place, vocabulary={**fields["vocabulary"], "sha256": "0" * 64})
+  assert "not the vocabulary that" in message(load_model, folder)
+  (folder / "spiece.model").unlink()
+  assert "no such vocabulary" in message(load_model, folder)
+  change(place, lengths={"query": 16})
+  assert "model.json: damaged (KeyError: 'document')" in message(load_model, folder)
+  change(place, lengths=fields["lengths"], model={"no_such_field": 1})
+  assert f"{place}: the model description does not fit" in message(load_model, folder)
+  place.write_text("{")
+  assert "model.json: damaged" in message(load_model, folder)
+
+
+def test_a_model_dir_is_not_overwritten_by_another_model(run, tmp_path):
+  tokenizer = write_vocabulary(tmp_path / "v.model")
+  before = (run / "model.json").read_bytes()
+  text = message(write_model_json, run, tiny_encoder(tokenizer, projection_dim=4), tokenizer, query_length=16,
+                 document_length=32)
+  assert "already holds another model" in text
+  assert (run / "model.json").read_bytes() == before
+  write_model_json(run, tiny_encoder(tokenizer), tokenizer, query_length=16, document_length=32)  # Of this very run.
+  assert (run / "model.json").read_bytes() == before
+  assert not [p for p in run.iterdir() if p.name.startswith(".")]

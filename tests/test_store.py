@@ -1,0 +1,100 @@
+"""Embedding stores: reading, and one line that names the file where something is damaged."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gtr_jax.errors import InputError
+from gtr_jax.retrieval import store
+from gtr_jax.retrieval.documents import Documents
+from gtr_jax.retrieval.search import Searcher
+from gtr_jax.retrieval.store import Store, StoreWriter
+
+DOCUMENTS = Documents(["2", "10", "é", "a"], ["", "Ten", "", "A\u2028title"], ["two", "", "accent\n", "text"])
+SETTINGS = {"weights_hash": "w" * 64, "max_length": 8, "prompt": ""}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(store, "CHUNK_ROWS", 3)
+  writer = StoreWriter(tmp_path / "store", DOCUMENTS, 2, SETTINGS)
+  for chunk in writer.missing_chunks():
+    writer.write_chunk(chunk, np.asarray([[row, -row] for row in chunk], np.float32))
+  writer.finish()
+  return tmp_path / "store"
+
+
+def test_rows_descend_by_id_and_documents_are_there_to_show(folder):
+  there = Store(folder)
+  assert there.ids == ["é", "a", "2", "10"]
+  assert [there.document(row) for row in range(4)] == [
+      ("é", "", "accent\n"), ("a", "A\u2028title", "text"), ("2", "", "two"), ("10", "Ten", "")]
+  assert there.shape == (4, 2)
+  assert there.settings == SETTINGS
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(0, 2), slice(1, 4), slice(3, 4), slice(2, 2), slice(4, 9)])
+def test_slices_cross_chunks(folder, rows):
+  whole = np.asarray([[row, -row] for row in range(4)], np.float32)
+  np.testing.assert_array_equal(Store(folder)[rows], whole[rows])
+
+
+def test_can_be_searched(folder):
+  scores, rows = Searcher(Store(folder)).search(np.float32([[1, 0]]), 2)
+  assert (scores.tolist(), rows.tolist()) == ([[3, 2]], [[3, 2]])
+
+
+def cut_off(path):
+  path.write_bytes(path.read_bytes()[:-4])
+
+
+def overwrite(path):
+  path.write_bytes(b"not an array at all")
+
+
+def of_another_size(path):
+  np.save(path, np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize(("name", "spoil"), [
+    ("embeddings-00001.npy", cut_off), ("embeddings-00000.npy", overwrite), ("embeddings-00000.npy", of_another_size),
+    ("embeddings-00001.npy", lambda path: path.unlink()), ("offsets.npy", cut_off), ("ids.txt", cut_off),
+    ("ids.txt", lambda path: path.unlink()), ("manifest.json", cut_off),
+    ("manifest.json", lambda path: path.write_text("[]")),
+])
+def test_a_damaged_file_is_named(folder, name, spoil):
+  spoil(folder / name)
+  with pytest.raises(InputError) as e:
+    Store(folder)
+  assert f"{folder / name}: damaged or cut off" in str(e.value)
+  assert "\n" not in str(e.value)
+
+
+def test_a_damaged_document_is_named(folder):
+  cut_off(folder / "documents.jsonl")
+  there = Store(folder)
+  with pytest.raises(InputError, match="documents.jsonl: damaged or cut off .line 4 is not a document"):
+    there.document(3)
+
+
+def test_the_advice_for_a_damaged_chunk_works(folder):
+  cut_off(folder / "embeddings-00001.npy")
+  for name in ("embeddings-00001.npy", "COMPLETE"):
+    (folder / name).unlink()
+  writer = StoreWriter(folder, DOCUMENTS, 2, SETTINGS)
+  assert writer.missing_chunks() == [range(3, 4)]
+  writer.write_chunk(range(3, 4), np.float32([[3, -3]]))
+  assert writer.finish()[3:4].tolist() == [[3, -3]]
+
+
+def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
+  with pytest.raises(InputError, match="not an embedding store"):
+    Store(tmp_path)
+  Store(folder).check_model("w" * 64)
+  with pytest.raises(InputError, match="another model .weights wwwwwwwwwwww, not xxxxxxxxxxxx"):
+    Store(folder).check_model("x" * 64)
+  manifest = json.loads((folder / "manifest.json").read_text())
+  (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
+  with pytest.raises(InputError, match="format 9, this version reads 1"):
+    Store(folder)
