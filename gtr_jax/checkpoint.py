@@ -6,6 +6,7 @@ and renames when all of it is there (object stores: a marker file is written las
 moment leaves whole steps only; what a killed process left behind is removed when training starts again.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -63,11 +64,11 @@ class Checkpointer:
     self._scores = {step: _score(self.directory / str(step)) for step in self._manager.all_steps()}
 
   def steps(self) -> list[int]:
-    """The steps that are saved, ascending."""
+    """The steps that are saved or being saved, ascending."""
     return sorted(self._manager.all_steps())
 
   def latest_step(self) -> int | None:
-    """The last saved step, or None."""
+    """The last step that is saved or being saved, or None."""
     return max(self._manager.all_steps(), default=None)
 
   def best_step(self) -> int | None:
@@ -94,7 +95,8 @@ class Checkpointer:
     self._scores[step] = score
     self._manager.save(step, args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), input=_BytesSave(input_state),
-        progress=ocp.args.JsonSave({"score": score, "loop": dict(progress)})))
+        # A copy: it is written while the caller goes on.
+        progress=ocp.args.JsonSave(copy.deepcopy({"score": score, "loop": dict(progress)}))))
     self._scores = {step: self._scores[step] for step in self._manager.all_steps()}
 
   def restore(self, abstract_state: Any, step: int | None = None) -> Checkpoint:
@@ -107,6 +109,7 @@ class Checkpointer:
     Raises:
       InputError: there is none; another structure or size; damaged; saved by another number of processes.
     """
+    self.wait()
     step = self.latest_step() if step is None else step
     if step is None:
       raise InputError(f"{self.directory}: holds no whole checkpoint")

@@ -118,7 +118,8 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
     state: fresh, or from `resume`; donated.
     train_step: compiled, `(state, batch) -> (state, metrics)`.
     batches: yields `batch` (this process's numpy arrays), `ids` (of its examples) and `input_state` (bytes at the steps
-      of `periods.may_save`); `stop()` makes it end after what is queued, `state_after_last()` is the bytes for that.
+      of `periods.may_save`); `stop()` makes it end after what is queued, `state_after_last()` is the bytes for that;
+      `close()` is called at the end.
     checkpointer: where to save.
     periods: when to log, evaluate and save.
     mesh: the one that the state lies on.
@@ -160,7 +161,7 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
       if saved != step:
         loop.save(step, state, batches.state_after_last(), None)
     finally:
-      batches.stop()
+      batches.close()
       checkpointer.wait()
   if step == periods.train_steps:
     return FitResult(state, None)

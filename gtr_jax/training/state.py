@@ -1,5 +1,6 @@
 """The state of training, created sharded: no device ever holds all of a state that the mesh divides."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -43,15 +44,21 @@ def create_state(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> 
     The state, and a state of `NamedSharding`s.
   """
 
+  init, shardings = state_initializer(model, loss, optimizer, mesh, seed)
+  with jax.set_mesh(mesh):
+    return init(), shardings
+
+
+def state_initializer(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> tuple[Callable, TrainState]:
+  """The jitted function without arguments that makes `create_state`'s state, not called yet, and the shardings."""
+
   def boxed_state():
     params = {**model.init(jax.random.key(seed)), **loss.init_params()}
     opt_state = _name_axes(optimizer.init(params), params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   shardings = partitioning.state_shardings(mesh, jax.eval_shape(boxed_state))
-  with jax.set_mesh(mesh):
-    state = jax.jit(lambda: nn.meta.unbox(boxed_state()), out_shardings=shardings)()
-  return state, shardings
+  return jax.jit(lambda: nn.meta.unbox(boxed_state()), out_shardings=shardings), shardings
 
 
 def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:

@@ -38,8 +38,8 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
     gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, **_counts(batch), "grad_norm": optax.global_norm(gradient),
-               "param_norm": optax.global_norm(params), "learning_rate": optimizer.learning_rate(state.step)}
+    metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
+               "param_norm": optax.tree.norm(params), "learning_rate": optimizer.learning_rate(state.step)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step
