@@ -178,7 +178,7 @@ class RelativePositionBias(nn.Module):
     # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
     buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
                for distance in (*range(length), *range(-length, 0))]
-    flat = jnp.tile(table_HxB[:, jnp.array(buckets)], (1, length))[:, :length * (2 * length - 1)]
+    flat = jnp.tile(jnp.take(table_HxB, jnp.array(buckets), axis=1), (1, length))[:, :length * (2 * length - 1)]
     bias_HxLxL = flat.reshape(-1, length, 2 * length - 1)[:, :, :length]
     return constrain(bias_HxLxL, "activation_heads", None, None)
 

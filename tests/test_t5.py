@@ -1,0 +1,191 @@
+"""The encoder: parity with transformers' golden embeddings, position buckets, attention, dropout, numerics."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from t5_reference import GOLDEN, LENGTHS, MODELS, pack, random_params
+
+from gtr_jax.errors import InputError
+from gtr_jax.models import t5
+from gtr_jax.models.t5 import Encoder, T5Config, attention, relative_position_bucket
+from gtr_jax.text.packing import pad_texts
+
+SMALL = T5Config(vocab_size=61, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_layers=2)
+
+
+def encode(model, params, texts, num_texts, **kwargs):
+  return jax.jit(model.encode, static_argnames="num_texts")(params, texts, num_texts=num_texts, **kwargs)
+
+
+def golden(name):
+  file = np.load(GOLDEN / f"{name}.npz")
+  return pad_texts(file["tokens"].astype(np.int32), 1), file["embeddings"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_embeddings_of_transformers(name):
+  texts, theirs = golden(name)
+  ours = encode(MODELS[name], random_params(MODELS[name]), texts, len(LENGTHS))
+  np.testing.assert_allclose(ours[0], theirs, atol=1e-5, rtol=0)
+
+
+def test_packed_texts_have_the_golden_embeddings():
+  texts, theirs = golden("t5_1_0")
+  lists = [row[:length] for row, length in zip(texts.tokens[0], LENGTHS, strict=True)]
+  packed = pack(lists, [[6], [3, 4, 0], [1, 5, 2]], 512)
+  ours = encode(MODELS["t5_1_0"], random_params(MODELS["t5_1_0"]), packed, len(LENGTHS))
+  np.testing.assert_allclose(ours[0], theirs, atol=1e-5, rtol=0)
+
+
+def bucket_in(dtype, distance, num_buckets=32, max_distance=128):
+  """T5X's formula with its logarithm in `dtype`."""
+  half, exact, size = num_buckets // 2, num_buckets // 4, abs(distance)
+  if size >= exact:
+    octaves = np.log(np.asarray(size, dtype) / np.asarray(exact, dtype) + np.finfo(np.float32).eps.astype(dtype))
+    value = octaves / np.asarray(math.log(max_distance / exact), dtype) * np.asarray(half - exact, dtype)
+    size = min(exact + int(value), half - 1)
+  return size + half * (distance > 0)
+
+
+def test_buckets():
+  distances = [*range(-1000, 1001)]
+  ours = {d: relative_position_bucket(d, 32, 128) for d in distances}
+  assert ours == {d: bucket_in(np.float32, d) for d in distances}
+  assert [ours[d] for d in (0, -1, 1, -7, 7, -8, 8)] == [0, 1, 17, 7, 23, 8, 24]
+  # Steps: 8 * 16 ** (k / 8), of which 16, 32 and 64 are exact.
+  assert [ours[-d] for d in (11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 1000)] == [
+      8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15]
+  wrong = [d for d in distances if bucket_in(jnp.bfloat16, d) != ours[d]]
+  assert {45, 90} <= {abs(d) for d in wrong}
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda d, n, m: bucket_in(jnp.bfloat16, d, n, m),
+    lambda d, n, m: relative_position_bucket(-d, n, m),
+    lambda d, n, m: relative_position_bucket(abs(d), n, m),
+], ids=["bfloat16", "direction", "one direction"])
+def test_the_golden_embeddings_show_a_wrong_bucket(wrong, monkeypatch):
+  texts, theirs = golden("t5_1_0")
+  monkeypatch.setattr(t5, "relative_position_bucket", wrong)
+  ours = np.asarray(encode(MODELS["t5_1_0"], random_params(MODELS["t5_1_0"]), texts, len(LENGTHS)))[0]
+  difference = dict(zip(LENGTHS, np.abs(ours - theirs).max(axis=1), strict=True))
+  assert difference[300] > 1e-3
+  assert difference[1] < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 2, 130])
+def test_position_bias_is_a_table_of_distances(length):
+  module = t5.RelativePositionBias(SMALL)
+  table = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
+  bias = module.apply({"params": {"rel_embedding": table}}, length)
+  buckets = np.array([[relative_position_bucket(j - i, 32, 128) for j in range(length)] for i in range(length)])
+  np.testing.assert_array_equal(bias, table[:, buckets])
+
+
+def test_attention_against_loops():
+  rng = np.random.default_rng(0)
+  q, k, v = rng.normal(size=(3, 1, 3, 5, 2, 4)).astype(np.float32)
+  bias = rng.normal(size=(2, 5, 5)).astype(np.float32)
+  segments = np.array([[[1, 1, 2, 2, 2], [3, 0, 0, 0, 0], [0, 0, 0, 0, 0]]], np.int32)
+  expected = np.zeros_like(q)
+  for r, i, h in np.ndindex(3, 5, 2):
+    keys = [j for j in range(5) if segments[0, r, j] == segments[0, r, i]]
+    logits = np.array([q[0, r, i, h] @ k[0, r, j, h] + bias[h, i, j] for j in keys], np.float64)
+    weights = np.exp(logits - logits.max())
+    expected[0, r, i, h] = sum(w * v[0, r, j, h] for w, j in zip(weights / weights.sum(), keys, strict=True))
+  np.testing.assert_allclose(attention(q, k, v, bias, segments), expected, atol=1e-5)
+
+
+def primitives(jaxpr):
+  """All equations of a jaxpr and of those inside it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in jax.tree.leaves(eqn.params):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from primitives(inner)
+
+
+def encoder_jaxpr(config, rngs=None):
+  """Of the encoder alone, on 2 rows of 6 tokens."""
+  x, ids = jnp.zeros((1, 2, 6, config.emb_dim)), jnp.ones((1, 2, 6), jnp.int32)
+  params = jax.eval_shape(Encoder(config).init, jax.random.key(0), x, ids)
+  return jax.make_jaxpr(lambda p: Encoder(config).apply(p, x, ids, rngs=rngs))(params)
+
+
+def test_dropout_is_wherever_t5_has_it():
+  config = dataclasses.replace(SMALL, dropout_rate=0.1)
+  def masks(rngs):
+    return sum(eqn.primitive.name == "random_bits" for eqn in primitives(encoder_jaxpr(config, rngs).jaxpr))
+  # The embedded tokens and the output; in each layer attention weights, attention output, MLP hidden and output.
+  assert masks({"dropout": jax.random.key(0)}) == 2 + 4 * config.num_layers
+  assert masks(None) == 0
+  x = t5.dropout(jnp.ones((3, 50, 400)), 0.25, jax.random.key(0))
+  assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.75)}
+  np.testing.assert_allclose(x.mean(), 1, atol=0.05)
+  np.testing.assert_array_equal(x, jnp.broadcast_to(x[:, :1], x.shape))  # one mask for all positions
+
+
+def test_bfloat16_runs_norms_and_softmax_in_float32():
+  config = dataclasses.replace(SMALL, dtype="bfloat16")
+  eqns = list(primitives(encoder_jaxpr(config).jaxpr))
+  dtypes = {name: {str(eqn.invars[0].aval.dtype) for eqn in eqns if eqn.primitive.name == name}
+            for name in ("exp", "rsqrt", "dot_general")}
+  assert dtypes == {"exp": {"float32"}, "rsqrt": {"float32"}, "dot_general": {"bfloat16"}}
+
+
+def test_bfloat16_is_close():
+  model = dataclasses.replace(MODELS["t5_1_1"], config=dataclasses.replace(MODELS["t5_1_1"].config, dtype="bfloat16"))
+  texts, theirs = golden("t5_1_1")
+  ours = encode(model, random_params(model), texts, len(LENGTHS))
+  assert ours.dtype == jnp.float32
+  cosines = np.sum(np.asarray(ours[0]) * theirs, axis=-1)
+  assert cosines.min() > 0.995
+  assert np.abs(ours[0] - theirs).max() > 1e-5  # it did run in bfloat16
+
+
+def test_remat_recomputes_and_gives_the_same_gradient():
+  model = MODELS["t5_1_0"]
+  params = random_params(model)
+  texts = pad_texts(np.random.RandomState(1).randint(1, 61, (4, 12)).astype(np.int32), 1)
+  key = jax.random.key(3)
+
+  def gradient(remat):
+    config = dataclasses.replace(model.config, num_layers=2, remat=remat, dropout_rate=0.1)
+    encoder = dataclasses.replace(model, config=config)
+    def f(p):
+      return jnp.sum(encoder.encode(p, texts, 4, dropout_key=key)[:, 0] ** 3)
+    names = [eqn.primitive.name for eqn in primitives(jax.make_jaxpr(f)(params).jaxpr)]
+    return jax.jit(jax.grad(f))(params), sum("remat" in name or "checkpoint" in name for name in names)
+
+  (kept, none), (recomputed, layers) = gradient(False), gradient(True)
+  assert (none, layers) == (0, 2)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), kept, recomputed)
+
+
+def test_initial_scales():
+  config = dataclasses.replace(SMALL, vocab_size=500, emb_dim=64, num_heads=8, head_dim=16, mlp_dim=256, num_layers=1,
+                               mlp_activations=("gelu", "linear"))
+  x, ids = jnp.zeros((1, 1, 1, 64)), jnp.zeros((1, 1, 1), jnp.int32)
+  params = jax.jit(Encoder(config).init)(jax.random.key(0), x, ids)["params"]
+  layer = params["layers_0"]
+  kernels = {**layer["attention"], **layer["mlp"]}
+  got = {name: float(jnp.std(part["kernel"].value)) for name, part in kernels.items()}
+  expected = {"query": (64 * 16) ** -0.5, "key": 64**-0.5, "value": 64**-0.5, "out": 128**-0.5, "wi_0": 64**-0.5,
+              "wi_1": 64**-0.5, "wo": 256**-0.5}
+  assert got == pytest.approx(expected, rel=0.05)
+  embedding = jax.jit(t5.TokenEmbedder(config).init)(jax.random.key(0), ids)["params"]["embedding"].value
+  np.testing.assert_allclose([jnp.mean(embedding), jnp.std(embedding)], [0, 1], atol=0.02)
+  assert jnp.all(params["encoder_norm"]["scale"].value == 1)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("mlp_activations", ("relu", "linear")), ("dtype", "float16"), ("dropout_rate", 1.0), ("relpos_buckets", 5),
+    ("relpos_max_distance", 8)])
+def test_config_errors(field, value):
+  with pytest.raises(InputError, match=field):
+    dataclasses.replace(SMALL, **{field: value})
