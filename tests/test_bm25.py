@@ -48,9 +48,10 @@ def test_queries_keep_their_order_over_many_threads():
 
 def test_leaves_out_the_query_itself_and_stands_queries_without_words():
   documents = Documents(["x", "y", "z"], ["lions", "", ""], ["", "lions roar", "nothing"])
-  run = bm25_run(documents, ["x", "q"], ["lions", "the of"], 1, exclude_own_id=True, progress=False)
-  assert run["x"].doc_ids == ["y"]
-  assert run["q"].doc_ids == []
+  run = bm25_run(documents, ["x", "q", "one letter", "unknown"], ["lions", "the of", "x", "tiger"], 1,
+                 exclude_own_id=True, progress=False)
+  assert {query_id: ranking.doc_ids for query_id, ranking in run.items()} == {
+      "x": ["y"], "q": [], "one letter": [], "unknown": []}
   only_stop_words = Documents(["x"], [""], ["the of"])
   assert bm25_run(only_stop_words, ["q"], ["lion"], 1, progress=False)["q"].doc_ids == []
 

@@ -61,7 +61,7 @@ class BM25Index:
         yield from results
 
   def _best(self, words: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    known = self._index.get_tokens_ids(words)
+    known = self._index.get_tokens_ids([word for word in words if word])  # bm25s knows "" and cannot look it up.
     scores = self._index.get_scores_from_ids(known) if known else np.zeros(0, np.float32)
     rows = np.flatnonzero(scores > 0)
     if len(rows) > k:
