@@ -49,7 +49,8 @@ def _join_gin_flags(argv: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser("gtr-jax", description="T5 dual encoders for dense retrieval in JAX.", epilog=_EPILOG,
+  parser = argparse.ArgumentParser("gtr-jax", description="T5 dual encoders for dense retrieval in JAX.",
+                                   epilog=_EPILOG,
                                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   parser.add_argument("--version", action="version", version=f"gtr_jax {__version__}")
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -185,3 +186,39 @@ def _train(args):
     print(f"gtr-jax train: {e}", file=sys.stderr)
     return 1
   return 128 + stopped_by if stopped_by else 0
+
+
+def _loaded(args, path):
+  from gtr_jax.load import load_model
+  from gtr_jax.partitioning import make_mesh
+  return load_model(path, make_mesh(model=args.model_parallel))
+
+
+def _encode(args):
+  from gtr_jax.evaluation.collections import read_corpus
+  from gtr_jax.retrieval.encode import encode_corpus
+  encode_corpus(_loaded(args, args.model), read_corpus(args.collection), args.output)
+
+
+def _search(args):
+  raise NotImplementedError
+
+
+def _evaluate(args):
+  raise NotImplementedError
+
+
+def _mine(args):
+  from gtr_jax.retrieval.mine import mine_bm25
+  mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
+            num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank)
+
+
+def _report(args):
+  from gtr_jax.evaluation.report import write_report
+  write_report(args.output, results=args.results, model_dirs=args.model_dir)
+
+
+def _demo(args):
+  from gtr_jax import demo
+  demo.run(args.output)

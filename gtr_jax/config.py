@@ -15,7 +15,6 @@ from gin import config_parser
 
 from gtr_jax.errors import InputError
 
-
 _GIN_ERRORS = (OSError, ValueError, SyntaxError, NameError, AttributeError, ImportError)
 
 

@@ -47,6 +47,8 @@ def train(
     random_seed: int = 0,
     query_length: int = 64,
     document_length: int = 512,
+    query_prompt: str = "",
+    document_prompt: str = "",
     config_text: str = "",
 ) -> signal.Signals | None:
   """Trains a dual encoder, from step 0 or from where a run in `model_dir` stopped.
@@ -57,10 +59,10 @@ def train(
     model: what to train.
     loss: for instance an `InBatchLoss`.
     optimizer: with its learning rate schedule.
-    train_data: called with `groups` (data shards of this process), `seed` and the process's number.
+    train_data: called with `groups` (data shards), `seed`, `wants_state`, and this process's index and their count.
     train_steps: steps in all.
     mesh: the devices.
-    validation_data: called with `groups`; "validation/loss" and the like are its metrics. None: no validation loss.
+    validation_data: called with `groups` and the processes; gives "validation/loss" and the like. None: not measured.
     evaluators: each called with `model`, `tokenizer`, `mesh` and the two lengths; gives an object as `fit` takes them.
     best_metric: "name/key" of the result that decides which checkpoint is kept as the best.
     eval_period: steps between evaluations.
@@ -71,6 +73,8 @@ def train(
     random_seed: of the initial parameters, the order of the data and dropout.
     query_length: tokens, recorded in model.json for encoding.
     document_length: likewise.
+    query_prompt: text before every query when encoding: the prefix that the task puts there.
+    document_prompt: likewise.
     config_text: the resolved configuration, saved as config.gin.
 
   Returns:
@@ -81,10 +85,11 @@ def train(
     TrainingError: not finite, or out of data.
   """
   directory = epath.Path(model_dir)
-  groups = partitioning.local_groups(mesh)
-  batches = train_data(groups=groups, seed=random_seed, process_index=jax.process_index(),
-                       process_count=jax.process_count())
-  tokenizer = Tokenizer(batches.vocabulary.path, batches.vocabulary.extra_ids)
+  periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
+  shard = {"groups": partitioning.num_groups(mesh), "process_index": jax.process_index(),
+               "process_count": jax.process_count()}
+  batches = train_data(seed=random_seed, wants_state=periods.may_save, **shard)
+  tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)
   state, shardings = create_state(model, loss, optimizer, mesh, random_seed)
   with jax.set_mesh(mesh):
@@ -92,7 +97,7 @@ def train(
                      document_length=document_length) for make in evaluators]
     if validation_data is not None:
       eval_step = jax.jit(make_eval_step(model, loss))
-      measured.insert(0, ValidationLoss(validation_data(groups=groups), eval_step, mesh))
+      measured.insert(0, ValidationLoss(validation_data(**shard), eval_step, mesh))
 
   checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints)
   if checkpointer.latest_step() is None and initial_checkpoint_path:
@@ -104,13 +109,12 @@ def train(
 
   writers = []
   if jax.process_index() == 0:
-    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length)
+    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
+                     query_prompt=query_prompt, document_prompt=document_prompt)
     (directory / "config.gin").write_text(config_text)
     (directory / "parameters.txt").write_text(parameter_table(model))
     (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     writers = [JsonlWriter(directory / "metrics.jsonl", step), TensorboardWriter(directory / "tensorboard")]
-  periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
-  batches.wants_state = lambda offset: periods.may_save(step + offset)
   step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
   try:
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
@@ -134,8 +138,8 @@ class ValidationLoss:
     """`loss`, `accuracy` and `mrr` of these parameters."""
     totals: dict[str, float] = {}
     pairs = 0.0
-    for item in self._batches:
-      metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, item.batch)))
+    for batch in self._batches:
+      metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, batch)))
       pairs += float(metrics["pairs"])
       for name in ("loss", "accuracy", "mrr"):
         totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
