@@ -4,8 +4,8 @@
         "questions", jsonl(train="questions/train-*.jsonl.gz", validation="questions/dev.jsonl"),
         query="question", passage=("title", "text"), negatives="negatives", vocabulary="questions/spiece.model")
 
-Declaring reads no file. Paths are relative to the data root unless absolute. The result is an ordinary seqio task, to be
-mixed with `seqio.MixtureRegistry.add("mix", [("questions", 1.0), ("titles", 3.0)])`.
+Declaring reads no file. Paths are relative to the data root unless absolute. The result is an ordinary seqio task, to
+be mixed with `seqio.MixtureRegistry.add("mix", [("questions", 1.0), ("titles", 3.0)])`.
 """
 
 import functools

@@ -320,8 +320,8 @@ def _unpack(state, iterator, made_from):
     changed = [k for k in made_from if json.loads(json.dumps(made_from[k])) != was.get(k)]
     if changed:
       k = changed[0]
-      raise InputError(f"the checkpoint's input state was made with {k} {was.get(k)}, this run has {made_from[k]}: train "
-                       "as before, or start in another MODEL_DIR")
+      raise InputError(f"the checkpoint's input state was made with {k} {was.get(k)}, this run has {made_from[k]}; "
+                       "train as before, or start in another MODEL_DIR")
     archive.extractall(folder)
     tf.train.Checkpoint(iterator=iterator).read(os.path.join(folder, "state")).assert_consumed()
   return info

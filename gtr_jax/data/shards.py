@@ -136,7 +136,7 @@ def read_jsonl(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]:
   for path in paths:
     with path.open("rb") as raw:
       total = path.stat().length
-      lines = gzip.open(raw) if path.name.endswith(".gz") else raw
+      lines = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
       with tqdm(total=total, desc=f"shuffle {path.name}", unit="B", unit_scale=True, leave=False, delay=1) as bar:
         number = 0
         try:
@@ -159,8 +159,8 @@ def _example(line: bytes, fields: Fields, where: str, example_id: str) -> dict:
 
   def get(name):
     if name not in row:
-      raise InputError(f"{where}: no field {name!r}, only {', '.join(map(repr, row)) or 'an empty object'}; correct the "
-                       "line, or the fields that the task declares")
+      raise InputError(f"{where}: no field {name!r}, only {', '.join(map(repr, row)) or 'an empty object'}; correct "
+                       "the line, or the fields that the task declares")
     return row[name]
 
   def text(values, what, names):

@@ -41,8 +41,8 @@ def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id
 
   def get(name):
     if name not in raw:
-      raise InputError(f"no field {name!r} in the source, only {', '.join(map(repr, raw))}; correct the fields that the "
-                       "task declares")
+      raise InputError(f"no field {name!r} in the source, only {', '.join(map(repr, raw))}; correct the fields that "
+                       "the task declares")
     return raw[name]
 
   def text(names, what):
