@@ -83,6 +83,12 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None) -> Model:
                weights_hash(encoder, params, tokenizer, lengths, prompts), str(path))
 
 
+def check_model(path: epath.PathLike) -> None:
+  """Raises InputError unless there is a model's description and a whole checkpoint, without loading the parameters."""
+  _read_model_json(_model_dir(epath.Path(path)) / MODEL_JSON)
+  checkpoint.find_checkpoint(path)
+
+
 def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer: Tokenizer, *, query_length: int,
                      document_length: int, query_prompt: str = "", document_prompt: str = "") -> None:
   """Writes what `load_model` needs beside the checkpoints: a copy of the vocabulary, then model.json.

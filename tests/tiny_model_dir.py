@@ -1,6 +1,7 @@
 """A MODEL_DIR with a model of one layer, a vocabulary of 150 pieces and random weights; a small corpus."""
 
 import io
+import json
 
 import jax
 import jax.numpy as jnp
@@ -65,4 +66,16 @@ def write_model_dir(folder, seeds=(0,), scores=None, **options):
   for step, seed in enumerate(seeds, start=1):
     checkpointer.save(step, {"params": tiny_params(encoder, seed)}, b"", {}, (scores or {}).get(step))
   checkpointer.close()
+  return folder
+
+
+def write_collection(folder, documents: Documents, queries: int = 12):
+  """Query i is the beginning of document i, which is judged 2; document i + 1 is judged 1."""
+  (folder / "qrels").mkdir(parents=True)
+  (folder / "corpus.jsonl").write_text("".join(
+      json.dumps({"_id": i, "title": title, "text": text}) + "\n" for i, title, text in zip(*documents, strict=True)))
+  (folder / "queries.jsonl").write_text("".join(
+      json.dumps({"_id": f"q{i}", "text": " ".join(documents.texts[i].split()[:4])}) + "\n" for i in range(queries)))
+  (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(
+      f"q{i}\t{documents.ids[i + j]}\t{2 - j}\n" for i in range(queries) for j in range(2)))
   return folder

@@ -37,7 +37,8 @@ def read_collection(folder: epath.PathLike, split: str = "test", *, allow_empty_
   query_ids, queries = read_queries(_jsonl_file(folder, "queries"))
   qrels = read_qrels(folder / "qrels" / f"{split}.tsv", query_ids=set(query_ids), doc_ids=set(documents.ids))
   judged = [i for i, query_id in enumerate(query_ids) if query_id in qrels]
-  return Collection(folder.name, documents, [query_ids[i] for i in judged], [queries[i] for i in judged], qrels)
+  return Collection(name=folder.resolve().name, documents=documents, query_ids=[query_ids[i] for i in judged],
+                    queries=[queries[i] for i in judged], qrels=qrels)
 
 
 def read_corpus(folder: epath.PathLike, *, allow_empty_documents: bool = False) -> Documents:

@@ -1,0 +1,137 @@
+"""Evaluation end to end on tiny models: values equal trec_eval's on the run files; the evaluator of training."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import pytrec_eval
+from tiny_model_dir import corpus, tiny_params, write_collection, write_model_dir
+
+from gtr_jax.errors import InputError
+from gtr_jax.evaluation.evaluate import RetrievalEvaluator, evaluate, tables
+from gtr_jax.load import load_model
+from gtr_jax.partitioning import make_mesh
+from gtr_jax.retrieval import encode, search
+from gtr_jax.retrieval.runs import read_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("evaluate")
+  write_model_dir(folder / "run", seeds=(0, 1))
+  write_collection(folder / "a", corpus(40))
+  write_collection(folder / "b", corpus(30), queries=5)
+  mesh = make_mesh(2, devices=jax.devices()[:2])
+  results = evaluate({"one": folder / "run" / "checkpoints" / "1", "two": folder / "run"},
+                     [folder / "a", folder / "b"], folder / "out", bm25=True, mesh=mesh, progress=False)
+  return folder, mesh, results
+
+
+def test_results_are_trec_evals_on_the_run_files(made):
+  folder, _, results = made
+  assert json.loads((folder / "out" / "results.json").read_text()) == results
+  assert list(results["systems"]) == ["BM25", "one", "two"]
+  assert results["collections"]["a"] == {"documents": 40, "queries": 12, "median words": np.median(
+      [len(text.split()) for text in corpus(40).full_texts()])}
+  for system, of_system in results["systems"].items():
+    for name, values in of_system["results"].items():
+      run = read_run(folder / "out" / "runs" / f"{system}-{name}.trec")
+      lines = (folder / name / "qrels" / "test.tsv").read_text().splitlines()[1:]
+      qrels = {}
+      for query_id, doc_id, grade in (line.split("\t") for line in lines):
+        qrels.setdefault(query_id, {})[doc_id] = int(grade)
+      if system != "BM25":
+        assert {len(ranking.doc_ids) for ranking in run.values()} == {results["collections"][name]["documents"]}
+      by_trec_eval = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100", "map"}).evaluate(
+          {q: dict(zip(r.doc_ids, r.scores.tolist(), strict=True)) for q, r in run.items()})
+      for ours, theirs in (("nDCG@10", "ndcg_cut_10"), ("Recall@100", "recall_100"), ("MAP", "map")):
+        total = sum(v[theirs] for v in by_trec_eval.values())
+        assert values[ours] == pytest.approx(total / len(qrels), abs=1e-9), (system, name, ours)
+  assert results["systems"]["BM25"]["results"]["a"]["nDCG@10"] > 0.5
+
+
+def test_tables(made):
+  text = tables(made[2])
+  blocks = text.split("\n\n")
+  assert [block.split()[0] for block in blocks] == ["nDCG@10", "MRR@10", "Recall@100", "MAP"]
+  rows = [line.split() for line in blocks[0].splitlines()]
+  assert rows[0] == ["nDCG@10", "a", "b", "average"]
+  values = made[2]["systems"]["two"]["results"]
+  assert [float(cell) for cell in rows[3][1:]] == pytest.approx(
+      [values["a"]["nDCG@10"], values["b"]["nDCG@10"], (values["a"]["nDCG@10"] + values["b"]["nDCG@10"]) / 2], abs=1e-4)
+  assert len({len(line) for line in blocks[0].splitlines()}) == 1
+
+
+def test_a_second_evaluation_uses_the_stores(made):
+  folder, mesh, results = made
+  chunks = {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")}
+  assert len(chunks) == 8  # a chunk and offsets, for two models on two collections
+  again = evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False)
+  assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")} == chunks
+  assert again["systems"]["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]
+  assert list(again["systems"]) == ["two"]
+
+
+def test_bm25_needs_no_model_and_own_ids_can_be_left_out(tmp_path):
+  documents = corpus(20)
+  folder = write_collection(tmp_path / "c", documents, queries=4)
+  ids = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+  renamed = {query["_id"]: documents.ids[i] for i, query in enumerate(ids)}
+  (folder / "queries.jsonl").write_text("".join(
+      json.dumps({**query, "_id": renamed[query["_id"]]}) + "\n" for query in ids))
+  (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(
+      f"{documents.ids[i]}\t{documents.ids[i]}\t1\n" for i in range(4)))
+  found = evaluate({}, [folder], tmp_path / "out", bm25=True, progress=False)
+  assert found["systems"]["BM25"]["results"]["c"]["Recall@100"] == 1
+  found = evaluate({}, [folder], tmp_path / "out", bm25=True, exclude_own_id=True, progress=False)
+  assert found["systems"]["BM25"]["results"]["c"]["Recall@100"] == 0
+
+
+def test_bad_input_writes_nothing(made, tmp_path):
+  folder, mesh, _ = made
+  good, out = folder / "run", tmp_path / "out"
+  for models, collections, options, message in [
+      ({}, [folder / "a"], {}, "nothing to evaluate"),
+      ({"x": good, "y": folder / "nothing"}, [folder / "a"], {}, "nothing: no such model"),
+      ({"x": good, "y": good / "checkpoints" / "9"}, [folder / "a"], {}, "holds no whole checkpoint"),
+      ({"x": good}, [folder / "a", folder / "nothing"], {}, "nothing: no such folder"),
+      ({"x": good}, [folder / "a", folder / "a"], {}, "two collections are called 'a'"),
+      ({"BM25": good}, [folder / "a"], {"bm25": True}, "two systems are called 'BM25'"),
+      ({"x y": good, "x_y": good}, [folder / "a"], {}, "two systems are called"),
+      ({"x": good}, [folder / "a"], {"split": "dev"}, "splits here: test"),
+  ]:
+    with pytest.raises(InputError, match=message):
+      evaluate(models, collections, out, mesh=mesh, progress=False, **options)
+    assert not out.exists()
+
+
+def test_the_evaluator_of_training(made):
+  folder, mesh, results = made
+  model = load_model(folder / "run", mesh)
+  make = {"model": model.encoder, "tokenizer": model.tokenizer, "mesh": mesh, "query_length": 16, "document_length": 32}
+  evaluator = RetrievalEvaluator("a", folder / "a", **make)
+  assert evaluator.name == "a"
+  with jax.set_mesh(mesh):  # As in the training loop.
+    found = evaluator(model.params)
+  expected = results["systems"]["two"]["results"]["a"]
+  assert found == pytest.approx({name: expected[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}, abs=1e-6)
+  programs = encode._encode._cache_size(), search._search_block._cache_size()
+  others = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tiny_params(model.encoder, 7), model.params)
+  other = evaluator(others)
+  assert other != found
+  assert (encode._encode._cache_size(), search._search_block._cache_size()) == programs
+
+
+def test_a_sample_keeps_what_is_judged_and_is_the_same_every_time(made):
+  folder, mesh, _ = made
+  model = load_model(folder / "run", mesh)
+  make = {"model": model.encoder, "tokenizer": model.tokenizer, "mesh": mesh, "query_length": 16, "document_length": 32}
+  first, second = (RetrievalEvaluator("a", folder / "a", max_queries=5, max_documents=14, **make) for _ in range(2))
+  assert len(first._query_ids) == 5
+  assert len(first._doc_ids) == 14
+  assert set().union(*first._qrels.values()) <= set(first._doc_ids)
+  assert first._doc_ids == second._doc_ids == sorted(first._doc_ids, reverse=True)
+  assert first(model.params) == second(model.params)
+  judged_only = RetrievalEvaluator("a", folder / "a", max_documents=1, **make)
+  assert set(judged_only._doc_ids) == set().union(*judged_only._qrels.values())
