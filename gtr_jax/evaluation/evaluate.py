@@ -130,6 +130,8 @@ class RetrievalEvaluator:
     mesh: where the parameters lie.
     query_length: tokens of a query at most.
     document_length: tokens of a document at most.
+    query_prompt: text before every query.
+    document_prompt: text before every document.
     split: which judgements.
     max_queries: take this many of the queries, the same ones every time.
     max_documents: take this many of the documents: all that are judged for the queries taken, and a sample of the
@@ -137,8 +139,8 @@ class RetrievalEvaluator:
   """
 
   def __init__(self, name: str, collection: epath.PathLike, *, model: DualEncoder, tokenizer: Tokenizer, mesh: Mesh,
-               query_length: int, document_length: int, split: str = "test", max_queries: int | None = None,
-               max_documents: int | None = None):
+               query_length: int, document_length: int, query_prompt: str = "", document_prompt: str = "",
+               split: str = "test", max_queries: int | None = None, max_documents: int | None = None):
     whole = read_collection(collection, split)
     self.name = name
     self._model, self._mesh, self._lengths = model, mesh, (query_length, document_length)
@@ -150,8 +152,8 @@ class RetrievalEvaluator:
                        key=whole.documents.ids.__getitem__, reverse=True)  # As in a store.
     self._doc_ids = [whole.documents.ids[i] for i in documents]
     texts = whole.documents.full_texts()
-    self._documents = tokenizer.encode([texts[i] for i in documents], document_length)
-    self._queries = tokenizer.encode([whole.queries[i] for i in queries], query_length)
+    self._documents = tokenizer.encode([document_prompt + texts[i] for i in documents], document_length)
+    self._queries = tokenizer.encode([query_prompt + whole.queries[i] for i in queries], query_length)
 
   def __call__(self, params: Any) -> dict[str, float]:
     """nDCG@10, MRR@10 and Recall@100 of these parameters."""
