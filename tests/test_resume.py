@@ -1,0 +1,176 @@
+"""`gtr-jax train` itself, killed and stopped again and again, against a run that nobody disturbed: the same losses, bit
+for bit, through the real mixture, converter, prefetch and checkpoints."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_model_dir import sentence, write_vocabulary
+
+STEPS = 120
+
+TASKS = """
+import seqio
+from gtr_jax.data.examples import add_pair_task, jsonl
+for name in ("questions", "titles"):
+  add_pair_task(name, jsonl(train=name + ".jsonl"), query="query", passage="passage", negatives="negatives",
+                vocabulary="spiece.model", shuffle_buffer_size=64)
+seqio.MixtureRegistry.add("both", [("questions", 3.0), ("titles", 1.0)])
+"""
+
+GIN = f"""
+from __gin__ import dynamic_registration
+from gtr_jax import train
+from gtr_jax.losses import in_batch
+from gtr_jax.models import dual_encoder
+from gtr_jax.models import t5
+include 'models/t5_1_0.gin'
+include 'runs/train.gin'
+t5.T5Config.vocab_size = 160
+t5.T5Config.emb_dim = 32
+t5.T5Config.num_heads = 2
+t5.T5Config.head_dim = 16
+t5.T5Config.mlp_dim = 64
+t5.T5Config.num_layers = 1
+dual_encoder.DualEncoder.projection_dim = 16
+in_batch.InBatchLoss.temperature = 0.05
+DROPOUT_RATE = 0.1
+TRAIN_STEPS = {STEPS}
+WARMUP_STEPS = 5
+LEARNING_RATE = 0.01
+BATCH_SIZE = 16
+TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 12}}
+NEGATIVES_PER_EXAMPLE = 1
+MIXTURE_OR_TASK_MODULE = 'resume_tasks'
+MIXTURE_OR_TASK_NAME = 'both'
+VALIDATION = None
+EVAL_PERIOD = 0
+LOG_PERIOD = 1
+CHECKPOINT_PERIOD = 8
+"""
+
+
+class Run:
+  """Training processes of one MODEL_DIR."""
+
+  def __init__(self, folder, model_dir):
+    self.model_dir = folder / model_dir
+    self.command = [sys.executable, "-m", "gtr_jax", "train", f"--gin_file={folder / 'run.gin'}",
+                    f"--gin.MODEL_DIR='{self.model_dir}'", f"--data_dir={folder}"]
+    # The compilation cache makes restarts quick: what it holds must compute the same bits as what was compiled.
+    self.environment = {
+        **os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
+        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+
+  def start(self):
+    self._file_before = self._file()
+    return subprocess.Popen(self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+  def finish(self):
+    """Runs to the end and returns what it printed."""
+    process = self.start()
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+  def wait_until(self, process, condition):
+    """Polls quickly until the condition holds, which it must before the process ends."""
+    while not condition():
+      assert process.poll() is None, process.communicate()[0]
+      time.sleep(0.001)
+
+  def _file(self):
+    path = self.model_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+  def last_step(self):
+    """The last step that the running process has written, 0 before it has opened the file of metrics."""
+    if self._file() in (None, self._file_before):
+      return 0
+    lines = (self.model_dir / "metrics.jsonl").read_text().split("\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+  def losses(self):
+    lines = [json.loads(line) for line in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train/loss"], line["train/grad_norm"]) for line in lines]
+
+  def checkpoints(self):
+    return sorted(int(path.name) for path in (self.model_dir / "checkpoints").iterdir() if path.name.isdecimal())
+
+  def being_saved(self):
+    """Temporary folders of steps that are being written."""
+    return [path.name for path in (self.model_dir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("resume")
+  write_vocabulary(folder / "spiece.model")
+  (folder / "resume_tasks.py").write_text(TASKS)
+  (folder / "run.gin").write_text(GIN)
+  for name, count in (("questions", 400), ("titles", 200)):
+    examples = [{"query": sentence(i, 1 + i % 5), "passage": sentence(i, 4 + i % 9),
+                 "negatives": [sentence(i + j, 6) for j in range(i % 3)]} for i in range(count)]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+  run = Run(folder, "undisturbed")
+  run.finish()
+  losses = run.losses()
+  assert [step for step, *_ in losses] == list(range(1, STEPS + 1))
+  assert len({loss for _, loss, _ in losses}) > STEPS / 2
+  return losses
+
+
+def test_killed_and_stopped_at_random_moments(folder, undisturbed):
+  rng = random.Random(20)
+  run = Run(folder, "disturbed")
+
+  # SIGKILL in the middle of a save: the process is halted when a temporary folder appears, so that it is still there.
+  process = run.start()
+  first = rng.randrange(10, 25)
+  while True:
+    run.wait_until(process, lambda: run.last_step() >= first and run.being_saved())
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.02)
+    if run.being_saved():
+      break
+    process.send_signal(signal.SIGCONT)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL and run.being_saved()
+  whole = run.checkpoints()[-1]
+
+  # SIGKILL at any moment.
+  process = run.start()
+  second = whole + rng.randrange(3, 20)
+  run.wait_until(process, lambda: run.last_step() >= second)
+  time.sleep(rng.random() * 0.05)
+  process.kill()
+  output = process.communicate()[0]
+  assert f"going on at step {whole} of {STEPS}" in output
+  assert process.returncode == -signal.SIGKILL
+
+  # SIGTERM: saves where it is, and the next process goes on from there.
+  process = run.start()
+  run.wait_until(process, lambda: run.last_step() >= run.checkpoints()[-1] + 2)
+  process.terminate()
+  output = process.communicate()[0]
+  last = run.checkpoints()[-1]
+  assert process.returncode == 128 + signal.SIGTERM, output
+  assert f"stopped by SIGTERM after step {last}" in output and not run.being_saved()
+
+  output = run.finish()
+  assert f"going on at step {last} of {STEPS}" in output
+  assert run.losses() == undisturbed
+  assert run.checkpoints()[-1] == STEPS
