@@ -1,0 +1,147 @@
+"""Twenty training steps beside sentence-transformers: same weights, texts, loss and optimizer, so the same losses."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses, modules
+from t5_reference import random_params
+from tiny_model_dir import WORDS, write_vocabulary
+
+from gtr_jax import partitioning
+from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
+from gtr_jax.text.packing import pad_batch
+from gtr_jax.training import optimizers
+from gtr_jax.training.state import create_state
+from gtr_jax.training.step import compile_step, make_train_step
+
+pytestmark = pytest.mark.peers
+
+STEPS, PAIRS, LENGTH = 20, 16, 24
+RATE, EPSILON, WEIGHT_DECAY = 1e-4, 1e-6, 0.1
+NATIVE_TO_TORCH = {
+    "token_embedder/embedding": "shared.weight",
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "encoder/relpos_bias/rel_embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    "encoder/layers_{i}/pre_attention_layer_norm/scale": "encoder.block.{i}.layer.0.layer_norm.weight",
+    "encoder/layers_{i}/attention/query/kernel": "encoder.block.{i}.layer.0.SelfAttention.q.weight",
+    "encoder/layers_{i}/attention/key/kernel": "encoder.block.{i}.layer.0.SelfAttention.k.weight",
+    "encoder/layers_{i}/attention/value/kernel": "encoder.block.{i}.layer.0.SelfAttention.v.weight",
+    "encoder/layers_{i}/attention/out/kernel": "encoder.block.{i}.layer.0.SelfAttention.o.weight",
+    "encoder/layers_{i}/pre_mlp_layer_norm/scale": "encoder.block.{i}.layer.1.layer_norm.weight",
+    "encoder/layers_{i}/mlp/wi/kernel": "encoder.block.{i}.layer.1.DenseReluDense.wi.weight",
+    "encoder/layers_{i}/mlp/wo/kernel": "encoder.block.{i}.layer.1.DenseReluDense.wo.weight",
+    "projection_layer/kernel": "dense",
+}
+
+
+def texts_of_step(step: int, columns: int) -> list[list[str]]:
+  """`columns` lists of texts: queries, positives that share words with them, hard negatives that do so less."""
+  rng = np.random.default_rng(step)
+
+  def text(count, *kept):
+    return " ".join([*kept, *rng.choice(WORDS, count)])
+
+  queries = [text(rng.integers(2, 6)) for _ in range(PAIRS)]
+  out = [queries, [text(rng.integers(1, 7), *query.split()[:2]) for query in queries],
+         [text(rng.integers(1, 7), query.split()[0]) for query in queries]]
+  return out[:columns]
+
+
+def build_sentence_transformer(model: DualEncoder, params: dict, vocabulary, folder) -> SentenceTransformer:
+  """T5EncoderModel, mean pooling, dense without bias, normalisation, on disk and back, with our weights."""
+  config = model.config
+  encoder = transformers.T5EncoderModel(transformers.T5Config(
+      vocab_size=config.vocab_size, d_model=config.emb_dim, d_kv=config.head_dim, d_ff=config.mlp_dim,
+      num_layers=config.num_layers, num_heads=config.num_heads, dropout_rate=0.0))
+  encoder.save_pretrained(folder)
+  shutil.copy(vocabulary, folder / "spiece.model")
+  transformers.T5Tokenizer.from_pretrained(folder, extra_ids=0).save_pretrained(folder)
+  transformer = modules.Transformer(str(folder), max_seq_length=LENGTH)
+  dense = modules.Dense(config.emb_dim, model.dim, bias=False, activation_function=torch.nn.Identity())
+  theirs = dict(transformer.auto_model.named_parameters()) | {"dense": dense.linear.weight}
+  ours = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+          for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+  with torch.no_grad():
+    for i in range(config.num_layers):
+      for native, name in NATIVE_TO_TORCH.items():
+        if native.format(i=i) in ours:
+          value = np.ascontiguousarray(ours.pop(native.format(i=i)))
+          embedding = native.startswith("token_embedder")
+          theirs.pop(name.format(i=i)).copy_(torch.tensor(value if embedding else value.T))
+  assert not ours and not theirs
+  return SentenceTransformer(modules=[transformer, modules.Pooling(config.emb_dim, "mean"), dense,
+                                      modules.Normalize()], device="cpu")
+
+
+def train_sentence_transformer(model: SentenceTransformer, columns: int) -> tuple[list[float], list[list[np.ndarray]]]:
+  """The losses, and the token ids of each step's columns, padded with 0."""
+  loss = losses.MultipleNegativesRankingLoss(model, scale=100.0)
+  groups = {True: [], False: []}
+  for name, parameter in model.named_parameters():
+    groups["norm" not in name and "relative_attention_bias" not in name].append(parameter)
+  optimizer = torch.optim.AdamW([{"params": groups[True], "weight_decay": WEIGHT_DECAY},
+                                 {"params": groups[False], "weight_decay": 0.0}], lr=RATE, eps=EPSILON)
+  history, ids = [], []
+  for step in range(STEPS):
+    features = [model.tokenize(column) for column in texts_of_step(step, columns)]
+    ids.append([f["input_ids"].numpy().astype(np.int32) for f in features])
+    optimizer.zero_grad()
+    value = loss(features, None)
+    value.backward()
+    optimizer.step()
+    history.append(value.item())
+  return history, ids
+
+
+def train_here(model: DualEncoder, params: dict, tokenizer, columns: int):
+  """The same with gtr_jax's own step."""
+  mesh = partitioning.make_mesh(devices=jax.devices()[:1])
+  loss = InBatchLoss(temperature=0.01, bidirectional=False, mask_false_negatives=False)
+  optimizer = optimizers.adamw(RATE, eps=EPSILON, weight_decay=WEIGHT_DECAY)
+  state, shardings = create_state(model, loss, optimizer, mesh, seed=0)
+  state = state.replace(params=jax.tree.map(lambda x, s: jax.device_put(x, s), params, shardings.params))
+  train_step = compile_step(make_train_step(model, loss, optimizer, seed=0), shardings)
+  history, ids = [], []
+
+  def padded(texts):
+    rows = np.zeros((len(texts), LENGTH), np.int32)
+    for row, tokens in zip(rows, tokenizer.encode(texts, LENGTH), strict=True):
+      row[:len(tokens)] = tokens
+    return rows
+
+  for step in range(STEPS):
+    left, right, *negatives = (padded(column) for column in texts_of_step(step, columns))
+    features = {"left_encoder_input_tokens": left, "right_encoder_input_tokens": right}
+    features |= {name: np.arange(PAIRS) for name in ("query_hash", "passage_hash", "text_hash")}
+    if negatives:
+      features["right_negative_encoder_input_tokens"] = negatives[0][:, None]
+      features |= {name: np.arange(PAIRS)[:, None] for name in ("negative_passage_hash", "negative_text_hash")}
+    with jax.set_mesh(mesh):
+      state, metrics = train_step(state, partitioning.global_batch(mesh, pad_batch(features, 1)))
+    history.append(float(metrics["loss"]))
+    ids.append([left, right, *negatives])
+  return history, ids
+
+
+@pytest.mark.parametrize("columns", [2, 3], ids=["pairs", "hard_negative"])
+def test_same_losses_as_sentence_transformers(columns, tmp_path):
+  tokenizer = write_vocabulary(tmp_path / "spiece.model")
+  model = DualEncoder(T5Config(vocab_size=160, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_layers=2), 32)
+  assert tokenizer.size <= 160
+  params = random_params(model)
+  theirs = build_sentence_transformer(model, params, tmp_path / "spiece.model", tmp_path / "t5")
+  their_losses, their_ids = train_sentence_transformer(theirs, columns)
+  our_losses, our_ids = train_here(model, params, tokenizer, columns)
+  for a, b in zip(their_ids, our_ids, strict=True):
+    for left, right in zip(a, b, strict=True):
+      np.testing.assert_array_equal(left, right[:, :left.shape[1]])
+      assert not right[:, left.shape[1]:].any()
+  assert np.ptp(our_losses) > 0.1
+  np.testing.assert_allclose(our_losses, their_losses, atol=1e-4, rtol=0)
