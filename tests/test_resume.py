@@ -4,13 +4,18 @@ for bit, through the real mixture, converter, prefetch and checkpoints."""
 import json
 import os
 import random
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from tiny_model_dir import sentence, write_vocabulary
+
+from gtr_jax.errors import InputError
 
 STEPS = 120
 
@@ -18,9 +23,9 @@ TASKS = """
 import seqio
 from gtr_jax.data.examples import add_pair_task, jsonl
 for name in ("questions", "titles"):
-  add_pair_task(name, jsonl(train=name + ".jsonl"), query="query", passage="passage", negatives="negatives",
+  add_pair_task("resume_" + name, jsonl(train=name + ".jsonl"), query="query", passage="passage", negatives="negatives",
                 vocabulary="spiece.model", shuffle_buffer_size=64)
-seqio.MixtureRegistry.add("both", [("questions", 3.0), ("titles", 1.0)])
+seqio.MixtureRegistry.add("resume_both", [("resume_questions", 3.0), ("resume_titles", 1.0)])
 """
 
 GIN = f"""
@@ -47,7 +52,7 @@ BATCH_SIZE = 16
 TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 12}}
 NEGATIVES_PER_EXAMPLE = 1
 MIXTURE_OR_TASK_MODULE = 'resume_tasks'
-MIXTURE_OR_TASK_NAME = 'both'
+MIXTURE_OR_TASK_NAME = 'resume_both'
 VALIDATION = None
 EVAL_PERIOD = 0
 LOG_PERIOD = 1
@@ -109,16 +114,20 @@ class Run:
     return [path.name for path in (self.model_dir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("resume")
+def write_data(folder):
   write_vocabulary(folder / "spiece.model")
   (folder / "resume_tasks.py").write_text(TASKS)
-  (folder / "run.gin").write_text(GIN)
   for name, count in (("questions", 400), ("titles", 200)):
     examples = [{"query": sentence(i, 1 + i % 5), "passage": sentence(i, 4 + i % 9),
                  "negatives": [sentence(i + j, 6) for j in range(i % 3)]} for i in range(count)]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("resume")
+  write_data(folder)
+  (folder / "run.gin").write_text(GIN)
   return folder
 
 
@@ -174,3 +183,52 @@ def test_killed_and_stopped_at_random_moments(folder, undisturbed):
   assert f"going on at step {last} of {STEPS}" in output
   assert run.losses() == undisturbed
   assert run.checkpoints()[-1] == STEPS
+
+
+def spoil_records(folder, ids):
+  """Changes the bytes of these examples' records in the shuffled files, so that reading one of them is an error."""
+  spoilt = 0
+  for path in folder.glob("cache/*/*.tfrecord"):
+    data = bytearray(path.read_bytes())
+    at = 0
+    while at < len(data):
+      length, = struct.unpack_from("<Q", data, at)  # length, its checksum (4 bytes), record, its checksum (4 bytes)
+      start = at + 12
+      example_id = re.search(rb"(questions|titles)\.jsonl:\d+", data[start:start + length])[0].decode()
+      if example_id in ids:
+        data[start] ^= 255
+        spoilt += 1
+      at = start + length + 4
+    path.write_bytes(data)
+  return spoilt
+
+
+def test_resuming_late_reads_no_earlier_record(tmp_path, monkeypatch):
+  from gtr_jax.data.pipeline import TrainingBatches
+  late, more = 15, 4
+  write_data(tmp_path)
+  monkeypatch.setenv("GTR_DATA_DIR", str(tmp_path))
+  monkeypatch.syspath_prepend(tmp_path)
+
+  def batches():
+    return TrainingBatches("resume_both", "resume_tasks", {"inputs": 8, "targets": 12}, 16, negatives_per_example=1,
+                           wants_state=lambda number: number == late)
+
+  undisturbed = batches()
+  before = [next(undisturbed) for _ in range(late)]
+  after = [next(undisturbed) for _ in range(more)]
+  undisturbed.close()
+  seen = {i for item in before for i in item.ids}
+  assert len(seen) == 16 * late and not seen & {i for item in after for i in item.ids}  # all within the first epoch
+  assert spoil_records(tmp_path, seen) == len(seen)
+
+  resumed = batches()
+  resumed.restore(before[-1].input_state)
+  for expected in after:
+    item = next(resumed)
+    assert (item.number, item.ids) == (expected.number, expected.ids)
+    np.testing.assert_array_equal(item.batch.queries.tokens, expected.batch.queries.tokens)
+    np.testing.assert_array_equal(item.batch.passages.tokens, expected.batch.passages.tokens)
+  resumed.close()
+  with pytest.raises(InputError, match="corrupted record"):
+    next(batches())
