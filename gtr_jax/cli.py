@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from gtr_jax import __version__
@@ -29,15 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code: 0 done, 2 wrong input, 130 interrupted."""
   argv = list(sys.argv[1:] if argv is None else argv)
   args = _parser().parse_args(_join_gin_flags(argv))
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     return args.run(args) or 0
   except InputError as e:
-    print(f"gtr-jax {args.command}: {e}", file=sys.stderr)
+    print(f"gtr-jax {args.command}: {_message(e)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"gtr-jax {args.command}: interrupted", file=sys.stderr)
     return 130
+
+
+def _message(error: Exception) -> str:
+  """Without the lines that gin adds to an error that comes through what it has configured."""
+  return str(error).partition("\n  In call to configurable")[0]
 
 
 def _join_gin_flags(argv: list[str]) -> list[str]:
@@ -81,12 +87,14 @@ def _parser() -> argparse.ArgumentParser:
   _model(p)
   p.add_argument("--collection", required=True, help=_COLLECTION_HELP)
   p.add_argument("--output", required=True, help="the embedding store's folder")
+  _empty_documents(p)
   _mesh(p)
 
   p = command("search", _search, "exact search in an embedding store",
-              "With --queries and --output writes a TREC run; without, answers the queries you type.")
+              "With --queries and --output writes a TREC run; with --query answers that; else answers what you type.")
   _model(p)
   p.add_argument("--embeddings", required=True, help="an embedding store that `gtr-jax encode` wrote")
+  p.add_argument("--query", action="append", metavar="TEXT", help="answer this query and stop; repeatable")
   p.add_argument("--queries", help="queries.jsonl: {\"_id\", \"text\"} a line")
   p.add_argument("--output", help="the TREC run to write")
   p.add_argument("--top_k", type=_positive, help="documents per query (default: 100 in a run, 5 when you type)")
@@ -98,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--collection", action="append", required=True, help=_COLLECTION_HELP + "; repeatable")
   p.add_argument("--bm25", action="store_true", help="also BM25, in the same table (needs no model)")
   p.add_argument("--split", default="test", help="which qrels/SPLIT.tsv (default: test)")
-  p.add_argument("--output", required=True, help="folder for results.json and runs/")
+  p.add_argument("--exclude_own_id", action="store_true",
+                 help="never rank the document whose id is the query's own (ArguAna, Quora)")
+  _empty_documents(p)
+  p.add_argument("--output", required=True, help="folder for results.json, runs/ and embeddings/")
   _mesh(p)
 
   p = command("mine", _mine, "find hard negatives for training pairs with BM25",
@@ -107,9 +118,13 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--output", required=True, help="the JSONL to write")
   p.add_argument("--query_field", default="query", help="(default: query)")
   p.add_argument("--passage_field", default="positive", help="(default: positive)")
+  p.add_argument("--query_id_field", help="pairs with the same query id share their passages")
+  p.add_argument("--passage_id_field", help="passages with the same id are one; also writes `negative_ids`")
   p.add_argument("--num_negatives", type=_positive, default=1, help="per query (default: 1)")
   p.add_argument("--first_rank", type=_positive, default=1, help="the best rank a negative may have (default: 1)")
   p.add_argument("--last_rank", type=_positive, default=100, help="the worst rank a negative may have (default: 100)")
+
+  p.add_argument("--seed", type=int, default=0, help="of the draw among those ranks (default: 0)")
 
   p = command("report", _report, "a markdown report with tables and plots",
               "Loss curves, nDCG per collection and stage, and the lengths of what is retrieved.")
@@ -142,6 +157,11 @@ def _model(p):
   p.add_argument("--model", required=True, help=_MODEL_HELP)
 
 
+def _empty_documents(p):
+  p.add_argument("--allow_empty_documents", action="store_true",
+                 help="keep documents with neither title nor text instead of refusing the collection")
+
+
 def _mesh(p):
   p.add_argument("--model_parallel", type=_positive, default=1, metavar="N",
                  help="split the weights over N devices; the rest are data parallel (default: 1)")
@@ -163,7 +183,7 @@ def _set_data_dir(args):
 def _prepare(args):
   _set_data_dir(args)
   from gtr_jax.data.prepare import pydoc
-  pydoc.prepare(vocabulary=args.vocabulary)
+  pydoc.prepare(args.vocabulary)
 
 
 def _train(args):
@@ -183,7 +203,7 @@ def _train(args):
   try:
     stopped_by = config.bound(train.train)(config_text=config_text)
   except TrainingError as e:
-    print(f"gtr-jax train: {e}", file=sys.stderr)
+    print(f"gtr-jax train: {_message(e)}", file=sys.stderr)
     return 1
   return 128 + stopped_by if stopped_by else 0
 
@@ -196,27 +216,84 @@ def _loaded(args, path):
 
 def _encode(args):
   from gtr_jax.evaluation.collections import read_corpus
+  from gtr_jax.load import check_model
   from gtr_jax.retrieval.encode import encode_corpus
-  encode_corpus(_loaded(args, args.model), read_corpus(args.collection), args.output)
+  check_model(args.model)
+  documents = read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents)
+  store = encode_corpus(_loaded(args, args.model), documents, args.output)
+  print(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
 
 
 def _search(args):
-  raise NotImplementedError
+  if bool(args.queries) != bool(args.output):
+    raise InputError("--queries and --output go together: the queries of a file into a TREC run")
+  from gtr_jax.retrieval.encode import embed
+  from gtr_jax.retrieval.search import Searcher, search_run
+  from gtr_jax.retrieval.store import Store
+  store = Store(args.embeddings)
+  model = _loaded(args, args.model)
+  store.check_model(model.weights_hash)
+  searcher = Searcher(store, model.mesh)
+  if args.queries:
+    from gtr_jax.evaluation.collections import read_queries
+    from gtr_jax.retrieval.runs import write_run
+    ids, texts = read_queries(args.queries)
+    run = search_run(searcher, store.ids, ids, embed(model, texts, "query"), args.top_k or 100)
+    write_run(args.output, run, "gtr_jax")
+    print(f"{len(ids):,} queries, {args.top_k or 100} documents each, in {args.output}")
+    return
+
+  def answer(query):
+    scores, rows = searcher.search(embed(model, [query], "query", progress=False), args.top_k or 5)
+    for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1):
+      doc_id, title, text = store.document(int(row))
+      shown = textwrap.shorten(f"{title} {text}".strip(), 240, placeholder=" ...")
+      print(f"{rank:3}  {score:.4f}  {doc_id}")
+      print(textwrap.fill(shown, 110, initial_indent="     ", subsequent_indent="     "))
+
+  for query in args.query or ():
+    print(f"query: {query}")
+    answer(query)
+  if args.query:
+    return
+  print(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
+  while query := _typed("query> "):
+    answer(query)
+
+
+def _typed(prompt: str) -> str:
+  try:
+    return input(prompt).strip()
+  except EOFError:
+    return ""
 
 
 def _evaluate(args):
-  raise NotImplementedError
+  from gtr_jax.evaluation.evaluate import evaluate, tables
+  from gtr_jax.partitioning import make_mesh
+  models = {}
+  for value in args.model:
+    name, _, path = value.rpartition("=")
+    name = name or os.path.basename(os.path.normpath(path))
+    if name in models:
+      raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")
+    models[name] = path
+  results = evaluate(models, args.collection, args.output, bm25=args.bm25, split=args.split,
+                     mesh=make_mesh(model=args.model_parallel) if models else None,
+                     exclude_own_id=args.exclude_own_id, allow_empty_documents=args.allow_empty_documents)
+  print(tables(results))
 
 
 def _mine(args):
   from gtr_jax.retrieval.mine import mine_bm25
   mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
-            num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank)
+            query_id_field=args.query_id_field, passage_id_field=args.passage_id_field,
+            num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank, seed=args.seed)
 
 
 def _report(args):
   from gtr_jax.evaluation.report import write_report
-  write_report(args.output, results=args.results, model_dirs=args.model_dir)
+  print(write_report(args.output, results=args.results, model_dirs=args.model_dir))
 
 
 def _demo(args):

@@ -57,7 +57,8 @@ def run(output: str) -> None:
   _run("prepare", "pydoc", "--data_dir", data)
 
   def train(name, run, *flags):
-    _run("train", f"--gin_file=runs/{run}.gin", f"--gin.MODEL_DIR='{folder / name}'", *flags, "--data_dir", data)
+    _run("train", f"--gin_file=runs/{run}.gin", f"--gin.MODEL_DIR='{folder / name}'", *flags,
+         f"--gin.evaluate.RetrievalEvaluator.collection='{pydoc / 'collections' / _IN_DOMAIN}'", "--data_dir", data)
 
   _step("2. Pretrain on noisy pairs (GTR-PT)")
   train("gtr_pt", "demo_pretrain")
@@ -82,9 +83,8 @@ def run(output: str) -> None:
   _step("8. Search")
   _run("encode", "--model", folder / "gtr", "--collection", pydoc / "collections" / _IN_DOMAIN, "--output",
        folder / "embeddings")
-  for query in _QUERIES:
-    cli.main(["search", "--model", str(folder / "gtr"), "--embeddings", str(folder / "embeddings"), "--query", query,
-              "--top_k", "3"])
+  _run("search", "--model", folder / "gtr", "--embeddings", folder / "embeddings", "--top_k", 3,
+       *(f"--query={query}" for query in _QUERIES))
   print(_WHAT_IT_SHOWS.format(output=output))
   print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
 

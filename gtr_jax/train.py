@@ -15,8 +15,9 @@ from etils import epath
 from flax import linen as nn
 
 from gtr_jax import partitioning
-from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.checkpoint import Checkpointer, list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.errors import InputError
 from gtr_jax.load import write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def train(
     train_steps: steps in all.
     mesh: the devices.
     validation_data: called with `groups` and the processes; gives "validation/loss" and the like. None: not measured.
-    evaluators: each called with `model`, `tokenizer`, `mesh` and the two lengths; gives an object as `fit` takes them.
+    evaluators: each called with `model`, `tokenizer`, `mesh`, the two lengths and prompts; gives what `fit` takes.
     best_metric: "name/key" of the result that decides which checkpoint is kept as the best.
     eval_period: steps between evaluations.
     checkpoint_period: steps between checkpoints.
@@ -94,23 +95,29 @@ def train(
   state, shardings = create_state(model, loss, optimizer, mesh, random_seed)
   with jax.set_mesh(mesh):
     measured = [make(model=model, tokenizer=tokenizer, mesh=mesh, query_length=query_length,
-                     document_length=document_length) for make in evaluators]
+                     document_length=document_length, query_prompt=query_prompt, document_prompt=document_prompt)
+                for make in evaluators]
     if validation_data is not None:
       eval_step = jax.jit(make_eval_step(model, loss))
       measured.insert(0, ValidationLoss(validation_data(**shard), eval_step, mesh))
 
-  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints)
-  if checkpointer.latest_step() is None and initial_checkpoint_path:
+  names = [evaluator.name for evaluator in measured]
+  if best_metric is not None and best_metric.partition("/")[0] not in names:
+    raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
+  if initial_checkpoint_path and not list_steps(directory / "checkpoints"):
     state = with_initial_params(state, shardings, initial_checkpoint_path)
+
+  # All is checked that can be; only now is anything written.
+  if jax.process_index() == 0:
+    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
+                     query_prompt=query_prompt, document_prompt=document_prompt)
+  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints)
   state, progress = resume(checkpointer, state, shardings, batches)
   step = int(state.step)
   if step:
     print(f"going on at step {step} of {train_steps} from {checkpointer.directory / str(step)}", flush=True)
-
   writers = []
   if jax.process_index() == 0:
-    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
-                     query_prompt=query_prompt, document_prompt=document_prompt)
     (directory / "config.gin").write_text(config_text)
     (directory / "parameters.txt").write_text(parameter_table(model))
     (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")

@@ -132,7 +132,7 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
     TrainingError: something is not finite, or the batches ended.
   """
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress))
-  step = saved = int(state.step)
+  step, saved = int(state.step), checkpointer.latest_step()
   queue = iter(batches)
   with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step):
     try:
@@ -159,6 +159,9 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
         raise TrainingError(f"the training data ended after step {step} of {periods.train_steps}; repeat the data, or "
                             "set TRAIN_STEPS")
       if saved != step:
+        batches.stop()
+        for _ in queue:  # Nothing is left in it, unless there was no step at all.
+          pass
         loop.save(step, state, batches.state_after_last(), None)
     finally:
       batches.close()

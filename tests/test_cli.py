@@ -1,0 +1,247 @@
+"""The command line from end to end, and every wrong input in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_model_dir import sentence, write_vocabulary
+
+from gtr_jax import cli
+from gtr_jax.data import root
+
+RUN = """
+from __gin__ import dynamic_registration
+from gtr_jax.evaluation import evaluate
+from gtr_jax.losses import in_batch
+from gtr_jax.models import t5
+from gtr_jax.models import dual_encoder
+include 'models/t5_1_0.gin'
+include 'runs/train.gin'
+t5.T5Config.vocab_size = 160
+t5.T5Config.emb_dim = 16
+t5.T5Config.num_heads = 2
+t5.T5Config.head_dim = 8
+t5.T5Config.mlp_dim = 32
+t5.T5Config.num_layers = 1
+dual_encoder.DualEncoder.projection_dim = 8
+DROPOUT_RATE = 0.0
+TRAIN_STEPS = 6
+LOG_PERIOD = 2
+EVAL_PERIOD = 3
+CHECKPOINT_PERIOD = 3
+BATCH_SIZE = 16
+WARMUP_STEPS = 1
+TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 12}
+QUERY_LENGTH = 8
+DOCUMENT_LENGTH = 16
+MIXTURE_OR_TASK_MODULE = 'cli_tasks'
+MIXTURE_OR_TASK_NAME = 'cli_pairs'
+EVALUATORS = [@evaluate.RetrievalEvaluator]
+evaluate.RetrievalEvaluator.name = 'small'
+BEST_METRIC = 'small/nDCG@10'
+"""
+TASKS = """
+from gtr_jax.data.examples import add_pair_task, jsonl
+add_pair_task("cli_pairs", jsonl(train="train.jsonl", validation="dev.jsonl"), query="query", passage="positive",
+              negatives="negatives", vocabulary="spiece.model")
+"""
+
+
+def jsonl(path, records):
+  path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def write_collection(folder):
+  (folder / "qrels").mkdir(parents=True)
+  jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": sentence(i, 9)} for i in range(40)])
+  jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": sentence(i, 4)} for i in range(8)])
+  (folder / "qrels" / "test.tsv").write_text(
+      "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(8)))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A data folder, a gin file and a collection; the task module is importable."""
+  folder = tmp_path_factory.mktemp("cli")
+  write_vocabulary(folder / "spiece.model")
+  for name, count in (("train", 120), ("dev", 20)):
+    jsonl(folder / f"{name}.jsonl", [{"query": sentence(i, 4), "positive": sentence(i, 9)} for i in range(count)])
+  (folder / "cli_tasks.py").write_text(TASKS)
+  (folder / "run.gin").write_text(RUN)
+  write_collection(folder / "small")
+  sys.path.insert(0, str(folder))
+  yield folder
+  sys.path.remove(str(folder))
+  root.set_data_dir(None)
+
+
+def train(place, *flags, model_dir="model"):
+  return cli.main(["train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR='{place / model_dir}'",
+                   f"--gin.evaluate.RetrievalEvaluator.collection='{place / 'small'}'", "--data_dir", str(place),
+                   *flags])
+
+
+@pytest.fixture(scope="module")
+def model(place):
+  assert train(place) == 0
+  return place / "model"
+
+
+def test_training_leaves_what_the_docs_say(model, capsys):
+  names = {p.name for p in model.iterdir()}
+  assert names == {"checkpoints", "config.gin", "metrics.jsonl", "model.json", "parameters.txt", "spiece.model",
+                   "tensorboard", "versions.json"}
+  lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
+  evaluated = [line for line in lines if "validation/loss" in line]
+  assert [line["step"] for line in evaluated] == [3, 6] and "small/nDCG@10" in evaluated[0]
+  assert list((model / "tensorboard").iterdir())
+  assert "12 arrays" in (model / "parameters.txt").read_text()
+
+
+def test_train_encode_search_evaluate_mine_report(place, model, capsys):
+  store = place / "store"
+  assert cli.main(["encode", "--model", str(model), "--collection", str(place / "small"), "--output", str(store)]) == 0
+  assert cli.main(["search", "--model", str(model), "--embeddings", str(store), "--query", sentence(3, 4),
+                   "--top_k", "2"]) == 0
+  answer = capsys.readouterr().out
+  assert answer.count("\n  1  ") == answer.count("\n  2  ") == 1 and sentence(3, 9)[:5]
+  run = place / "run.trec"
+  assert cli.main(["search", "--model", str(model), "--embeddings", str(store), "--queries",
+                   str(place / "small/queries.jsonl"), "--output", str(run), "--top_k", "5"]) == 0
+  assert len(run.read_text().splitlines()) == 8 * 5
+  results = place / "results"
+  assert cli.main(["evaluate", "--model", f"ours={model}", "--bm25", "--collection", str(place / "small"), "--output",
+                   str(results)]) == 0
+  table = capsys.readouterr().out
+  assert "nDCG@10" in table and "BM25" in table and "ours" in table
+  values = json.loads((results / "results.json").read_text())["systems"]["BM25"]["results"]["small"]
+  assert f"{values['nDCG@10']:.4f}" in table
+  mined = place / "mined.jsonl"
+  assert cli.main(["mine", "--pairs", str(place / "train.jsonl"), "--output", str(mined)]) == 0
+  assert len(mined.read_text().splitlines()) == 120
+  assert cli.main(["report", "--results", str(results), "--model_dir", str(model), "--output",
+                   str(place / "report")]) == 0
+  assert "ours" in (place / "report/report.md").read_text()
+
+
+def test_fine_tuning_starts_from_the_parameters(place, model, capsys):
+  assert train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None",
+               model_dir="tuned") == 0
+  assert train(place, "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None", model_dir="random") == 0
+  from gtr_jax.load import load_model
+  trained, tuned, fresh = (load_model(place / name).params["projection_layer"]["kernel"]
+                           for name in ("model", "tuned", "random"))
+  assert (trained == tuned).all() and not (trained == fresh).all()
+  assert json.loads((place / "tuned/model.json").read_text()) == json.loads((model / "model.json").read_text())
+
+
+def wrong(capsys, code, *parts):
+  """The command failed with one line that holds all parts."""
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert code == 2
+  assert lines[-1].startswith("gtr-jax ") and "Traceback" not in "".join(lines)
+  for part in parts:
+    assert part in lines[-1], lines[-1]
+
+
+@pytest.mark.parametrize("flags, parts", [
+    (["--gin.BATCH_SIZE=17"], ["17 pairs", "8 data shards"]),
+    (["--gin.BATCHSIZE=16"], ["nothing in this run uses BATCHSIZE"]),
+    (["--gin.t5.T5Config.vocab_size=40"], ["spiece.model", "40 rows"]),
+    (["--gin.MIXTURE_OR_TASK_NAME='nothing'"], ["nothing", "cli_pairs"]),
+    (["--gin.MIXTURE_OR_TASK_MODULE='no_such_tasks'"], ["no_such_tasks"]),
+    (["--gin.INITIAL_CHECKPOINT_PATH='nowhere'"], ["nowhere"]),
+    (["--gin.partitioning.make_mesh.model=3"], ["8 devices"]),
+    (["--gin.BEST_METRIC='large/nDCG@10'"], ["large/nDCG@10"]),
+])
+def test_wrong_run_writes_nothing(place, capsys, flags, parts):
+  wrong(capsys, train(place, *flags, model_dir="never"), *parts)
+  assert not (place / "never").exists()
+
+
+def test_checkpoint_of_another_size(place, model, capsys):
+  before = sorted(str(p) for p in model.rglob("*"))
+  wrong(capsys, train(place, "--gin.t5.T5Config.emb_dim=32"), str(model))
+  assert sorted(str(p) for p in model.rglob("*")) == before
+  wrong(capsys, train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.t5.T5Config.emb_dim=32",
+                      model_dir="never"), "embedding", "[160, 16]", "[160, 32]")
+  assert not (place / "never").exists()
+
+
+@pytest.mark.parametrize("line, parts", [
+    ("{\"query\": \"a\"", ["bad.jsonl:2"]), ("{\"query\": \"\", \"positive\": \"b\"}", ["bad.jsonl:2", "query"]),
+    ("{\"query\": \"a\"}", ["bad.jsonl:2", "positive"])])
+def test_wrong_line_of_training_data(place, capsys, line, parts):
+  from gtr_jax.data.examples import add_pair_task
+  from gtr_jax.data.examples import jsonl as source
+  name = f"bad_{abs(hash(line))}"
+  add_pair_task(name, source(train="bad.jsonl"), query="query", passage="positive", vocabulary="spiece.model")
+  (place / "bad.jsonl").write_text(json.dumps({"query": "a", "positive": "b"}) + "\n" + line + "\n")
+  code = train(place, f"--gin.MIXTURE_OR_TASK_NAME='{name}'", "--gin.VALIDATION=None", model_dir="never")
+  wrong(capsys, code, *parts)
+  assert not (place / "never").exists()
+
+
+@pytest.mark.parametrize("change, parts", [
+    (("corpus.jsonl", '{"title": "", "text": "no id"}'), ["corpus.jsonl:41", "_id"]),
+    (("corpus.jsonl", '{"_id": "d1", "title": "", "text": "twice"}'), ["corpus.jsonl:41", "d1"]),
+    (("corpus.jsonl", '{"_id": "e", "title": "", "text": ""}'), ["corpus.jsonl:41", "empty"]),
+    (("corpus.jsonl", '{"_id": "e", '), ["corpus.jsonl:41"]),
+    (("queries.jsonl", '{"_id": "q9", "text": ""}'), ["queries.jsonl:9"]),
+    (("qrels/test.tsv", "q1\tunknown\t1"), ["test.tsv:10", "unknown"]),
+    (("qrels/test.tsv", "unknown\td1\t1"), ["test.tsv:10", "unknown"]),
+])
+def test_wrong_collection(tmp_path, capsys, change, parts):
+  write_collection(tmp_path / "c")
+  with (tmp_path / "c" / change[0]).open("a") as f:
+    f.write(change[1] + "\n")
+  code = cli.main(["evaluate", "--bm25", "--collection", str(tmp_path / "c"), "--output", str(tmp_path / "out")])
+  wrong(capsys, code, *parts)
+  assert not (tmp_path / "out").exists()
+
+
+def test_store_of_another_model(place, model, tmp_path, capsys):
+  store = str(tmp_path / "store")
+  collection = ["--collection", str(place / "small")]
+  assert cli.main(["encode", "--model", str(model), *collection, "--output", store]) == 0
+  assert train(place, "--gin.RANDOM_SEED=1", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None", model_dir="other") == 0
+  capsys.readouterr()
+  wrong(capsys, cli.main(["encode", "--model", str(place / "other"), *collection, "--output", store]), store)
+  wrong(capsys, cli.main(["search", "--model", str(place / "other"), "--embeddings", store, "--query", "x"]), store)
+  assert cli.main(["search", "--model", str(model), "--embeddings", store, "--query", "x"]) == 0
+
+
+def test_wrong_paths(place, tmp_path, capsys):
+  here = str(tmp_path)
+  wrong(capsys, cli.main(["search", "--model", here, "--embeddings", here, "--query", "x"]), here)
+  wrong(capsys, cli.main(["mine", "--pairs", "nowhere.jsonl", "--output", "out.jsonl"]), "nowhere.jsonl")
+  wrong(capsys, cli.main(["report", "--results", "nowhere", "--output", str(tmp_path / "r")]), "nowhere")
+  wrong(capsys, cli.main(["train", "--gin_file", "nowhere.gin"]), "nowhere.gin")
+  wrong(capsys, cli.main(["train"]), "--gin_file")
+
+
+def test_demo_does_not_empty_what_is_not_its_own(tmp_path, capsys):
+  (tmp_path / "thesis.txt").write_text("years of work")
+  wrong(capsys, cli.main(["demo", "--output", str(tmp_path)]), str(tmp_path))
+  assert (tmp_path / "thesis.txt").exists()
+
+
+def test_unknown_flags_are_errors():
+  for command in (["encode", "--modell", "x"], ["fly"], []):
+    with pytest.raises(SystemExit) as e:
+      cli.main(command)
+    assert e.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "encode", "search", "evaluate", "mine", "report", "demo"])
+def test_help(command, capsys):
+  with pytest.raises(SystemExit) as e:
+    cli.main([command, "--help"])
+  assert e.value.code == 0 and f"gtr-jax {command}" in capsys.readouterr().out
+
+
+def test_python_m(tmp_path):
+  out = subprocess.run([sys.executable, "-m", "gtr_jax", "train", "--list"], capture_output=True, text=True, check=True)
+  assert "runs/pretrain.gin" in out.stdout
