@@ -166,7 +166,7 @@ def test_checkpoint_of_another_size(place, model, capsys):
   wrong(capsys, train(place, "--gin.t5.T5Config.emb_dim=32"), str(model))
   assert sorted(str(p) for p in model.rglob("*")) == before
   wrong(capsys, train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.t5.T5Config.emb_dim=32",
-                      model_dir="never"), "embedding", "[160, 16]", "[160, 32]")
+                      model_dir="never"), "encoder_norm", "[16]", "[32]")
   assert not (place / "never").exists()
 
 
