@@ -155,7 +155,7 @@ def test_remat_recomputes_and_gives_the_same_gradient():
   key = jax.random.key(3)
 
   def gradient(remat):
-    config = dataclasses.replace(model.config, num_layers=2, remat=remat, dropout_rate=0.1)
+    config = dataclasses.replace(model.config, num_layers=1, remat=remat, dropout_rate=0.1)
     encoder = dataclasses.replace(model, config=config)
     def f(p):
       return jnp.sum(encoder.encode(p, texts, 4, dropout_key=key)[:, 0] ** 3)
@@ -163,7 +163,7 @@ def test_remat_recomputes_and_gives_the_same_gradient():
     return jax.jit(jax.grad(f))(params), sum("remat" in name or "checkpoint" in name for name in names)
 
   (kept, none), (recomputed, layers) = gradient(False), gradient(True)
-  assert (none, layers) == (0, 2)
+  assert (none, layers) == (0, 1)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), kept, recomputed)
 
 
