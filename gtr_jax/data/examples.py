@@ -139,6 +139,8 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feat
 
   def encode_all(feature, texts):
     """`[texts, longest]`"""
+    if sequence_length is not None and feature not in sequence_length:
+      return tf.zeros([0, 0], tf.int32)
     ids = tokens.encode_tf(texts)
     if length(feature):
       ids = ids[:, :length(feature) - 1]
@@ -150,11 +152,12 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feat
     return tf.where(tf.strings.length(ids) > 0, text_hash(tf.strings.join([task, ids], separator="\n")),
                     text_hash(texts))
 
+  @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
   def convert(ex):
     negatives = used("negative_targets", ex["negatives"])
     negative_queries = used("negative_inputs", ex["negative_queries"])
-    ids = ex["negative_ids"][:tf.size(negatives)]
-    ids = tf.concat([ids, tf.fill([tf.size(negatives) - tf.size(ids)], "")], 0)
+    negative_ids = ex["negative_ids"][:tf.size(negatives)]
+    negative_ids = tf.concat([negative_ids, tf.fill([tf.size(negatives) - tf.size(negative_ids)], "")], 0)
     return {
         "inputs": encode("inputs", query_prefix + ex["query"]),
         "targets": encode("targets", passage_prefix + ex["passage"]),
@@ -163,7 +166,7 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feat
         "query_hash": hash_of(ex["query_id"], ex["query"]),
         "passage_hash": hash_of(ex["passage_id"], ex["passage"]),
         "text_hash": text_hash(ex["passage"]),
-        "negative_passage_hash": hash_of(ids, negatives),
+        "negative_passage_hash": hash_of(negative_ids, negatives),
         "negative_text_hash": text_hash(negatives),
         "example_id": ex["example_id"],
     }
@@ -184,12 +187,17 @@ class RunVocabulary(seqio.Vocabulary):
     return root.vocabulary_file(self._path, self._task_extra_ids)
 
   @property
-  def _opened(self) -> seqio.SentencePieceVocabulary:
+  def opened_file(self) -> root.VocabularyFile:
+    """The same; InputError if it is not there."""
     file = self.file
     if not epath.Path(file.path).exists():
       hint = f"run: {self._prepare}" if self._prepare else "give the path of a SentencePiece model"
       raise InputError(f"{file.path}: no such vocabulary; {hint}")
-    return _open(file)
+    return file
+
+  @property
+  def _opened(self) -> seqio.SentencePieceVocabulary:
+    return _open(self.opened_file)
 
   @property
   def extra_ids(self) -> int:

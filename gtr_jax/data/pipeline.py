@@ -26,6 +26,7 @@ import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import root
+from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
 from gtr_jax.text.packing import Batch, pad_batch
@@ -104,10 +105,15 @@ class TrainingBatches:
       dataset = converter(dataset, lengths.of_converter)
       dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
       self._iterator = iter(dataset.with_options(_options()))
+      files = [list(map(os.fspath, task.source.list_shards(split))) for task in _tasks(provider, split)]
     self._made_from = {
-        "task": mixture_or_task_name, "split": split, "seed": seed, "lengths": dict(feature_lengths),
-        "batch_size": batch_size, "negatives": [negatives_per_example, negative_queries_per_example],
-        "process": [process_index, process_count], "vocabulary": _digest(self.vocabulary_file)}
+        "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
+        "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
+        "negatives_per_example": negatives_per_example, "negative_queries_per_example": negative_queries_per_example,
+        "process_index": process_index, "process_count": process_count,
+        "training files of hash": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "a vocabulary of hash": hashlib.sha256(epath.Path(self.vocabulary_file.path).read_bytes()).hexdigest()[:16],
+        "extra_ids": self.vocabulary_file.extra_ids}
     self._number = 0
     self._final_state: bytes | None = None
     self._ended = False
@@ -206,10 +212,9 @@ class ValidationBatches:
     lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
-      tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
                                           num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
-               for task in tasks]
+               for task in _tasks(provider, split)]
     dataset = parts[0]
     for part in parts[1:]:
       dataset = dataset.concatenate(part)
@@ -273,14 +278,17 @@ def _provider(name, module, split):
   return provider
 
 
+def _tasks(provider, split):
+  return [task for task in seqio.get_subtasks(provider) if split in task.splits]
+
+
 def _vocabulary_file(provider) -> root.VocabularyFile:
   vocabulary = provider.output_features["inputs"].vocabulary
-  file = getattr(vocabulary, "file", None)  # A pair task's; else one of seqio's own classes.
-  return file or root.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
-
-
-def _digest(file):
-  return [hashlib.sha256(epath.Path(file.path).read_bytes()).hexdigest(), file.extra_ids]
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # Of a task that was not declared by add_pair_task.
+    return root.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+  if not isinstance(vocabulary, RunVocabulary):
+    raise InputError(f"{provider.name}: its vocabulary is no SentencePiece model, which a T5 encoder needs")
+  return vocabulary.opened_file
 
 
 def _options():
@@ -316,12 +324,11 @@ def _unpack(state, iterator, made_from):
   """Puts the iterator into the packed state and returns its `info`."""
   with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
     info = json.loads(archive.read("info.json"))
-    was = info["made_from"]
-    changed = [k for k in made_from if json.loads(json.dumps(made_from[k])) != was.get(k)]
-    if changed:
-      k = changed[0]
-      raise InputError(f"the checkpoint's input state was made with {k} {was.get(k)}, this run has {made_from[k]}; "
-                       "train as before, or start in another MODEL_DIR")
+    for k, now in made_from.items():
+      was = info["made_from"].get(k)
+      if was != now:
+        raise InputError(f"the checkpoint's input state was made with {k} {was}, this run has {now}; train as before, "
+                         "or start in another MODEL_DIR")
     archive.extractall(folder)
     tf.train.Checkpoint(iterator=iterator).read(os.path.join(folder, "state")).assert_consumed()
   return info

@@ -4,8 +4,10 @@ A training pipeline that reads JSON needs a Python function inside tf.data, and 
 a pipeline that shuffles in memory has a state of the buffer's size. So both are done here, once.
 """
 
+import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -56,17 +58,25 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
   digest = hashlib.sha256(json.dumps([_FORMAT, _SEED, fields]).encode())
   size = 0
   for path in paths:
-    digest.update(path.name.encode() + b"\0")
-    with path.open("rb") as f:
-      while block := f.read(1 << 20):
-        digest.update(block)
-        size += len(block) * (4 if path.name.endswith(".gz") else 1)
+    stat = path.stat()
+    size += stat.length * (4 if path.name.endswith(".gz") else 1)
+    digest.update(f"{path.name} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
   folder = root.data_dir() / "cache" / digest.hexdigest()[:32]
   done = _complete(folder)
   if done is None:
     _write(paths, fields, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
     done = _complete(folder)
   return done
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(path: str, length: int, mtime: float) -> str:
+  """Of a file's bytes; not computed again in this process while length and time stay."""
+  digest = hashlib.sha256()
+  with epath.Path(path).open("rb") as f:
+    while block := f.read(1 << 20):
+      digest.update(block)
+  return digest.hexdigest()
 
 
 def _complete(folder: epath.Path) -> Shards | None:
@@ -89,29 +99,33 @@ def _write(paths, fields, folder, num_shards):
     rng = random.Random(_SEED)
     dealt = [os.fspath(new / f"dealt-{i:05d}") for i in range(num_shards)]
     writers = [tf.io.TFRecordWriter(path) for path in dealt]
-    examples, round_of = 0, []
+    counts, order = [0] * num_shards, []
     for example in read_jsonl(paths, fields):
-      round_of = round_of or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
-      writers[round_of.pop()].write(_serialize(example))
-      examples += 1
+      order = order or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
+      shard = order.pop()
+      writers[shard].write(_serialize(example))
+      counts[shard] += 1
     for writer in writers:
       writer.close()
-    if not examples:
+    if not any(counts):
       raise InputError(f"{paths[0]}: no example in it")
-    files = {}
-    for path in dealt:
-      records = [r.numpy() for r in tf.data.TFRecordDataset(path)]
-      rng.shuffle(records)
-      if records:
-        name = f"examples-{len(files):05d}.tfrecord"
-        with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
-          for record in records:
-            writer.write(record)
-        files[name] = (new / name).stat().length
+    filled = [(path, count) for path, count in zip(dealt, counts, strict=True) if count]
+    files, records = {}, tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
+    for path, count in filled:
+      shard = list(itertools.islice(records, count))
+      rng.shuffle(shard)
+      name = f"examples-{len(files):05d}.tfrecord"
+      with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
+        for record in shard:
+          writer.write(record)
+      files[name] = (new / name).stat().length
       epath.Path(path).unlink()
+    for path, count in zip(dealt, counts, strict=True):
+      if not count:
+        epath.Path(path).unlink()
     sources = [os.fspath(p) for p in paths]
     (new / "manifest.json").write_text(
-        json.dumps({"sources": sources, "fields": fields._asdict(), "examples": examples, "files": files}, indent=1))
+        json.dumps({"sources": sources, "fields": fields._asdict(), "examples": sum(counts), "files": files}, indent=1))
     try:
       new.rename(folder)
     except OSError:

@@ -36,6 +36,7 @@ def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
   return files
 
 
+@tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
 def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Tensor) -> dict[str, tf.Tensor]:
   """The features of one example whose fields still have the source's own names."""
 
@@ -102,7 +103,7 @@ class _RecordSource(seqio.DataSource):
     if shuffle:
       dataset = dataset.shuffle(len(files), seed=seed)
     dataset = dataset.interleave(self._read_shard, cycle_length=_OPEN_SHARDS if shuffle else 1)
-    return dataset.map(self._parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(tf.autograph.experimental.do_not_convert(self._parse), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class JsonlSource(_RecordSource):
@@ -183,4 +184,5 @@ class TfdsSource(seqio.DataSource):
         input_context=shard_info and tf.distribute.InputContext(
             num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index))
     dataset = self._builder().as_dataset(self._tfds_splits[split], shuffle_files=shuffle, read_config=config)
-    return dataset.map(lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]), num_parallel_calls=tf.data.AUTOTUNE)
+    parse = tf.autograph.experimental.do_not_convert(lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]))
+    return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)

@@ -1,0 +1,250 @@
+"""Declaring pair tasks: sources, fields, hashes, shards, and what is said about files that are wrong."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from etils import epath
+from tiny_text import pairs, records, task_name, words, write_jsonl
+
+from gtr_jax.data import examples, root, shards
+from gtr_jax.data.examples import add_pair_task, jsonl, tfrecord
+from gtr_jax.data.vocabulary import train_vocabulary
+from gtr_jax.errors import InputError
+from gtr_jax.text.tokenizer import Tokenizer
+
+pytest_plugins = "data_fixtures"
+
+LENGTHS = {"inputs": 8, "targets": 12, "negative_inputs": 8, "negative_targets": 12}
+
+
+def read(task, lengths=LENGTHS, split="train"):
+  """A task's examples by their id."""
+  dataset = task.get_dataset(lengths, split=split, shuffle=False, try_in_mem_cache=False)
+  return {ex["example_id"].decode(): ex for ex in dataset.as_numpy_iterator()}
+
+
+def encoded(tokenizer, text, length):
+  return tokenizer.encode([text], length)[0].tolist()
+
+
+def test_declaring_touches_no_disk_and_using_names_the_command(tmp_path):
+  root.set_data_dir(str(tmp_path / "nowhere"))
+  try:
+    task = add_pair_task(task_name(), jsonl(train="corpus/train.jsonl"), query="query", passage="passage",
+                         vocabulary="corpus/spiece.model", prepare="gtr-jax prepare corpus")
+    seqio.MixtureRegistry.add(task_name(), [(task.name, 1.0)])
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(InputError, match="nowhere/corpus/train.jsonl: no such file; run: gtr-jax prepare corpus"):
+      read(task)
+    write_jsonl(tmp_path / "nowhere/corpus/train.jsonl", pairs(1))
+    with pytest.raises(InputError, match="nowhere/corpus/spiece.model: no such .*; run: gtr-jax prepare corpus"):
+      read(task)
+  finally:
+    root.set_data_dir(None)
+
+
+def test_data_root_by_call_then_environment_then_default(monkeypatch, tmp_path):
+  monkeypatch.delenv("GTR_DATA_DIR", raising=False)
+  assert str(root.data_dir()).endswith("/.cache/gtr_jax") and root.data_dir().is_absolute()
+  monkeypatch.setenv("GTR_DATA_DIR", str(tmp_path / "env"))
+  assert root.data_dir() == tmp_path / "env"
+  root.set_data_dir(str(tmp_path / "set"))
+  assert root.data_dir() == tmp_path / "set" and root.resolve("a/b") == tmp_path / "set/a/b"
+  assert str(root.resolve("/a/b")) == "/a/b" and str(root.resolve("gs://bucket/b")) == "gs://bucket/b"
+  root.set_data_dir(None)
+
+
+def test_text_becomes_the_ids_that_inference_makes(data_dir, vocabulary):
+  rows = [{"query": words(3, 1), "title": words(2, 2), "text": words(30, 3)},
+          {"query": " " + words(30, 4), "title": " ", "text": words(2, 5)}]
+  write_jsonl(data_dir / "pairs.jsonl", rows)
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage=("title", "text"),
+                       vocabulary=vocabulary, query_prefix="ba: ", passage_prefix="de: ")
+  got, tokenizer = read(task), Tokenizer(vocabulary)
+  for i, row in enumerate(rows):
+    ex = got[f"pairs.jsonl:{i + 1}"]
+    passage = f"{row['title']} {row['text']}".strip()
+    assert ex["inputs"].tolist() == encoded(tokenizer, "ba: " + row["query"].strip(), 8)
+    assert ex["targets"].tolist() == encoded(tokenizer, "de: " + passage, 12)
+    assert ex["inputs"].dtype == ex["targets"].dtype == np.int32
+    assert ex["negative_targets"].shape[0] == ex["negative_inputs"].shape[0] == 0
+  assert len(got["pairs.jsonl:1"]["targets"]) == 12 and got["pairs.jsonl:1"]["targets"][-1] == 1
+
+
+def test_none_one_or_many_negatives(data_dir, vocabulary):
+  row = {"query": words(3, 0), "passage": words(5, 1)}
+  write_jsonl(data_dir / "pairs.jsonl", [
+      row, row | {"negatives": None}, row | {"negatives": []}, row | {"negatives": "ba da"},
+      row | {"negatives": ["ba", words(30, 2), "fa"], "bad_queries": ["zi zo"]},
+      row | {"negatives": [{"passage": "bu", "id": 7}, {"passage": "da", "id": 8}], "id": 9}])
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                       negatives="negatives", negative_queries="bad_queries", vocabulary=vocabulary)
+  got, tokenizer = read(task), Tokenizer(vocabulary)
+  for line, texts in enumerate([[], [], [], ["ba da"], ["ba", words(30, 2), "fa"], ["bu", "da"]], 1):
+    ex = got[f"pairs.jsonl:{line}"]
+    assert [r[r != 0].tolist() for r in ex["negative_targets"]] == [encoded(tokenizer, t, 12) for t in texts]
+    assert len(ex["negative_text_hash"]) == len(ex["negative_passage_hash"]) == len(texts)
+  assert got["pairs.jsonl:5"]["negative_inputs"].tolist() == [encoded(tokenizer, "zi zo", 8)]
+  # What a run does not use it does not tokenise; of what it uses, the first come.
+  without = read(task, {"inputs": 8, "targets": 12})["pairs.jsonl:5"]
+  assert without["negative_targets"].shape == (0, 0) and len(without["negative_text_hash"]) == 0
+  two = read(task, LENGTHS | {"negative_targets": (2, 12)})["pairs.jsonl:5"]
+  np.testing.assert_array_equal(two["negative_targets"], got["pairs.jsonl:5"]["negative_targets"][:2])
+  assert len(two["negative_text_hash"]) == 2
+
+
+def test_hashes_follow_ids_and_texts(data_dir, vocabulary):
+  rows = [{"query": "ba", "passage": "da", "qid": 1, "pid": "x", "negatives": ["fa", "ga"], "nids": ["y", "z"]},
+          {"query": "be", "passage": "de", "qid": 1, "pid": "y", "negatives": ["da", "fa"], "nids": ["x", "w"]}]
+  write_jsonl(data_dir / "pairs.jsonl", rows)
+
+  def hashes(**ids):
+    task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                         negatives="negatives", vocabulary=vocabulary, query_prefix="no part of it ", **ids)
+    got = read(task)
+    return [got[f"pairs.jsonl:{i}"] for i in (1, 2)]
+
+  a, b = hashes(query_id="qid", passage_id="pid", negative_ids="nids")
+  assert a["query_hash"] == b["query_hash"] and a["passage_hash"] != b["passage_hash"]
+  assert a["negative_passage_hash"].tolist()[0] == b["passage_hash"]
+  assert b["negative_passage_hash"].tolist()[0] == a["passage_hash"]
+  assert b["negative_text_hash"].tolist() == [a["text_hash"], a["negative_text_hash"][0]]
+  other_a, other_b = hashes(query_id="qid", passage_id="pid", negative_ids="nids")  # Another task's ids.
+  assert other_a["query_hash"] != a["query_hash"] and other_a["passage_hash"] != a["passage_hash"]
+  assert other_a["text_hash"] == a["text_hash"]
+  a, b = hashes()
+  assert a["query_hash"] != b["query_hash"] and a["passage_hash"] == a["text_hash"] == other_a["text_hash"]
+  assert b["negative_passage_hash"].tolist() == b["negative_text_hash"].tolist()
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{broken", "not JSON"), ('["list"]', "not a JSON object"), ('{"query": "a"}', "no field 'passage', only 'query'"),
+    ('{"query": " ", "passage": "b"}', r"the query \(field query\) is empty"),
+    ('{"query": "a", "passage": ""}', r"the passage \(field passage\) is empty"),
+    ('{"query": 5, "passage": "b"}', "field 'query' is not a string"),
+    ('{"query": "a", "passage": "b", "negatives": [""]}', "the negative .* is empty"),
+    ('{"query": "a", "passage": "b", "negatives": [{"text": "c"}]}', "a negative has no field 'passage'"),
+    ('{"query": "a", "passage": "b", "negatives": ["c"], "nids": [1, 2]}', "2 ids for 1 negatives"),
+    (b'{"query": "a", "passage": "\xff"}', "not JSON"),
+])
+def test_a_wrong_line_is_named_and_nothing_is_written(data_dir, vocabulary, line, message):
+  good = b'{"query": "a", "passage": "b"}\n'
+  (data_dir / "pairs.jsonl").write_bytes(good + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                       negatives="negatives", negative_ids="nids", vocabulary=vocabulary)
+  with pytest.raises(InputError, match=rf"data/pairs.jsonl:3: .*{message}") as e:
+    read(task)
+  assert "\n" not in str(e.value) and not list((data_dir / "cache").iterdir())
+
+
+def test_files_of_a_split(data_dir, vocabulary):
+  rows = pairs(30)
+  (data_dir / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:10]).encode()))
+  write_jsonl(data_dir / "part-1.jsonl", rows[10:20])
+  write_jsonl(data_dir / "part-2.jsonl", rows[20:])
+  task = add_pair_task(task_name(), jsonl(train=["a.jsonl.gz", "part-*.jsonl"], dev="part-2.jsonl"), query="query",
+                       passage="passage", vocabulary=vocabulary)
+  assert set(task.splits) == {"train", "dev"} and task.num_input_examples("train") == 30
+  ids = [f"{name}:{i}" for name in ("a.jsonl.gz", "part-1.jsonl", "part-2.jsonl") for i in range(1, 11)]
+  assert sorted(read(task)) == sorted(ids)
+  assert sorted(read(task, split="dev")) == sorted(ids[20:])
+  (data_dir / "a.jsonl.gz").write_bytes((data_dir / "a.jsonl.gz").read_bytes()[:-30])
+  with pytest.raises(InputError, match=r"a.jsonl.gz:\d+: not a whole gzip file"):
+    read(task)
+
+
+def test_shards_are_shuffled_once_and_kept_by_content(data_dir, vocabulary, tmp_path):
+  path = write_jsonl(data_dir / "pairs.jsonl", pairs(500))
+  fields = shards.Fields(("query",), ("passage",))
+  first = shards.shards_of([root.resolve("pairs.jsonl")], fields)
+  assert first.num_examples == 500 and len(first.files) == 64
+
+  lines = [[int(example_id.split(":")[1]) for example_id, *_ in records(f)] for f in first.files]
+  order = np.array(sum(lines, []))
+  assert sorted(order) == list(range(1, 501))
+  assert abs(np.corrcoef(order, np.arange(500))[0, 1]) < 0.15
+  assert {len(shard) for shard in lines} == {7, 8}
+  contents = [Path(f).read_bytes() for f in first.files]
+  assert shards.shards_of([root.resolve("pairs.jsonl")], fields) == first  # Found, not written again.
+
+  root.set_data_dir(str(tmp_path / "elsewhere"))  # The same anywhere.
+  again = shards.shards_of([epath.Path(path)], fields)
+  assert [Path(f).read_bytes() for f in again.files] == contents
+  with open(again.files[3], "r+b") as f:
+    f.truncate(10)
+  again = shards.shards_of([epath.Path(path)], fields)  # Half a file is not taken for a whole one.
+  assert [Path(f).read_bytes() for f in again.files] == contents
+
+  write_jsonl(path, pairs(499))
+  assert shards.shards_of([epath.Path(path)], fields).num_examples == 499
+  folders = sorted(p.name for p in (tmp_path / "elsewhere/cache").iterdir())
+  assert len(folders) == 2 and not any(name.endswith(".tmp") for name in folders)
+
+
+def write_tfrecord(path, rows):
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for row in rows:
+      feature = {k: tf.train.Feature(bytes_list=tf.train.BytesList(
+          value=[x.encode() for x in (v if isinstance(v, list) else [v])])) for k, v in row.items()}
+      writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
+def test_tfrecord_source(data_dir, vocabulary):
+  rows = [{"q": words(4, i), "title": "" if i == 2 else words(2, -i), "text": words(9, 50 + i), "n": ["ba", "bi"][:i]}
+          for i in range(3)]
+  write_tfrecord(data_dir / "x-0.tfrecord", rows[:2])
+  write_tfrecord(data_dir / "x-1.tfrecord", rows[2:])
+  task = add_pair_task(task_name(), tfrecord(train="x-*.tfrecord"), query="q", passage=("title", "text"),
+                       negatives="n", vocabulary=vocabulary)
+  got, tokenizer = read(task), Tokenizer(vocabulary)
+  assert sorted(got) == ["x-0.tfrecord:1", "x-0.tfrecord:2", "x-1.tfrecord:1"]
+  for row, ex in zip(rows, (got[i] for i in sorted(got)), strict=True):
+    assert ex["inputs"].tolist() == encoded(tokenizer, row["q"], 8)
+    assert ex["targets"].tolist() == encoded(tokenizer, f"{row['title']} {row['text']}".strip(), 12)
+    assert len(ex["negative_targets"]) == len(row["n"])
+
+
+def test_tfds_source(data_dir, vocabulary):
+  rows = [{"question": words(4, i), "answer": words(9, 50 + i), "n": [words(3, i)] * i} for i in range(3)]
+  source = examples.tfds("little_pairs", train="train", validation="train[:1]")
+  task = add_pair_task(task_name(), source, query="question", passage="answer", negatives="n", vocabulary=vocabulary)
+  with pytest.raises(InputError, match="little_pairs.*run: tfds build little_pairs --data_dir .*tensorflow_datasets"):
+    read(task)
+  folder = data_dir / "tensorflow_datasets/little_pairs/1.0.0"
+  folder.mkdir(parents=True)
+  write_tfrecord(folder / "little_pairs-train.tfrecord-00000-of-00001", rows)
+  text = tfds.features.Text()
+  tfds.folder_dataset.write_metadata(
+      data_dir=folder, split_infos=[tfds.core.SplitInfo(name="train", shard_lengths=[3], num_bytes=0)],
+      filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+      features=tfds.features.FeaturesDict({"question": text, "answer": text, "n": tfds.features.Sequence(text)}))
+  got, tokenizer = list(read(task).values()), Tokenizer(vocabulary)
+  assert sorted(ex["inputs"].tolist() for ex in got) == sorted(encoded(tokenizer, r["question"], 8) for r in rows)
+  assert sorted(len(ex["negative_targets"]) for ex in got) == [0, 1, 2]
+  assert all("train" in name for name in read(task)) and len(read(task, split="validation")) == 1
+
+
+def test_vocabulary_of_the_run_replaces_the_tasks(data_dir, vocabulary, tmp_path):
+  write_jsonl(data_dir / "pairs.jsonl", pairs(3))
+  other = tmp_path / "other.model"
+  train_vocabulary([words(12, f"other{i}") for i in range(300)], other, size=120)
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                       vocabulary=vocabulary)
+  second = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                         vocabulary=str(other))
+  mixture = seqio.MixtureRegistry.add(task_name(), [(task.name, 1.0), (second.name, 1.0)])
+  text = pairs(1)[0]["query"]
+  with pytest.raises(ValueError, match="same vocabulary"):
+    mixture.get_dataset(LENGTHS)
+  with root.use_vocabulary(str(other), extra_ids=5):
+    assert read(task)["pairs.jsonl:1"]["inputs"].tolist() == encoded(Tokenizer(str(other)), text, 8)
+    assert task.output_features["inputs"].vocabulary.vocab_size == 125
+    mixture.get_dataset(LENGTHS)
+  assert read(task)["pairs.jsonl:1"]["inputs"].tolist() == encoded(Tokenizer(vocabulary), text, 8)
+  assert task.output_features["inputs"].vocabulary.vocab_size == 300
