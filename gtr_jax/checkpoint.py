@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ class Checkpointer:
   def __init__(self, directory: epath.PathLike, *, keep: int = 2, mode: str = "max"):
     if keep < 1 or mode not in ("max", "min"):
       raise InputError(f"checkpoints: keep is {keep} and mode {mode!r}; keep at least 1, mode is 'max' or 'min'")
-    self.directory = epath.Path(directory)
+    self.directory = _absolute(directory)
     self._sign = 1.0 if mode == "max" else -1.0
     self.directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -144,7 +145,7 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
   Raises:
     InputError: there is none.
   """
-  path = epath.Path(path)
+  path = _absolute(path)
   if _is_whole(path):
     return path
   for directory in (path / "checkpoints", path):
@@ -181,6 +182,12 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
       return reader.restore(folder / "state", args=_restore_args(tree))["params"]
     except Exception as e:
       raise _damaged(folder, e) from e
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+  """Orbax takes no relative paths, and epath would make one of gs://..."""
+  path = epath.Path(path)
+  return path if "://" in os.fspath(path) else path.absolute()
 
 
 def _step_folders(directory: epath.Path) -> list[epath.Path]:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import tiny_loss, tiny_model
 
-from gtr_jax import partitioning
+from gtr_jax import checkpoint, partitioning
 from gtr_jax.checkpoint import Checkpointer, find_checkpoint, list_steps, restore_params
 from gtr_jax.errors import InputError
 from gtr_jax.training import optimizers
@@ -70,6 +70,14 @@ def test_what_is_saved_comes_back(folder):
   restored = Checkpointer(folder).restore(abstract(state))
   assert (restored.step, restored.input_state, restored.progress) == (3, b"\0\xff bytes", progress)
   assert_same(restored.state, state)
+
+
+def test_relative_paths(folder, monkeypatch):
+  monkeypatch.chdir(folder.parent)
+  saved("run/checkpoints", [1, 2]).close()
+  assert Checkpointer("run/checkpoints").restore(abstract(make_state())).step == 2
+  assert_same(restore_params("run", abstract(make_state()).params), make_state(2).params)
+  assert str(checkpoint._absolute("gs://bucket/run")) == "gs://bucket/run"
 
 
 def test_restores_onto_another_mesh(folder):

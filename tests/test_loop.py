@@ -149,6 +149,16 @@ def test_nothing_to_do_after_the_last_step(tmp_path):
   assert int(run(tmp_path, Periods(8, log=1)).state.step) == 8  # more steps are
 
 
+def test_no_steps_save_the_initial_state(tmp_path):
+  """An untrained model is a checkpoint like any other."""
+  batches = TinyBatches()
+  result = run(tmp_path, Periods(0), batches=batches)
+  assert result.stopped_by is None and saved_steps(tmp_path) == [0] and batches.yielded == []
+  assert run(tmp_path, Periods(0)).state.params["w"] == 1.0  # again: nothing to do
+  run(tmp_path, Periods(3))
+  assert saved_steps(tmp_path) == [0, 3]
+
+
 class Signalling(TinyBatches):
   """Sends signals to this process while the batches with these numbers are fetched."""
 

@@ -39,12 +39,12 @@ class Item(NamedTuple):
 
 
 class TinyBatches:
-  """Batch n is `tiny_batch(n)`; the input state is n in ASCII. Two batches are ready when `stop` is called."""
+  """Batch n is `tiny_batch(n)`; the input state is n in ASCII. Once begun, two batches are always ready."""
 
   def __init__(self, groups: int = 1, wants_state=lambda number: False, end: int | None = None):
     self.groups, self.wants_state, self.end = groups, wants_state, end
     self.number = 0
-    self.closed = False
+    self.stopped = self.closed = False
     self.yielded = []
 
   def restore(self, input_state: bytes) -> None:
@@ -58,7 +58,8 @@ class TinyBatches:
       yield Item(tiny_batch(self.number, self.groups), [f"train.jsonl:{self.number}.{i}" for i in range(PAIRS)], state)
 
   def stop(self) -> None:
-    self.end = self.number + 2
+    if not self.stopped:
+      self.stopped, self.end = True, self.number + (2 if self.yielded else 0)
 
   def state_after_last(self) -> bytes:
     assert self.number == self.end
