@@ -65,7 +65,8 @@ def train(
     mesh: the devices.
     validation_data: called with `groups` and the processes; gives "validation/loss" and the like. None: not measured.
     evaluators: each called with `model`, `tokenizer`, `mesh`, the two lengths and prompts; gives what `fit` takes.
-    best_metric: "name/key" of the result that decides which checkpoint is kept as the best.
+    best_metric: "name/key" of the result that decides which checkpoint is kept as the best: the highest, or the lowest
+      of a loss.
     eval_period: steps between evaluations.
     checkpoint_period: steps between checkpoints.
     log_period: steps between lines of metrics, each the mean over them.
@@ -111,7 +112,8 @@ def train(
   if jax.process_index() == 0:
     write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
                      query_prompt=query_prompt, document_prompt=document_prompt)
-  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints)
+  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints,
+                              mode="min" if (best_metric or "").endswith("loss") else "max")
   state, progress = resume(checkpointer, state, shardings, batches)
   step = int(state.step)
   if step:

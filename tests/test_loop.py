@@ -147,6 +147,8 @@ def test_nothing_to_do_after_the_last_step(tmp_path):
   assert int(result.state.step) == 5 and batches.yielded == [] and batches.closed
   assert (tmp_path / "metrics.jsonl").read_text() == before
   assert int(run(tmp_path, Periods(8, log=1)).state.step) == 8  # more steps are
+  fewer = run(tmp_path, Periods(3, log=1))
+  assert int(fewer.state.step) == 8 and fewer.stopped_by is None
 
 
 def test_no_steps_save_the_initial_state(tmp_path):

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from tiny_training import PAIRS, tiny_batch, tiny_loss, tiny_model
 
 from gtr_jax import partitioning
+from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.training import optimizers
@@ -117,6 +118,11 @@ def test_dropout_follows_seed_and_step():
   losses = {(seed, number): float(loss_of(seed, number)) for seed in (0, 1) for number in (0, 1)}
   assert len(set(losses.values())) == 4
   assert losses[1, 1] == float(loss_of(1, 1))
+
+
+def test_an_optimizer_without_its_rate_is_refused():
+  with pytest.raises(InputError, match="GradientTransformation.* without a learning_rate"):
+    make_train_step(tiny_model(), tiny_loss(), optax.adam(1e-3), seed=0)
 
 
 def test_eval_step_has_no_dropout_and_no_margin():

@@ -166,7 +166,7 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
     finally:
       batches.close()
       checkpointer.wait()
-  if step == periods.train_steps:
+  if step >= periods.train_steps:
     return FitResult(state, None)
   stopped_by = signals.received or signal.SIGTERM  # of another process
   tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
@@ -249,7 +249,9 @@ class _Loop:
     shown = ", ".join(ids[:8])
     if len(ids) > 8:
       path = self._checkpointer.directory.parent / f"non_finite_step_{step}_process_{jax.process_index()}.json"
-      path.write_text(json.dumps(list(ids)))
+      temporary = path.parent / f"{path.name}.tmp"
+      temporary.write_text(json.dumps(list(ids)))
+      temporary.replace(path)
       shown += f", ... (all {len(ids)}: {path})"
     values = ", ".join(f"{name} {metrics[name]:g}" for name in names)
     raise TrainingError(f"step {step} is not finite ({values}) on the batch of examples {shown}; {good}; look at these "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtr_jax.errors import InputError
 from gtr_jax.text.packing import Batch
 from gtr_jax.training.state import TrainState
 
@@ -26,7 +27,13 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
     `(state, batch) -> (state, metrics)`. The metrics are scalars: the loss's own (loss, accuracy, mrr), the global
     norms of the gradient and of the new parameters (either is non-finite if any value in it is), the learning rate, and
     the numbers of pairs, of real tokens and of token slots in the batch.
+
+  Raises:
+    InputError: the optimizer does not say its learning rate.
   """
+  if not hasattr(optimizer, "learning_rate"):
+    raise InputError(f"the optimizer is a {type(optimizer).__name__} without a learning_rate: use one of "
+                     "gtr_jax.training.optimizers, or wrap it as optimizers.Optimizer(init, update, schedule)")
 
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
