@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 64)
+  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 64)
   monkeypatch.setattr(encode, "FEW", 1)
   monkeypatch.setattr(store, "CHUNK_ROWS", 10)
 
@@ -76,7 +76,7 @@ def test_lengths_and_prompts_are_the_models(run):
 
 
 def test_few_programs_for_all_lengths(run, monkeypatch):
-  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 128)
+  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 128)
   model = loaded(run, 1)
   tokens = [np.full(length, 5, np.int32) for length in np.random.default_rng(0).integers(1, 100, 300)]
   encode._encode.clear_cache()
@@ -85,10 +85,9 @@ def test_few_programs_for_all_lengths(run, monkeypatch):
   assert encode._encode._cache_size() <= 5  # 16, 32, 64, 100, and a small last batch
 
 
-def test_batches_cover_all_texts_within_the_budget(monkeypatch):
-  monkeypatch.setattr(encode, "TOKENS_PER_BATCH", 64)
+def test_batches_cover_all_texts_within_the_budget():
   lengths = [20, 1, 16, 64, 33, 5, 5, 5, 5, 5, 5]
-  batches = encode._batches(lengths, max_length=48, groups=2)
+  batches = encode._batches(lengths, max_length=48, groups=2, budget=64)
   assert sorted(i for texts, _, _ in batches for i in texts) == list(range(len(lengths)))
   for texts, length, rows in batches:
     assert len(texts) <= rows

@@ -25,6 +25,7 @@ from gtr_jax.text.packing import pad_texts
 
 SHORTEST = 16              # tokens; each padded length is twice the one before
 TOKENS_PER_BATCH = 16_384  # token slots of one batch on each data shard
+CPU_TOKENS_PER_BATCH = 1024  # the same on a CPU, whose cache has to hold the activations
 FEW = 8                    # rows for each data shard in a batch of the few texts that are left over
 _AHEAD = 2                 # batches given to the devices before the result of the first is fetched
 _SIDE_OF_TOWER = {"query": "query", "passage": "document"}
@@ -44,7 +45,7 @@ def embed(model: Model, texts: Sequence[str], tower: str, max_length: int | None
   side = _SIDE_OF_TOWER[tower]
   max_length = max_length or model.lengths[side]
   tokens = _tokenize(model, texts, side, max_length)
-  with _Progress(len(texts), f"encoding {side}s", progress) as bar:
+  with _Progress(len(texts), "encoding queries" if tower == "query" else "encoding documents", progress) as bar:
     embeddings = embed_tokens(model.encoder, model.params, tokens, tower, max_length, model.mesh, bar)
   _check_finite(embeddings, texts, model)
   return embeddings
@@ -103,6 +104,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     bar: to report progress to.
   """
   groups = num_groups(mesh)
+  budget = CPU_TOKENS_PER_BATCH if mesh.devices.flat[0].platform == "cpu" else TOKENS_PER_BATCH
   out = np.zeros((len(tokens), encoder.dim), np.float32)
   running = deque()
 
@@ -113,7 +115,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
       bar.add(len(texts), sum(len(tokens[i]) for i in texts))
 
   with jax.set_mesh(mesh):
-    for texts, length, rows in _batches([len(t) for t in tokens], max_length, groups):
+    for texts, length, rows in _batches([len(t) for t in tokens], max_length, groups, budget):
       padded = np.zeros((rows, length), np.int32)
       for row, i in enumerate(texts):
         padded[row, :len(tokens[i])] = tokens[i]
@@ -137,11 +139,12 @@ def _to_devices(sharding, array):
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _batches(lengths: Sequence[int], max_length: int, groups: int) -> list[tuple[np.ndarray, int, int]]:
+def _batches(lengths: Sequence[int], max_length: int, groups: int, budget: int) -> list[tuple[np.ndarray, int, int]]:
   """Cuts texts into (texts, padded length, rows), the longest first.
 
-  A batch has the padded length of its longest text and as many rows as the budget of tokens allows; it is filled with
-  the next shorter texts, so that only the last one can have empty rows. That one is small if few texts are left.
+  A batch has the padded length of its longest text and as many rows as `budget` token slots for each of the `groups`
+  allow; it is filled with the next shorter texts, so that only the last one can have empty rows. That one is small if
+  few texts are left.
   """
   order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
   batches, start = [], 0
@@ -150,7 +153,7 @@ def _batches(lengths: Sequence[int], max_length: int, groups: int) -> list[tuple
     while length < lengths[order[start]]:
       length *= 2
     length = min(length, max(max_length, SHORTEST))
-    rows = max(TOKENS_PER_BATCH // length, 1) * groups
+    rows = max(budget // length, 1) * groups
     if len(order) - start <= FEW * groups:
       rows = min(rows, FEW * groups)
     batches.append((order[start:start + rows], length, rows))
