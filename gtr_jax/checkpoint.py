@@ -9,6 +9,7 @@ moment leaves whole steps only; what a killed process left behind is removed whe
 import copy
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -20,6 +21,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from gtr_jax.errors import InputError
+
+# A hint that Orbax prints into the progress bar whenever a save, also one that was waited for, took a second.
+logging.getLogger("absl").addFilter(lambda record: "Waiting for previous save to complete" not in record.getMessage())
 
 # Files that every whole step holds; Orbax writes each before it renames the folder.
 _PARTS = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/metadata", "input")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import tiny_loss, tiny_model
@@ -247,6 +248,12 @@ def test_nothing_on_the_screen(folder, capfd, recwarn):
   out = capfd.readouterr()
   assert (out.out, out.err) == ("", "")
   assert not list(recwarn)
+
+
+def test_orbax_s_hint_is_dropped(caplog):
+  logging.warning("Waiting for previous save to complete took %f seconds. If this number is high, ...", 2.0)
+  logging.warning("something else")
+  assert caplog.messages == ["something else"]
 
 
 def test_fine_tuning_takes_the_parameters_only(folder):
