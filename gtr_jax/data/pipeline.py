@@ -13,6 +13,7 @@ import io
 import json
 import os
 import queue
+import re
 import tempfile
 import threading
 import zipfile
@@ -305,7 +306,10 @@ def _input_errors(name):
   try:
     yield
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as e:
-    message = " ".join(e.message.split("[[")[0].split("\n\t")[0].split())
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", e.message, flags=re.DOTALL)
+    message = re.sub(r'assertion failed: \["?(.*?)"?\]', r"\1", " ".join(message.split()))
+    if isinstance(e, tf.errors.DataLossError):
+      message += f"; fetch the file again, or delete {root.data_dir() / 'cache'} if it is there: that is made again"
     raise InputError(f"{name}: {message}") from e
 
 

@@ -49,8 +49,8 @@ def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id
   def text(names, what):
     parts = tf.strings.strip(tf.stack([get(name) for name in names]))
     joined = tf.strings.reduce_join(tf.boolean_mask(parts, tf.strings.length(parts) > 0), separator=" ")
-    message = f"the {what} (field {' + '.join(names)}) is empty; remove the example"
-    with tf.control_dependencies([tf.debugging.Assert(tf.strings.length(joined) > 0, [example_id, message])]):
+    message = example_id + f": the {what} (field {' + '.join(names)}) is empty; remove the example"
+    with tf.control_dependencies([tf.debugging.Assert(tf.strings.length(joined) > 0, [message])]):
       return tf.identity(joined)
 
   def listed(name):

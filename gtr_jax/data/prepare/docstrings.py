@@ -118,13 +118,13 @@ _DIRECTIVE_LINE = re.compile(
     r"autosummary|autofunction|autoclass|testsetup|testcleanup|include|image|figure|_)[^\n]*$", re.MULTILINE)
 _OPTION_LINE = re.compile(r"^\s*:(?:toctree|nosignatures|include-source|alt|width|height|scale|members)[^\n]*$",
                           re.MULTILINE)
-_RULE = re.compile(r"^\s*[-=~^*#+_`\"]{3,}[\s\-=~^*#+]*$", re.MULTILINE)
+_RULE = re.compile(r"^\s*[-=~^*#+_`\"]{3,}[ \-=~^*#+]*$\n?", re.MULTILINE)
 _PROMPT = re.compile(r"^(\s*)(?:>>> ?|\.\.\. ?|In \[\d+\]: )", re.MULTILINE)
 _FENCE = re.compile(r"^\s*(?:```|~~~)\w*\s*$", re.MULTILINE)
 _DIRECTIVE = re.compile(r"\.\. ([a-zA-Z-]+)::")
 _ROLE = re.compile(r":(?:[a-zA-Z]+:)?[a-zA-Z-]+:`([^`]*)`")
 _NAMED_LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
-_MARKDOWN_LINK = re.compile(r"\[([^\]\n]+)\]\((?:https?:)?[^)\s]*\)")
+_MARKDOWN_LINK = re.compile(r"\[([^\]\n]+)\]\(\s*(?:https?:|\.|/|#)[^)\s]*\s*\)")
 _URL = re.compile(r"<?https?://\S+>?")
 _FOOTNOTE = re.compile(r"\s?\[\w+\]_")
 _INTERPOLATED = re.compile(r"%\(\w+\)s")
@@ -140,12 +140,12 @@ def clean(text: str) -> str:
   paragraphs = text.split("\n\n")
   if _SIGNATURE.match(paragraphs[0].strip()):  # Compiled functions begin with their signature.
     text = "\n\n".join(paragraphs[1:])
-  for pattern in (_DIRECTIVE_LINE, _OPTION_LINE, _RULE, _FENCE, _URL, _FOOTNOTE, _INTERPOLATED):
-    text = pattern.sub("", text)
-  text = _PROMPT.sub(r"\1", text)
   text = _ROLE.sub(lambda m: m.group(1).lstrip("~!").split(" <")[0], text)
   text = _NAMED_LINK.sub(r"\1", text)
   text = _MARKDOWN_LINK.sub(r"\1", text)
+  for pattern in (_DIRECTIVE_LINE, _OPTION_LINE, _RULE, _FENCE, _URL, _FOOTNOTE, _INTERPOLATED):
+    text = pattern.sub("", text)
+  text = _PROMPT.sub(r"\1", text)
   text = _DIRECTIVE.sub(r"\1:", text)
   text = text.replace("`", "").replace("**", "").replace("::\n", ":\n")
   text = _ABBREVIATED.sub("", text).replace(" ()", "").replace(" []", "")

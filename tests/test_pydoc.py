@@ -1,0 +1,278 @@
+"""The built-in corpus: read without importing, clean, reproducible, and nothing tested on is trained on."""
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_text import words
+
+from gtr_jax.data import root
+from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.data.prepare import docstrings, pydoc
+from gtr_jax.data.prepare.near_copies import NearCopies
+from gtr_jax.errors import InputError
+from gtr_jax.evaluation.collections import read_collection
+from gtr_jax.text.tokenizer import Tokenizer
+
+pytest_plugins = "data_fixtures"
+
+
+def documentation(seed, summary=None):
+  """A docstring: a summary, two paragraphs of sentences, a section."""
+  sentences = [words(12, f"{seed} sentence {i}").capitalize() + "." for i in range(5)]
+  summary = summary or words(6, f"{seed} summary").capitalize() + "."
+  return f"{summary}\n\n{' '.join(sentences[:2])}\n\n{' '.join(sentences[2:])}\n\nArgs:\n  x: {words(5, f'{seed} x')}\n"
+
+
+def near_copy(text):
+  """The same with every 25th word exchanged."""
+  number = itertools.count(1)
+  return re.sub(r"\S+", lambda m: words(1, m.group()) if next(number) % 25 == 0 else m.group(), text)
+
+
+def write_package(folder, docs):
+  """A package of modules of ten functions each, that must not be imported."""
+  folder.mkdir(parents=True)
+  (folder / "__init__.py").write_text('raise RuntimeError("imported")\n')
+  docs = list(docs)
+  for start in range(0, len(docs), 10):
+    body = "".join(f'def function_{start + i}(x):\n  """{doc}"""\n\n\n' for i, doc in enumerate(docs[start:start + 10]))
+    (folder / f"module_{start // 10}.py").write_text('raise RuntimeError("imported")\n' + body)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+  """Two packages to fine-tune on, of which one copies the other's; one more to pretrain on; two zero-shot ones."""
+  tree = tmp_path_factory.mktemp("site-packages")
+  alpha = [documentation(f"alpha {i}") for i in range(150)]
+  zero = [documentation(f"zero {i}") for i in range(60)]
+  same_question = [documentation(f"other answer {i}", summary=alpha[i].split("\n")[0]) for i in range(60, 150)]
+  beta = [near_copy(doc) for doc in alpha[:60]] + same_question + [documentation(f"beta {i}") for i in range(50)]
+  gamma = [near_copy(zero[i]) for i in range(30)] + [documentation(f"gamma {i}") for i in range(40)]
+  return pydoc.Packages(
+      finetune={"alpha": write_package(tree / "alpha", alpha), "beta": write_package(tree / "beta", beta)},
+      pretrain={"gamma": write_package(tree / "gamma", gamma)},
+      zero_shot={"zero_shot": {"zero": write_package(tree / "zero", zero)},
+                 "two_packages": {name: write_package(tree / name, [documentation(f"{name} {i}") for i in range(15)])
+                                  for name in ("one", "two")}},
+      versions={"alpha": "1.0"})
+
+
+@pytest.fixture(scope="module")
+def prepared(packages, tmp_path_factory):
+  return pydoc.prepare(packages=packages, output=tmp_path_factory.mktemp("data") / "pydoc", say=lambda line: None)
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def what_is_tested(prepared):
+  """(query, document) of every judgement, and the whole zero-shot corpora."""
+  asked, documents = [], []
+  for name, splits in {"numpy_jax_tensorflow": ("test", "validation"), "zero_shot": ("test",),
+                       "two_packages": ("test",)}.items():
+    for split in splits:
+      collection = read_collection(prepared / "collections" / name, split)
+      texts = dict(zip(collection.documents.ids, collection.documents.texts, strict=True))
+      for query_id, query in zip(collection.query_ids, collection.queries, strict=True):
+        document_id, = collection.qrels[query_id]
+        asked.append((query, document_id))
+        documents.append(texts[document_id])
+      if name != "numpy_jax_tensorflow":
+        documents += texts.values()
+  return asked, documents
+
+
+def runs_of_five(text):
+  text = re.sub(r"[^a-z ]", "", text.lower()).split()
+  return {tuple(text[i:i + 5]) for i in range(len(text) - 4)}
+
+
+def test_no_tested_document_or_question_trains_not_even_as_a_copy(prepared):
+  asked, documents = what_is_tested(prepared)
+  assert len(documents) > 100
+  questions = {query.lower() for query, _ in asked}
+  runs = [runs_of_five(d) for d in documents]
+  for file in ("finetune/train.jsonl", "pretrain/train.jsonl", "pretrain/validation.jsonl"):
+    pairs = rows(prepared / file)
+    assert pairs
+    for pair in pairs:
+      assert pair["query"].lower() not in questions
+      assert pair["positive_id"] not in {document_id for _, document_id in asked}
+      mine = runs_of_five(pair["positive"])
+      assert max(len(mine & other) / min(len(mine), len(other)) for other in runs) < 0.1, pair["positive_id"]
+  # The copies were there to be found: what they repeat is tested on, or trains from one of the two.
+  in_domain = {document_id for _, document_id in asked if document_id.startswith(("alpha", "beta"))}
+  assert len(in_domain) >= 10
+  assert any(re.fullmatch(r"alpha\.module_[0-5]\..*", i) for i in in_domain), "none of the copied ones is held out"
+  gamma = {p["positive_id"][:14] for p in rows(prepared / "pretrain/train.jsonl")} & {
+      f"gamma.module_{i}" for i in range(10)}
+  assert gamma == {f"gamma.module_{i}" for i in (3, 4, 5, 6)}  # Modules 0 to 2 copy the zero-shot collection.
+
+
+def test_collections_are_answerable_and_give_nothing_away(prepared):
+  test = read_collection(prepared / "collections/numpy_jax_tensorflow", "test")
+  validation = read_collection(prepared / "collections/numpy_jax_tensorflow", "validation")
+  assert test.documents == validation.documents and not set(test.queries) & set(validation.queries)
+  distractors = set(test.documents.ids) - {d for q in (test, validation) for r in q.qrels.values() for d in r}
+  assert len(distractors) > 100
+  for name in ("numpy_jax_tensorflow", "zero_shot", "two_packages"):
+    collection = read_collection(prepared / "collections" / name, "test")
+    assert len(set(collection.queries)) == len(collection.queries) >= 10
+    assert not any(collection.documents.titles)
+    texts = dict(zip(collection.documents.ids, collection.documents.texts, strict=True))
+    for query_id, query in zip(collection.query_ids, collection.queries, strict=True):
+      (document_id, grade), = collection.qrels[query_id].items()
+      assert grade == 1 and len(texts[document_id]) >= 100
+      assert query.lower().rstrip(".") not in texts[document_id].lower()
+  assert {i.split(".")[0] for i in collection.documents.ids} == {"one", "two"}
+  # The pairs of the validation queries are the validation split of fine-tuning.
+  assert {p["query"] for p in rows(prepared / "finetune/validation.jsonl")} == set(validation.queries)
+
+
+def test_pretraining_pairs_are_noisy_and_of_three_kinds(prepared):
+  pairs = rows(prepared / "pretrain/train.jsonl")
+  kinds = {kind: [p for p in pairs if p["query_id"].endswith(kind)] for kind in (":summary", ":sentence")}
+  names = [p for p in pairs if ":" not in p["query_id"]]
+  assert len(names) > 150 and min(map(len, kinds.values())) > 30
+  assert names[0]["query"] == "alpha module 0 function"
+  assert {p["positive_id"].split(".")[0] for p in kinds[":summary"]} == {"gamma"}  # Others have it in fine-tuning.
+  assert all(p["query"] not in p["positive"] for p in pairs)
+  validation, train = ({p["positive_id"] for p in file} for file in (
+      rows(prepared / "pretrain/validation.jsonl"), pairs))
+  assert validation and not train & validation
+
+
+def test_the_same_packages_give_the_same_bytes(prepared, packages, tmp_path):
+  again = pydoc.prepare(packages=packages, output=tmp_path / "again", say=lambda line: None)
+  files, files_again = (sorted(p.relative_to(top) for p in Path(top).rglob("*") if p.is_file())
+                        for top in (prepared, again))
+  assert files == files_again and len(files) > 14
+  for file in files:
+    assert (again / file).read_bytes() == (prepared / file).read_bytes(), file
+  manifest = json.loads((again / "manifest.json").read_text())
+  assert manifest["versions"] == {"alpha": "1.0"} and set(manifest["sha256"]) == {
+      str(f) for f in files if f.name != "manifest.json"}
+
+
+def test_again_it_keeps_what_is_the_same_and_replaces_what_is_not(packages, vocabulary, tmp_path):
+  output, said = tmp_path / "pydoc", []
+  small = pydoc.Packages({"alpha": packages.finetune["alpha"]}, {}, {"zero_shot": packages.zero_shot["two_packages"]})
+  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  assert (output / "spiece.model").read_bytes() == Path(vocabulary).read_bytes()
+  mined = output / "finetune_hard_negatives.jsonl"
+  mined.write_text("mined\n")
+  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  assert mined.exists() and said[-1].endswith("is up to date")
+  pydoc.prepare(vocabulary, pydoc.Packages({"alpha": packages.finetune["beta"]}, {}, small.zero_shot), output=output,
+                say=said.append)
+  assert not mined.exists() and said[-1] == f"wrote {output}"
+  assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
+  with pytest.raises(InputError, match="gone.model: no such vocabulary"):
+    pydoc.prepare(str(tmp_path / "gone.model"), small, output=tmp_path / "other")
+  with pytest.raises(InputError, match="cannot train a vocabulary"):
+    pydoc.prepare(None, pydoc.Packages({}, {}, {}), output=tmp_path / "other", say=said.append)
+  assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
+
+
+def test_its_tasks_read_it(prepared, tmp_path):
+  data = tmp_path / "data"
+  shutil.copytree(prepared, data / "pydoc")
+  finetune = rows(prepared / "finetune/train.jsonl")
+  (data / "pydoc/finetune_hard_negatives.jsonl").write_text("".join(
+      json.dumps(row | {"negatives": [other["positive"]]}) + "\n"
+      for row, other in zip(finetune, finetune[1:] + finetune[:1], strict=True)))
+  root.set_data_dir(str(data))
+  try:
+    lengths = {"inputs": 16, "targets": 32}
+    for task in ("pydoc_finetune_hard_negatives", "pydoc_both_stages"):
+      batches = TrainingBatches(task, "gtr_jax.tasks.pydoc", lengths, 16, negatives_per_example=1)
+      item = next(batches)
+      batches.close()
+      assert item.batch.negative_valid.all() == (task == "pydoc_finetune_hard_negatives")
+      assert Tokenizer(*batches.vocabulary_file).path == data / "pydoc/spiece.model"
+      validation = list(ValidationBatches(task, "gtr_jax.tasks.pydoc", lengths, 16))
+      assert validation[0].valid.any()
+  finally:
+    root.set_data_dir(None)
+
+
+def test_the_installed_packages_are_there_without_importing_any():
+  packages = pydoc.installed_packages()
+  folders = [f for part in (packages.finetune, packages.pretrain, *packages.zero_shot.values()) for f in part.values()]
+  assert all(folder.is_dir() for folder in folders) and len(set(folders)) == len(folders) > 30
+  # What may or may not be installed changes nothing, and no package is on both sides.
+  assert not {"torch", "sklearn", "transformers", "pandas", "sympy", "networkx"} & {f.name for f in folders}
+  assert set(packages.versions) >= {"python", "numpy", "jax", "scipy"}
+
+
+def test_what_a_file_documents(tmp_path):
+  (tmp_path / "m.py").write_text('''"""Tools for tests. They do nothing.
+
+But well.
+"""
+raise RuntimeError("imported")
+class ThingDoer:
+  """Does a thing now."""
+  def do_it(self):
+    """Really does the thing."""
+    def inner():
+      """Is nobody's business at all."""
+  x = 5
+if True:
+  def hidden(): "One short"
+add_newdoc("pkg.core", "norm", """
+    norm(x, ord=None)
+
+    Compute a vector norm.
+
+    Of any order.
+    """)
+''')
+  assert list(docstrings.read_file(tmp_path / "m.py", "pkg.m")) == [
+      ("pkg.m", "Tools for tests.", "They do nothing. But well."),
+      ("pkg.m.ThingDoer", "Does a thing now.", ""),
+      ("pkg.m.ThingDoer.do_it", "Really does the thing.", ""),
+      ("pkg.core.norm", "Compute a vector norm.", "Of any order."),
+  ]
+  (tmp_path / "broken.py").write_text('"""Is not Python."""\ndef (:\n')
+  assert list(docstrings.read_file(tmp_path / "broken.py", "broken")) == []
+
+
+@pytest.mark.parametrize("text, cleaned", [
+    ("Sum of `x`.\n\n    Parameters\n    ----------\n    x : int", "Sum of x.\n\nParameters x : int"),
+    ("Uses :func:`~numpy.sum` and :class:`a title <b.C>`.", "Uses numpy.sum and a title."),
+    (">>> f(1)\n2\n... more", "f(1) 2 more"),
+    ("See `the docs <https://a.b/c>`_ or [these](https://d.e/f).", "See the docs or these."),
+    ("A.\n\n.. versionadded:: 1.2\n\n.. note::\n   Mind it.", "A.\n\nnote: Mind it."),
+    ("A [1]_ b.\n\n```python\nf(x)\n```\n", "A b.\n\nf(x)"),
+    ("%(before)s Text, e.g. this.", "Text, e.g. this."),
+])
+def test_cleaning(text, cleaned):
+  assert docstrings.clean(text) == cleaned
+
+
+def test_first_sentence_and_rest():
+  assert docstrings.split("One, e.g. two. Three.\n\nFour.") == ("One, e.g. two.", "Three. Four.")
+  assert docstrings.split("No end\n\nArgs: x") == ("No end", "Args: x")
+  assert len(docstrings.split("A b c.\n\n" + "word " * 900)[1]) <= 2000
+
+
+def test_names_in_words():
+  for name, in_words in {"keras.src.layers.MaxPooling2D.get_config": "keras layers max pooling 2d get config",
+                         "numpy._core.multiarray.HTTPServer": "numpy core multiarray http server"}.items():
+    assert docstrings.name_in_words(name) == in_words
+
+
+def test_near_copies():
+  text = words(60, "a text")
+  copies = NearCopies([words(60, "another"), text, "three words only"])
+  assert text in copies and text.upper() + " and more" in copies and near_copy(text) in copies
+  assert words(200, "before") + " " + text + " " + words(200, "after") in copies  # It contains one of them.
+  assert " ".join(text.split()[10:50]) in copies and "Three words, only." in copies
+  assert words(60, "unheard of") not in copies and " ".join(text.split()[:10]) + words(60, "then") not in copies
