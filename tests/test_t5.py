@@ -152,7 +152,7 @@ def test_remat_recomputes_and_gives_the_same_gradient():
   model = MODELS["t5_1_0"]
   params = random_params(model)
   texts = pad_texts(np.random.RandomState(1).randint(1, 61, (4, 12)).astype(np.int32), 1)
-  key = jax.random.key(3)
+  key = jax.random.key(3, impl="rbg")  # compiles faster
 
   def gradient(remat):
     config = dataclasses.replace(model.config, num_layers=1, remat=remat, dropout_rate=0.1)
