@@ -67,6 +67,12 @@ def test_more_queries_than_one_program_takes(monkeypatch):
   np.testing.assert_array_equal(found, brute_force(corpus, queries, 3)[1])
 
 
+def test_the_mesh_around_the_call_does_not_matter():
+  with jax.set_mesh(mesh_of(2, 2)):
+    scores, rows = Searcher(np.float32([[1], [3], [2]]), mesh_of(4)).search(np.ones((1, 1), np.float32), 2)
+  assert (scores.tolist(), rows.tolist()) == ([[3, 2]], [[1, 2]])
+
+
 def test_a_search_compiles_once_for_all_blocks_and_calls(monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 32)
   rng = np.random.default_rng(3)

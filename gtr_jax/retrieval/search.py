@@ -85,8 +85,8 @@ class Searcher:
     parts = [put(part) for part in parts]
     best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
     limit = put(np.int32(self.num_rows))
-    with tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks", disable=not progress,
-              leave=False) as bar:
+    with jax.set_mesh(self._mesh), tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
+                                        disable=not progress, leave=False) as bar:
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
         block_BxD, first = self._block(block), put(np.int32(block * self._block_rows))
         for i, part in enumerate(parts):
