@@ -146,12 +146,12 @@ def test_a_wrong_line_is_named_and_nothing_is_written(data_dir, vocabulary, line
 def test_files_of_a_split(data_dir, vocabulary):
   rows = pairs(30)
   (data_dir / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:10]).encode()))
-  write_jsonl(data_dir / "part-1.jsonl", rows[10:20])
-  write_jsonl(data_dir / "part-2.jsonl", rows[20:])
-  task = add_pair_task(task_name(), jsonl(train=["a.jsonl.gz", "part-*.jsonl"], dev="part-2.jsonl"), query="query",
-                       passage="passage", vocabulary=vocabulary)
+  write_jsonl(data_dir / "sub/part-1.jsonl", rows[10:20])
+  write_jsonl(data_dir / "sub/part-2.jsonl", rows[20:])
+  task = add_pair_task(task_name(), jsonl(train=["a.jsonl.gz", "sub/part-*.jsonl"], dev="sub/part-2.jsonl"),
+                       query="query", passage="passage", vocabulary=vocabulary)
   assert set(task.splits) == {"train", "dev"} and task.num_input_examples("train") == 30
-  ids = [f"{name}:{i}" for name in ("a.jsonl.gz", "part-1.jsonl", "part-2.jsonl") for i in range(1, 11)]
+  ids = [f"{name}:{i}" for name in ("a.jsonl.gz", "sub/part-1.jsonl", "sub/part-2.jsonl") for i in range(1, 11)]
   assert sorted(read(task)) == sorted(ids)
   assert sorted(read(task, split="dev")) == sorted(ids[20:])
   (data_dir / "a.jsonl.gz").write_bytes((data_dir / "a.jsonl.gz").read_bytes()[:-30])

@@ -60,7 +60,7 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
   for path in paths:
     stat = path.stat()
     size += stat.length * (4 if path.name.endswith(".gz") else 1)
-    digest.update(f"{path.name} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
+    digest.update(f"{_short(path)} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
   folder = root.data_dir() / "cache" / digest.hexdigest()[:32]
   done = _complete(folder)
   if done is None:
@@ -128,7 +128,7 @@ def _write(paths, fields, folder, num_shards):
         json.dumps({"sources": sources, "fields": fields._asdict(), "examples": sum(counts), "files": files}, indent=1))
     try:
       new.rename(folder)
-    except OSError:
+    except (OSError, tf.errors.OpError):
       if _complete(folder) is None:  # Not another process's, finished in the meantime, but remains.
         folder.rmtree()
         new.rename(folder)
@@ -158,9 +158,14 @@ def read_jsonl(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]:
             if number % 1000 == 0:
               bar.update(raw.tell() - bar.n)
             if line.strip():
-              yield _example(line, fields, f"{path}:{number}", f"{path.name}:{number}")
+              yield _example(line, fields, f"{path}:{number}", f"{_short(path)}:{number}")
         except (EOFError, gzip.BadGzipFile) as e:
           raise InputError(f"{path}:{number + 1}: not a whole gzip file ({e}); fetch it again") from e
+
+
+def _short(path: epath.Path) -> str:
+  """The path below the data root, or else the file's name."""
+  return os.fspath(path.relative_to(root.data_dir())) if path.is_relative_to(root.data_dir()) else path.name
 
 
 def _example(line: bytes, fields: Fields, where: str, example_id: str) -> dict:
