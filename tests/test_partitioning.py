@@ -136,7 +136,7 @@ def test_parameters_are_created_where_they_stay_and_equal_on_any_mesh():
 
 def test_activations_stay_divided_under_fsdp():
   """No device gathers token vectors, and each needs about an eighth of one device's memory."""
-  model = DualEncoder(T5Config(64, 32, 8, 8, 128, 1), 16)
+  model = DualEncoder(T5Config(64, 64, 8, 8, 256, 1), 48)
   abstract = jax.eval_shape(model.init, jax.random.key(0))
   rng = np.random.default_rng(0)
   hashes = {name: np.arange(64) for name in ("query_hash", "passage_hash", "text_hash")}
