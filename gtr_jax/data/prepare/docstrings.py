@@ -108,9 +108,10 @@ def _added(call: ast.Call, module: str) -> Iterator[tuple[str, str]]:
     return
   values = [a.value for a in ast.walk(call) if isinstance(a, ast.Constant) and isinstance(a.value, str)]
   if len(values) > 1:
-    place = values[0] if len(values) > 2 else module.rpartition(".")[0]
-    middle = [v for v in values[1:-1] if v.isidentifier()] or [v for v in values[:1] if v.isidentifier()]
-    yield ".".join([place, *middle]), values[-1]
+    top = module.partition(".")[0]
+    names = [v for v in values[:-1] if v.replace(".", "").isidentifier()]
+    place = [] if names and names[0].partition(".")[0] == top else [module.rpartition(".")[0]]
+    yield ".".join([*place, *names]), values[-1]
 
 
 _DIRECTIVE_LINE = re.compile(

@@ -17,7 +17,7 @@ def normalize(text: str) -> str:
 def shingles(text: str) -> set[int]:
   """Hashes of all runs of 8 words; a shorter text is one run."""
   words = _WORD.findall(text.lower())
-  return {hash(" ".join(words[i:i + _SHINGLE])) for i in range(max(1, len(words) - _SHINGLE + 1))}
+  return set(map(hash, zip(*(words[i:] for i in range(_SHINGLE)), strict=False))) or {hash(tuple(words))}
 
 
 class NearCopies:
