@@ -1,6 +1,5 @@
 """One training run, put together: what `gtr-jax train` calls with everything that the gin files bind."""
 
-import functools
 import importlib.metadata
 import json
 import platform
@@ -9,10 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from clu import metric_writers
 from etils import epath
-from flax import linen as nn
 
 from gtr_jax import partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
@@ -20,6 +17,7 @@ from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
 from gtr_jax.load import write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import parameter_table
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
@@ -121,7 +119,7 @@ def train(
   writers = []
   if jax.process_index() == 0:
     (directory / "config.gin").write_text(config_text)
-    (directory / "parameters.txt").write_text(parameter_table(model))
+    (directory / "parameters.txt").write_text(parameter_table(jax.eval_shape(model.init, jax.random.key(0))))
     (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     writers = [JsonlWriter(directory / "metrics.jsonl", step), TensorboardWriter(directory / "tensorboard")]
   step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
@@ -167,18 +165,6 @@ class TensorboardWriter:
 
   def close(self) -> None:
     self._writer.close()
-
-
-def parameter_table(model: DualEncoder) -> str:
-  """Name, shape and logical axes of every parameter, and their number; nothing is allocated."""
-  boxed = jax.eval_shape(model.init, jax.random.key(0))
-  is_box = functools.partial(lambda kind, x: isinstance(x, kind), nn.LogicallyPartitioned)
-  lines, count = [], 0
-  for path, box in jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    lines.append(f"{name:64} {str(box.value.shape):20} {', '.join(map(str, box.names))}")
-    count += int(np.prod(box.value.shape))
-  return "\n".join([*lines, f"{len(lines)} arrays, {count:,} parameters"]) + "\n"
 
 
 def versions() -> dict[str, str]:

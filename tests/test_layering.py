@@ -20,7 +20,8 @@ ALLOWED = {
                   {"jax", "numpy", "tqdm", "etils", "bm25s", "Stemmer"}),
     "evaluation": ({"errors", "models", "partitioning", "text", "load", "retrieval"},
                    {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib"}),
-    "data": ({"errors", "text"}, {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils"}),
+    "data": ({"errors", "text"},
+             {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils"}),
     "checkpoint.py": ({"errors"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
     "load.py": ({"errors", "models", "partitioning", "text", "checkpoint"}, {"jax", "flax", "numpy", "etils"}),
     "config.py": ({"errors"}, {"gin"}),
@@ -76,5 +77,6 @@ def test_one_place_imports_it(package, only_in):
     "import gtr_jax.retrieval.search, gtr_jax.load, gtr_jax.evaluation.evaluate, gtr_jax.training.loop",
 ])
 def test_starts_without_tensorflow(code):
-  check = code + "\nimport sys; loaded = {'tensorflow', 'seqio', 'clu.metric_writers'} & set(sys.modules)\nassert not loaded, loaded"
+  check = code + ("\nimport sys; loaded = {'tensorflow', 'seqio', 'clu.metric_writers'} & set(sys.modules)"
+                  "\nassert not loaded, loaded")
   subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, cwd=ROOT)
