@@ -196,6 +196,7 @@ def _train(args):
     raise InputError("give --gin_file, for instance --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; "
                      "--list names those that come with gtr_jax")
   _set_data_dir(args)
+  sys.path.append(os.getcwd())  # Where MIXTURE_OR_TASK_MODULE may lie; `python -m gtr_jax` has it already.
   from gtr_jax import train
   from gtr_jax.training.loop import TrainingError
   config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])

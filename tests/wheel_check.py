@@ -51,7 +51,7 @@ def main():
                              check=True, capture_output=True, text=True).stdout.strip()
     site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
                           check=True, capture_output=True, text=True).stdout.strip()
-    env = {**os.environ, "PYTHONPATH": f"{site}:{purelib}", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    env = {**os.environ, "PYTHONPATH": f"{site}:{purelib}", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     away = folder / "away"
     away.mkdir()
     run(python, "-c", INSIDE, ROOT, cwd=away, env=env)
