@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -35,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return args.run(args) or 0
   except InputError as e:
     print(f"gtr-jax {args.command}: {_message(e)}", file=sys.stderr)
+    return 2
+  except OSError as e:  # A folder where a file belongs, no permission, a full disk.
+    if e.filename is None:
+      raise
+    print(f"gtr-jax {args.command}: {e.filename}: {e.strerror}; give another path, or mend this one", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"gtr-jax {args.command}: interrupted", file=sys.stderr)
@@ -201,11 +207,15 @@ def _train(args):
   from gtr_jax.training.loop import TrainingError
   config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])
   config_text = config.resolved(train.train)
+  # Until the loop listens, nothing needs saving, and an exception may be dropped where JAX calls back into Python.
+  before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
   try:
     stopped_by = config.bound(train.train)(config_text=config_text)
   except TrainingError as e:
     print(f"gtr-jax train: {_message(e)}", file=sys.stderr)
     return 1
+  finally:
+    signal.signal(signal.SIGINT, before)
   return 128 + stopped_by if stopped_by else 0
 
 
@@ -228,6 +238,10 @@ def _encode(args):
 def _search(args):
   if bool(args.queries) != bool(args.output):
     raise InputError("--queries and --output go together: the queries of a file into a TREC run")
+  if args.queries and args.query:
+    raise InputError("give --query to see answers, or --queries to write a run, not both")
+  if not all(query.strip() for query in args.query or ()):
+    raise InputError("--query is empty")
   from gtr_jax.retrieval.encode import embed
   from gtr_jax.retrieval.search import Searcher, search_run
   from gtr_jax.retrieval.store import Store
@@ -241,7 +255,7 @@ def _search(args):
     ids, texts = read_queries(args.queries)
     run = search_run(searcher, store.ids, ids, embed(model, texts, "query"), args.top_k or 100)
     write_run(args.output, run, "gtr_jax")
-    print(f"{len(ids):,} queries, {args.top_k or 100} documents each, in {args.output}")
+    print(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
     return
 
   def answer(query):
@@ -274,7 +288,7 @@ def _evaluate(args):
   from gtr_jax.partitioning import make_mesh
   models = {}
   for value in args.model:
-    name, _, path = value.rpartition("=")
+    name, _, path = ("", "", value) if os.path.exists(value) else value.rpartition("=")
     name = name or os.path.basename(os.path.normpath(path))
     if name in models:
       raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")
@@ -287,9 +301,14 @@ def _evaluate(args):
 
 def _mine(args):
   from gtr_jax.retrieval.mine import mine_bm25
-  mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
+  if os.path.realpath(args.pairs) == os.path.realpath(args.output):
+    raise InputError("--output would overwrite --pairs; give another file")
+  if args.num_negatives > args.last_rank - args.first_rank + 1:
+    raise InputError(f"--num_negatives {args.num_negatives}: ranks {args.first_rank} to {args.last_rank} have fewer")
+  short = mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
             query_id_field=args.query_id_field, passage_id_field=args.passage_id_field,
             num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank, seed=args.seed)
+  print(f"{args.output}; {short:,} pairs got fewer than {args.num_negatives} negatives")
 
 
 def _report(args):

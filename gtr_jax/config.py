@@ -75,10 +75,15 @@ def resolved(entry: Callable) -> str:
   Raises:
     InputError: if a binding is still gin.REQUIRED, or a binding outside gtr_jax's own files is used by nothing.
   """
+  configurable = gin.config._inverse_lookup(entry)
+  if not configurable or not any(selector == configurable.selector for _, selector in gin.config._CONFIG):
+    raise InputError("the gin files configure no run: add one, such as --gin_file=runs/train.gin")
   used, macros = _reachable(entry)
   missing = sorted({value for key, value in _required(used, macros)})
   if missing:
-    raise InputError("; ".join(f"{m} is not set: give --gin.{m}=VALUE or bind it in a gin file" for m in missing))
+    hints = {"MODEL": "add a model, such as --gin_file=models/t5_small.gin, before the run"}
+    raise InputError("; ".join(f"{m} is not set: {hints.get(m, f'give --gin.{m}=VALUE or bind it in a gin file')}"
+                               for m in missing))
   own = str(configs_dir())
   for key, args in gin.config._CONFIG.items():
     for arg in args:
@@ -100,7 +105,7 @@ def _reachable(entry: Callable) -> tuple[dict[tuple[_Key, str], Any], dict[str, 
   """Every (binding, value) and every macro that a call of `entry` can reach through references."""
   config = gin.config._CONFIG
   used, macros, seen = {}, {}, set()
-  todo = [((), gin.config._inverse_lookup(entry).selector)] if gin.config._inverse_lookup(entry) else []
+  todo = [((), gin.config._inverse_lookup(entry).selector)]
   while todo:
     scopes, selector = todo.pop()
     if (scopes, selector) in seen:

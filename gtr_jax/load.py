@@ -114,6 +114,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
         vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR, or remove "
                        "this one")
+  elif model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
+    raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR")
   model_dir.mkdir(parents=True, exist_ok=True)
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
     _write(model_dir / VOCABULARY_FILE, tokenizer.path.read_bytes())

@@ -84,6 +84,8 @@ def train(
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, or out of data.
   """
+  if train_steps < 0:
+    raise InputError(f"TRAIN_STEPS is {train_steps}: give 0 (save the initial parameters) or more")
   directory = epath.Path(model_dir)
   periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": jax.process_index(),

@@ -155,10 +155,45 @@ def wrong(capsys, code, *parts):
     (["--gin.INITIAL_CHECKPOINT_PATH='nowhere'"], ["nowhere"]),
     (["--gin.partitioning.make_mesh.model=3"], ["8 devices"]),
     (["--gin.BEST_METRIC='large/nDCG@10'"], ["large/nDCG@10"]),
+    (["--gin.BATCH_SIZE=-8"], ["BATCH_SIZE"]),
+    (["--gin.TRAIN_STEPS=-1"], ["TRAIN_STEPS"]),
+    (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 8}"], ["TASK_FEATURE_LENGTHS"]),
+    (["--gin.NEGATIVES_PER_EXAMPLE=-1"], ["NEGATIVES_PER_EXAMPLE"]),
+    (["--gin.DROPOUT_RATE='x'"], ["dropout_rate"]),
 ])
 def test_wrong_run_writes_nothing(place, capsys, flags, parts):
   wrong(capsys, train(place, *flags, model_dir="never"), *parts)
   assert not (place / "never").exists()
+
+
+def test_negatives_that_no_example_has(place, capsys):
+  wrong(capsys, train(place, "--gin.NEGATIVES_PER_EXAMPLE=1", "--gin.VALIDATION=None", model_dir="no_negatives"),
+        "cli_pairs", "NEGATIVES_PER_EXAMPLE")
+
+
+def test_folders_of_something_else_are_left_alone(place, capsys):
+  before = sorted(str(p) for p in (place / "small").rglob("*"))
+  wrong(capsys, train(place, model_dir="small"), "small", "MODEL_DIR")
+  collection = ["--collection", str(place / "small")]
+  wrong(capsys, cli.main(["evaluate", "--bm25", *collection, "--output", str(place / "small")]), "another folder")
+  wrong(capsys, cli.main(["evaluate", "--bm25", *collection, "--output", str(place / "run.gin")]), "run.gin")
+  assert sorted(str(p) for p in (place / "small").rglob("*")) == before
+
+
+def test_evaluating_again_keeps_what_was_there(place, model, tmp_path):
+  command = ["evaluate", "--collection", str(place / "small"), "--output", str(tmp_path / "out")]
+  assert cli.main([*command, "--bm25"]) == 0
+  assert cli.main([*command, "--model", str(model)]) == 0
+  systems = json.loads((tmp_path / "out/results.json").read_text())["systems"]
+  assert set(systems) == {"BM25", "model"} and all("small" in of["results"] for of in systems.values())
+
+
+def test_half_of_a_surrogate_pair(place, model, tmp_path, capsys):
+  write_collection(tmp_path / "c")
+  with (tmp_path / "c/corpus.jsonl").open("a") as f:
+    f.write('{"_id": "x", "title": "", "text": "\\ud800"}\n')
+  wrong(capsys, cli.main(["encode", "--model", str(model), "--collection", str(tmp_path / "c"), "--output",
+                          str(tmp_path / "store")]), "corpus.jsonl:41", "Unicode")
 
 
 def test_checkpoint_of_another_size(place, model, capsys):
@@ -220,6 +255,9 @@ def test_wrong_paths(place, tmp_path, capsys):
   wrong(capsys, cli.main(["report", "--results", "nowhere", "--output", str(tmp_path / "r")]), "nowhere")
   wrong(capsys, cli.main(["train", "--gin_file", "nowhere.gin"]), "nowhere.gin")
   wrong(capsys, cli.main(["train"]), "--gin_file")
+  wrong(capsys, cli.main(["train", "--gin_file", "models/t5_tiny.gin"]), "runs/train.gin")
+  pairs = str(place / "train.jsonl")
+  wrong(capsys, cli.main(["mine", "--pairs", pairs, "--output", pairs]), "overwrite")
 
 
 def test_demo_does_not_empty_what_is_not_its_own(tmp_path, capsys):

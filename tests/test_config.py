@@ -26,7 +26,7 @@ def resolve(files, bindings=()):
 
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_resolved_run_is_the_golden_one(name):
-  bindings = REQUIRED if "demo" not in name else [REQUIRED[0], "evaluate.RetrievalEvaluator.collection='c'"]
+  bindings = REQUIRED if "demo" not in name else [REQUIRED[0], "VALIDATION_COLLECTION='c'"]
   text = resolve(RUNS[name], bindings)
   path = GOLDEN / f"{name}.gin"
   if os.environ.get("GOLDEN_UPDATE"):

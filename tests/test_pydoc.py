@@ -190,11 +190,11 @@ def test_its_tasks_read_it(prepared, tmp_path):
   root.set_data_dir(str(data))
   try:
     lengths = {"inputs": 16, "targets": 32}
-    for task in ("pydoc_finetune_hard_negatives", "pydoc_both_stages"):
-      batches = TrainingBatches(task, "gtr_jax.tasks.pydoc", lengths, 16, negatives_per_example=1)
+    for task, negatives in (("pydoc_finetune_hard_negatives", 1), ("pydoc_both_stages", 0)):
+      batches = TrainingBatches(task, "gtr_jax.tasks.pydoc", lengths, 16, negatives_per_example=negatives)
       item = next(batches)
       batches.close()
-      assert item.batch.negative_valid.all() == (task == "pydoc_finetune_hard_negatives")
+      assert item.batch.negative_valid.shape == (1, 16 * negatives) and item.batch.negative_valid.all()
       assert Tokenizer(*batches.vocabulary_file).path == data / "pydoc/spiece.model"
       validation = list(ValidationBatches(task, "gtr_jax.tasks.pydoc", lengths, 16))
       assert validation[0].valid.any()

@@ -53,3 +53,17 @@ def test_a_vocabulary_without_eos_is_refused(tmp_path):
       eos_id=-1, unk_id=1, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
   with pytest.raises(InputError, match="end-of-sentence"):
     Tokenizer(f"{prefix}.model")
+
+
+def test_a_vocabulary_with_a_piece_at_the_padding_id_is_refused(tmp_path):
+  prefix = tmp_path / "defaults"  # sentencepiece's own: unk 0, bos 1, eos 2, no padding
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=(sentence(i, 8) for i in range(200)), model_prefix=str(prefix), vocab_size=100,
+      hard_vocab_limit=False, minloglevel=2)
+  with pytest.raises(InputError, match="id 0 for padding"):
+    Tokenizer(f"{prefix}.model")
+
+
+def test_text_that_is_not_unicode(path):
+  with pytest.raises(InputError, match="not valid Unicode"):
+    Tokenizer(path).encode(["\ud800"], 8)

@@ -18,6 +18,7 @@ from etils import epath
 from gtr_jax.data import root, sources
 from gtr_jax.data.shards import Fields
 from gtr_jax.errors import InputError
+from gtr_jax.text.tokenizer import Tokenizer
 
 Source = Callable[..., seqio.DataSource]
 
@@ -243,4 +244,5 @@ class RunVocabulary(seqio.Vocabulary):
 
 @functools.lru_cache(maxsize=8)
 def _open(file: root.VocabularyFile) -> seqio.SentencePieceVocabulary:
+  Tokenizer(file.path, file.extra_ids)  # Raises InputError where it is no vocabulary of T5's kind.
   return seqio.SentencePieceVocabulary(file.path, file.extra_ids)

@@ -182,6 +182,9 @@ class TrainingBatches:
           number += 1
           features = {k: v.numpy() for k, v in features.items()}
           ids = [i.decode() for i in features.pop("example_id")]
+          if number == 1 and not features.get("right_negative_encoder_input_tokens", np.ones(1)).any():
+            raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of "
+                             "the first batch has one; declare the task's `negatives` field, or ask for 0")
           state = self._state(number) if self.wants_state(number) else None
           self._queue.put(BatchWithInfo(pad_batch(features, self._groups), ids, state, number))
       self._final_state = self._state(number)
@@ -245,6 +248,10 @@ def _lengths(given, negatives, negative_queries):
   if missing or extra:
     raise InputError(f"feature lengths: give inputs and targets, and nothing but negative_inputs and negative_targets "
                      f"beside them, not {sorted(given)}")
+  if any(not isinstance(length, int) or length < 2 for length in given.values()):
+    raise InputError(f"feature lengths (TASK_FEATURE_LENGTHS) are {given}: each must be at least 2, a token and EOS")
+  if not all(isinstance(n, int) and n >= 0 for n in (negatives, negative_queries)):
+    raise InputError(f"negatives for each example (NEGATIVES_PER_EXAMPLE) are {negatives!r}: give a number, 0 for none")
   each = {"inputs": given["inputs"], "targets": given["targets"]}
   task = dict(each)
   if negatives:
@@ -257,6 +264,8 @@ def _lengths(given, negatives, negative_queries):
 
 
 def _check_divides(batch_size, groups, process_count):
+  if not isinstance(batch_size, int) or batch_size < 1:
+    raise InputError(f"the batch size (BATCH_SIZE) is {batch_size!r}: it must be a positive number")
   if batch_size % groups or groups % process_count:
     raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards on {process_count} "
                      "processes: change the batch size or the mesh")
@@ -268,14 +277,16 @@ def _provider(name, module, split):
       importlib.import_module(module)
     except ModuleNotFoundError as e:
       if e.name and (module == e.name or module.startswith(e.name + ".")):
-        raise InputError(f"no module {module!r} to import tasks from; correct mixture_or_task_module") from e
+        raise InputError(f"no module {module!r} to import tasks from; correct MIXTURE_OR_TASK_MODULE, or start where "
+                         "Python finds it: in its folder, or with PYTHONPATH") from e
       raise
   names = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
   if name not in names:
     raise InputError(f"no task or mixture {name!r}; registered are: {', '.join(names) or 'none'}")
   provider = seqio.get_mixture_or_task(name)
   if split not in provider.splits:
-    raise InputError(f"{name}: no split {split!r}, only {', '.join(sorted(provider.splits))}")
+    hint = "; to train without, bind VALIDATION = None" if split == "validation" else ""
+    raise InputError(f"{name}: no split {split!r}, only {', '.join(sorted(provider.splits))}{hint}")
   return provider
 
 

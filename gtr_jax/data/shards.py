@@ -187,6 +187,10 @@ def _example(line: bytes, fields: Fields, where: str, example_id: str) -> dict:
       if not isinstance(value, str):
         raise InputError(f"{where}: field {name!r} is not a string; correct or remove the line")
     joined = " ".join(v.strip() for v in values if v.strip())
+    try:
+      joined.encode()
+    except UnicodeEncodeError as e:
+      raise InputError(f"{where}: the {what} is not valid Unicode ({e.reason}); correct or remove the line") from e
     if not joined:
       raise InputError(f"{where}: the {what} (field {' + '.join(names)}) is empty; remove the line")
     return joined

@@ -88,22 +88,25 @@ def read_qrels(path: epath.PathLike, query_ids: set[str], doc_ids: set[str]) -> 
   for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     place = f"{path}:{number}"
     try:
-      fields = line.decode("utf-8").split("\t")
+      fields = line.decode("utf-8-sig").split("\t")
     except UnicodeDecodeError as e:
       raise InputError(f"{place}: not UTF-8 ({e.reason}); convert the file to UTF-8") from e
     if not line.strip() or (number == 1 and fields[0] == "query-id"):
       continue
     if len(fields) != 3:
-      raise InputError(f"{place}: {len(fields)} tab-separated columns instead of query-id, corpus-id, score")
+      raise InputError(f"{place}: {len(fields)} tab-separated columns; write query-id, corpus-id and score with a "
+                       "tab between them")
     query_id, doc_id, grade = (field.strip() for field in fields)
     try:
       grade = int(grade)
     except ValueError as e:
-      raise InputError(f"{place}: the grade {grade!r} is not an integer") from e
+      raise InputError(f"{place}: the grade {grade!r} is not an integer; write 0, 1, 2, ...") from e
     if query_id not in query_ids:
-      raise InputError(f"{place}: unknown query {query_id!r}; it is not in the queries file")
+      raise InputError(f"{place}: unknown query {query_id!r}; it is not in the queries file: remove the line, "
+                       "or add the query")
     if doc_id not in doc_ids:
-      raise InputError(f"{place}: unknown document {doc_id!r}; it is not in the corpus")
+      raise InputError(f"{place}: unknown document {doc_id!r}; it is not in the corpus: remove the line, or add "
+                       "the document")
     if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
       raise InputError(f"{place}: query {query_id!r}, document {doc_id!r} was judged {qrels[query_id][doc_id]} above "
                        f"and {grade} here; keep one")

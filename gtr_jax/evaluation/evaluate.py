@@ -34,7 +34,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
-  and last results.json.
+  and last results.json, to which results of other systems and collections that it holds are kept.
 
   Args:
     models: name -> where the model is. One is loaded at a time.
@@ -48,8 +48,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     progress: show progress bars on stderr.
 
   Returns:
-    What results.json holds: "split", "depth", "collections" (name -> "documents", "queries", "median words") and
-    "systems" (name -> "model", "weights_hash", "results": collection -> measure -> value).
+    What this call adds to results.json: "split", "depth", "collections" (name -> "documents", "queries", "median
+    words") and "systems" (name -> "model", "weights_hash", "results": collection -> measure -> value).
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
@@ -57,6 +57,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   output = epath.Path(output)
   if not models and not bm25:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
+  earlier = _earlier_results(output, split)
   names = [BM25] * bm25 + list(models)
   _check_names(names, "systems")
   for path in models.values():
@@ -89,9 +90,37 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
           **measure(run, collection.qrels), MEDIAN_WORDS_TOP_10: float(np.median(top)) if top else None}
     results["systems"][name] = of_system
   temporary = output / f".{RESULTS_FILE}.tmp"
-  temporary.write_text(json.dumps(results, indent=2) + "\n")
+  temporary.write_text(json.dumps(_merged(earlier, results), indent=2) + "\n")
   temporary.replace(output / RESULTS_FILE)
   return results
+
+
+def _earlier_results(output: epath.Path, split: str) -> dict[str, Any]:
+  """What results.json holds already, to be added to."""
+  path = output / RESULTS_FILE
+  if not path.exists():
+    if output.exists() and not {"runs", "embeddings"} & {p.name for p in output.iterdir()} and any(output.iterdir()):
+      raise InputError(f"{output}: exists and holds no evaluation; choose another folder")
+    return {}
+  try:
+    earlier = json.loads(path.read_text())
+    there = earlier["split"], earlier["depth"]
+  except (ValueError, KeyError, TypeError) as e:
+    raise InputError(f"{path}: damaged; remove it") from e
+  if there != (split, DEPTH):
+    raise InputError(f"{path}: results of split {there[0]!r} to depth {there[1]}; choose another folder")
+  return earlier
+
+
+def _merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+  """`results`, and of the earlier ones those of other systems, and of the same weights on other collections."""
+  if not earlier:
+    return dict(results)
+  systems = dict(earlier["systems"])
+  for name, new in results["systems"].items():
+    same = name in systems and systems[name]["weights_hash"] == new["weights_hash"]
+    systems[name] = {**new, "results": {**(systems[name]["results"] if same else {}), **new["results"]}}
+  return {**results, "systems": systems, "collections": {**earlier["collections"], **results["collections"]}}
 
 
 def _model_run(model: Model, collection: Collection, stores: epath.Path, exclude_own_id: bool, progress: bool) -> Run:

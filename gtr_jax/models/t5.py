@@ -72,8 +72,8 @@ class T5Config:
       raise InputError(f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance "
                        f"{self.relpos_max_distance}: use an even number of at least 4 buckets, and a distance above a "
                        "quarter of it")
-    if not 0 <= self.dropout_rate < 1:
-      raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}: it must be at least 0 and below 1")
+    if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:
+      raise InputError(f"T5Config.dropout_rate is {self.dropout_rate!r}: it must be at least 0 and below 1")
 
 
 def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:

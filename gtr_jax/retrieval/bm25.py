@@ -4,6 +4,7 @@ bm25s at its defaults (Lucene's BM25, k1 = 1.5, b = 0.75), English stop words, S
 """
 
 import concurrent.futures
+import logging
 import os
 from collections.abc import Iterator
 
@@ -22,6 +23,8 @@ class BM25Index:
   def __init__(self, texts: list[str], tie_keys: list[str] | None = None, progress: bool = True):
     # Imported here because bm25s starts the JAX backend when imported, which has to wait for jax.distributed.
     import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # It sets DEBUG itself.
     import Stemmer
     self._tokenize, self._stemmer, self._progress = bm25s.tokenize, Stemmer.Stemmer("english"), progress
     # Row r of the index is text self.order[r]: rows in the order in which ties rank, so that a stable sort breaks them.

@@ -48,7 +48,7 @@ def read_jsonl(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
           continue
         place = f"{path}:{number}"
         try:
-          record = json.loads(line.decode("utf-8"))
+          record = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as e:
           raise InputError(f"{place}: not UTF-8 ({e.reason}); convert the file to UTF-8") from e
         except json.JSONDecodeError as e:
@@ -69,6 +69,10 @@ def string_field(place: str, record: dict[str, Any], name: str, default: str | N
     raise InputError(f'{place}: no "{name}"; every line needs one')
   if not isinstance(value, str):
     raise InputError(f'{place}: "{name}" is {json.dumps(value)[:40]}, not a string')
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:
+    raise InputError(f'{place}: "{name}" is not valid Unicode ({e.reason}); correct or remove the line') from e
   return value
 
 

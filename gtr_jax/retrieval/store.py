@@ -137,8 +137,11 @@ class StoreWriter:
   def _check_folder(self) -> None:
     if not self.path.exists() or not any(not p.name.startswith(".") for p in self.path.iterdir()):
       return
-    if not self.path.is_dir() or not (self.path / _MANIFEST).exists():
+    if not self.path.is_dir() or not any((self.path / name).exists() for name in (_MANIFEST, _IDS, _OFFSETS)):
       raise InputError(f"{self.path}: exists and is not an embedding store; choose another folder")
+    if not (self.path / _MANIFEST).exists():
+      raise InputError(f"{self.path}: an embedding store without its {_MANIFEST}, so nobody can tell whose it is; "
+                       "remove the folder, and encode again")
     there = _read_manifest(self.path)
     of = {"weights_hash": "another model's embeddings", "max_length": "embeddings of another maximum length",
           "prompt": "embeddings with another prompt"}
@@ -218,5 +221,5 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndar
 
 
 def _damaged(path: epath.Path, what: str) -> InputError:
-  return InputError(f"{path}: damaged or cut off ({what}); remove {path.name} and {_COMPLETE}, and run the same "
-                    "gtr-jax encode again")
+  lost = "the folder" if path.name == _MANIFEST else f"{path.name} and {_COMPLETE}"
+  return InputError(f"{path}: damaged or cut off ({what}); remove {lost}, and run the same gtr-jax encode again")

@@ -37,8 +37,9 @@ class Tokenizer:
       raise InputError(f"{path}: not a SentencePiece model") from e
     self.size = self._pieces.GetPieceSize() + extra_ids
     self.eos_id = self._pieces.eos_id()
-    if self.eos_id < 0 or self._pieces.pad_id() not in (PAD_ID, -1):
-      raise InputError(f"{path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have")
+    if self.eos_id < 0 or self._pieces.pad_id() != PAD_ID:
+      raise InputError(f"{path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have; "
+                       "train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1")
 
   def check_fits(self, vocab_size: int) -> None:
     """Raises InputError if the model's embedding has fewer rows than there are ids."""
@@ -48,5 +49,8 @@ class Tokenizer:
 
   def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
     """Token ids of each text, int32 `[<= max_length]`: trimmed to `max_length - 1`, then EOS."""
-    return [np.asarray(ids[:max_length - 1] + [self.eos_id], np.int32)
-            for ids in self._pieces.EncodeAsIds(list(texts))]
+    try:
+      pieces = self._pieces.EncodeAsIds(list(texts))
+    except (TypeError, UnicodeEncodeError) as e:
+      raise InputError("a text is not valid Unicode (it has half of a surrogate pair); correct it") from e
+    return [np.asarray(ids[:max_length - 1] + [self.eos_id], np.int32) for ids in pieces]

@@ -223,7 +223,8 @@ class _Loop:
     """Writes all results and returns the one that decides which checkpoint is the best."""
     results = {f"{evaluator.name}/{name}": float(value)
                for evaluator in self._evaluators for name, value in evaluator(params).items()}
-    self._write(step, results)
+    if results:
+      self._write(step, results)
     if results and jax.process_index() == 0:
       shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
       tqdm.write(f"step {step}: {shown}", file=sys.stderr)
