@@ -193,6 +193,19 @@ def _prepare(args):
 
 
 def _train(args):
+  # Until the loop listens, nothing needs saving, and an exception may be dropped where JAX calls back into Python.
+  def leave(*_):
+    os.write(2, b"\ngtr-jax train: interrupted before the first step\n")
+    os._exit(130)
+
+  before = signal.signal(signal.SIGINT, leave)
+  try:
+    return _train_interruptible(args)
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+def _train_interruptible(args):
   from gtr_jax import config
   if args.list:
     for path in sorted(config.configs_dir().rglob("*.gin")):
@@ -207,15 +220,11 @@ def _train(args):
   from gtr_jax.training.loop import TrainingError
   config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])
   config_text = config.resolved(train.train)
-  # Until the loop listens, nothing needs saving, and an exception may be dropped where JAX calls back into Python.
-  before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
   try:
     stopped_by = config.bound(train.train)(config_text=config_text)
   except TrainingError as e:
     print(f"gtr-jax train: {_message(e)}", file=sys.stderr)
     return 1
-  finally:
-    signal.signal(signal.SIGINT, before)
   return 128 + stopped_by if stopped_by else 0
 
 
