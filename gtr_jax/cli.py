@@ -315,8 +315,9 @@ def _mine(args):
   if args.num_negatives > args.last_rank - args.first_rank + 1:
     raise InputError(f"--num_negatives {args.num_negatives}: ranks {args.first_rank} to {args.last_rank} have fewer")
   short = mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
-            query_id_field=args.query_id_field, passage_id_field=args.passage_id_field,
-            num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank, seed=args.seed)
+                    query_id_field=args.query_id_field, passage_id_field=args.passage_id_field,
+                    num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank,
+                    seed=args.seed)
   print(f"{args.output}; {short:,} pairs got fewer than {args.num_negatives} negatives")
 
 

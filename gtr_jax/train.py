@@ -89,7 +89,7 @@ def train(
   directory = epath.Path(model_dir)
   periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": jax.process_index(),
-               "process_count": jax.process_count()}
+           "process_count": jax.process_count()}
   batches = train_data(seed=random_seed, wants_state=periods.may_save, **shard)
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)

@@ -225,9 +225,9 @@ class _Loop:
                for evaluator in self._evaluators for name, value in evaluator(params).items()}
     if results:
       self._write(step, results)
-    if results and jax.process_index() == 0:
-      shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
-      tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+      if jax.process_index() == 0:
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
+        tqdm.write(f"step {step}: {shown}", file=sys.stderr)
     if self._best_metric is None:
       return None
     if self._best_metric not in results:
