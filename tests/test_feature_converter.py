@@ -8,7 +8,7 @@ from tiny_text import pairs, task_name, words, write_jsonl
 
 from gtr_jax.data.examples import add_pair_task, jsonl
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-from gtr_jax.text.packing import pad_batch, split_hash
+from gtr_jax.text.batch import make_batch, split_hash
 
 pytest_plugins = "data_fixtures"
 
@@ -98,7 +98,7 @@ def test_a_mixture_of_tasks_with_and_without_negatives_becomes_a_batch(data_dir,
   ids = [i.decode().split(":")[0] for i in features.pop("example_id")]
   assert 0.6 < np.mean([i == "hard.jsonl" for i in ids]) < 0.9
 
-  batch = pad_batch(features, groups=2)
+  batch = make_batch(features, groups=2)
   assert batch.queries.tokens.shape == (2, 32, 16) and batch.passages.tokens.shape == (2, 32 * 4, 32)
   is_hard = np.array([i == "hard.jsonl" for i in ids]).reshape(2, 32)
   np.testing.assert_array_equal(batch.negative_valid.reshape(2, 32, 3),

@@ -12,7 +12,7 @@ import pytest
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.pooling import l2_normalize
-from gtr_jax.text.packing import split_hash
+from gtr_jax.text.batch import split_hash
 
 GROUPS, PAIRS, NEGATIVES, NEGATIVE_QUERIES, DIM = 2, 4, 8, 3, 5
 

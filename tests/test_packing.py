@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.packing import pad_batch, split_hash
+from gtr_jax.text.batch import make_batch, split_hash
 
 PAIRS, GROUPS, K, M = 4, 2, 3, 2
 
@@ -37,7 +37,7 @@ def without_padding(tokens):
 
 
 def test_every_text_is_where_the_batch_says(features):
-  batch = pad_batch(features, GROUPS)
+  batch = make_batch(features, GROUPS)
   per_group = PAIRS // GROUPS
   for pair in range(PAIRS):
     group, i = divmod(pair, per_group)
@@ -63,14 +63,14 @@ def test_every_text_is_where_the_batch_says(features):
 
 
 def test_without_negatives_nothing_of_them_is_there(features):
-  batch = pad_batch({k: v for k, v in features.items() if "negative" not in k}, GROUPS)
+  batch = make_batch({k: v for k, v in features.items() if "negative" not in k}, GROUPS)
   assert batch.passages.tokens.shape == (GROUPS, 2, 7) and batch.queries.tokens.shape == (GROUPS, 2, 5)
   assert batch.negative_owner.shape == batch.negative_valid.shape == batch.negative_query_valid.shape == (GROUPS, 0)
   assert batch.text_hash.shape == (GROUPS, 2, 2) and batch.text_hash.dtype == np.uint32
 
 
 def test_padding_belongs_to_no_text(features):
-  batch = pad_batch(features, GROUPS)
+  batch = make_batch(features, GROUPS)
   for side in (batch.queries, batch.passages):
     np.testing.assert_array_equal(side.segment_ids == 0, side.tokens == 0)
     assert side.tokens.dtype == side.segment_ids.dtype == np.int32
@@ -78,12 +78,12 @@ def test_padding_belongs_to_no_text(features):
 
 def test_fill_pairs_are_marked(features):
   features["valid"] = np.array([True, True, True, False])
-  assert pad_batch(features, GROUPS).valid.tolist() == [[True, True], [True, False]]
+  assert make_batch(features, GROUPS).valid.tolist() == [[True, True], [True, False]]
 
 
 def test_groups_must_divide_the_pairs(features):
   with pytest.raises(InputError, match="4 pairs cannot be divided over 3 data shards"):
-    pad_batch(features, 3)
+    make_batch(features, 3)
 
 
 def test_split_hash_keeps_all_bits():

@@ -16,7 +16,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config, dropout
-from gtr_jax.text.packing import pad_batch
+from gtr_jax.text.batch import make_batch
 
 MODEL = DualEncoder(T5Config(64, 16, 4, 4, 32, 1, mlp_activations=("gelu", "linear")), 12)
 LOSS = InBatchLoss(temperature=0.05, margin=0.05, label_smoothing=0.1, learned_temperature=True)
@@ -51,7 +51,7 @@ def features(pairs=8, seed=0):
 def value_and_gradient(mesh, params):
   """Of model and loss under a mesh, from host parameters; back on the host."""
   shardings = partitioning.state_shardings(mesh, jax.eval_shape(boxed_params, jax.random.key(0)))
-  batch = partitioning.global_batch(mesh, pad_batch(features(), partitioning.num_groups(mesh)))
+  batch = partitioning.global_batch(mesh, make_batch(features(), partitioning.num_groups(mesh)))
 
   @jax.value_and_grad
   def f(params, batch):
@@ -148,7 +148,7 @@ def test_activations_stay_divided_under_fsdp():
     shardings = partitioning.state_shardings(mesh, abstract)
     params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
                           nn.meta.unbox(abstract), shardings)
-    batch = partitioning.global_batch(mesh, pad_batch(arrays, partitioning.num_groups(mesh)))
+    batch = partitioning.global_batch(mesh, make_batch(arrays, partitioning.num_groups(mesh)))
 
     @jax.grad
     def f(params, batch):
@@ -187,7 +187,7 @@ def test_a_mesh_that_does_not_fit(arguments):
 
 def test_global_batch_keeps_every_array():
   mesh = mesh_of(2, 2, 2)
-  host = pad_batch({name: value for name, value in features().items() if "negative" not in name}, 4)
+  host = make_batch({name: value for name, value in features().items() if "negative" not in name}, 4)
   batch = partitioning.global_batch(mesh, host)
   assert type(batch) is type(host)
   for theirs, ours in zip(jax.tree.leaves(host), jax.tree.leaves(batch), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.text.packing import Batch, pad_batch
+from gtr_jax.text.batch import Batch, make_batch
 
 VOCAB, PAIRS = 64, 16
 
@@ -29,7 +29,7 @@ def tiny_batch(number: int, groups: int) -> Batch:
   right = np.concatenate([left[:, :4], rng.integers(1, VOCAB, (PAIRS, 4)).astype(np.int32)], axis=1)
   right[::3, 6:] = 0
   hashes = {name: rng.integers(1, 1 << 60, PAIRS) for name in ("query_hash", "passage_hash", "text_hash")}
-  return pad_batch({"left_encoder_input_tokens": left, "right_encoder_input_tokens": right, **hashes}, groups)
+  return make_batch({"left_encoder_input_tokens": left, "right_encoder_input_tokens": right, **hashes}, groups)
 
 
 class Item(NamedTuple):

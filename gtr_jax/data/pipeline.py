@@ -7,6 +7,7 @@ the same at any step and reads no earlier record.
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -30,7 +31,7 @@ from gtr_jax.data import root
 from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
-from gtr_jax.text.packing import Batch, pad_batch
+from gtr_jax.text.batch import Batch, RowLengths, make_batch
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
@@ -65,6 +66,9 @@ class TrainingBatches:
       `negative_inputs` and `negative_targets`.
     batch_size: pairs in the global batch.
     groups: data shards of the global batch.
+    row_lengths: pack the pairs into rows of these lengths, of `inputs` and `targets` (negatives go with their side);
+      None: one text a row, padded to its feature's length.
+    microbatch_size: pairs of the global batch that are encoded at once, for gradient caching; None: all of them.
     negatives_per_example: hard negatives for each pair: the first so many, or as many as there are.
     negative_queries_per_example: the same for negative queries.
     seed: of the order of the examples.
@@ -87,16 +91,16 @@ class TrainingBatches:
 
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
                feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
+               row_lengths: Mapping[str, int] | None = None, microbatch_size: int | None = None,
                negatives_per_example: int = 0, negative_queries_per_example: int = 0, seed: int = 0,
                vocabulary: str | None = None, extra_ids: int = 0, use_cached: bool = False, split: str = "train",
                process_index: int = 0, process_count: int = 1,
                wants_state: Callable[[int], bool] = lambda number: False, read_ahead: int = 2):
-    _check_divides(batch_size, groups, process_count)
     self.wants_state = wants_state
-    self._groups = groups // process_count
     self._name = mixture_or_task_name
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
     lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    self._make_batch = _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
@@ -110,6 +114,7 @@ class TrainingBatches:
     self._made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
+        "row_lengths": dict(row_lengths) if row_lengths else None, "microbatch_size": microbatch_size,
         "negatives_per_example": negatives_per_example, "negative_queries_per_example": negative_queries_per_example,
         "process_index": process_index, "process_count": process_count,
         "training files of hash": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
@@ -186,7 +191,7 @@ class TrainingBatches:
             raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of "
                              "the first batch has one; declare the task's `negatives` field, or ask for 0")
           state = self._state(number) if self.wants_state(number) else None
-          self._queue.put(BatchWithInfo(pad_batch(features, self._groups), ids, state, number))
+          self._queue.put(BatchWithInfo(self._make_batch(features), ids, state, number))
       self._final_state = self._state(number)
       self._queue.put(_END)
     except BaseException as e:  # The consumer raises it.
@@ -205,15 +210,16 @@ class ValidationBatches:
   """
 
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
-               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1, negatives_per_example: int = 0,
-               negative_queries_per_example: int = 0, vocabulary: str | None = None, extra_ids: int = 0,
-               use_cached: bool = False, split: str = "validation", process_index: int = 0, process_count: int = 1,
-               max_batches: int | None = None):
-    _check_divides(batch_size, groups, process_count)
-    self._name, self._groups, self._batch_size = mixture_or_task_name, groups // process_count, batch_size
+               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
+               row_lengths: Mapping[str, int] | None = None, microbatch_size: int | None = None,
+               negatives_per_example: int = 0, negative_queries_per_example: int = 0, vocabulary: str | None = None,
+               extra_ids: int = 0, use_cached: bool = False, split: str = "validation", process_index: int = 0,
+               process_count: int = 1, max_batches: int | None = None):
+    self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
     lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    self._make_batch = _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
@@ -233,8 +239,8 @@ class ValidationBatches:
         pairs = len(features["query_hash"])
         features["valid"] = np.ones(pairs, bool)
         fill = self._batch_size - pairs
-        yield pad_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
-                         for k, v in features.items()}, self._groups)
+        yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
+                                for k, v in features.items()})
 
 
 class _Lengths(NamedTuple):
@@ -263,12 +269,33 @@ def _lengths(given, negatives, negative_queries):
   return _Lengths(task, each)
 
 
-def _check_divides(batch_size, groups, process_count):
+def _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths):
+  """The function from features to this process's batch; all that can be wrong with the sizes is said here."""
   if not isinstance(batch_size, int) or batch_size < 1:
     raise InputError(f"the batch size (BATCH_SIZE) is {batch_size!r}: it must be a positive number")
   if batch_size % groups or groups % process_count:
     raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards on {process_count} "
                      "processes: change the batch size or the mesh")
+  microbatches = None
+  if microbatch_size is not None:
+    if not isinstance(microbatch_size, int) or microbatch_size < 1 or batch_size % microbatch_size:
+      raise InputError(f"the microbatch size (MICROBATCH_SIZE) is {microbatch_size!r}: it must divide the batch of "
+                       f"{batch_size} pairs")
+    if microbatch_size % groups:
+      raise InputError(f"a microbatch of {microbatch_size} pairs cannot be divided over {groups} data shards: make "
+                       f"MICROBATCH_SIZE a multiple of {groups}, or change the mesh")
+    microbatches = batch_size // microbatch_size
+  if row_lengths is not None:
+    if not isinstance(row_lengths, Mapping) or set(row_lengths) != {"inputs", "targets"}:
+      raise InputError(f"row lengths (ROW_LENGTHS) are {row_lengths}: give one for inputs and one for targets, or None")
+    for side, negatives in (("inputs", "negative_inputs"), ("targets", "negative_targets")):
+      longest = max(lengths.of_converter[side], lengths.of_converter.get(negatives, 0))
+      if not isinstance(row_lengths[side], int) or row_lengths[side] < longest:
+        raise InputError(f"rows of {row_lengths[side]!r} tokens for {side} (ROW_LENGTHS) are shorter than its longest "
+                         f"text: TASK_FEATURE_LENGTHS allows {longest}; make the rows at least that long")
+    row_lengths = RowLengths(row_lengths["inputs"], row_lengths["targets"])
+  return functools.partial(make_batch, groups=groups // process_count, row_lengths=row_lengths,
+                           microbatches=microbatches)
 
 
 def _provider(name, module, split):

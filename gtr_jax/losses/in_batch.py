@@ -78,7 +78,7 @@ class InBatchLoss:
     Args:
       queries: `[groups, pairs + negative queries, D]`, each group's own queries first.
       passages: `[groups, pairs + hard negatives, D]`, each group's own positives first.
-      batch: `text.packing.Batch`; its `queries` and `passages` are not read.
+      batch: `text.batch.Batch`; its `queries` and `passages` are not read.
       logit_scale: log(1 / temperature), given if and only if it is learned.
       train: whether the margin is applied.
 

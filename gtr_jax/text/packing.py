@@ -1,11 +1,11 @@
-"""From token ids to the two arrays that the encoder reads: `tokens` and `segment_ids`.
+"""From token ids to the two arrays that the encoder reads: `tokens` and `segment_ids`, one text a row or several.
 
-A group is the part of a batch that one data shard holds. In every group, `segment_ids` is 0 on padding and `1 + i` on
-the tokens of the group's text `i`, so that a row may hold one text or several and attention and pooling never need to
-know which. Everything here is numpy on the host.
+A part is what is encoded at once by one data shard: a group, or one of its microbatches. In every part, `segment_ids`
+is 0 on padding and `1 + i` on the tokens of the part's text `i`, so that attention and pooling never need to know which
+row holds what. Everything here is numpy on the host.
 """
 
-from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,96 +14,124 @@ from gtr_jax.errors import InputError
 
 
 class Texts(NamedTuple):
-  """Texts of one side. Both arrays are int32 `[groups, rows, length]`."""
+  """Texts of one side. Both arrays are int32 `[groups, rows, length]` (`[groups, microbatches, rows, length]`)."""
 
   tokens: np.ndarray
   segment_ids: np.ndarray
 
 
-class Batch(NamedTuple):
-  """A contrastive batch: in each group Q pairs, N hard negatives and M negative queries (often N = M = 0).
-
-  Attributes:
-    queries: texts 0..Q-1 are the queries, Q..Q+M-1 the negative queries.
-    passages: texts 0..Q-1 are the positives (text i answers query i), Q..Q+N-1 the hard negatives.
-    valid: bool `[groups, Q]`, False for a pair that only fills up the batch.
-    negative_valid: bool `[groups, N]`.
-    negative_owner: int32 `[groups, N]`, the query, local to the group, that each hard negative was mined for.
-    negative_query_valid: bool `[groups, M]`.
-    query_hash: uint32 `[groups, Q + M, 2]`, of the query's id.
-    passage_hash: uint32 `[groups, Q + N, 2]`, of the passage's id.
-    text_hash: uint32 `[groups, Q + N, 2]`, of the passage's text.
-  """
-
-  queries: Texts
-  passages: Texts
-  valid: np.ndarray
-  negative_valid: np.ndarray
-  negative_owner: np.ndarray
-  negative_query_valid: np.ndarray
-  query_hash: np.ndarray
-  passage_hash: np.ndarray
-  text_hash: np.ndarray
-
-
-def pad_texts(tokens: np.ndarray, groups: int) -> Texts:
-  """One text a row. `tokens` is int32 `[groups * texts, length]`, padded with 0; every text gets its own row."""
-  tokens = tokens.reshape(groups, -1, tokens.shape[-1])
+def pad_texts(tokens: np.ndarray, parts: int) -> Texts:
+  """One text a row. `tokens` is int32 `[parts * texts, length]`, padded with 0."""
+  tokens = tokens.reshape(parts, -1, tokens.shape[-1])
   owner = 1 + np.arange(tokens.shape[1], dtype=np.int32)
   return Texts(tokens, np.where(tokens != 0, owner[None, :, None], 0).astype(np.int32))
 
 
-def split_hash(hash64: np.ndarray) -> np.ndarray:
-  """int64 or uint64 `[...]` -> uint32 `[..., 2]` (jax would truncate 64 bits)."""
-  return np.ascontiguousarray(hash64.astype(np.uint64)[..., None]).view(np.uint32)
-
-
-def pad_batch(features: Mapping[str, np.ndarray], groups: int) -> Batch:
-  """A batch with one text a row from the model features of `gtr_jax.data.feature_converter`.
+def pack_texts(tokens: np.ndarray, row_length: int, spread: float) -> Texts:
+  """Several texts a row, by best fit; all parts get as many rows as the fullest one needs, rounded by `round_rows`.
 
   Args:
-    features: `left_encoder_input_tokens` int32 `[pairs, query length]`, `right_encoder_input_tokens` int32
-      `[pairs, passage length]`; optionally `right_negative_encoder_input_tokens` int32 `[pairs, k, passage length]` and
-      `left_negative_encoder_input_tokens` int32 `[pairs, m, query length]`, where a row of zeros is "no negative here";
-      `query_hash`, `passage_hash`, `text_hash` int64 `[pairs]`, and `negative_passage_hash`, `negative_text_hash` int64
-      `[pairs, k]`; optionally `valid` bool `[pairs]`.
-    groups: number of data shards; must divide the number of pairs.
+    tokens: int32 `[parts, texts, length]`, padded with 0 at the end; a text of zeros takes no place.
+    row_length: of the rows.
+    spread: of `round_rows`.
 
   Returns:
-    A `Batch` of numpy arrays, pair `i` in group `i // (pairs / groups)`.
+    int32 `[parts, rows, row_length]`.
+
+  Raises:
+    InputError: a text is longer than a row.
   """
-  left, right = features["left_encoder_input_tokens"], features["right_encoder_input_tokens"]
-  pairs = len(left)
-  if pairs % groups:
-    raise InputError(f"a batch of {pairs} pairs cannot be divided over {groups} data shards: change the batch size "
-                     "or the mesh")
-  negatives = features.get("right_negative_encoder_input_tokens")
-  if negatives is None:
-    negatives = np.zeros((pairs, 0, right.shape[-1]), np.int32)
-  negative_queries = features.get("left_negative_encoder_input_tokens")
-  if negative_queries is None:
-    negative_queries = np.zeros((pairs, 0, left.shape[-1]), np.int32)
+  parts, texts, _ = tokens.shape
+  lengths = np.count_nonzero(tokens, axis=-1)
+  placed = [best_fit(of_part, row_length) for of_part in lengths]
+  rows = round_rows(max(num_rows for _, _, num_rows in placed), texts, spread)
+  first = np.stack([row * row_length + start for row, start, _ in placed])
+  first = (first + rows * row_length * np.arange(parts)[:, None]).reshape(-1)
+  counts = lengths.reshape(-1)
+  # Token j of a text goes to first + j: in the flat list of all tokens, its index less where the text begins there.
+  place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+  packed = np.zeros((2, parts * rows * row_length), np.int32)
+  packed[0, place] = tokens[tokens != 0]
+  packed[1, place] = np.repeat(np.tile(1 + np.arange(texts, dtype=np.int32), parts), counts)
+  return Texts(*packed.reshape(2, parts, rows, row_length))
 
-  def grouped(of_pairs, of_negatives):
-    """`[pairs, ...]` and `[pairs, k, ...]` -> `[groups, pairs / groups * (1 + k), ...]`, the pairs' own first."""
-    tail = of_pairs.shape[1:]
-    return np.concatenate([of_pairs.reshape(groups, -1, *tail), of_negatives.reshape(groups, -1, *tail)], axis=1)
 
-  def negative_hash(name):
-    return features[name] if negatives.shape[1] else np.zeros((pairs, 0), np.int64)
+def best_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
+  """Best fit decreasing: each text, the longest first, goes into the fullest row that has room for it.
 
-  queries = grouped(left, negative_queries)
-  passages = grouped(right, negatives)
-  own = np.repeat(np.arange(pairs // groups, dtype=np.int32), negatives.shape[1])
-  negative_query_hash = np.zeros(negative_queries.shape[:2], np.int64)
-  return Batch(
-      queries=pad_texts(queries.reshape(-1, left.shape[-1]), groups),
-      passages=pad_texts(passages.reshape(-1, right.shape[-1]), groups),
-      valid=np.asarray(features.get("valid", np.ones(pairs, bool))).reshape(groups, -1),
-      negative_valid=(negatives != 0).any(-1).reshape(groups, -1),
-      negative_owner=np.tile(own, (groups, 1)),
-      negative_query_valid=(negative_queries != 0).any(-1).reshape(groups, -1),
-      query_hash=split_hash(grouped(features["query_hash"], negative_query_hash)),
-      passage_hash=split_hash(grouped(features["passage_hash"], negative_hash("negative_passage_hash"))),
-      text_hash=split_hash(grouped(features["text_hash"], negative_hash("negative_text_hash"))),
-  )
+  Args:
+    lengths: int `[texts]`; a text of length 0 takes no place.
+    row_length: of the rows.
+
+  Returns:
+    The row of each text, where it begins in it (both int64 `[texts]`), and the number of rows.
+
+  Raises:
+    InputError: a text is longer than a row.
+  """
+  if len(lengths) and lengths.max() > row_length:
+    raise InputError(f"a text of {lengths.max()} tokens does not fit a row of {row_length}: make the rows at least as "
+                     "long as the longest text")
+  row, start = [0] * len(lengths), [0] * len(lengths)
+  open_rows = [[] for _ in range(row_length + 1)]  # by the room that is left
+  room = 0  # bit n is set where open_rows[n] is not empty; a shift and the lowest bit find the best fit
+  num_rows = 0
+  lengths_list = lengths.tolist()
+  for text in np.argsort(-lengths, kind="stable").tolist():
+    length = lengths_list[text]
+    if not length:
+      break
+    if fitting := room >> length:
+      left = length + (fitting & -fitting).bit_length() - 1
+      row[text] = open_rows[left].pop()
+      if not open_rows[left]:
+        room ^= 1 << left
+    else:
+      left, row[text] = row_length, num_rows
+      num_rows += 1
+    start[text] = row_length - left
+    left -= length
+    if left:
+      open_rows[left].append(row[text])
+      room |= 1 << left
+  return np.asarray(row, np.int64), np.asarray(start, np.int64), num_rows
+
+
+def round_rows(rows: int, texts: int, spread: float) -> int:
+  """The next of a small set of row counts, so that few programs are compiled whatever the texts.
+
+  The total length of n texts varies by about 1 / sqrt(n) of itself. Counts between two powers of two are multiples of
+  `spread / sqrt(texts)` of the lower one: fine steps for large batches, and a handful of them in use.
+  """
+  step = max(1, round(spread / math.sqrt(max(texts, 1)) * (1 << max(rows, 1).bit_length() - 1)))
+  return max(1, -(-rows // step)) * step
+
+
+def balance(queries: np.ndarray, passages: np.ndarray, parts: int) -> np.ndarray:
+  """An order of the pairs in which consecutive equal parts hold about as many tokens of each side.
+
+  Pairs are dealt in rounds, those with the longest passages first, one to each part: in the first half of the rounds
+  the longest passage to the part with the fewest passage tokens, in the second, where passages hardly differ within a
+  round, the longest query to the part with the fewest query tokens.
+
+  Args:
+    queries: int `[pairs]`, tokens of each pair on the query side.
+    passages: int `[pairs]`, likewise.
+    parts: divides the number of pairs.
+
+  Returns:
+    int64 `[pairs]`, the pairs of the first part, then of the second, ..
+  """
+  order = np.argsort(-passages, kind="stable").reshape(-1, parts)
+  query_tokens, passage_tokens = np.zeros((2, parts), np.int64)
+  dealt = np.empty_like(order)
+  for number, pairs in enumerate(order):
+    if 2 * number < len(order):
+      to = np.argsort(passage_tokens, kind="stable")
+    else:
+      pairs = pairs[np.argsort(-queries[pairs], kind="stable")]
+      to = np.argsort(query_tokens, kind="stable")
+    dealt[number, to] = pairs
+    query_tokens[to] += queries[pairs]
+    passage_tokens[to] += passages[pairs]
+  return np.sort(dealt.T, axis=1).reshape(-1)

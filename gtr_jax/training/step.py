@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.packing import Batch
+from gtr_jax.text.batch import Batch
+from gtr_jax.training import grad_cache
 from gtr_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -24,9 +25,10 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
     seed: of the dropout masks, which depend on it and on the step alone, so that a run that resumes draws the same.
 
   Returns:
-    `(state, batch) -> (state, metrics)`. The metrics are scalars: the loss's own (loss, accuracy, mrr), the global
-    norms of the gradient and of the new parameters (either is non-finite if any value in it is), the learning rate, and
-    the numbers of pairs, of real tokens and of token slots in the batch.
+    `(state, batch) -> (state, metrics)`; a batch with a microbatch axis goes through gradient caching. The metrics are
+    scalars: the loss's own (loss, accuracy, mrr), the global norms of the gradient and of the new parameters (either is
+    non-finite if any value in it is), the learning rate, and the numbers of pairs, of real tokens and of token slots in
+    the batch.
 
   Raises:
     InputError: the optimizer does not say its learning rate.
@@ -35,14 +37,16 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
     raise InputError(f"the optimizer is a {type(optimizer).__name__} without a learning_rate: use one of "
                      "gtr_jax.training.optimizers, or wrap it as optimizers.Optimizer(init, update, schedule)")
 
+  def loss_fn(params, batch, dropout_key):
+    queries, passages = grad_cache.encode(model, params, batch, dropout_key)
+    return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
+
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-    def loss_fn(params):
-      queries, passages = _encode(model, params, batch, dropout_key)
-      return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
-
-    gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    if batch.valid.ndim == 3:
+      gradient, metrics = grad_cache.gradient(model, loss, state.params, batch, dropout_key)
+    else:
+      gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, dropout_key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
@@ -56,9 +60,14 @@ def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
   """`(params, batch) -> metrics`: the loss without dropout and without what applies to training only."""
 
   def eval_step(params, batch):
-    queries, passages = _encode(model, params, batch, None)
+    counts = _counts(batch)
+    if batch.valid.ndim == 3:
+      embeddings = grad_cache.encode_microbatches(model, params, batch, None)
+      (queries, passages), batch = grad_cache.merged(embeddings, batch)
+    else:
+      queries, passages = grad_cache.encode(model, params, batch, None)
     _, metrics = loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=False)
-    return {**metrics, **_counts(batch)}
+    return {**metrics, **counts}
 
   return eval_step
 
@@ -66,13 +75,6 @@ def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
 def compile_step(train_step: Callable, shardings: TrainState) -> Callable:
   """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings."""
   return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _encode(model, params, batch, dropout_key):
-  """Embeddings of both sides, `[groups, texts, dim]`."""
-  return tuple(model.encode(params, texts, hashes.shape[1], tower=tower, dropout_key=dropout_key)
-               for texts, hashes, tower in ((batch.queries, batch.query_hash, "query"),
-                                            (batch.passages, batch.passage_hash, "passage")))
 
 
 def _counts(batch):

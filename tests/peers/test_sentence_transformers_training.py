@@ -16,7 +16,7 @@ from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.text.packing import pad_batch
+from gtr_jax.text.batch import make_batch
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import create_state
 from gtr_jax.training.step import compile_step, make_train_step
@@ -124,7 +124,7 @@ def train_here(model: DualEncoder, params: dict, tokenizer, columns: int):
       features["right_negative_encoder_input_tokens"] = negatives[0][:, None]
       features |= {name: np.arange(PAIRS)[:, None] for name in ("negative_passage_hash", "negative_text_hash")}
     with jax.set_mesh(mesh):
-      state, metrics = train_step(state, partitioning.global_batch(mesh, pad_batch(features, 1)))
+      state, metrics = train_step(state, partitioning.global_batch(mesh, make_batch(features, 1)))
     history.append(float(metrics["loss"]))
     ids.append([left, right, *negatives])
   return history, ids

@@ -1,0 +1,137 @@
+"""The contrastive batch: texts of both sides, padded or packed, and what the loss has to know of them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gtr_jax.errors import InputError
+from gtr_jax.text.packing import Texts, balance, pack_texts, pad_texts
+
+# Of `round_rows`. Queries are the smaller part of a batch, so wide steps cost little there and save programs.
+QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
+
+
+class Batch(NamedTuple):
+  """A contrastive batch: in each group Q pairs, N hard negatives and M negative queries (often N = M = 0).
+
+  For gradient caching there is a microbatch axis after the groups in every array, and Q, N and M are those of a
+  microbatch.
+
+  Attributes:
+    queries: texts 0..Q-1 are the queries, Q..Q+M-1 the negative queries.
+    passages: texts 0..Q-1 are the positives (text i answers query i), Q..Q+N-1 the hard negatives.
+    valid: bool `[groups, Q]`, False for a pair that only fills up the batch.
+    negative_valid: bool `[groups, N]`.
+    negative_owner: int32 `[groups, N]`, the query, local to the group (microbatch), that each hard negative was mined
+      for.
+    negative_query_valid: bool `[groups, M]`.
+    query_hash: uint32 `[groups, Q + M, 2]`, of the query's id.
+    passage_hash: uint32 `[groups, Q + N, 2]`, of the passage's id.
+    text_hash: uint32 `[groups, Q + N, 2]`, of the passage's text.
+  """
+
+  queries: Texts
+  passages: Texts
+  valid: np.ndarray
+  negative_valid: np.ndarray
+  negative_owner: np.ndarray
+  negative_query_valid: np.ndarray
+  query_hash: np.ndarray
+  passage_hash: np.ndarray
+  text_hash: np.ndarray
+
+
+class RowLengths(NamedTuple):
+  """Lengths of the packed rows of each side."""
+
+  queries: int
+  passages: int
+
+
+def split_hash(hash64: np.ndarray) -> np.ndarray:
+  """int64 or uint64 `[...]` -> uint32 `[..., 2]` (jax would truncate 64 bits)."""
+  return np.ascontiguousarray(hash64.astype(np.uint64)[..., None]).view(np.uint32)
+
+
+def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: RowLengths | None = None,
+               microbatches: int | None = None) -> Batch:
+  """A batch from the model features of `gtr_jax.data.feature_converter`.
+
+  Args:
+    features: `left_encoder_input_tokens` int32 `[pairs, query length]`, `right_encoder_input_tokens` int32
+      `[pairs, passage length]`; optionally `right_negative_encoder_input_tokens` int32 `[pairs, k, length]` and
+      `left_negative_encoder_input_tokens` int32 `[pairs, m, length]`, where a row of zeros is "no negative here";
+      `query_hash`, `passage_hash`, `text_hash` int64 `[pairs]`, and `negative_passage_hash`, `negative_text_hash` int64
+      `[pairs, k]`; optionally `valid` bool `[pairs]`.
+    groups: number of data shards.
+    row_lengths: pack into rows of these lengths, hard negatives beside the positives. None: one text a row, as long as
+      the features are.
+    microbatches: for gradient caching: divide each group into so many; None: no microbatch axis.
+
+  Returns:
+    A `Batch` of numpy arrays. Unpacked, the pairs keep their order: the first group's first microbatch first. Packed,
+    they move between groups and microbatches to fill all equally.
+
+  Raises:
+    InputError: the pairs cannot be divided that way, or a text is longer than a row.
+  """
+  left, right = features["left_encoder_input_tokens"], features["right_encoder_input_tokens"]
+  pairs, parts = len(left), groups * (microbatches or 1)
+  if pairs % parts:
+    raise InputError(f"a batch of {pairs} pairs cannot be divided over {groups} data shards" +
+                     (f" with {microbatches} microbatches each" if microbatches else "") +
+                     ": change the batch size or the mesh")
+  queries = _with_negatives(left, features.get("left_negative_encoder_input_tokens"))
+  passages = _with_negatives(right, features.get("right_negative_encoder_input_tokens"))
+  k, m = passages.shape[1] - 1, queries.shape[1] - 1
+
+  def hashes(name, negatives):
+    return np.concatenate([features[name][:, None], features[f"negative_{name}"] if negatives and name != "query_hash"
+                           else np.zeros((pairs, negatives), np.int64)], axis=1)
+
+  of_pairs = [queries, passages, np.asarray(features.get("valid", np.ones(pairs, bool)))[:, None],
+              hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k)]
+  if row_lengths and parts > 1:
+    order = balance(*(np.count_nonzero(tokens, axis=(1, 2)) for tokens in (queries, passages)), parts)
+    of_pairs = [array[order] for array in of_pairs]
+  queries, passages, valid, *hash_arrays = (_own_first(array, parts) for array in of_pairs)
+  if row_lengths:
+    texts = (pack_texts(queries, row_lengths.queries, QUERY_SPREAD),
+             pack_texts(passages, row_lengths.passages, PASSAGE_SPREAD))
+  else:
+    texts = (pad_texts(side.reshape(-1, side.shape[-1]), parts) for side in (queries, passages))
+  own = pairs // parts
+  owner = np.repeat(np.arange(own, dtype=np.int32), k)
+  batch = Batch(*texts, valid, (passages[:, own:] != 0).any(-1), np.tile(owner, (parts, 1)),
+                (queries[:, own:] != 0).any(-1), *(split_hash(array) for array in hash_arrays))
+  return batch if microbatches is None else _map(lambda x: x.reshape(groups, microbatches, *x.shape[1:]), batch)
+
+
+def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
+  """The batch with empty rows added, so that all processes have the same shapes."""
+  def longer(texts, rows):
+    fill = [(0, 0)] * (texts.tokens.ndim - 2) + [(0, rows - texts.tokens.shape[-2]), (0, 0)]
+    return Texts(*(np.pad(array, fill) for array in texts))
+
+  return batch._replace(queries=longer(batch.queries, query_rows), passages=longer(batch.passages, passage_rows))
+
+
+def _with_negatives(tokens: np.ndarray, negatives: np.ndarray | None) -> np.ndarray:
+  """`[pairs, length]` and `[pairs, k, other length]` -> `[pairs, 1 + k, the longer length]`."""
+  if negatives is None:
+    return tokens[:, None]
+  length = max(tokens.shape[-1], negatives.shape[-1])
+  return np.concatenate([np.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) for x in (tokens[:, None], negatives)],
+                        axis=1)
+
+
+def _own_first(array: np.ndarray, parts: int) -> np.ndarray:
+  """`[pairs, 1 + k, ...]` -> `[parts, pairs / parts * (1 + k), ...]`: each part's own, then its negatives."""
+  array = array.reshape(parts, -1, *array.shape[1:])
+  own, negatives = array[:, :, 0], array[:, :, 1:]
+  return np.concatenate([own, negatives.reshape(parts, -1, *array.shape[3:])], axis=1)
+
+
+def _map(function, batch: Batch) -> Batch:
+  return Batch(*(Texts(*map(function, x)) if isinstance(x, Texts) else function(x) for x in batch))

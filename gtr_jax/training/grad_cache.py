@@ -1,0 +1,105 @@
+"""Gradient caching: a contrastive batch as large as the loss allows, in the memory of one microbatch.
+
+Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983): the loss
+needs the embeddings of the whole batch, but its gradient with respect to each embedding is all that a text's encoder
+has to know. So: encode every microbatch without keeping activations; compute the loss of the global batch and its
+gradient with respect to the embeddings; encode every microbatch again and pull that gradient back. The negatives are
+those of the whole batch, and the gradient is the one-shot gradient. It costs one more forward pass.
+
+Letters: G groups, m microbatches, T texts of a microbatch in a group, D embedding.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gtr_jax.text.batch import Batch
+
+
+def encode(model, params: Any, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Embeddings of both sides, `[groups, texts, dim]`, of a batch without microbatches."""
+  return tuple(model.encode(params, texts, hashes.shape[1], tower=tower, dropout_key=dropout_key)
+               for texts, hashes, tower in ((batch.queries, batch.query_hash, "query"),
+                                            (batch.passages, batch.passage_hash, "passage")))
+
+
+def encode_microbatches(model, params: Any, batch: Batch,
+                        dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Embeddings of both sides, `[m, G, T, D]`, one microbatch after the other; not for differentiation."""
+  def step(_, numbered):
+    number, microbatch = numbered
+    return None, encode(model, params, microbatch, _microbatch_key(dropout_key, number))
+
+  return jax.lax.scan(step, None, _numbered(batch))[1]
+
+
+def gradient(model, loss, params: Any, batch: Batch,
+             dropout_key: jax.Array | None) -> tuple[Any, dict[str, jax.Array]]:
+  """Gradient and metrics of the loss of the whole batch.
+
+  Args:
+    model: a `DualEncoder`.
+    loss: an `InBatchLoss` or `RingLoss`.
+    params: of model and loss.
+    batch: with a microbatch axis after the groups.
+    dropout_key: a microbatch's masks depend on it and on the microbatch's number; the second pass draws them again.
+
+  Returns:
+    A tree like `params`, and the loss's metrics.
+  """
+  embeddings = jax.lax.stop_gradient(encode_microbatches(model, params, batch, dropout_key))
+
+  def loss_of_embeddings(embeddings, logit_scale):
+    (queries, passages), merged_batch = merged(embeddings, batch)
+    return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
+
+  (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
+      embeddings, params.get("logit_scale"))
+
+  def step(total, numbered):
+    (number, microbatch), cotangents = numbered
+    _, pull_back = jax.vjp(
+        lambda params: encode(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
+    return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
+
+  total, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), (_numbered(batch), to_embeddings))
+  if to_scale is not None:
+    total = {**total, "logit_scale": to_scale}
+  return total, metrics
+
+
+def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple[jax.Array, jax.Array], Batch]:
+  """What the loss reads: embeddings and batch without the microbatch axis, each group's own texts, then its negatives.
+
+  Args:
+    embeddings: of both sides, `[m, G, T, D]`.
+    batch: with a microbatch axis.
+
+  Returns:
+    Embeddings `[G, m * T, D]`, and the batch without its texts.
+  """
+  pairs = batch.valid.shape[2]
+  offset = pairs * jnp.arange(batch.valid.shape[1], dtype=batch.negative_owner.dtype)[None, :, None]
+  flat = {name: _flatten(getattr(batch, name)) for name in ("valid", "negative_valid", "negative_query_valid")}
+  hashes = {name: _own_first(getattr(batch, name), pairs) for name in ("query_hash", "passage_hash", "text_hash")}
+  batch = batch._replace(queries=None, passages=None, negative_owner=_flatten(batch.negative_owner + offset), **flat,
+                         **hashes)
+  return tuple(_own_first(jnp.moveaxis(x, 0, 1), pairs) for x in embeddings), batch
+
+
+def _own_first(x_GxmxTx, pairs):
+  return jnp.concatenate([_flatten(x_GxmxTx[:, :, :pairs]), _flatten(x_GxmxTx[:, :, pairs:])], axis=1)
+
+
+def _flatten(x_GxmxTx):
+  return x_GxmxTx.reshape(x_GxmxTx.shape[0], -1, *x_GxmxTx.shape[3:])
+
+
+def _numbered(batch):
+  """Microbatches with their numbers, the microbatch axis first."""
+  return jnp.arange(batch.valid.shape[1]), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch)
+
+
+def _microbatch_key(dropout_key, number):
+  return None if dropout_key is None else jax.random.fold_in(dropout_key, number)
