@@ -26,7 +26,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 MODEL_JSON = "model.json"
 VOCABULARY_FILE = "spiece.model"
 _SIDES = ("query", "document")
-_TRAINING_ONLY = ("dropout_rate", "remat")  # fields of the T5 configuration
+_TRAINING_ONLY = ("dropout_rate",)  # fields of the T5 configuration
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,23 +148,60 @@ def test_bfloat16_is_close():
   assert np.abs(ours[0] - theirs).max() > 1e-5  # it did run in bfloat16
 
 
-def test_remat_recomputes_and_gives_the_same_gradient():
+@pytest.mark.parametrize("options", [
+    {"remat": "layer"}, {"remat": "dots"}, {"scan_layers": True}, {"scan_layers": True, "remat": "layer"}], ids=str)
+def test_remat_and_scan_change_no_gradient(options):
   model = MODELS["t5_1_0"]
   params = random_params(model)
   texts = pad_texts(np.random.RandomState(1).randint(1, 61, (4, 12)).astype(np.int32), 1)
-  key = jax.random.key(3, impl="rbg")  # compiles faster
+  key = None if "scan_layers" in options else jax.random.key(3, impl="rbg")  # compiles faster
 
-  def gradient(remat):
-    config = dataclasses.replace(model.config, num_layers=1, remat=remat, dropout_rate=0.1)
+  def gradient(**options):
+    config = dataclasses.replace(model.config, dropout_rate=0.1, **options)
     encoder = dataclasses.replace(model, config=config)
     def f(p):
       return jnp.sum(encoder.encode(p, texts, 4, dropout_key=key)[:, 0] ** 3)
     names = [eqn.primitive.name for eqn in primitives(jax.make_jaxpr(f)(params).jaxpr)]
     return jax.jit(jax.grad(f))(params), sum("remat" in name or "checkpoint" in name for name in names)
 
-  (kept, none), (recomputed, layers) = gradient(False), gradient(True)
-  assert (none, layers) == (0, 1)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), kept, recomputed)
+  (plain, attentions), (other, recomputed) = gradient(), gradient(**options)
+  assert attentions == model.config.num_layers  # attention weights are never kept
+  layers = 1 if "scan_layers" in options else model.config.num_layers
+  assert recomputed == layers * (2 if "remat" in options else 1)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), plain, other)
+
+
+def test_scanned_layers_drop_out():
+  model = MODELS["t5_1_0"]
+  config = dataclasses.replace(model.config, dropout_rate=0.5, scan_layers=True)
+  params, texts = random_params(model), pad_texts(np.full((2, 5), 3, np.int32), 1)
+
+  def encode(key):
+    return dataclasses.replace(model, config=config).encode(params, texts, 2, dropout_key=key)
+
+  a, b, none = encode(jax.random.key(0)), encode(jax.random.key(1)), encode(None)
+  assert not np.allclose(a, b) and not np.allclose(a, none)
+  np.testing.assert_array_equal(a, encode(jax.random.key(0)))
+
+
+def test_rows_of_attention_in_turn_change_nothing(monkeypatch):
+  """Where the weights of all rows do not fit the cache, rows are taken a few at a time, the last ones apart."""
+  model = MODELS["t5_1_0"]
+  params = random_params(model)
+  texts = pad_texts(np.random.RandomState(1).randint(1, 61, (5, 12)).astype(np.int32), 1)
+
+  def gradient():
+    def f(p):
+      return jnp.sum(model.encode(p, texts, 5, dropout_key=jax.random.key(0))[:, 0] ** 3)
+    text = str(jax.make_jaxpr(f)(params))
+    return jax.jit(jax.grad(f))(params), "scan" in text
+
+  whole, looped = gradient()
+  assert not looped
+  monkeypatch.setattr(t5, "_attention_bytes", lambda: 2 * 4 * model.config.num_heads * 12**2)
+  in_turn, looped = gradient()
+  assert looped
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), whole, in_turn)
 
 
 def test_initial_scales():

@@ -15,6 +15,7 @@ from gtr_jax.models.pooling import POOLINGS, l2_normalize
 from gtr_jax.partitioning import constrain, num_groups
 
 TOWERS = ("query", "passage")
+_HOW_TO_TRAIN = ("remat", "scan_layers")  # fields of the T5 configuration that change no result
 
 
 class Tower(nn.Module):
@@ -111,8 +112,10 @@ class DualEncoder:
     return self._tower().apply({"params": params}, texts.tokens, texts.segment_ids, num_texts, rngs=rngs)
 
   def to_json(self) -> dict[str, Any]:
-    """A plain dict for model.json."""
+    """A plain dict for model.json, without what only decides how training is computed."""
     fields = dataclasses.asdict(self)
+    for name in _HOW_TO_TRAIN:
+      del fields["config"][name]
     fields["config"]["mlp_activations"] = list(self.config.mlp_activations)
     return fields
 
@@ -120,7 +123,8 @@ class DualEncoder:
   def from_json(cls, fields: Mapping[str, Any]) -> "DualEncoder":
     """The inverse of `to_json`. Raises InputError where a field is unknown or missing."""
     try:
-      return cls(**{**fields, "config": t5.T5Config(**fields["config"])})
+      config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_TRAIN}
+      return cls(**{**fields, "config": t5.T5Config(**config)})
     except (TypeError, KeyError) as e:
       raise InputError(f"the model description does not fit this version of gtr_jax ({e}): write it again with the "
                        "version that made it, or update gtr_jax") from e

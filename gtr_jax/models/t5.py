@@ -24,6 +24,11 @@ _ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
     "linear": lambda x: x,
 }
+_REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layer": jax.checkpoint_policies.nothing_saveable,
+}
 _fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -45,7 +50,10 @@ class T5Config:
     relpos_max_distance: distances from here on share one bucket.
     dropout_rate: used only where a dropout key is given.
     dtype: of the activations: "bfloat16", or "float32" (which follows float64 parameters up).
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: what the backward pass computes again instead of keeping it. Attention weights always; with "none" nothing
+      else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
+    scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
+      The parameter tree stays the same; dropout draws other masks.
   """
 
   vocab_size: int
@@ -59,9 +67,12 @@ class T5Config:
   relpos_max_distance: int = 128
   dropout_rate: float = 0.0
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
+  scan_layers: bool = False
 
   def __post_init__(self):
+    if self.remat not in _REMAT_POLICIES:
+      raise InputError(f"T5Config.remat is {self.remat!r}: use one of {', '.join(_REMAT_POLICIES)}")
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
     if self.mlp_activations not in (("relu",), ("gelu", "linear")):
       raise InputError(f"T5Config.mlp_activations is {self.mlp_activations}: use ('relu',) for T5 1.0, "
@@ -100,16 +111,38 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
   Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
-  This is the one place for a fused kernel.
+  The `[H, Q, K]` weights of a row are computed again in the backward pass instead of being kept, a few rows at a time
+  where that keeps them in the cache.
   """
   dtype = query_GxRxQxHxD.dtype
-  logits = jnp.einsum("grqhd,grkhd->grhqk", query_GxRxQxHxD, key_GxRxKxHxD, precision=precision,
-                      preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-  logits = logits + bias_HxQxK[None, None].astype(logits.dtype)
-  same_text = segment_ids_GxRxL[:, :, None, :, None] == segment_ids_GxRxL[:, :, None, None, :]
-  weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
-  weights = dropout(weights, dropout_rate, dropout_key).astype(dtype)
-  return jnp.einsum("grhqk,grkhd->grqhd", weights, value_GxRxKxHxD, precision=precision)
+  rows, length, heads = query_GxRxQxHxD.shape[1:4]
+
+  def of_rows(query, key, value, segment_ids, keep):
+    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision,
+                        preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    logits = logits + bias_HxQxK.astype(logits.dtype).reshape((1,) * (logits.ndim - 3) + bias_HxQxK.shape)
+    same_text = segment_ids[..., None, :, None] == segment_ids[..., None, None, :]
+    weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
+    if keep is not None:
+      weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+    return jnp.einsum("...hqk,...khd->...qhd", weights.astype(dtype), value, precision=precision)
+
+  keep = None
+  if dropout_key is not None and dropout_rate:
+    # One mask for all query positions, as in T5.
+    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length))
+  inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
+  at_once = max(1, _attention_bytes() // (4 * heads * length**2))
+  if rows <= at_once:
+    return jax.checkpoint(of_rows)(*inputs)
+  inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
+  out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
+  return jnp.moveaxis(out, 0, 1)
+
+
+def _attention_bytes() -> int:
+  """How large the attention weights of the rows that are worked on at once may be, in float32."""
+  return 2**21 if jax.default_backend() == "cpu" else 2**30
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -250,11 +283,39 @@ class Encoder(nn.Module):
     config = self.config
     bias_HxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[2])
     x = dropout(x, config.dropout_rate, _dropout_key(self))
-    layer = nn.remat(EncoderLayer) if config.remat else EncoderLayer
-    for i in range(config.num_layers):
-      x = layer(config, name=f"layers_{i}")(x, segment_ids, bias_HxLxL)
+    if config.scan_layers and not self.is_initializing():
+      x = self._scan_layers(x, segment_ids, bias_HxLxL)
+    else:
+      for i in range(config.num_layers):
+        x = _remat_layer(config)(config, name=f"layers_{i}")(x, segment_ids, bias_HxLxL)
     x = RMSNorm(config, name="encoder_norm")(x)
     return dropout(x, config.dropout_rate, _dropout_key(self))
+
+  def _scan_layers(self, x, segment_ids, bias_HxLxL):
+    """The layers as one loop over their stacked parameters, kernels already in the activation dtype."""
+    config = self.config
+
+    def stacked(path, *leaves):
+      dtype = _activation_dtype(config, leaves[0]) if path[-1].key == "kernel" else leaves[0].dtype
+      return jnp.stack([leaf.astype(dtype) for leaf in leaves])
+
+    params = jax.tree_util.tree_map_with_path(
+        stacked, *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
+    key = _dropout_key(self)
+    keys = None if key is None else jax.random.split(key, config.num_layers)
+
+    def step(x, of_layer):
+      params, key = of_layer
+      rngs = {} if key is None else {"dropout": key}
+      return _remat_layer(config)(config, parent=None).apply({"params": params}, x, segment_ids, bias_HxLxL,
+                                                             rngs=rngs), None
+
+    return jax.lax.scan(step, x, (params, keys))[0]
+
+
+def _remat_layer(config):
+  policy = _REMAT_POLICIES[config.remat]
+  return EncoderLayer if policy is None else nn.remat(EncoderLayer, policy=policy)
 
 
 def _param(module, name, init, axes, shape):
