@@ -24,7 +24,6 @@ def run(tmp_path_factory):
 @pytest.fixture
 def small_batches(monkeypatch):
   monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 64)
-  monkeypatch.setattr(encode, "FEW", 1)
   monkeypatch.setattr(store, "CHUNK_ROWS", 10)
 
 
@@ -82,19 +81,39 @@ def test_few_programs_for_all_lengths(run, monkeypatch):
   encode._encode.clear_cache()
   for params in (model.params, jax.tree.map(lambda x: x * 2, model.params)):  # As between evaluations in training.
     encode.embed_tokens(model.encoder, params, tokens, "query", 100, model.mesh)
-  assert encode._encode._cache_size() <= 5  # 16, 32, 64, 100, and a small last batch
+  assert encode._encode._cache_size() <= 2  # and a single row
 
 
-def test_batches_cover_all_texts_within_the_budget():
-  lengths = [20, 1, 16, 64, 33, 5, 5, 5, 5, 5, 5]
-  batches = encode._batches(lengths, max_length=48, groups=2, budget=64)
-  assert sorted(i for texts, _, _ in batches for i in texts) == list(range(len(lengths)))
-  for texts, length, rows in batches:
-    assert len(texts) <= rows
-    assert rows % 2 == 0
-    assert rows // 2 * length <= 64
-    assert max(min(lengths[i], 48) for i in texts) <= length
-  assert [length for _, length, _ in batches] == sorted((length for _, length, _ in batches), reverse=True)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batches_hold_every_text_once_where_they_say(groups, monkeypatch):
+  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 128)
+  monkeypatch.setattr(encode, "LONGEST_IN_SHORT_ROWS", 32)
+  rng = np.random.default_rng(0)
+  tokens = [rng.integers(1, 99, n).astype(np.int32) for n in (*rng.integers(1, 40, 60), 70, 64, 32, 33, 1)]
+  found = {}
+  shapes = set()
+  for batch in encode._batches(tokens, max_length=70, groups=groups, on_cpu=True):
+    shapes.add(batch.texts.tokens.shape)
+    assert batch.texts.tokens[0].size <= 128
+    for number, place in zip(batch.numbers, batch.places, strict=True):
+      group, text = divmod(place, batch.num_texts)
+      assert number not in found
+      found[number] = batch.texts.tokens[group][batch.texts.segment_ids[group] == 1 + text]
+      # A text is in one piece of one row.
+      rows, columns = np.nonzero(batch.texts.segment_ids[group] == 1 + text)
+      assert len(set(rows)) == 1 and np.all(np.diff(columns) == 1)
+    np.testing.assert_array_equal(batch.texts.segment_ids == 0, batch.texts.tokens == 0)
+  for number, text in enumerate(tokens):
+    np.testing.assert_array_equal(found[number], text)
+  assert {shape[-1] for shape in shapes} == {40, 72, 80}  # made for 32, 64 and 70 tokens
+  assert len(shapes) <= 6
+
+
+def test_short_texts_fill_the_rows():
+  rng = np.random.default_rng(0)
+  tokens = [np.ones(n, np.int32) for n in rng.integers(2, 256, 3000)]
+  slots = sum(batch.texts.tokens.size for batch in encode._batches(tokens, 256, 1, on_cpu=True))
+  assert sum(map(len, tokens)) / slots > 0.97
 
 
 def test_a_store_holds_what_embed_gives(run, small_batches, tmp_path):

@@ -1,10 +1,11 @@
-"""The host batch: which text lies where, and what its arrays say of it."""
+"""The host batch, padded and packed: which text lies where, and what its arrays say of it."""
 
 import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import make_batch, split_hash
+from gtr_jax.text.batch import RowLengths, make_batch, split_hash, with_rows
+from gtr_jax.text.packing import balance, best_fit, pack_texts, round_rows
 
 PAIRS, GROUPS, K, M = 4, 2, 3, 2
 
@@ -89,3 +90,119 @@ def test_groups_must_divide_the_pairs(features):
 def test_split_hash_keeps_all_bits():
   value = np.array([-1, 2**63 - 1, 5], np.int64)
   np.testing.assert_array_equal(split_hash(value).view(np.uint64)[:, 0], value.astype(np.uint64))
+
+
+def pairs_of(batch, features):
+  """For every pair of a batch without microbatches: (query, positive, negatives, hashes ..), all as plain tuples."""
+  groups, own = batch.valid.shape
+  out = []
+  for g in range(groups):
+    owners = batch.negative_owner[g]
+    for i in range(own):
+      negatives = [own + j for j in np.flatnonzero(owners == i)]
+      texts = [text(batch.queries, g, i), *(text(batch.passages, g, j) for j in (i, *negatives))]
+      hashes = [batch.query_hash[g, i], *(h[g, j] for h in (batch.passage_hash, batch.text_hash)
+                                          for j in (i, *negatives))]
+      valid = [batch.valid[g, i], *batch.negative_valid[g, [j - own for j in negatives]]]
+      out.append(tuple(tuple(np.ravel(x).tolist()) for x in (*texts, *hashes, valid)))
+  return out
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_packing_moves_pairs_and_changes_none(features, groups):
+  padded = make_batch(features, groups)
+  packed = make_batch(features, groups, row_lengths=RowLengths(11, 16))
+  assert sorted(pairs_of(packed, features)) == sorted(pairs_of(padded, features))
+  if groups == 1:
+    assert pairs_of(packed, features) == pairs_of(padded, features)
+  assert packed.passages.tokens.shape[1] < padded.passages.tokens.shape[1]
+  assert packed.passages.tokens.shape[2] == 16 and packed.queries.tokens.shape[2] == 11
+  for side in (packed.queries, packed.passages):
+    np.testing.assert_array_equal(side.segment_ids == 0, side.tokens == 0)
+    assert side.tokens.dtype == side.segment_ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("row_lengths", [None, RowLengths(11, 16)])
+def test_microbatches_hold_the_same_pairs(features, row_lengths):
+  whole = make_batch(features, 2)
+  batch = make_batch(features, 1, row_lengths=row_lengths, microbatches=2)
+  assert batch.valid.shape == (1, 2, 2) and batch.negative_owner.shape == (1, 2, 2 * K)
+  one_by_one = [pairs_of(type(batch)(*(type(x)(*(a[:, i] for a in x)) if isinstance(x, tuple) else x[:, i]
+                                       for x in batch)), features) for i in range(2)]
+  assert sorted(sum(one_by_one, [])) == sorted(pairs_of(whole, features))
+
+
+def test_negatives_may_be_longer_than_positives(features):
+  features["right_negative_encoder_input_tokens"] = np.full((PAIRS, K, 12), 3, np.int32)
+  batch = make_batch(features, 1)
+  assert batch.passages.tokens.shape == (1, PAIRS * (1 + K), 12)
+  np.testing.assert_array_equal(text(batch.passages, 0, PAIRS), np.full(12, 3))
+  np.testing.assert_array_equal(text(batch.passages, 0, 0), without_padding(features["right_encoder_input_tokens"][0]))
+
+
+def test_a_text_longer_than_a_row_is_refused(features):
+  with pytest.raises(InputError, match="a text of 3 tokens does not fit a row of 2"):
+    make_batch(features, 1, row_lengths=RowLengths(2, 16))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_best_fit_is_a_packing(seed):
+  """Nothing overlaps, and, as for any algorithm that opens no row without need, one row at most is not half full."""
+  rng = np.random.default_rng(seed)
+  length = int(rng.integers(4, 60))
+  lengths = rng.integers(0, length + 1, rng.integers(1, 200))
+  row, start, rows = best_fit(lengths, length)
+  taken = np.zeros((rows, length), int)
+  for text in np.flatnonzero(lengths):
+    assert start[text] + lengths[text] <= length
+    taken[row[text], start[text]:start[text] + lengths[text]] += 1
+  assert taken.max(initial=0) <= 1 and (taken.any(axis=1)).all() and taken.sum() == lengths.sum()
+  assert np.sum(2 * taken.sum(axis=1) <= length) <= 1
+  limited, _, rows_of_two = best_fit(lengths, length, max_texts=2)
+  assert np.bincount(limited[lengths > 0], minlength=1).max() <= 2 and rows_of_two >= rows
+
+
+def test_best_fit_takes_the_tightest_row():
+  row, start, rows = best_fit(np.array([7, 6, 3, 4, 0]), 10)
+  assert rows == 2
+  assert (row[0] == row[2]) and (row[1] == row[3]) and start.tolist()[:4] == [0, 0, 7, 6]
+
+
+def test_best_fit_without_texts():
+  assert best_fit(np.zeros(3, int), 8)[2] == 0
+  assert pack_texts(np.zeros((2, 3, 5), np.int32), 8, 1.0).tokens.shape == (2, 1, 8)
+
+
+def test_few_row_counts_and_little_waste():
+  """Whatever the need, the count is at least that, in steps that shrink with the number of texts."""
+  for texts, spread in ((128, 1.4), (2048, 1.4), (16, 2.8)):
+    counts = [round_rows(rows, texts, spread) for rows in range(1, 1000)]
+    assert all(count >= rows for rows, count in enumerate(counts, 1))
+    assert counts == sorted(counts)
+    assert all(count - rows <= spread / texts**0.5 * rows + 0.5 for rows, count in enumerate(counts, 1))
+  assert len({round_rows(rows, 128, 1.4) for rows in range(48, 58)}) == 3
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_balance_evens_out_both_sides(parts):
+  rng = np.random.default_rng(0)
+  before, after = np.zeros((2, 2))
+  for _ in range(20):
+    queries, passages = rng.integers(1, 64, 128), rng.integers(1, 256, 128)
+    order = balance(queries, passages, parts)
+    assert sorted(order) == list(range(128))
+    for side, tokens in enumerate((queries, passages)):
+      before[side] += np.ptp(tokens.reshape(parts, -1).sum(axis=1))
+      after[side] += np.ptp(tokens[order].reshape(parts, -1).sum(axis=1))
+  assert np.all(after < 0.2 * before)
+
+
+def test_rows_are_added_without_a_text(features):
+  batch = make_batch(features, 2, row_lengths=RowLengths(11, 16), microbatches=1)
+  longer = with_rows(batch, 5, 9)
+  assert longer.queries.tokens.shape == (2, 1, 5, 11) and longer.passages.segment_ids.shape == (2, 1, 9, 16)
+  for side in ("queries", "passages"):
+    old, new = getattr(batch, side), getattr(longer, side)
+    for a, b in zip(old, new, strict=True):
+      np.testing.assert_array_equal(b[:, :, :a.shape[2]], a)
+      assert not b[:, :, a.shape[2]:].any()

@@ -1,4 +1,4 @@
-"""From texts to embeddings: sorted by length, padded to a few lengths, every shape compiled once, spread over the mesh.
+"""From texts to embeddings: packed into rows of a few lengths, every shape compiled once, spread over the mesh.
 
 Letters: G groups (data shards of the mesh), R rows of a group, L length, D embedding size.
 """
@@ -7,8 +7,8 @@ import concurrent.futures
 import functools
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,12 +21,12 @@ from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import batch_sharding, num_groups
 from gtr_jax.retrieval.documents import Documents, full_text
 from gtr_jax.retrieval.store import Store, StoreWriter
-from gtr_jax.text.packing import pad_texts
+from gtr_jax.text.packing import Texts, best_fit
 
-SHORTEST = 16              # tokens; each padded length is twice the one before
+LONGEST_IN_SHORT_ROWS = 256  # tokens; a longer text opens a row that is made for twice as many, ..
+TOKENS_OF_TEXT = 12        # there is room for so many texts in a row as if each had so many tokens
 TOKENS_PER_BATCH = 16_384  # token slots of one batch on each data shard
-CPU_TOKENS_PER_BATCH = 1024  # the same on a CPU, whose cache has to hold the activations
-FEW = 8                    # rows for each data shard in a batch of the few texts that are left over
+CPU_TOKENS_PER_BATCH = 2048  # the same on a CPU, whose cache has to hold the activations
 _AHEAD = 2                 # batches given to the devices before the result of the first is fetched
 _SIDE_OF_TOWER = {"query": "query", "passage": "document"}
 
@@ -104,23 +104,20 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     bar: to report progress to.
   """
   groups = num_groups(mesh)
-  budget = CPU_TOKENS_PER_BATCH if mesh.devices.flat[0].platform == "cpu" else TOKENS_PER_BATCH
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
   out = np.zeros((len(tokens), encoder.dim), np.float32)
   running = deque()
 
   def fetch():
-    texts, result_GxRxD = running.popleft()
-    out[texts] = np.asarray(result_GxRxD).reshape(-1, encoder.dim)[:len(texts)]
+    texts, places, result_GxTxD = running.popleft()
+    out[texts] = np.asarray(result_GxTxD).reshape(-1, encoder.dim)[places]
     if bar is not None:
       bar.add(len(texts), sum(len(tokens[i]) for i in texts))
 
   with jax.set_mesh(mesh):
-    for texts, length, rows in _batches([len(t) for t in tokens], max_length, groups, budget):
-      padded = np.zeros((rows, length), np.int32)
-      for row, i in enumerate(texts):
-        padded[row, :len(tokens[i])] = tokens[i]
-      batch = jax.tree.map(functools.partial(_to_devices, batch_sharding(mesh)), pad_texts(padded, groups))
-      running.append((texts, _encode(encoder, params, batch, rows // groups, tower, mesh)))
+    for batch in _batches(tokens, max_length, groups, on_cpu):
+      texts = jax.tree.map(functools.partial(_to_devices, batch_sharding(mesh)), batch.texts)
+      running.append((batch.numbers, batch.places, _encode(encoder, params, texts, batch.num_texts, tower, mesh)))
       if len(running) > _AHEAD:
         fetch()
     while running:
@@ -139,26 +136,53 @@ def _to_devices(sharding, array):
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _batches(lengths: Sequence[int], max_length: int, groups: int, budget: int) -> list[tuple[np.ndarray, int, int]]:
-  """Cuts texts into (texts, padded length, rows), the longest first.
+class _Batch(NamedTuple):
+  """Packed texts `[groups, rows, length]` with room for `num_texts` in each group, and which embedding is whose."""
 
-  A batch has the padded length of its longest text and as many rows as `budget` token slots for each of the `groups`
-  allow; it is filled with the next shorter texts, so that only the last one can have empty rows. That one is small if
-  few texts are left.
+  texts: Texts
+  num_texts: int
+  numbers: np.ndarray  # of the texts in this batch
+  places: np.ndarray   # where their embeddings are in the flat [groups * num_texts]
+
+
+def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu: bool) -> Iterator[_Batch]:
+  """Packs texts into batches of few shapes, the longest texts first.
+
+  A row is an eighth longer than the longest text it is made for, which leaves room for a good fit. Texts that exceed
+  `LONGEST_IN_SHORT_ROWS` get longer rows, whose gaps shorter texts fill: attention costs a token the length of its row.
+  Each length of rows has one shape, and a second one of a single row for the little that a query needs.
   """
-  order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-  batches, start = [], 0
-  while start < len(order):
-    length = SHORTEST
-    while length < lengths[order[start]]:
-      length *= 2
-    length = min(length, max(max_length, SHORTEST))
-    rows = max(budget // length, 1) * groups
-    if len(order) - start <= FEW * groups:
-      rows = min(rows, FEW * groups)
-    batches.append((order[start:start + rows], length, rows))
-    start += rows
-  return batches
+  lengths = np.asarray([len(t) for t in tokens], np.int64)
+  multiple = 8 if on_cpu else 128
+  made_for = [min(LONGEST_IN_SHORT_ROWS, max_length)]
+  while made_for[-1] < max_length:
+    made_for.append(min(2 * made_for[-1], max_length))
+  row_lengths = np.asarray([-(-longest * 9 // 8 // multiple) * multiple for longest in made_for])
+  opens = row_lengths[np.searchsorted(made_for, lengths)]
+  row, start, num_rows = best_fit(lengths, opens, int(row_lengths[0]) // TOKENS_OF_TEXT + 1)
+  length_of_row = np.zeros(num_rows, np.int64)
+  np.maximum.at(length_of_row, row, opens)  # The text that opens a row is its longest.
+  by_row = np.argsort(row, kind="stable")
+  row = row[by_row]
+  for length in row_lengths[::-1].tolist():
+    rows_of_length = np.flatnonzero(length_of_row == length)
+    most = max((CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH) // length, 1)
+    room = int(row_lengths[0]) // TOKENS_OF_TEXT + 1
+    for first in range(0, len(rows_of_length), most * groups):
+      chosen = rows_of_length[first:first + most * groups]
+      rows = most if len(chosen) > groups else 1
+      packed = np.zeros((2, groups * rows, length), np.int32)
+      numbers, places = [], []
+      for r, begin, end in zip(range(len(chosen)), np.searchsorted(row, chosen), np.searchsorted(row, chosen, "right"),
+                               strict=True):
+        for in_row, number in enumerate(by_row[begin:end].tolist()):
+          at = slice(start[number], start[number] + lengths[number])
+          packed[0, r, at] = tokens[number]
+          packed[1, r, at] = 1 + r % rows * room + in_row
+          numbers.append(number)
+          places.append(r * room + in_row)
+      yield _Batch(Texts(*packed.reshape(2, groups, rows, length)), rows * room, np.asarray(numbers),
+                   np.asarray(places))
 
 
 def _tokenize(model: Model, texts: Sequence[str], side: str, max_length: int) -> list[np.ndarray]:

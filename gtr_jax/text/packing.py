@@ -56,45 +56,50 @@ def pack_texts(tokens: np.ndarray, row_length: int, spread: float) -> Texts:
   return Texts(*packed.reshape(2, parts, rows, row_length))
 
 
-def best_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
-  """Best fit decreasing: each text, the longest first, goes into the fullest row that has room for it.
+def best_fit(lengths: np.ndarray, row_length: int | np.ndarray,
+             max_texts: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+  """Best fit decreasing: each text, the longest first, goes into the row that it fills best; else it opens one.
 
   Args:
     lengths: int `[texts]`; a text of length 0 takes no place.
-    row_length: of the rows.
+    row_length: of all rows; or int `[texts]`, the length of the row that a text opens.
+    max_texts: a row gets no more than so many; None: any number.
 
   Returns:
     The row of each text, where it begins in it (both int64 `[texts]`), and the number of rows.
 
   Raises:
-    InputError: a text is longer than a row.
+    InputError: a text is longer than its row.
   """
-  if len(lengths) and lengths.max() > row_length:
-    raise InputError(f"a text of {lengths.max()} tokens does not fit a row of {row_length}: make the rows at least as "
-                     "long as the longest text")
+  row_lengths = np.broadcast_to(row_length, lengths.shape)
+  if too_long := (lengths > row_lengths).nonzero()[0].tolist():
+    raise InputError(f"a text of {lengths[too_long[0]]} tokens does not fit a row of {row_lengths[too_long[0]]}: make "
+                     "the rows at least as long as the longest text")
   row, start = [0] * len(lengths), [0] * len(lengths)
-  open_rows = [[] for _ in range(row_length + 1)]  # by the room that is left
+  ends, texts_of_row = [], []
+  open_rows = [[] for _ in range(row_lengths.max(initial=0) + 1)]  # by the room that is left
   room = 0  # bit n is set where open_rows[n] is not empty; a shift and the lowest bit find the best fit
-  num_rows = 0
-  lengths_list = lengths.tolist()
-  for text in np.argsort(-lengths, kind="stable").tolist():
-    length = lengths_list[text]
+  lengths, row_lengths = lengths.tolist(), row_lengths.tolist()
+  for text in np.argsort(np.negative(lengths), kind="stable").tolist():
+    length = lengths[text]
     if not length:
       break
     if fitting := room >> length:
       left = length + (fitting & -fitting).bit_length() - 1
-      row[text] = open_rows[left].pop()
+      chosen = open_rows[left].pop()
       if not open_rows[left]:
         room ^= 1 << left
     else:
-      left, row[text] = row_length, num_rows
-      num_rows += 1
-    start[text] = row_length - left
+      left, chosen = row_lengths[text], len(ends)
+      ends.append(left)
+      texts_of_row.append(0)
+    row[text], start[text] = chosen, ends[chosen] - left
     left -= length
-    if left:
-      open_rows[left].append(row[text])
+    texts_of_row[chosen] += 1
+    if left and texts_of_row[chosen] != max_texts:
+      open_rows[left].append(chosen)
       room |= 1 << left
-  return np.asarray(row, np.int64), np.asarray(start, np.int64), num_rows
+  return np.asarray(row, np.int64), np.asarray(start, np.int64), len(ends)
 
 
 def round_rows(rows: int, texts: int, spread: float) -> int:
