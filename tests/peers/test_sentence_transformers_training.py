@@ -1,14 +1,12 @@
 """Twenty training steps beside sentence-transformers: same weights, texts, loss and optimizer, so the same losses."""
 
-import shutil
-
 import jax
 import numpy as np
 import pytest
+import sentence_transformers_peer
 import torch
-import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer import losses, modules
+from sentence_transformers.sentence_transformer import losses
 from t5_reference import random_params
 from tiny_model_dir import WORDS, write_vocabulary
 
@@ -25,20 +23,6 @@ pytestmark = pytest.mark.peers
 
 STEPS, PAIRS, LENGTH = 20, 16, 24
 RATE, EPSILON, WEIGHT_DECAY = 1e-4, 1e-6, 0.1
-NATIVE_TO_TORCH = {
-    "token_embedder/embedding": "shared.weight",
-    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
-    "encoder/relpos_bias/rel_embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-    "encoder/layers_{i}/pre_attention_layer_norm/scale": "encoder.block.{i}.layer.0.layer_norm.weight",
-    "encoder/layers_{i}/attention/query/kernel": "encoder.block.{i}.layer.0.SelfAttention.q.weight",
-    "encoder/layers_{i}/attention/key/kernel": "encoder.block.{i}.layer.0.SelfAttention.k.weight",
-    "encoder/layers_{i}/attention/value/kernel": "encoder.block.{i}.layer.0.SelfAttention.v.weight",
-    "encoder/layers_{i}/attention/out/kernel": "encoder.block.{i}.layer.0.SelfAttention.o.weight",
-    "encoder/layers_{i}/pre_mlp_layer_norm/scale": "encoder.block.{i}.layer.1.layer_norm.weight",
-    "encoder/layers_{i}/mlp/wi/kernel": "encoder.block.{i}.layer.1.DenseReluDense.wi.weight",
-    "encoder/layers_{i}/mlp/wo/kernel": "encoder.block.{i}.layer.1.DenseReluDense.wo.weight",
-    "projection_layer/kernel": "dense",
-}
 
 
 def texts_of_step(step: int, columns: int) -> list[list[str]]:
@@ -52,32 +36,6 @@ def texts_of_step(step: int, columns: int) -> list[list[str]]:
   out = [queries, [text(rng.integers(1, 7), *query.split()[:2]) for query in queries],
          [text(rng.integers(1, 7), query.split()[0]) for query in queries]]
   return out[:columns]
-
-
-def build_sentence_transformer(model: DualEncoder, params: dict, vocabulary, folder) -> SentenceTransformer:
-  """T5EncoderModel, mean pooling, dense without bias, normalisation, on disk and back, with our weights."""
-  config = model.config
-  encoder = transformers.T5EncoderModel(transformers.T5Config(
-      vocab_size=config.vocab_size, d_model=config.emb_dim, d_kv=config.head_dim, d_ff=config.mlp_dim,
-      num_layers=config.num_layers, num_heads=config.num_heads, dropout_rate=0.0))
-  encoder.save_pretrained(folder)
-  shutil.copy(vocabulary, folder / "spiece.model")
-  transformers.T5Tokenizer.from_pretrained(folder, extra_ids=0).save_pretrained(folder)
-  transformer = modules.Transformer(str(folder), max_seq_length=LENGTH)
-  dense = modules.Dense(config.emb_dim, model.dim, bias=False, activation_function=torch.nn.Identity())
-  theirs = dict(transformer.auto_model.named_parameters()) | {"dense": dense.linear.weight}
-  ours = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-          for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-  with torch.no_grad():
-    for i in range(config.num_layers):
-      for native, name in NATIVE_TO_TORCH.items():
-        if native.format(i=i) in ours:
-          value = np.ascontiguousarray(ours.pop(native.format(i=i)))
-          embedding = native.startswith("token_embedder")
-          theirs.pop(name.format(i=i)).copy_(torch.tensor(value if embedding else value.T))
-  assert not ours and not theirs
-  return SentenceTransformer(modules=[transformer, modules.Pooling(config.emb_dim, "mean"), dense,
-                                      modules.Normalize()], device="cpu")
 
 
 def train_sentence_transformer(model: SentenceTransformer, columns: int) -> tuple[list[float], list[list[np.ndarray]]]:
@@ -136,7 +94,7 @@ def test_same_losses_as_sentence_transformers(columns, tmp_path):
   model = DualEncoder(T5Config(vocab_size=160, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_layers=2), 32)
   assert tokenizer.size <= 160
   params = random_params(model)
-  theirs = build_sentence_transformer(model, params, tmp_path / "spiece.model", tmp_path / "t5")
+  theirs = sentence_transformers_peer.build(model, params, tmp_path / "spiece.model", tmp_path / "t5", LENGTH)
   their_losses, their_ids = train_sentence_transformer(theirs, columns)
   our_losses, our_ids = train_here(model, params, tokenizer, columns)
   for a, b in zip(their_ids, our_ids, strict=True):

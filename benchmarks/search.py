@@ -1,0 +1,78 @@
+"""Exact search over random unit vectors; with --peer, beside FAISS's flat index on the same vectors."""
+
+from functools import partial
+from statistics import median
+
+import jax
+import measure
+import numpy as np
+
+from gtr_jax import partitioning
+from gtr_jax.retrieval.search import Searcher
+
+
+def main():
+  parser = measure.arguments(__doc__)
+  parser.add_argument("--rows", type=int, default=200_000, help="vectors in the corpus")
+  parser.add_argument("--dim", type=int, default=768, help="their size")
+  parser.add_argument("--queries", type=int, default=500, help="at once")
+  parser.add_argument("--top_k", type=int, nargs="*", default=[10, 100, 1000], help="results for each query")
+  parser.add_argument("--peer", action="store_true", help="FAISS too")
+  args = parser.parse_args()
+  if args.quick:
+    args.rows, args.top_k = min(args.rows, 20_000), [100]
+  rng = np.random.default_rng(0)
+  corpus, queries = (rng.standard_normal((n, args.dim), dtype=np.float32) for n in (args.rows, args.queries))
+  corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
+  queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+  searcher = Searcher(corpus, partitioning.make_mesh())
+  found = {}
+
+  def ours(k, number):
+    del number
+    found["gtr_jax", k] = searcher.search(queries, k)
+
+  def bare(number):
+    del number
+    products(on_device, queries).block_until_ready()
+
+  # The floor: the scores alone, a slice of the corpus at a time.
+  slices = np.array_split(np.arange(args.rows), max(args.rows // 20_000, 1))
+  on_device = [jax.device_put(corpus[which]) for which in slices]
+  products = jax.jit(lambda parts, queries: sum((queries @ part.T).max() for part in parts))
+  variants = {"products alone": bare}
+  if args.peer:
+    import faiss
+    index = faiss.IndexFlatIP(args.dim)
+    index.add(corpus)
+
+    def faiss_search(k, number):
+      del number
+      found["faiss", k] = index.search(queries, k)
+
+  for k in args.top_k:
+    variants[f"gtr_jax, top {k}"] = partial(ours, k)
+    if args.peer:
+      variants[f"FAISS flat, top {k}"] = partial(faiss_search, k)
+  seconds, _ = measure.in_turn(variants, args.repeats)
+  rows = []
+  ratios = {}
+  for name, of_variant in seconds.items():
+    k = name.rpartition(" ")[2]
+    peer = f"FAISS flat, top {k}"
+    if args.peer and name.startswith("gtr_jax"):
+      ratios[k] = measure.ratio(seconds, name, peer, dict.fromkeys(seconds, 1.0))
+      np.testing.assert_allclose(found["gtr_jax", int(k)][0], found["faiss", int(k)][0], atol=1e-5)
+    rows.append([name, f"{1000 * median(of_variant):.0f}", f"{args.queries / median(of_variant):.0f}",
+                 f"{measure.ratio(seconds, name, 'products alone', dict.fromkeys(seconds, 1.0)):.2f}",
+                 f"{ratios[k]:.2f}" if name.startswith("gtr_jax") and args.peer else ""])
+  print(measure.table(["search", "ms", "queries/s", "times products", "times FAISS"], rows))
+  flops = 2 * args.rows * args.dim * args.queries
+  print(f"{args.rows} x {args.dim}, {args.queries} queries; products alone: "
+        f"{flops / median(seconds['products alone']) / 1e9:.0f} GFLOP/s")
+  measure.write_json(args.json, {"rows": args.rows, "dim": args.dim, "queries": args.queries, "seconds": seconds,
+                                 "times_faiss": ratios})
+
+
+if __name__ == "__main__":
+  main()
