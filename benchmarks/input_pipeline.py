@@ -1,4 +1,4 @@
-"""The input pipeline alone: examples to packed batches, tokenisation included; and seqio's cache, where there is one.
+"""The input pipeline alone: examples to padded and to packed batches, tokenisation included; and the fill of the rows.
 
 Pairs a second of one CPU second, because a machine's cores share the work: times the cores, it has to exceed what the
 devices train.
