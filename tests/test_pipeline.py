@@ -232,6 +232,52 @@ def test_wrong_names_and_sizes(task):
     TrainingBatches(name, None, {"inputs": 8}, 8)
 
 
+@pytest.mark.parametrize("sizes, message", [
+    ({"row_lengths": {"inputs": 15, "targets": 32}}, "rows of 15 tokens for inputs .* allows 16"),
+    ({"row_lengths": {"inputs": 16, "targets": 32}, "negatives_per_example": 1,
+      "feature_lengths": {**LENGTHS, "negative_targets": 40}}, "rows of 32 tokens for targets .* allows 40"),
+    ({"row_lengths": {"inputs": 16}}, "give one for inputs and one for targets"),
+    ({"row_lengths": 32}, "give one for inputs and one for targets"),
+    ({"microbatch_size": 3}, "MICROBATCH_SIZE. is 3: it must divide the batch of 8"),
+    ({"microbatch_size": 0}, "it must divide"),
+    ({"microbatch_size": 2, "groups": 4}, "a microbatch of 2 pairs cannot be divided over 4 data shards"),
+])
+@pytest.mark.parametrize("kind", [TrainingBatches, ValidationBatches])
+def test_sizes_that_do_not_fit_are_refused_at_once(task, kind, sizes, message):
+  sizes = {"feature_lengths": LENGTHS, **sizes}
+  with pytest.raises(InputError, match=message):
+    kind(task(16), None, batch_size=8, split="train", **sizes)
+
+
+@pytest.mark.parametrize("microbatches", [None, 2])
+def test_packed_batches_hold_the_pairs_of_the_padded_ones(task, microbatches):
+  name = task(40, negatives=True)
+
+  def queries(**how):
+    batches = TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1, **how)
+    items = take(batches, 4)
+    batches.close()
+    return [sorted(map(tuple, x.batch.query_hash.reshape(-1, 2).tolist())) for x in items], items
+
+  packed_how = {"row_lengths": {"inputs": 16, "targets": 40}, "microbatch_size": microbatches and 8 // microbatches}
+  expected, padded = queries()
+  found, packed = queries(**packed_how)
+  assert found == expected and [x.ids for x in packed] == [x.ids for x in padded]
+  batch = packed[0].batch
+  assert batch.valid.shape == ((2, 2, 2) if microbatches else (2, 4))
+  assert batch.passages.tokens.shape[-1] == 40 and batch.passages.tokens.size < padded[0].batch.passages.tokens.size
+  resumed = TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1, wants_state=lambda n: n == 2,
+                            **packed_how)
+  state = take(resumed, 2)[1].input_state
+  resumed.close()
+  with pytest.raises(InputError, match="row_lengths"):
+    TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1).restore(state)
+  resumed = TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1, **packed_how)
+  resumed.restore(state)
+  assert_same(take(resumed, 2), packed[2:])
+  resumed.close()
+
+
 def test_the_vocabulary_in_use_is_named(task, vocabulary, tmp_path):
   name = task(16)
   assert TrainingBatches(name, None, LENGTHS, 8).vocabulary_file == (vocabulary, 0)
