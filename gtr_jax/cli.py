@@ -1,14 +1,17 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
 
 import argparse
+import hashlib
 import os
+import re
 import signal
 import sys
 import textwrap
 from collections.abc import Sequence
 
-from gtr_jax import __version__
+from gtr_jax import __version__, distributed
 from gtr_jax.errors import InputError
+from gtr_jax.plan import command as dry_run
 
 _EPILOG = """\
 A first run (no data needed):
@@ -23,6 +26,8 @@ With your own data and configuration:
 `gtr-jax COMMAND --help` explains each. Every wrong input ends in one line and exit code 2.
 """
 
+_ADVICE = {"train": "; training goes on from its last whole checkpoint",
+           "encode": "; encoding goes on at the first chunk that is missing"}
 _MODEL_HELP = "a training run's MODEL_DIR (its best checkpoint, else its last), or MODEL_DIR/checkpoints/STEP"
 _COLLECTION_HELP = "a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
 
@@ -33,18 +38,33 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(_join_gin_flags(argv))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
-    return args.run(args) or 0
+    return _run(args)
+  except Exception as e:
+    distributed.fail_unexpectedly(e)
+    raise
+
+
+def _run(args) -> int:
+  try:
+    _join(args)
+    code = args.run(args) or 0
+    distributed.leave()
+    return code
   except InputError as e:
-    print(f"gtr-jax {args.command}: {_message(e)}", file=sys.stderr)
-    return 2
+    return _failed(args, _message(e), 2)
   except OSError as e:  # A folder where a file belongs, no permission, a full disk.
     if e.filename is None:
       raise
-    print(f"gtr-jax {args.command}: {e.filename}: {e.strerror}; give another path, or mend this one", file=sys.stderr)
-    return 2
+    return _failed(args, f"{e.filename}: {e.strerror}; give another path, or mend this one", 2)
   except KeyboardInterrupt:
-    print(f"gtr-jax {args.command}: interrupted", file=sys.stderr)
-    return 130
+    return _failed(args, "interrupted", 130)
+
+
+def _failed(args, message: str, code: int) -> int:
+  """Prints the line that says why, and returns the exit code; where there are several processes, all end here."""
+  distributed.fail(message, code)
+  print(f"gtr-jax {args.command}: {message}", file=sys.stderr)
+  return code
 
 
 def _message(error: Exception) -> str:
@@ -86,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
                  help="one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"")
   p.add_argument("--gin_search_paths", default="", metavar="DIR,DIR", help="more folders to look for gin files in")
   p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
+  dry_run.add_arguments(p)
   _data_dir(p)
+  _processes(p)
 
   p = command("encode", _encode, "embed a collection's documents into an embedding store",
               "Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing.")
@@ -95,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--output", required=True, help="the embedding store's folder")
   _empty_documents(p)
   _mesh(p)
+  _processes(p)
 
   p = command("search", _search, "exact search in an embedding store",
               "With --queries and --output writes a TREC run; with --query answers that; else answers what you type.")
@@ -105,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--output", help="the TREC run to write")
   p.add_argument("--top_k", type=_positive, help="documents per query (default: 100 in a run, 5 when you type)")
   _mesh(p)
+  _processes(p)
 
   p = command("evaluate", _evaluate, "nDCG@10, MRR@10, Recall@100 and MAP on collections",
               "Prints a table, and writes results.json and TREC runs below --output.")
@@ -117,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
   _empty_documents(p)
   p.add_argument("--output", required=True, help="folder for results.json, runs/ and embeddings/")
   _mesh(p)
+  _processes(p)
 
   p = command("mine", _mine, "find hard negatives for training pairs with BM25",
               "Writes the pairs again, each with `negatives`: passages that BM25 ranks high and that do not answer it.")
@@ -129,7 +154,6 @@ def _parser() -> argparse.ArgumentParser:
   p.add_argument("--num_negatives", type=_positive, default=1, help="per query (default: 1)")
   p.add_argument("--first_rank", type=_positive, default=1, help="the best rank a negative may have (default: 1)")
   p.add_argument("--last_rank", type=_positive, default=100, help="the worst rank a negative may have (default: 100)")
-
   p.add_argument("--seed", type=int, default=0, help="of the draw among those ranks (default: 0)")
 
   p = command("report", _report, "a markdown report with tables and plots",
@@ -173,6 +197,15 @@ def _mesh(p):
                  help="split the weights over N devices; the rest are data parallel (default: 1)")
 
 
+def _processes(p):
+  group = p.add_argument_group("several processes", "Start the same command in each: with --distributed where Slurm, "
+                               "Open MPI, Cloud TPU or GKE says who is who, else with the other three.")
+  group.add_argument("--distributed", action="store_true", help="one of several processes of a cluster")
+  group.add_argument("--coordinator_address", metavar="HOST:PORT", help="process 0's host, and a free port there")
+  group.add_argument("--num_processes", type=_positive, metavar="N", help="how many there are")
+  group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+
+
 def _positive(text: str) -> int:
   value = int(text)
   if value < 1:
@@ -184,6 +217,33 @@ def _set_data_dir(args):
   if args.data_dir:
     from gtr_jax.data import root
     root.set_data_dir(args.data_dir)
+
+
+def _join(args):
+  """Joins the other processes, if there are any."""
+  by_hand = [getattr(args, name, None) for name in ("coordinator_address", "num_processes", "process_id")]
+  given = [value is not None for value in by_hand]
+  if not any(given) and not getattr(args, "distributed", False):
+    return
+  if args.distributed and any(given):
+    raise InputError("give --distributed, or --coordinator_address, --num_processes and --process_id, not both")
+  if args.distributed:
+    cluster = distributed.find_cluster()
+  else:
+    if not all(given):
+      raise InputError("--coordinator_address, --num_processes and --process_id go together: give all three, or "
+                       "--distributed where the cluster says them")
+    address, count, index = by_hand
+    if not re.fullmatch(r".+:\d+", address) or int(address.rpartition(":")[2]) not in range(1, 65536):
+      raise InputError(f"--coordinator_address {address}: give HOST:PORT, such as 10.0.0.1:9876")
+    if not 0 <= index < count:
+      raise InputError(f"--process_id {index}: of --num_processes {count} the first is 0, the last {count - 1}")
+    cluster = distributed.Cluster(address, count, index)
+  advice = "start all processes again" + _ADVICE.get(args.command, "")
+  distributed.join(f"gtr-jax {args.command}", cluster, advice)
+  if args.command != "train":  # It compares what its flags and gin files come to.
+    own = ("run", "process_id", "coordinator_address")
+    distributed.check_same({f"--{name}": value for name, value in vars(args).items() if name not in own})
 
 
 def _prepare(args):
@@ -214,6 +274,8 @@ def _train_interruptible(args):
   if not args.gin_file:
     raise InputError("give --gin_file, for instance --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; "
                      "--list names those that come with gtr_jax")
+  if dry_run.asked(args):
+    return dry_run.run(args)
   _set_data_dir(args)
   sys.path.append(os.getcwd())  # Where MIXTURE_OR_TASK_MODULE may lie; `python -m gtr_jax` has it already.
   from gtr_jax import train
@@ -223,8 +285,7 @@ def _train_interruptible(args):
   try:
     stopped_by = config.bound(train.train)(config_text=config_text)
   except TrainingError as e:
-    print(f"gtr-jax train: {_message(e)}", file=sys.stderr)
-    return 1
+    return _failed(args, _message(e), 1)
   return 128 + stopped_by if stopped_by else 0
 
 
@@ -241,7 +302,7 @@ def _encode(args):
   check_model(args.model)
   documents = read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents)
   store = encode_corpus(_loaded(args, args.model), documents, args.output)
-  print(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
+  _print(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
 
 
 def _search(args):
@@ -262,9 +323,11 @@ def _search(args):
     from gtr_jax.evaluation.collections import read_queries
     from gtr_jax.retrieval.runs import write_run
     ids, texts = read_queries(args.queries)
+    distributed.check_same({"the hash of the queries": hashlib.sha256(repr((ids, texts)).encode()).hexdigest()})
     run = search_run(searcher, store.ids, ids, embed(model, texts, "query"), args.top_k or 100)
-    write_run(args.output, run, "gtr_jax")
-    print(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
+    if distributed.is_first():
+      write_run(args.output, run, "gtr_jax")
+    _print(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
     return
 
   def answer(query):
@@ -272,17 +335,23 @@ def _search(args):
     for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1):
       doc_id, title, text = store.document(int(row))
       shown = textwrap.shorten(f"{title} {text}".strip(), 240, placeholder=" ...")
-      print(f"{rank:3}  {score:.4f}  {doc_id}")
-      print(textwrap.fill(shown, 110, initial_indent="     ", subsequent_indent="     "))
+      _print(f"{rank:3}  {score:.4f}  {doc_id}")
+      _print(textwrap.fill(shown, 110, initial_indent="     ", subsequent_indent="     "))
 
   for query in args.query or ():
-    print(f"query: {query}")
+    _print(f"query: {query}")
     answer(query)
   if args.query:
     return
-  print(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
-  while query := _typed("query> "):
+  _print(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
+  while query := distributed.from_first(lambda: _typed("query> ")):
     answer(query)
+
+
+def _print(text: str) -> None:
+  """Once, where there are several processes."""
+  if distributed.is_first():
+    print(text)
 
 
 def _typed(prompt: str) -> str:
@@ -305,7 +374,7 @@ def _evaluate(args):
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, split=args.split,
                      mesh=make_mesh(model=args.model_parallel) if models else None,
                      exclude_own_id=args.exclude_own_id, allow_empty_documents=args.allow_empty_documents)
-  print(tables(results))
+  _print(tables(results))
 
 
 def _mine(args):

@@ -6,7 +6,7 @@ and classes by their module. This is the only module that imports gin.
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,19 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
       hint = "; a string needs quotes of its own, as in --gin.NAME=\"'text'\"" if "parse" in message else ""
       raise InputError(f"--gin.{binding}: {message}{hint}") from e
     _sources[binding.split("=")[0].strip()] = f"--gin.{binding}"
+
+
+def set_defaults(macros: Mapping[str, Any]) -> None:
+  """Binds macros that no file and no flag has bound."""
+  for name, value in macros.items():
+    if (name, "gin.macro") not in gin.config._CONFIG:
+      gin.bind_parameter(f"{name}/gin.macro.value", value)
+      _sources[name] = str(configs_dir())
+
+
+def bindings(configurable: Callable) -> dict[str, Any]:
+  """What the parsed configuration binds of this function's or class's parameters, references evaluated."""
+  return gin.get_bindings(gin.config._inverse_lookup(configurable).selector)
 
 
 def bound(entry: Callable) -> Callable:

@@ -7,6 +7,7 @@ training data are needed.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gtr_jax import checkpoint
+from gtr_jax import checkpoint, distributed
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import make_mesh, state_shardings
@@ -78,7 +79,8 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None) -> Model:
   boxed = jax.eval_shape(encoder.init, jax.random.key(0))
   abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                           nn.meta.unbox(boxed), state_shardings(mesh, boxed))
-  params = checkpoint.restore_params(path, abstract)
+  step = distributed.from_first(lambda: os.fspath(checkpoint.find_checkpoint(path)))
+  params = checkpoint.restore_params(step, abstract)
   return Model(encoder, params, tokenizer, lengths, prompts, mesh,
                weights_hash(encoder, params, tokenizer, lengths, prompts), str(path))
 

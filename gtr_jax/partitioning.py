@@ -6,6 +6,7 @@ layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "affinity": None,
     # activations
     "group": BATCH_AXES,
+    "data_group": "data",  # where `fsdp` divides another axis
     "row": None,
     "text": None,
     "length": None,
@@ -91,9 +93,40 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  spec = logical_spec(names)
+  spec = PartitionSpec(*(_without(axes, mesh.manual_axes) for axes in logical_spec(names)))
   _check_divides(mesh, x.shape, names, spec, "the batch or the model")
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def each_data_shard(f: Callable, *specs: PartitionSpec) -> Callable:
+  """`f` as each shard along `data` computes it from its own part, summed over the shards at the end.
+
+  Left to the compiler, a sum that a loop builds up is summed over the devices in every iteration. `fsdp` is left to it.
+  Where the mesh has `model` too, everything is, and `f` comes back as it is: XLA (of jaxlib 0.10) aborts.
+
+  Args:
+    f: of parameters and of divided arguments; returns a tree of sums over the groups of the batch.
+    specs: how `data` divides each argument after the parameters.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["data"] == 1 or mesh.shape["model"] != 1:
+    return f
+
+  def summed(params, *args):
+    # They are the same in all shards; said to differ, their gradients are not added up before the end.
+    params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
+    return jax.lax.psum(f(params, *args), "data")
+
+  return jax.shard_map(summed, in_specs=(PartitionSpec(), *specs), out_specs=PartitionSpec(), axis_names={"data"})
+
+
+def own_part(draw: Callable, shape: tuple[int, ...]) -> jax.Array:
+  """`draw(shape)` of random numbers; within `each_data_shard`, the shard's part of those that all of them would get."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not mesh.manual_axes:
+    return draw(shape)
+  whole = draw((mesh.shape["data"] * shape[0], *shape[1:]))
+  return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("data") * shape[0], shape[0])
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -141,6 +174,12 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
     return jax.make_array_from_process_local_data(sharding, x, (groups, *x.shape[1:]))
 
   return jax.tree.map(to_device, host_batch)
+
+
+def _without(axes: str | tuple[str, ...] | None, manual: Any) -> str | tuple[str, ...] | None:
+  if isinstance(axes, tuple):
+    return tuple(axis for axis in axes if axis not in manual)
+  return None if axes in manual else axes
 
 
 def _axes_size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:

@@ -11,7 +11,7 @@ import jax
 from clu import metric_writers
 from etils import epath
 
-from gtr_jax import partitioning
+from gtr_jax import distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
@@ -22,6 +22,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import create_state, with_initial_params
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
 
@@ -88,9 +89,12 @@ def train(
     raise InputError(f"TRAIN_STEPS is {train_steps}: give 0 (save the initial parameters) or more")
   directory = epath.Path(model_dir)
   periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
-  shard = {"groups": partitioning.num_groups(mesh), "process_index": jax.process_index(),
-           "process_count": jax.process_count()}
-  batches = train_data(seed=random_seed, wants_state=periods.may_save, **shard)
+  _check_same_run(config_text)
+  part, parts = distributed.data_part(mesh)
+  shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
+  batches = distributed.first_before_others(  # What is made of the data files is made once.
+      lambda: train_data(seed=random_seed, wants_state=periods.may_save, **shard))
+  distributed.check_same({name: value for name, value in batches._made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)
   state, shardings = create_state(model, loss, optimizer, mesh, random_seed)
@@ -100,26 +104,30 @@ def train(
                 for make in evaluators]
     if validation_data is not None:
       eval_step = jax.jit(make_eval_step(model, loss))
-      measured.insert(0, ValidationLoss(validation_data(**shard), eval_step, mesh))
+      validation = distributed.first_before_others(lambda: validation_data(**shard))
+      measured.insert(0, ValidationLoss(validation, eval_step, mesh))
 
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
-  if initial_checkpoint_path and not list_steps(directory / "checkpoints"):
+  if initial_checkpoint_path and not distributed.from_first(lambda: list_steps(directory / "checkpoints")):
     state = with_initial_params(state, shardings, initial_checkpoint_path)
 
   # All is checked that can be; only now is anything written.
-  if jax.process_index() == 0:
+  if distributed.is_first():
     write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
                      query_prompt=query_prompt, document_prompt=document_prompt)
+  distributed.check_shared(directory)
   checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints,
                               mode="min" if (best_metric or "").endswith("loss") else "max")
+  distributed.check_same({"the last checkpoint": checkpointer.latest_step()})
+  distributed.advise(lambda: _advice(checkpointer.directory))
   state, progress = resume(checkpointer, state, shardings, batches)
   step = int(state.step)
-  if step:
+  if step and distributed.is_first():
     print(f"going on at step {step} of {train_steps} from {checkpointer.directory / str(step)}", flush=True)
   writers = []
-  if jax.process_index() == 0:
+  if distributed.is_first():
     (directory / "config.gin").write_text(config_text)
     (directory / "parameters.txt").write_text(parameter_table(jax.eval_shape(model.init, jax.random.key(0))))
     (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
@@ -135,6 +143,19 @@ def train(
   return result.stopped_by
 
 
+def _check_same_run(config_text: str) -> None:
+  """Of all processes."""
+  packages = {f"the version of {package}": version for package, version in versions().items() if package != "python"}
+  bindings = (line.partition(" = ") for line in config_text.splitlines())
+  distributed.check_same({name: value for name, equals, value in bindings if equals} | packages)
+
+
+def _advice(checkpoints: epath.Path) -> str:
+  """What to do when a process is lost."""
+  steps = list_steps(checkpoints)
+  return "start all processes again; training " + (f"goes on from checkpoint {steps[-1]}" if steps else "begins anew")
+
+
 class ValidationLoss:
   """The loss and in-batch metrics on validation batches, weighted by their pairs."""
 
@@ -147,7 +168,7 @@ class ValidationLoss:
     """`loss`, `accuracy` and `mrr` of these parameters."""
     totals: dict[str, float] = {}
     pairs = 0.0
-    for batch in self._batches:
+    for _, batch in same_row_counts(self._batches, self._mesh, batch_of=lambda batch: batch):
       metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, batch)))
       pairs += float(metrics["pairs"])
       for name in ("loss", "accuracy", "mrr"):

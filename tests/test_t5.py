@@ -81,9 +81,9 @@ def test_the_golden_embeddings_show_a_wrong_bucket(wrong, monkeypatch):
 def test_position_bias_is_a_table_of_distances(length):
   module = t5.RelativePositionBias(SMALL)
   table = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
-  bias = module.apply({"params": {"rel_embedding": table}}, length)
+  bias = module.apply({"params": {"rel_embedding": table}}, 3, length)
   buckets = np.array([[relative_position_bucket(j - i, 32, 128) for j in range(length)] for i in range(length)])
-  np.testing.assert_array_equal(bias, table[:, buckets])
+  np.testing.assert_array_equal(bias, np.stack([table[:, buckets]] * 3))
 
 
 def test_attention_against_loops():
@@ -97,7 +97,7 @@ def test_attention_against_loops():
     logits = np.array([q[0, r, i, h] @ k[0, r, j, h] + bias[h, i, j] for j in keys], np.float64)
     weights = np.exp(logits - logits.max())
     expected[0, r, i, h] = sum(w * v[0, r, j, h] for w, j in zip(weights / weights.sum(), keys, strict=True))
-  np.testing.assert_allclose(attention(q, k, v, bias, segments), expected, atol=1e-5)
+  np.testing.assert_allclose(attention(q, k, v, bias[None], segments), expected, atol=1e-5)
 
 
 def primitives(jaxpr):

@@ -62,10 +62,12 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
     size += stat.length * (4 if path.name.endswith(".gz") else 1)
     digest.update(f"{_short(path)} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
   folder = root.data_dir() / "cache" / digest.hexdigest()[:32]
-  done = _complete(folder)
-  if done is None:
+  for _ in range(3):  # Another process may just be replacing what this one has written.
+    if (done := _complete(folder)) is not None:
+      return done
     _write(paths, fields, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
-    done = _complete(folder)
+  if (done := _complete(folder)) is None:
+    raise InputError(f"{folder}: does not hold what was written there; remove it, or choose another data folder")
   return done
 
 
@@ -126,15 +128,29 @@ def _write(paths, fields, folder, num_shards):
     sources = [os.fspath(p) for p in paths]
     (new / "manifest.json").write_text(
         json.dumps({"sources": sources, "fields": fields._asdict(), "examples": sum(counts), "files": files}, indent=1))
-    try:
-      new.rename(folder)
-    except (OSError, tf.errors.OpError):
-      if _complete(folder) is None:  # Not another process's, finished in the meantime, but remains.
-        folder.rmtree()
-        new.rename(folder)
+    _move(new, folder)
   finally:
     if new.exists():
       new.rmtree()
+
+
+def _move(new: epath.Path, folder: epath.Path) -> None:
+  """Renames, where other processes may do so at once: any of theirs will do, for they are equal."""
+  for last_try in (False, False, False, True):
+    try:
+      new.rename(folder)
+      return
+    except (OSError, tf.errors.OpError):
+      if _complete(folder) is not None:
+        return
+      if last_try:
+        raise
+    aside = folder.parent / f"{folder.name}.{uuid.uuid4().hex}.tmp"  # What is there is not whole, and of no use.
+    try:
+      folder.rename(aside)
+    except (OSError, tf.errors.OpError):
+      continue  # Another process has just done so.
+    aside.rmtree()
 
 
 def _serialize(example: dict) -> bytes:

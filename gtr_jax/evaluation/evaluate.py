@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.collections import Collection, read_collection
 from gtr_jax.evaluation.measures import MEASURES, measure
@@ -57,13 +58,15 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   output = epath.Path(output)
   if not models and not bm25:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
-  earlier = _earlier_results(output, split)
+  earlier = distributed.from_first(lambda: _earlier_results(output, split))
   names = [BM25] * bm25 + list(models)
   _check_names(names, "systems")
   for path in models.values():
     check_model(path)
   read = [read_collection(path, split, allow_empty_documents=allow_empty_documents) for path in collections]
   _check_names([collection.name for collection in read], "collections")
+  distributed.check_same({f"the hash of {collection.name}'s queries": _queries_hash(collection)
+                          for collection in read})
   results = {"split": split, "depth": DEPTH, "collections": {}, "systems": {}}
   words = {}
   for collection in read:
@@ -76,23 +79,30 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     model = None if name == BM25 else load_model(models[name], mesh)
     of_system = {"model": model and model.path, "weights_hash": model and model.weights_hash, "results": {}}
     for collection in read:
-      if progress:
+      if progress and distributed.is_first():
         print(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, "
               f"{len(collection.queries):,} queries", file=sys.stderr)
-      if model is None:
+      if model is not None:
+        run = _model_run(model, collection, output / "embeddings", exclude_own_id, progress)
+      elif distributed.is_first():
         run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
                        exclude_own_id=exclude_own_id, progress=progress)
-      else:
-        run = _model_run(model, collection, output / "embeddings", exclude_own_id, progress)
+      if not distributed.is_first():
+        continue
       write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
       top = [words[collection.name][doc_id] for ranking in run.values() for doc_id in ranking.doc_ids[:10]]
       of_system["results"][collection.name] = {
           **measure(run, collection.qrels), MEDIAN_WORDS_TOP_10: float(np.median(top)) if top else None}
     results["systems"][name] = of_system
-  temporary = output / f".{RESULTS_FILE}.tmp"
-  temporary.write_text(json.dumps(_merged(earlier, results), indent=2) + "\n")
-  temporary.replace(output / RESULTS_FILE)
-  return results
+  if distributed.is_first():
+    temporary = output / f".{RESULTS_FILE}.tmp"
+    temporary.write_text(json.dumps(_merged(earlier, results), indent=2) + "\n")
+    temporary.replace(output / RESULTS_FILE)
+  return distributed.from_first(lambda: results)
+
+
+def _queries_hash(collection: Collection) -> str:
+  return hashlib.sha256(repr((collection.query_ids, collection.queries, collection.qrels)).encode()).hexdigest()
 
 
 def _earlier_results(output: epath.Path, split: str) -> dict[str, Any]:

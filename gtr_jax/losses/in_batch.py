@@ -58,12 +58,13 @@ class InBatchLoss:
   own_negatives_only: bool = False
 
   def __post_init__(self):
+    name = type(self).__name__
     if not self.temperature > 0:
-      raise InputError(f"InBatchLoss.temperature is {self.temperature}: it must be above 0 (GTR: 0.01)")
+      raise InputError(f"{name}.temperature is {self.temperature}: it must be above 0 (GTR: 0.01)")
     if not 0 <= self.label_smoothing < 1:
-      raise InputError(f"InBatchLoss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+      raise InputError(f"{name}.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
     if self.own_negatives_only and self.bidirectional:
-      raise InputError("InBatchLoss.own_negatives_only has no backward direction: set bidirectional = False as well")
+      raise InputError(f"{name}.own_negatives_only has no backward direction: set bidirectional = False as well")
 
   def init_params(self) -> dict[str, jax.Array]:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
@@ -87,23 +88,27 @@ class InBatchLoss:
       positive strictly above every other unmasked candidate, no margin) and "mrr" (mean reciprocal rank among them).
     """
     if (logit_scale is not None) != self.learned_temperature:
-      raise InputError(f"InBatchLoss.learned_temperature is {self.learned_temperature}, but logit_scale is "
+      raise InputError(f"{type(self).__name__}.learned_temperature is {self.learned_temperature}, but logit_scale is "
                        f"{'missing' if logit_scale is None else 'given'}: the parameters belong to another loss")
+    scale = 1 / self.temperature if logit_scale is None else jnp.exp(logit_scale)
+    loss, accuracy, mrr = self._compute(queries, passages, batch, scale, train)
+    return loss, {"loss": loss, "accuracy": accuracy, "mrr": mrr}
+
+  def _compute(self, queries, passages, batch, scale, train):
+    """Loss, accuracy and MRR: what `RingLoss` computes in another way."""
     pairs = _flatten(batch)
     q_QxD, n_queries_MxD = _split(queries, batch.valid.shape[1])
     p_QxD, n_passages_NxD = _split(passages, batch.valid.shape[1])
-    scale = 1 / self.temperature if logit_scale is None else jnp.exp(logit_scale)
 
     forward_mask = self._forward_mask(pairs)
-    cosine_QxC = _dots(q_QxD, jnp.concatenate([p_QxD, n_passages_NxD]))
+    cosine_QxC = dots(q_QxD, jnp.concatenate([p_QxD, n_passages_NxD]))
     loss = self._direction(cosine_QxC, forward_mask, pairs.valid, scale, train)
     if self.bidirectional:
-      cosine_back_QxC = _dots(p_QxD, jnp.concatenate([q_QxD, n_queries_MxD]))
+      cosine_back_QxC = dots(p_QxD, jnp.concatenate([q_QxD, n_queries_MxD]))
       loss += self._direction(cosine_back_QxC, self._backward_mask(pairs), pairs.valid, scale, train)
 
     rank = _rank_of_own(jax.lax.stop_gradient(cosine_QxC), forward_mask).astype(loss.dtype)
-    return loss, {"loss": loss, "accuracy": _mean(jnp.where(rank == 1, 1.0, 0.0).astype(loss.dtype), pairs.valid),
-                  "mrr": _mean(1 / rank, pairs.valid)}
+    return loss, mean(jnp.where(rank == 1, 1.0, 0.0).astype(loss.dtype), pairs.valid), mean(1 / rank, pairs.valid)
 
   def _direction(self, cosine_QxC, mask_QxC, valid_Q, scale, train):
     if train and self.margin:
@@ -115,7 +120,7 @@ class InBatchLoss:
     if self.label_smoothing:
       mean_Q = jnp.sum(logits, axis=-1, where=mask_QxC) / jnp.sum(mask_QxC, axis=-1).astype(logits.dtype)
       target_Q = (1 - self.label_smoothing) * own_Q + self.label_smoothing * mean_Q
-    return _mean(log_sum_Q - target_Q, valid_Q)
+    return mean(log_sum_Q - target_Q, valid_Q)
 
   def _forward_mask(self, pairs):
     """True where passage c is a candidate for query i, bool `[Q, Q + N]`."""
@@ -163,7 +168,7 @@ def _split(x, pairs):
   return x[:, :pairs].reshape(-1, x.shape[-1]), x[:, pairs:].reshape(-1, x.shape[-1])
 
 
-def _dots(a_QxD, b_CxD):
+def dots(a_QxD, b_CxD):
   """Dot products in float32 or better, on every kind of device."""
   dtype = jnp.promote_types(a_QxD.dtype, jnp.float32)
   return jnp.einsum("qd,cd->qc", a_QxD.astype(dtype), b_CxD.astype(dtype), precision=jax.lax.Precision.HIGHEST)
@@ -205,5 +210,6 @@ def _rank_of_own(cosine_QxC, mask_QxC):
   return 1 + jnp.sum((cosine_QxC >= own_Q[:, None]) & mask_QxC & ~_own(mask_QxC), axis=-1)
 
 
-def _mean(values_Q, valid_Q):
+def mean(values_Q, valid_Q):
+  """Mean over the valid pairs, 0 if there are none."""
   return jnp.sum(jnp.where(valid_Q, values_Q, 0)) / jnp.maximum(jnp.sum(valid_Q), 1).astype(values_Q.dtype)

@@ -7,6 +7,7 @@ hold one text or several and no text's result changes.
 Letters: G groups, R rows, L length (also Q query and K key positions), E embed, H heads, D head_dim, F mlp, B buckets.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.partitioning import constrain
+from gtr_jax.partitioning import constrain, own_part
 
 NORM_EPSILON = 1e-6
 
@@ -106,7 +107,7 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
-              bias_HxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
+              bias_GxHxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
               dropout_key: jax.Array | None = None, precision=None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
@@ -120,7 +121,8 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   def of_rows(query, key, value, segment_ids, keep):
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision,
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    logits = logits + bias_HxQxK.astype(logits.dtype).reshape((1,) * (logits.ndim - 3) + bias_HxQxK.shape)
+    bias = bias_GxHxQxK.astype(logits.dtype)
+    logits = logits + bias.reshape(bias.shape[:1] + (1,) * (logits.ndim - bias.ndim) + bias.shape[1:])
     same_text = segment_ids[..., None, :, None] == segment_ids[..., None, None, :]
     weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
     if keep is not None:
@@ -130,7 +132,7 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   keep = None
   if dropout_key is not None and dropout_rate:
     # One mask for all query positions, as in T5.
-    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length))
+    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length))
   inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
   at_once = max(1, _attention_bytes() // (4 * heads * length**2))
   if rows <= at_once:
@@ -142,15 +144,20 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
 
 def _attention_bytes() -> int:
   """How large the attention weights of the rows that are worked on at once may be, in float32."""
-  return 2**21 if jax.default_backend() == "cpu" else 2**30
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)  # One may compile for another platform.
+  platform = jax.default_backend() if device is None else device.platform
+  return 2**21 if platform == "cpu" else 2**30
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None."""
   if key is None or rate == 0:
     return x
-  keep = jax.random.bernoulli(key, 1 - rate, (*x.shape[:-2], 1, x.shape[-1]))
-  return jnp.where(keep, x / (1 - rate), 0)
+  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1])), x / (1 - rate), 0)
+
+
+def _keep(key, rate, shape):
+  return own_part(lambda shape: jax.random.bernoulli(key, 1 - rate, shape), shape)
 
 
 class Linear(nn.Module):
@@ -192,18 +199,37 @@ class TokenEmbedder(nn.Module):
     config = self.config
     table = _param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
                    (config.vocab_size, config.emb_dim))
-    # Looked up with whole rows: under fsdp the table is gathered, not the activations.
-    table = constrain(table.astype(_activation_dtype(config, table)), "vocab", None)
-    return _constrain_hidden(jnp.take(table, tokens_GxRxL, axis=0))
+    return _look_up(_activation_dtype(config, table), table, tokens_GxRxL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _look_up(dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
+  """Rows of the table in this dtype. Their gradients, thousands for a frequent token, are summed in the table's.
+
+  Under fsdp the table is gathered, and not the activations; its gradient stays divided like the table.
+  """
+  table = constrain(constrain(table.astype(dtype), "vocab", "embed"), "vocab", None)
+  return _constrain_hidden(jnp.take(table, tokens_GxRxL, axis=0))
+
+
+def _look_up_gradient(dtype, looked_up, gradient_GxRxLxE):
+  table, tokens_GxRxL = looked_up
+  gradient_GxRxLxE = constrain(gradient_GxRxLxE, "data_group", "row", "length", "embed")
+  total = jnp.zeros_like(table).at[tokens_GxRxL].add(gradient_GxRxLxE.astype(table.dtype))
+  return constrain(total, "vocab", "embed"), None
+
+
+_look_up.defvjp(lambda dtype, table, tokens_GxRxL: (_look_up(dtype, table, tokens_GxRxL), (table, tokens_GxRxL)),
+                _look_up_gradient)
 
 
 class RelativePositionBias(nn.Module):
-  """The bias that all layers share, `[H, L, L]`."""
+  """The bias that all layers share, once for each group, `[G, H, L, L]`."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, length: int) -> jax.Array:
+  def __call__(self, groups: int, length: int) -> jax.Array:
     config = self.config
     table_HxB = _param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
                        (config.num_heads, config.relpos_buckets))
@@ -211,9 +237,12 @@ class RelativePositionBias(nn.Module):
     # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
     buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
                for distance in (*range(length), *range(-length, 0))]
-    flat = jnp.tile(jnp.take(table_HxB, jnp.array(buckets), axis=1), (1, length))[:, :length * (2 * length - 1)]
-    bias_HxLxL = flat.reshape(-1, length, 2 * length - 1)[:, :, :length]
-    return constrain(bias_HxLxL, "activation_heads", None, None)
+    # Each group has a table of its own: its gradient is summed over the devices once, and not in every layer.
+    table_GxHxB = jnp.broadcast_to(table_HxB[None], (groups, *table_HxB.shape))
+    table_GxHxB = constrain(table_GxHxB, "group", "activation_heads", None)
+    flat = jnp.tile(jnp.take(table_GxHxB, jnp.array(buckets), axis=2), (1, 1, length))[..., :length * (2 * length - 1)]
+    bias_GxHxLxL = flat.reshape(*table_GxHxB.shape[:2], length, 2 * length - 1)[..., :length]
+    return constrain(bias_GxHxLxL, "group", "activation_heads", None, None)
 
 
 class SelfAttention(nn.Module):
@@ -222,7 +251,7 @@ class SelfAttention(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
     config = self.config
 
     def heads(name, init):
@@ -233,7 +262,7 @@ class SelfAttention(nn.Module):
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
     query = heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5)
     key, value = heads("key", _fan_in_normal), heads("value", _fan_in_normal)
-    out = attention(query, key, value, bias_HxLxL, segment_ids, dropout_rate=config.dropout_rate,
+    out = attention(query, key, value, bias_GxHxLxL, segment_ids, dropout_rate=config.dropout_rate,
                     dropout_key=_dropout_key(self), precision=_precision(config))
     out = out.reshape(*out.shape[:-2], -1)
     return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(out)
@@ -263,10 +292,10 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
     config = self.config
     y = RMSNorm(config, name="pre_attention_layer_norm")(x)
-    y = SelfAttention(config, name="attention")(y, segment_ids, bias_HxLxL)
+    y = SelfAttention(config, name="attention")(y, segment_ids, bias_GxHxLxL)
     x = _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
     y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
     y = MLP(config, name="mlp")(y)
@@ -281,17 +310,17 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
     config = self.config
-    bias_HxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[2])
+    bias_GxHxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[0], x.shape[2])
     x = dropout(x, config.dropout_rate, _dropout_key(self))
     if config.scan_layers and not self.is_initializing():
-      x = self._scan_layers(x, segment_ids, bias_HxLxL)
+      x = self._scan_layers(x, segment_ids, bias_GxHxLxL)
     else:
       for i in range(config.num_layers):
-        x = _remat_layer(config)(config, name=f"layers_{i}")(x, segment_ids, bias_HxLxL)
+        x = _remat_layer(config)(config, name=f"layers_{i}")(x, segment_ids, bias_GxHxLxL)
     x = RMSNorm(config, name="encoder_norm")(x)
     return dropout(x, config.dropout_rate, _dropout_key(self))
 
-  def _scan_layers(self, x, segment_ids, bias_HxLxL):
+  def _scan_layers(self, x, segment_ids, bias_GxHxLxL):
     """The layers as one loop over their stacked parameters, kernels already in the activation dtype."""
     config = self.config
 
@@ -307,7 +336,7 @@ class Encoder(nn.Module):
     def step(x, of_layer):
       params, key = of_layer
       rngs = {} if key is None else {"dropout": key}
-      return _remat_layer(config)(config, parent=None).apply({"params": params}, x, segment_ids, bias_HxLxL,
+      return _remat_layer(config)(config, parent=None).apply({"params": params}, x, segment_ids, bias_GxHxLxL,
                                                              rngs=rngs), None
 
     return jax.lax.scan(step, x, (params, keys))[0]

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.retrieval.runs import Run, best_k
 
@@ -86,7 +87,7 @@ class Searcher:
     best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
     limit = put(np.int32(self.num_rows))
     with jax.set_mesh(self._mesh), tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
-                                        disable=not progress, leave=False) as bar:
+                                        disable=not (progress and distributed.is_first()), leave=False) as bar:
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
         block_BxD, first = self._block(block), put(np.int32(block * self._block_rows))
         for i, part in enumerate(parts):

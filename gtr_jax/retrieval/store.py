@@ -18,11 +18,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
+from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.retrieval.documents import Documents
 
@@ -118,25 +117,26 @@ class StoreWriter:
       ends.append(ends[-1] + len(line))
     self._manifest = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
-    self._check_folder()
-    _agree("embedding store: looked at")
-    if jax.process_index() == 0:
+    distributed.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
+    self._manifest["chunk_rows"] = distributed.from_first(self._check_folder)
+    if distributed.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
       _write(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
       if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
         _write(self.path / _DOCUMENTS, self._lines())
         _write(self.path / _OFFSETS, [_npy(np.asarray(ends, np.int64))])
         _write(self.path / _IDS, [ids])
-    _agree("embedding store: begun")
+    distributed.check_shared(self.path)
 
   def _lines(self) -> Iterator[bytes]:
     """The lines of documents.jsonl."""
     for title, text in zip(self.documents.titles, self.documents.texts, strict=True):
       yield json.dumps({"title": title, "text": text}, ensure_ascii=False).encode() + b"\n"
 
-  def _check_folder(self) -> None:
+  def _check_folder(self) -> int:
+    """The rows of a chunk: of the store that is there already, if there is one."""
     if not self.path.exists() or not any(not p.name.startswith(".") for p in self.path.iterdir()):
-      return
+      return CHUNK_ROWS
     if not self.path.is_dir() or not any((self.path / name).exists() for name in (_MANIFEST, _IDS, _OFFSETS)):
       raise InputError(f"{self.path}: exists and is not an embedding store; choose another folder")
     if not (self.path / _MANIFEST).exists():
@@ -152,35 +152,32 @@ class StoreWriter:
     if (there["documents_hash"], there["dim"]) != (self._manifest["documents_hash"], self._manifest["dim"]):
       raise InputError(f"{self.path}: holds the embeddings of other documents; choose another folder, or remove this "
                        "one")
-    self._manifest["chunk_rows"] = there["chunk_rows"]
+    return there["chunk_rows"]
 
   def missing_chunks(self) -> list[range]:
-    """The rows of each chunk that is not there yet."""
+    """The rows of each chunk that is not there yet; the same in all processes."""
     rows, total = self._manifest["chunk_rows"], self._manifest["documents"]
-    chunks = [range(first, min(first + rows, total)) for first in range(0, total, rows)]
-    return [chunk for chunk in chunks if not (self.path / _chunk_name(chunk.start // rows)).exists()]
+
+    def look():
+      return [i for i in range(-(-total // rows)) if not (self.path / _chunk_name(i)).exists()]
+
+    return [range(i * rows, min((i + 1) * rows, total)) for i in distributed.from_first(look)]
 
   def write_chunk(self, rows: range, embeddings: np.ndarray) -> None:
     """Writes the embeddings `[rows, D]` of one of the missing chunks."""
-    if jax.process_index() == 0:
+    if distributed.is_first():
       _write(self.path / _chunk_name(rows.start // self._manifest["chunk_rows"]), [_npy(embeddings.astype(np.float32))])
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""
-    if jax.process_index() == 0 and not (self.path / _COMPLETE).exists():
+    if distributed.is_first() and not (self.path / _COMPLETE).exists():
       _write(self.path / _COMPLETE, [])
-    _agree("embedding store: complete")
+    distributed.wait_for_all()
     return Store(self.path)
 
 
 def _chunk_name(number: int) -> str:
   return f"embeddings-{number:05}.npy"
-
-
-def _agree(where: str) -> None:
-  """No process writes what another one is about to look for."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(where)
 
 
 def _npy(array: np.ndarray) -> bytes:

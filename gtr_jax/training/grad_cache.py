@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from gtr_jax import partitioning
 from gtr_jax.text.batch import Batch
 
 
@@ -57,13 +59,17 @@ def gradient(model, loss, params: Any, batch: Batch,
   (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
       embeddings, params.get("logit_scale"))
 
-  def step(total, numbered):
-    (number, microbatch), cotangents = numbered
-    _, pull_back = jax.vjp(
-        lambda params: encode(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
-    return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
+  def pulled_back(params, batch, to_embeddings):
+    def step(total, numbered):
+      (number, microbatch), cotangents = numbered
+      _, pull_back = jax.vjp(
+          lambda params: encode(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
+      return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
 
-  total, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), (_numbered(batch), to_embeddings))
+    return jax.lax.scan(step, jax.tree.map(lambda x: x * 0, params), (_numbered(batch), to_embeddings))[0]
+
+  total = partitioning.each_data_shard(pulled_back, PartitionSpec("data"), PartitionSpec(None, "data"))(
+      params, batch, to_embeddings)
   if to_scale is not None:
     total = {**total, "logit_scale": to_scale}
   return total, metrics

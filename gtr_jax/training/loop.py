@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from gtr_jax.checkpoint import Checkpointer
 from gtr_jax.errors import InputError
 from gtr_jax.partitioning import global_batch
 from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
 
 
@@ -133,27 +137,33 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
   """
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress))
   step, saved = int(state.step), checkpointer.latest_step()
-  queue = iter(batches)
+  queue = same_row_counts(batches, mesh)
+  several = jax.process_count() > 1
   with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step):
     try:
-      stopping = False
+      stopping, stop = False, _StopTogether(mesh)
       while step < periods.train_steps:
-        # One process stops after the batches in its queue. Several must stop at the same step, so they agree at a save.
-        if signals.received and not stopping and jax.process_count() == 1:
+        # One process stops after the batches in its queue. Several stop where all have the input state at hand.
+        if signals.received and not stopping and not several:
           stopping = True
           batches.stop()
-        item = next(queue, None)
+        item, batch = next(queue, (None, None))
         if item is None:
           break
-        state, metrics = train_step(state, global_batch(mesh, item.batch))
+        state, metrics = train_step(state, global_batch(mesh, batch))
         step += 1
         loop.pending.append((step, item.ids, metrics))
         loop.settle(keep=1)
+        if several and stop.is_asked(signals.received):
+          stopping, batches.wants_state = True, _always
         if periods.may_save(step) and loop.evaluate_and_save(step, state, item.input_state):
           saved = step
-          if jax.process_count() > 1 and _any_process(signals.received):
-            stopping = True
-            break
+        elif several and stopping and _in_all(item.input_state is not None):
+          loop.settle(keep=0)
+          loop.save(step, state, item.input_state, None)
+          saved = step
+        if several and stopping and saved == step:
+          break
       loop.settle(keep=0)
       if step < periods.train_steps and not stopping:
         raise TrainingError(f"the training data ended after step {step} of {periods.train_steps}; repeat the data, or "
@@ -169,8 +179,9 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
   if step >= periods.train_steps:
     return FitResult(state, None)
   stopped_by = signals.received or signal.SIGTERM  # of another process
-  tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
-             "to go on", file=sys.stderr)
+  if jax.process_index() == 0:
+    tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start "
+               "again to go on", file=sys.stderr)
   return FitResult(state, stopped_by)
 
 
@@ -266,9 +277,32 @@ def _postfix(scalars: Mapping[str, float]) -> str:
   return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])
 
 
-def _any_process(signal_received: Any) -> bool:
-  """Whether a signal reached any process, the same answer in all."""
-  return bool(multihost_utils.process_allgather(np.asarray(signal_received is not None)).any())
+class _StopTogether:
+  """Whether a signal has reached any process: the same answer in all at the same step.
+
+  Every step asks on the devices, behind the training step, and takes the answer of the step before, so nobody waits.
+  """
+
+  def __init__(self, mesh: jax.sharding.Mesh):
+    self._sharding = NamedSharding(mesh, P(mesh.axis_names))
+    self._shape, self._any = (mesh.size,), jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+    self._asked = deque()
+
+  def is_asked(self, received: signal.Signals | None) -> bool:
+    """For each step: whether a signal had reached any process by the step before."""
+    here = np.asarray([received is not None])
+    self._asked.append(self._any(jax.make_array_from_callback(self._shape, self._sharding, lambda _: here)))
+    return len(self._asked) > 1 and bool(self._asked.popleft())
+
+
+def _in_all(holds: bool) -> bool:
+  """Whether it holds in all processes."""
+  return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
+
+
+def _always(number: int) -> bool:
+  del number
+  return True
 
 
 class _Signals:

@@ -1,0 +1,103 @@
+"""The logits of `RingLoss` cut into blocks: which rows and columns there are, and which are candidates of which.
+
+Letters: G groups, D embedding; n examples make R blocks of B.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Facts(NamedTuple):
+  """What masks are made of, from the batch, and the global number of each pair, `[G, pairs, 1]`."""
+
+  number: jax.Array
+  valid: jax.Array
+  negative_valid: jax.Array
+  negative_query_valid: jax.Array
+  query_hash: jax.Array
+  passage_hash: jax.Array
+  text_hash: jax.Array
+
+
+class Side(NamedTuple):
+  """Rows, or columns, of the logits: `x` `[R, B, D]`, `valid` `[R, B]` and keys of words, each word uint32 `[R, B]`.
+
+  A row and a column are masked for each other when they agree in all words of one of their keys. Each pair agrees with
+  itself, and so the own logit is never among those in the blocks. The words are arrays of their own, because XLA on CPU
+  takes slices of one common array anew for each logit, in a loop ten times as slow.
+  """
+
+  x: jax.Array
+  valid: jax.Array
+  keys: tuple[tuple[jax.Array, ...], ...]
+
+
+def candidates(row, column):
+  """True where column c is a candidate of row r, and so the other way round, bool `[B, B]`.
+
+  One mask serves both directions, as the sums of pairs that are not valid are never used.
+  """
+  masked = ~(row.valid[:, None] & column.valid[None])
+  for row_key, column_key in zip(row.keys, column.keys, strict=True):
+    # Exclusive or: 0 where the words are equal.
+    differ = [a[:, None] ^ b[None] for a, b in zip(row_key, column_key, strict=True)]
+    masked |= functools.reduce(jnp.bitwise_or, differ) == 0
+  return ~masked
+
+
+class Parts(NamedTuple):
+  """The parts of the logits, each as (rows, columns); None where there is nothing.
+
+  `pairs` are queries and positives, used in both directions; `passages` queries and hard negatives, forward;
+  `queries` positives and negative queries, backward.
+  """
+
+  pairs: tuple[Side, Side]
+  passages: tuple[Side, Side] | None
+  queries: tuple[Side, Side] | None
+
+
+def cut(loss, block, queries, passages, facts):
+  """`Parts` in blocks of at most `block` examples, for the options of `loss`."""
+  pairs = facts.valid.shape[1]
+  query, passage, text = (facts.query_hash,), (facts.passage_hash,), (facts.text_hash,)
+  example = query + passage + text
+  if not loss.mask_false_negatives:
+    query = passage = text = ()
+    example = (facts.number,)
+
+  def own(x, keys):
+    return _side(x[:, :pairs], facts.valid, [key[:, :pairs] for key in keys], block)
+
+  def negatives(x, valid, keys):
+    return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], block)
+
+  hard = extra = None
+  if facts.negative_valid.size:
+    hard = own(queries, passage + text), negatives(passages, facts.negative_valid, passage + text)
+  if facts.negative_query_valid.size and loss.bidirectional:
+    extra = own(passages, query), negatives(queries, facts.negative_query_valid, query)
+  return Parts((own(queries, example), own(passages, example)), hard, extra)
+
+
+def _side(x, valid, keys, block):
+  """`x` `[G, n, D]`, `valid` `[G, n]` and keys `[G, n, words]`, in as few blocks as possible, all of one size."""
+  blocks = -(-valid.size // block)
+  shape = blocks, -(-valid.size // blocks)
+  keys = tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in keys)
+  return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), in_blocks(valid.reshape(-1), shape), keys)
+
+
+def in_blocks(x, shape):
+  """`[n, ...]` -> `[R, B, ...]`, with zeros at the end: not valid, and without weight."""
+  missing = math.prod(shape) - len(x)
+  return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))).reshape(*shape, *x.shape[1:])
+
+
+def from_blocks(x, like):
+  """`[R, B, D]` -> the shape of `like`, `[G, n, D]`."""
+  return x.reshape(-1, x.shape[-1])[:math.prod(like.shape[:2])].reshape(like.shape)

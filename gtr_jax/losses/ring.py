@@ -1,0 +1,332 @@
+"""The contrastive loss over the whole global batch in memory linear in the batch: in blocks, streaming, over the mesh.
+
+Letters: G groups, Q pairs in the global batch, N hard negatives, M negative queries, D embedding. Of the logits, one
+device holds R blocks of rows and sees the C blocks of columns of one device at a time; a block is B examples.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from gtr_jax.errors import InputError
+from gtr_jax.losses.blocks import Facts, candidates, cut, from_blocks, in_blocks
+from gtr_jax.losses.in_batch import InBatchLoss, dots
+from gtr_jax.losses.own_negatives import own_negatives
+
+# Mesh axes that divide the batch, as in `gtr_jax.partitioning`; the ring goes through all their devices.
+BATCH_AXES = ("data", "fsdp")
+# Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
+# TPU it should be large enough to hide the launch of its dozen kernels; 4096 x 4096 logits in float32 are 64 MiB.
+BLOCK, BLOCK_ON_CPU = 4096, 1024
+
+
+@dataclass(frozen=True)
+class RingLoss(InBatchLoss):
+  """`InBatchLoss` with the same options, value, gradient and metrics, in memory linear in the batch.
+
+  The devices that divide the batch form a ring. Each keeps its queries; the candidates travel, and after as many hops
+  as there are devices they are at home again. At each hop a device computes its part of the logits block by block, and
+  of a block keeps the running maximum and sum of each row (Milakov and Gimelshein 2018, arXiv 1805.02867) and, since
+  both directions have the same dot products, of each column; the columns' sums travel with the candidates. The gradient
+  computes each block once more, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135); the candidates' gradient
+  travels with them. That makes 4 products of the size of the logits, where the dense loss has 6.
+
+  Memory of each device: a few times its own embeddings, and a few blocks of logits. Use it wherever the logits of
+  `InBatchLoss` do not fit, or are slow.
+
+  The mesh is that of `jax.set_mesh`; without one the ring is a single device. Along the axis `model`, along which
+  embeddings are replicated, all devices compute the same.
+
+  Raises:
+    InputError: as `InBatchLoss`; and when the groups of the batch cannot be divided over the mesh.
+  """
+
+  def _compute(self, queries, passages, batch, scale, train):
+    dtype = jnp.promote_types(jnp.promote_types(queries.dtype, passages.dtype), jnp.float32)
+    scale = jnp.asarray(scale).astype(dtype)
+    margin = self.margin if train else 0.0
+    if self.own_negatives_only:
+      return own_negatives(self, queries, passages, batch, scale, margin)
+    shards = _shards()
+    if len(queries) % shards:
+      raise InputError(f"RingLoss: {len(queries)} groups cannot be divided over {shards} data shards (data x fsdp): "
+                       "make the number of groups a multiple of them, or change the mesh")
+    number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
+    facts = Facts(*map(jnp.asarray, (
+        number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
+        batch.text_hash)))
+    block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
+    number_valid = jnp.maximum(jnp.sum(facts.valid), 1).astype(dtype)
+    return tuple(x / number_valid for x in _sums((self, margin, block), queries, passages, facts, scale))
+
+
+class _Seen(NamedTuple):
+  """What is known of each row, or column, from the blocks so far: `[R, B]`.
+
+  `top` is the largest logit, `exp_sum` the sum of exp(logit - top). For label smoothing, `total` is the sum of the
+  logits and `count` their number. For the rank of a row, `own` is its own logit, without margin, and `ahead` the number
+  of the others that are not below it.
+  """
+
+  top: jax.Array
+  exp_sum: jax.Array
+  total: jax.Array | None = None
+  count: jax.Array | None = None
+  own: jax.Array | None = None
+  ahead: jax.Array | None = None
+
+
+class _Weights(NamedTuple):
+  """What turns a logit of a row, or column, into its gradient: exp(logit - top) * weight - share. `[R, B]`."""
+
+  top: jax.Array
+  weight: jax.Array
+  share: jax.Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(static, queries, passages, facts, scale):
+  """Cross entropy, whether the own positive is first, and its reciprocal rank, each summed over all valid pairs."""
+  return _forward(static, queries, passages, facts, scale)[0]
+
+
+def _forward(static, *inputs):
+  grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+  local = _on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole), (whole, grouped))
+  result, saved = local(*inputs)
+  return result, (*inputs, saved)
+
+
+def _backward(static, residuals, cotangents):
+  grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+  local = _on_mesh(functools.partial(_local_backward, static), (grouped, grouped, grouped, whole, grouped, whole),
+                   (grouped, grouped, whole))
+  d_queries, d_passages, d_scale = local(*residuals, cotangents[0])
+  return d_queries, d_passages, None, d_scale
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def _local_forward(static, queries, passages, facts, scale):
+  """One device's part of `_forward`: the three sums over all devices, and what the gradient needs of the part."""
+  loss, margin, block = static
+  parts = cut(loss, block, queries, passages, facts)
+  dtype = scale.dtype
+  zeros = _varying(jnp.zeros(parts.pairs[0].valid.shape, dtype))
+  sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
+  rows, columns = _sweep(*parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
+                         sums if loss.bidirectional else None, diagonal=True)
+  if parts.passages:
+    rows, _ = _sweep(*parts.passages, scale, rows)
+  if parts.queries:
+    columns, _ = _sweep(*parts.queries, scale, columns)
+
+  valid = facts.valid.reshape(-1)
+  rows, columns = jax.tree.map(lambda x: x.reshape(-1)[:valid.size], (rows, columns))
+  own = rows.own - scale * margin
+
+  def with_own(sums):
+    top = jnp.maximum(sums.top, own)
+    sums = sums._replace(top=top, exp_sum=sums.exp_sum * jnp.exp(sums.top - top) + jnp.exp(own - top))
+    return sums._replace(total=sums.total + own, count=sums.count + 1) if loss.label_smoothing else sums
+
+  def cross_entropy(sums):
+    target = own
+    if loss.label_smoothing:
+      target = (1 - loss.label_smoothing) * own + loss.label_smoothing * sums.total / sums.count
+    return jnp.log(sums.exp_sum) + (sums.top - target)
+
+  directions = [with_own(sums) for sums in (rows, columns) if sums is not None]
+  results = sum(map(cross_entropy, directions)), (rows.ahead == 0).astype(dtype), 1 / (1 + rows.ahead)
+  return tuple(_total(jnp.where(valid, x, 0)) for x in results), (own, directions)
+
+
+def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
+  """Takes the columns once round the ring, past the rows of each device.
+
+  Without `column_sums` only the rows are summed. With `diagonal`, column i is the own one of row i at the first hop;
+  its block is the first of each row block, as those ahead of the own logit can be counted only when it is known.
+  """
+  def hop(carry, number):
+    columns, column_sums, row_sums = carry
+
+    def row_block(r, carry):
+      row_sums, column_sums = carry
+      row = _take(rows, r)
+
+      def block(step, carry):
+        row_sum, column_sums = carry
+        c = (r + step) % len(columns.x)
+        column = _take(columns, c)
+        logits = dots(row.x, column.x) * scale
+        if diagonal:
+          own = jnp.where((number == 0) & (step == 0), jnp.diagonal(logits), row_sum.own)
+          row_sum = row_sum._replace(own=own)
+        # Without the barrier the mask is computed again for each of the sums.
+        logits = lax.optimization_barrier(jnp.where(candidates(row, column), logits, -jnp.inf))
+        row_sum = _add(row_sum, logits, 1)
+        if column_sums is not None:
+          column_sums = _put(column_sums, c, _add(_take(column_sums, c), logits, 0))
+        return row_sum, column_sums
+
+      row_sum, column_sums = lax.fori_loop(0, len(columns.x), block, (_take(row_sums, r), column_sums))
+      return _put(row_sums, r, row_sum), column_sums
+
+    row_sums, column_sums = lax.fori_loop(0, len(rows.x), row_block, (row_sums, column_sums))
+    return (*_pass_on((columns, column_sums)), row_sums), None
+
+  (_, column_sums, row_sums), _ = lax.scan(hop, (columns, column_sums, row_sums), jnp.arange(_shards()))
+  return row_sums, column_sums
+
+
+def _add(sums, logits, axis):
+  """Adds a block of logits, masked with -inf, to the sums along `axis`."""
+  top = jnp.maximum(sums.top, jnp.max(logits, axis))
+  exp_sum = sums.exp_sum * jnp.exp(sums.top - top) + jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis)
+  sums = sums._replace(top=top, exp_sum=exp_sum)
+  if sums.count is not None:
+    mask = logits > -jnp.inf
+    sums = sums._replace(total=sums.total + jnp.sum(logits, axis, where=mask),
+                         count=sums.count + jnp.sum(mask.astype(logits.dtype), axis))
+  if sums.ahead is not None:
+    # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
+    ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
+    sums = sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
+  return sums
+
+
+def _local_backward(static, queries, passages, facts, scale, saved, cotangent):
+  """One device's part of the gradients with respect to queries, passages and scale."""
+  loss, _, block = static
+  own, directions = saved
+  parts = cut(loss, block, queries, passages, facts)
+  dtype, smoothing = scale.dtype, loss.label_smoothing
+  valid = facts.valid.reshape(-1)
+
+  def weights(sums):
+    share = jnp.where(valid, smoothing / sums.count, 0) if smoothing else None
+    return _Weights(sums.top, jnp.where(valid, 1 / sums.exp_sum, 0), share)
+
+  def own_gradient(weights):
+    softmax = jnp.exp(own - weights.top) * weights.weight
+    return jnp.where(valid, softmax - (1 - smoothing) - (weights.share if smoothing else 0), 0)
+
+  directions = [weights(sums) for sums in directions]
+  d_own = sum(map(own_gradient, directions))
+  rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].valid.shape), directions)
+
+  def zeros(side):
+    return jnp.zeros_like(side.x, dtype)
+
+  d_negatives = d_negative_queries = None
+  d_rows, d_columns = _gradient_sweep(*parts.pairs, scale, zeros(parts.pairs[0]), zeros(parts.pairs[1]), rows, *columns)
+  if parts.passages:
+    d_rows, d_negatives = _gradient_sweep(*parts.passages, scale, d_rows, zeros(parts.passages[1]), rows)
+  # Each logit is scale times a dot product, so the gradient of the scale is that of the rows times the rows.
+  d_scale = _total(d_rows * parts.pairs[0].x.astype(dtype))
+  if parts.queries:
+    d_more, d_negative_queries = _gradient_sweep(*parts.queries, scale, zeros(parts.pairs[1]),
+                                                 zeros(parts.queries[1]), *columns)
+    d_scale += _total(d_more * parts.pairs[1].x.astype(dtype))
+    d_columns += d_more
+  d_scale += _total(d_own * own / scale)
+
+  pairs = facts.valid.shape[1]
+
+  def whole(x, d_pairs, partner, d_negatives):
+    """The gradient of `x`, from those of the blocks."""
+    negatives = x[:, pairs:]
+    d_pairs = from_blocks(d_pairs, x[:, :pairs]) + d_own.reshape(-1, pairs, 1) * partner[:, :pairs].astype(dtype)
+    d_negatives = jnp.zeros_like(negatives, dtype) if d_negatives is None else from_blocks(d_negatives, negatives)
+    return (jnp.concatenate([d_pairs, d_negatives], axis=1) * (cotangent * scale)).astype(x.dtype)
+
+  return (whole(queries, d_rows, passages, d_negative_queries), whole(passages, d_columns, queries, d_negatives),
+          d_scale * cotangent)
+
+
+def _gradient_sweep(rows, columns, scale, d_rows, d_columns, row_weights, column_weights=None):
+  """Adds to the gradients of rows and columns what their logits give, less the factor `scale`.
+
+  The columns' gradient goes round the ring with them. Products are written so that on CPU, where it matters most, no
+  large operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
+  """
+  dtype = d_rows.dtype
+  product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+  def hop(carry, _):
+    columns, column_weights, d_columns, d_rows = carry
+
+    def row_block(r, carry):
+      d_rows, d_columns = carry
+      row, row_weight = _take((rows, row_weights), r)
+      row_DxB = lax.optimization_barrier(row.x.T.astype(dtype))
+
+      def block(c, carry):
+        d_row, d_columns = carry
+        column, column_weight = _take((columns, column_weights), c)
+        mask = candidates(row, column)
+        logits = jnp.where(mask, dots(row.x, column.x) * scale, -jnp.inf)
+        d_logits = _d_logits(logits, mask, row_weight, 1)
+        if column_weight is not None:
+          d_logits += _d_logits(logits, mask, column_weight, 0)
+        d_row += product("rc,cd->rd", d_logits, column.x.astype(dtype))
+        return d_row, _put(d_columns, c, _take(d_columns, c) + product("dr,rc->dc", row_DxB, d_logits))
+
+      d_row, d_columns = lax.fori_loop(0, len(columns.x), block, (_take(d_rows, r), d_columns))
+      return _put(d_rows, r, d_row), d_columns
+
+    d_rows, d_columns = lax.fori_loop(0, len(rows.x), row_block, (d_rows, d_columns))
+    return (*_pass_on((columns, column_weights, d_columns)), d_rows), None
+
+  carry = columns, column_weights, jnp.swapaxes(d_columns, 1, 2), d_rows
+  (_, _, d_columns, d_rows), _ = lax.scan(hop, carry, length=_shards())
+  return d_rows, jnp.swapaxes(d_columns, 1, 2)
+
+
+def _d_logits(logits, mask, weights, axis):
+  top, weight, share = jax.tree.map(lambda x: jnp.expand_dims(x, axis), weights)
+  d_logits = jnp.exp(logits - top) * weight
+  return d_logits if share is None else d_logits - jnp.where(mask, share, 0)
+
+
+def _take(tree, number):
+  return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, keepdims=False), tree)
+
+
+def _put(tree, number, block):
+  # In place, where `at[number].set` also checks bounds, with a select over the block.
+  return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, number, 0), tree, block)
+
+
+def _shards():
+  """Number of devices in the ring."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _on_mesh(f, in_specs, out_specs):
+  return f if jax.sharding.get_abstract_mesh().empty else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
+
+
+def _varying(x):
+  return x if jax.sharding.get_abstract_mesh().empty else lax.pcast(x, BATCH_AXES, to="varying")
+
+
+def _pass_on(tree):
+  """To the next device of the ring."""
+  shards = _shards()
+  if shards == 1:
+    return tree
+  return jax.tree.map(lambda x: lax.ppermute(x, BATCH_AXES, [(i, (i + 1) % shards) for i in range(shards)]), tree)
+
+
+def _total(x):
+  """Sum over all devices of the ring."""
+  return jnp.sum(x) if jax.sharding.get_abstract_mesh().empty else lax.psum(jnp.sum(x), BATCH_AXES)

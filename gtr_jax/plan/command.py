@@ -1,0 +1,54 @@
+"""`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
+
+import argparse
+
+from gtr_jax.errors import InputError
+
+_NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The flags of a dry run."""
+  group = parser.add_argument_group(
+      "dry run", "Compile the training step of this configuration without running it, print what it needs on each "
+      "device and what it takes at least, and stop. Nothing is allocated, no data is read or written; a model, a run "
+      "and a mesh are enough of a configuration.")
+  group.add_argument("--dry_run", action="store_true", help="do that")
+  group.add_argument("--described_devices", type=int, metavar="N",
+                     help="for a mesh of N devices that need not be here (default: those of this machine)")
+  group.add_argument("--chip", metavar="NAME",
+                     help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
+                     "installed, v5e, v5p and v6e are asked for their memory")
+  group.add_argument("--mean_tokens", type=float, nargs=2, metavar=("QUERY", "PASSAGE"),
+                     help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
+                     "on average (default: half of the longest)")
+
+
+def asked(args: argparse.Namespace) -> bool:
+  """Whether the flags ask for a dry run. Raises InputError where they do not fit together."""
+  for name in ("described_devices", "chip", "mean_tokens"):
+    if getattr(args, name) is not None and not args.dry_run:
+      raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
+  if args.described_devices is not None and args.described_devices < 1:
+    raise InputError(f"--described_devices {args.described_devices}: give 1 or more")
+  if args.mean_tokens and min(args.mean_tokens) <= 0:
+    raise InputError(f"--mean_tokens {' '.join(map(str, args.mean_tokens))}: give two numbers above 0")
+  return args.dry_run
+
+
+def run(args: argparse.Namespace) -> None:
+  """Prints the plan. `args` are those of `gtr-jax train`."""
+  from gtr_jax.plan import chips, dry_run
+  chip = chips.find(args.chip) if args.chip else None
+  if args.described_devices:
+    dry_run.describe_devices(args.described_devices)
+  from gtr_jax import config, train
+  from gtr_jax.data import pipeline
+  config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])
+  config.set_defaults(_NOT_NEEDED)
+  config.resolved(train.train)
+  of_run, of_data = config.bindings(train.train), config.bindings(pipeline.TrainingBatches)
+  fields = dry_run.BatchSizes.__dataclass_fields__.keys()
+  sizes = dry_run.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()}, mean_tokens=args.mean_tokens)
+  plan = dry_run.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)
+  print(dry_run.report(plan, [args.chip] if args.chip else list(chips.CHIPS)))

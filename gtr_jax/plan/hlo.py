@@ -1,0 +1,231 @@
+"""What a compiled step does, read from its HLO text: FLOPs, what the matrix products read and write, and collectives.
+
+XLA's own cost analysis counts the body of a loop once. Here every loop is multiplied out: its number of iterations is
+the compiler's `known_trip_count`, or the constant that its condition compares the counter with, as JAX writes loops.
+What nothing uses is not counted.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "token": 0, "bf16": 2, "c64": 8, "c128": 16}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class Shape(NamedTuple):
+  """Of one array."""
+
+  dtype: str
+  dims: tuple[int, ...]
+
+  @property
+  def bytes(self) -> int:
+    bits = re.search(r"\d+", self.dtype)
+    return math.prod(self.dims) * _BYTES.get(self.dtype, int(bits[0]) // 8 if bits else 0)
+
+
+class Instruction(NamedTuple):
+  """One line; `shapes` are those of the result, more than one of a tuple."""
+
+  name: str
+  shapes: tuple[Shape, ...]
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+  is_root: bool
+
+
+class Collective(NamedTuple):
+  """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring."""
+
+  kind: str
+  devices: int
+  in_loop: bool
+  count: int
+  bytes: float
+
+
+@dataclass
+class Work:
+  """What one device does in a step.
+
+  Attributes:
+    flops: of the matrix products; a multiplication and an addition are 2.
+    matmul_bytes: what the matrix products read and write.
+    collectives: the largest first.
+    unknown_loops: loops whose number of iterations could not be read; counted once.
+  """
+
+  flops: float = 0.0
+  matmul_bytes: float = 0.0
+  collectives: list[Collective] = field(default_factory=list)
+  unknown_loops: int = 0
+
+
+class Program:
+  """The computations of an HLO module.
+
+  Args:
+    text: of `compiled.as_text()`, or of a dump of a compiler pass.
+    num_devices: for collectives that name no groups.
+  """
+
+  def __init__(self, text: str, num_devices: int):
+    self._num_devices = num_devices
+    self._computations: dict[str, dict[str, Instruction]] = {}
+    self._entry = ""
+    computation: dict[str, Instruction] = {}
+    for line in text.splitlines():
+      if match := _COMPUTATION.match(line):
+        computation = self._computations.setdefault(match[2], {})
+        if match[1]:
+          self._entry = match[2]
+      elif match := _INSTRUCTION.match(line):
+        instruction = _instruction(*match.groups())
+        computation[instruction.name] = instruction
+    # An all-reduce of which every device keeps its own slice only is a reduce-scatter. The partitioner writes it so;
+    # the compilers of TPUs and GPUs, not the CPU's, make one instruction of it.
+    self._sliced = {name for computation in self._computations.values() for name in _only_sliced(computation)}
+
+  def work(self) -> Work:
+    """Everything that running the module once does."""
+    work = Work()
+    sums = defaultdict(lambda: [0, 0.0])
+    for instruction, operands, times, in_loop in self.executed():
+      kind = instruction.opcode.removesuffix("-start")
+      if kind == "while" and self.trip_count(instruction) is None:
+        work.unknown_loops += 1
+      elif kind in ("dot", "convolution"):
+        work.flops += times * _flops(instruction, operands)
+        work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
+      elif kind in COLLECTIVES:
+        kind = "reduce-scatter" if instruction.name in self._sliced else kind
+        devices = _group_size(instruction.attributes, self._num_devices)
+        if devices > 1:
+          entry = sums[kind, devices, in_loop]
+          entry[0] += times
+          entry[1] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
+    work.collectives = sorted((Collective(*key, *value) for key, value in sums.items()), key=lambda c: -c.bytes)
+    return work
+
+  def executed(self) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
+    """Every instruction that is run, with the shapes of its operands, how often, and whether in a loop."""
+    todo = [(self._entry, 1, False)]
+    while todo:
+      name, times, in_loop = todo.pop()
+      computation = self._computations[name]
+      for instruction in _used(computation):
+        operands = tuple(s for operand in instruction.operands for s in computation[operand].shapes)
+        yield instruction, operands, times, in_loop
+        if instruction.opcode == "while":
+          body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
+          todo.append((body, times * (self.trip_count(instruction) or 1), True))
+        elif not instruction.opcode.endswith(("-done", "-update")):
+          called = _CALLED.findall(instruction.attributes)
+          for branches in _BRANCHES.findall(instruction.attributes):
+            called += re.findall(r"%?([\w.\-]+)", branches)
+          todo += [(c, times, in_loop) for c in called if c in self._computations]
+
+  def trip_count(self, loop: Instruction) -> int | None:
+    """How often a while loop runs; None where that cannot be read."""
+    if match := re.search(r'known_trip_count\\?"?:\{\\?"?n\\?"?:\\?"?(\d+)', loop.attributes):
+      return int(match[1])
+    condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
+    root = next(i for i in condition.values() if i.is_root)
+    if root.opcode == "compare":
+      for operand in map(condition.get, root.operands):
+        while operand.opcode == "copy":
+          operand = condition[operand.operands[0]]
+        if operand.opcode == "constant" and operand.attributes.isdigit():
+          return int(operand.attributes)
+    return None
+
+
+def _instruction(root, name, result, opcode, rest) -> Instruction:
+  end, depth = 0, 1
+  while depth:
+    depth += {"(": 1, ")": -1}.get(rest[end], 0)
+    end += 1
+  inside, after = rest[:end - 1], rest[end:]
+  shapes = tuple(Shape(dtype, tuple(map(int, dims.split(","))) if dims else ())
+                 for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", result)))
+  operands = () if opcode in ("constant", "parameter", "iota") else tuple(re.findall(r"%([\w.\-]+)", inside))
+  return Instruction(name, shapes, opcode, operands, inside if opcode == "constant" else after, bool(root))
+
+
+def _only_sliced(computation: dict[str, Instruction]) -> set[str]:
+  """The all-reduces that are an operand of dynamic slices and of nothing else."""
+  reduced = {i.name for i in computation.values() if i.opcode in ("all-reduce", "all-reduce-start")}
+  users = [(operand, i.opcode) for i in computation.values() for operand in i.operands if operand in reduced]
+  return {name for name, _ in users} - {name for name, opcode in users if opcode != "dynamic-slice"}
+
+
+def _used(computation: dict[str, Instruction]) -> list[Instruction]:
+  """The instructions that the root depends on."""
+  todo = [i.name for i in computation.values() if i.is_root]
+  seen = set()
+  while todo:
+    name = todo.pop()
+    if name not in seen:
+      seen.add(name)
+      todo += computation[name].operands
+  return [i for i in computation.values() if i.name in seen]
+
+
+def _flops(product: Instruction, operands: tuple[Shape, ...]) -> float:
+  left, right = operands[:2]
+  out = math.prod(product.shapes[0].dims)
+  if product.opcode == "dot":
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)[1]
+    return 2.0 * out * math.prod(left.dims[int(i)] for i in contracted.split(",") if i)
+  # The TPU's compiler writes products as convolutions, batches among the spatial axes; only what is not padding counts.
+  labels, kernel, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes).groups()
+  flops = 2.0 * right.dims[kernel.index("i")]
+  flops *= math.prod(product.shapes[0].dims[result.index(c)] for c in "bf")
+  window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", product.attributes) or ["", ""])[1]))
+  for axis in range(len(labels) - 2):
+    c = str(axis)
+    option = {name: value.split("x")[axis] for name, value in window.items()}
+    flops *= _valid_positions(left.dims[labels.index(c)], right.dims[kernel.index(c)],
+                              product.shapes[0].dims[result.index(c)], option)
+  return flops
+
+
+def _valid_positions(left: int, kernel: int, out: int, option: dict[str, str]) -> int:
+  """Along one spatial axis, the pairs of output and kernel positions that meet an element of the left operand."""
+  stride, dilation = int(option.get("stride", 1)), int(option.get("lhs_dilate", 1))
+  kernel_dilation, low = int(option.get("rhs_dilate", 1)), int(option.get("pad", "0_0").split("_")[0])
+  positions = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
+  return sum(0 <= p < (left - 1) * dilation + 1 and p % dilation == 0 for p in positions)
+
+
+def _group_size(attributes: str, num_devices: int) -> int:
+  """How many devices take part in one collective together."""
+  if "source_target_pairs=" in attributes:
+    return num_devices
+  # Of axes of a mesh, possibly of parts of them: mesh['a'=4,'b'=2], device_ids=(...) {'b','a':(1)2}
+  if axes := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\)\)?)? \{(.*?)\}", attributes):
+    sizes = {name: int(size) for name, size in re.findall(r"'([\w.]+)'=(\d+)", axes[1])}
+    named = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", axes[2])
+    return math.prod(int(part) if part else sizes[name] for name, part in named)
+  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return listed[1].count(",") + 1
+  if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
+    return int(counted[2])
+  return num_devices
+
+
+def _sent(kind: str, devices: int) -> float:
+  """What a device sends for each byte of its operand."""
+  share = (devices - 1) / devices
+  return {"all-gather": devices - 1, "all-reduce": 2 * share, "reduce-scatter": share, "all-to-all": share,
+          "collective-permute": 1}[kind]

@@ -1,0 +1,139 @@
+"""What test_two_processes.py starts: one of two processes, or a single one that does the same."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny_training import TinyBatches, tiny_loss
+
+from gtr_jax import cli, distributed, partitioning
+from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.errors import InputError
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
+from gtr_jax.training import optimizers
+from gtr_jax.training.loop import Periods, fit, resume
+from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.state import create_state
+from gtr_jax.training.step import compile_step, make_train_step
+
+STEPS, SIGNAL_AFTER = 12, 5
+
+
+class PartOfBatches(TinyBatches):
+  """This process's groups of `tiny_batch`; sends this process a signal after one of them."""
+
+  def __init__(self, mesh, signal_after=None, number=None):
+    super().__init__(partitioning.num_groups(mesh))
+    part, parts = distributed.data_part(mesh)
+    self._mine = slice(part * self.groups // parts, (part + 1) * self.groups // parts)
+    self._signal_after, self._number = signal_after, number
+
+  def __iter__(self):
+    for item in super().__iter__():
+      yield item._replace(batch=jax.tree.map(lambda x: x[self._mine], item.batch))
+      if self.number == self._signal_after:
+        os.kill(os.getpid(), self._number)
+
+
+def fed(**axes):
+  """What arrives on the devices of such a mesh: this process's part of the data, and the tokens of all the queries."""
+  mesh = partitioning.make_mesh(**axes)
+  batch = partitioning.global_batch(mesh, next(iter(PartOfBatches(mesh))).batch)
+  whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(batch.queries.tokens)
+  return [distributed.data_part(mesh), np.asarray(whole).tolist()]
+
+
+class Training:
+  """Runs of one program, in float64."""
+
+  def __init__(self, **axes):
+    self.mesh = partitioning.make_mesh(**axes)
+    config = T5Config(vocab_size=64, emb_dim=16, num_heads=8, head_dim=2, mlp_dim=32, num_layers=1, dropout_rate=0.1)
+    model, loss, optimizer = DualEncoder(config, projection_dim=8), tiny_loss(), optimizers.adamw(1e-2)
+    self._single, self._shardings = create_state(model, loss, optimizer, self.mesh, seed=0)
+    self._double = jax.jit(lambda state: jax.tree.map(
+        lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state), out_shardings=self._shardings)
+    self._step = compile_step(make_train_step(model, loss, optimizer, seed=1), self._shardings)
+
+  def run(self, folder, **signals):
+    """Begins or goes on; returns what `fit` returns."""
+    if distributed.is_first():
+      folder.mkdir(exist_ok=True)
+    distributed.wait_for_all()
+    checkpointer = Checkpointer(folder / "checkpoints")
+    periods, batches = Periods(STEPS, log=1, checkpoint=0), PartOfBatches(self.mesh, **signals)
+    batches.wants_state = periods.may_save
+    state, progress = resume(checkpointer, self._double(self._single), self._shardings, batches)
+    writers = [JsonlWriter(folder / "metrics.jsonl", int(state.step))] if distributed.is_first() else []
+    with contextlib.closing(checkpointer):
+      return fit(state, self._step, batches, checkpointer, periods=periods, mesh=self.mesh, writers=writers,
+                 progress=progress)
+
+
+def command(*argv):
+  """Runs a command of gtr-jax in processes that are joined already."""
+  args = cli._parser().parse_args([str(arg) for arg in argv])
+  assert not args.run(args)
+
+
+def alone(folder):
+  """What the two do together, in one process."""
+  with jax.enable_x64(True):
+    Training(data=2, fsdp=2, model=2).run(folder / "alone")
+  command("evaluate", "--model", folder / "model", "--collection", folder / "collection", "--bm25", "--output",
+          folder / "results_alone")
+
+
+def together(index, port, folder):
+  distributed.join("test", distributed.Cluster(f"localhost:{port}", 2, index), "start again")
+  report = {"devices": [jax.device_count(), jax.local_device_count()]}
+
+  try:
+    distributed.check_same({"BATCH_SIZE": 16, "LEARNING_RATE": 0.1 * (1 + index)})
+  except InputError as e:
+    report["differs"] = str(e)
+    distributed.wait_for_all()  # Where process 0 waits.
+  distributed.SHARED_SECONDS = 1
+  own = folder / f"of_process_{index}"
+  own.mkdir()
+  try:
+    distributed.check_shared(own)
+  except InputError as e:
+    report["not shared"] = str(e)
+    distributed.wait_for_all()
+
+  report["fed"] = [fed(model=4), fed(model=8)]
+
+  with jax.enable_x64(True):
+    training = Training(data=2, fsdp=2, model=2)
+    training.run(folder / "undisturbed")
+    signals = {"signal_after": SIGNAL_AFTER, "number": signal.SIGTERM} if index else {}
+    result = training.run(folder / "stopped", **signals)
+    report["stopped"] = [int(result.state.step), result.stopped_by]
+    report["going on"] = int(training.run(folder / "stopped").state.step)
+
+  model, collection = folder / "model", folder / "collection"
+  command("encode", "--model", model, "--collection", collection, "--output", folder / "store")
+  command("search", "--model", model, "--embeddings", folder / "store", "--queries", collection / "queries.jsonl",
+          "--output", folder / "run.trec", "--top_k", 1000)
+  command("evaluate", "--model", model, "--collection", collection, "--bm25", "--output", folder / "results")
+
+  (folder / f"report_{index}.json").write_text(json.dumps(report))
+  distributed.wait_for_all()
+  with jax.enable_x64(True):
+    training.run(folder / "killed", **({} if index else {"signal_after": 3, "number": signal.SIGKILL}))
+
+
+if __name__ == "__main__":
+  if sys.argv[1] == "alone":
+    alone(Path(sys.argv[2]))
+  else:
+    together(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

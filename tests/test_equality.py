@@ -1,0 +1,136 @@
+"""Packing, gradient caching, the ring and the mesh change no result: all against one device, padded, one shot, dense."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from tiny_training import VOCAB, tiny_model
+
+from gtr_jax import partitioning
+from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.ring import RingLoss
+from gtr_jax.text.batch import RowLengths, make_batch
+from gtr_jax.training import grad_cache
+from gtr_jax.training.step import make_eval_step
+
+PAIRS = 32
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (4, 1, 2)}
+ONE_SHOT, CACHED = None, 2  # microbatches
+PADDED, PACKED = None, RowLengths(9, 14)
+LOSSES = {"dense": InBatchLoss, "ring": RingLoss}
+EVERY = [pytest.param(loss, rows, micro,
+                      id=f"{loss}-{'packed' if rows else 'padded'}-{'cached' if micro else 'one_shot'}")
+         for loss, rows, micro in itertools.product(LOSSES, [PADDED, PACKED], [ONE_SHOT, CACHED])]
+
+
+@functools.cache
+def features():
+  """Texts of all lengths, hard negatives and negative queries, some of them missing, false negatives among them."""
+  rng = np.random.default_rng(0)
+
+  def tokens(*shape):
+    lengths = rng.integers(1, shape[-1] + 1, shape[:-1])
+    return np.where(np.arange(shape[-1]) < lengths[..., None], rng.integers(1, VOCAB, shape), 0).astype(np.int32)
+
+  f = {"left_encoder_input_tokens": tokens(PAIRS, 7), "right_encoder_input_tokens": tokens(PAIRS, 10),
+       "right_negative_encoder_input_tokens": tokens(PAIRS, 2, 12),
+       "left_negative_encoder_input_tokens": tokens(PAIRS, 1, 9)}
+  f["right_negative_encoder_input_tokens"][::3, 1] = 0
+  f["left_negative_encoder_input_tokens"][::2] = 0
+  f["valid"] = np.arange(PAIRS) % 11 != 5
+  for name in ("left_encoder_input_tokens", "right_encoder_input_tokens"):
+    f[name][~f["valid"]] = 0
+  f |= {name: rng.integers(1, 20, PAIRS) for name in ("query_hash", "passage_hash", "text_hash")}
+  return f | {f"negative_{name}": rng.integers(1, 20, (PAIRS, 2)) for name in ("passage_hash", "text_hash")}
+
+
+def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype):
+  """(gradient, metrics) of one batch."""
+  model = tiny_model()
+  loss = LOSSES[loss](temperature=0.1, margin=0.1, label_smoothing=0.1, learned_temperature=True)
+  boxed = {**model.init(jax.random.key(0)), **loss.init_params()}
+  shape = MESHES[mesh_name]
+  mesh = partitioning.make_mesh(*shape, devices=jax.devices()[:int(np.prod(shape))])
+  params = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), nn.meta.unbox(boxed)),
+                          partitioning.state_shardings(mesh, boxed))
+
+  def one_shot(params, batch):
+    queries, passages = grad_cache.encode(model, params, batch, None)
+    return loss(queries, passages, batch, logit_scale=params["logit_scale"])
+
+  def gradient(params, batch):
+    if microbatches:
+      return grad_cache.gradient(model, loss, params, batch, None)
+    return jax.grad(one_shot, has_aux=True)(params, batch)
+
+  batch = make_batch(features(), partitioning.num_groups(mesh), row_lengths=row_lengths, microbatches=microbatches)
+  with jax.set_mesh(mesh):
+    return jax.device_get(jax.jit(gradient)(params, partitioning.global_batch(mesh, batch)))
+
+
+@functools.cache
+def reference(dtype):
+  return gradient_of("dense", PADDED, ONE_SHOT, "one", dtype)
+
+
+def check(found, expected, tolerance):
+  """Relative L2 of each leaf, and the metrics."""
+  def error(path, a, b):
+    distance = np.linalg.norm(np.ravel(a - b)) / np.linalg.norm(np.ravel(b))
+    assert distance < tolerance, (jax.tree_util.keystr(path), distance)
+
+  jax.tree_util.tree_map_with_path(error, found[0], expected[0])
+  for name, value in expected[1].items():
+    np.testing.assert_allclose(found[1][name], value, rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("loss, row_lengths, microbatches", EVERY)
+def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
+  with jax.enable_x64(True):
+    check(gradient_of(loss, row_lengths, microbatches, mesh, jnp.float64), reference(jnp.float64), 1e-9)
+
+
+def test_same_gradient_in_float32():
+  check(gradient_of("ring", PACKED, CACHED, "all", jnp.float32), reference(jnp.float32), 1e-4)
+
+
+def test_dropout_masks_are_drawn_again():
+  """The second pass of gradient caching sees the dropout of the first: its gradient is that of the loss it reports."""
+  model, loss = tiny_model(dropout_rate=0.3), InBatchLoss(temperature=0.1)
+  batch = make_batch(features(), 1, microbatches=2)
+  with jax.enable_x64(True):
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), nn.meta.unbox(model.init(jax.random.key(0))))
+    key = jax.random.key(5)
+
+    @jax.jit
+    def cached(params):
+      gradient, metrics = grad_cache.gradient(model, loss, params, batch, key)
+      return metrics["loss"], gradient
+
+    value, gradient = cached(params)
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    step = 1e-6
+    ahead, behind = (cached(jax.tree.map(lambda x, d, h=h: x + h * d, params, direction))[0] for h in (step, -step))
+    slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5)
+    # Another microbatch, another mask: equal microbatches drop out differently.
+    twice = make_batch({k: np.concatenate([v[:16], v[:16]]) for k, v in features().items()}, 1, microbatches=2)
+    queries, _ = jax.jit(lambda p: grad_cache.encode_microbatches(model, p, twice, key))(params)
+    assert np.abs(queries[0] - queries[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("row_lengths", [PADDED, PACKED], ids=["padded", "packed"])
+def test_validation_metrics_with_microbatches(row_lengths):
+  model, loss = tiny_model(), InBatchLoss(temperature=0.1)
+  params = nn.meta.unbox(model.init(jax.random.key(0)))
+  step = jax.jit(make_eval_step(model, loss))
+  expected = step(params, make_batch(features(), 1))
+  found = step(params, make_batch(features(), 1, row_lengths=row_lengths, microbatches=4))
+  for name in ("loss", "accuracy", "mrr", "pairs", "tokens"):
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)

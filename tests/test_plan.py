@@ -1,0 +1,243 @@
+"""The dry run: what it reads from HLO, the shapes that it assumes, and the command."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_training import tiny_loss
+
+from gtr_jax import cli, partitioning
+from gtr_jax.errors import InputError
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
+from gtr_jax.plan import chips, dry_run
+from gtr_jax.plan.hlo import Collective, Program, Work
+from gtr_jax.text.batch import RowLengths, make_batch
+from gtr_jax.training import optimizers
+
+# What the compilers of TPUs and GPUs write, and the CPU's does not.
+OTHERS = """
+HloModule others
+
+%product (a: bf16[12,64,256], b: bf16[12,256,64]) -> bf16[12,64,64] {
+  %a = bf16[12,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[12,256,64]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %c = bf16[12,64,64]{2,1,0:T(8,128)(2,1)} convolution(%a, %b), window={size=12 stride=11 lhs_dilate=12}, dim_labels=0bf_0io->0bf
+}
+
+%add (c: f32[], d: f32[]) -> f32[] {
+  %c = f32[] parameter(0)
+  %d = f32[] parameter(1)
+  ROOT %e = f32[] add(%c, %d)
+}
+
+ENTRY %main (x: bf16[12,64,256], y: bf16[12,256,64]) -> (bf16[12,64,64], f32[16,8], f32[4,8]) {
+  %x = bf16[12,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[12,256,64]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %z = f32[4,8]{1,0} constant({...})
+  %unused = f32[4,4]{1,0} dot(%z, %z), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %start = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%z), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %done = f32[16,8]{1,0} all-gather-done(%start)
+  %part = f32[2,8]{1,0} reduce-scatter(%z), replica_groups=[4,2]<=[8], dimensions={0}, to_apply=%add
+  %sum = f32[4,8]{1,0} all-reduce(%z), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
+  %sum2 = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-reduce(%part, %sum), replica_groups=mesh['a'=8] {'a':(1)2}, to_apply=%add
+  %sum3 = f32[4,8]{1,0} get-tuple-element(%sum2), index=1
+  %product.1 = bf16[12,64,64]{2,1,0} fusion(%x, %y), kind=kOutput, calls=%product
+  ROOT %out = (bf16[12,64,64]{2,1,0}, f32[16,8]{1,0}, f32[4,8]{1,0}) tuple(%product.1, %done, %sum3)
+}
+"""  # noqa: E501
+
+
+def test_reads_what_other_compilers_write():
+  work = Program(OTHERS, 8).work()
+  assert work.flops == 2 * 12 * 64 * 256 * 64
+  assert work.matmul_bytes == 2 * (2 * 12 * 64 * 256 + 12 * 64 * 64)
+  assert set(work.collectives) == {
+      Collective("all-gather", 4, False, 1, 3 * 128), Collective("reduce-scatter", 2, False, 1, 128 / 2),
+      Collective("all-reduce", 4, False, 1, 2 * 128 * 3 / 4), Collective("all-reduce", 2, False, 1, 128 + 64)}
+
+
+def compiled(f, *args):
+  return jax.jit(f).lower(*args).compile()
+
+
+@pytest.mark.parametrize("trips", [1, 7])
+def test_loops_are_multiplied_out(trips):
+  """Which XLA's own analysis does not."""
+  x = jnp.zeros((16, 16))
+
+  def f(x):
+    def outer(x, _):
+      return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ x), x) + 1, None
+    return jax.lax.scan(outer, x, length=trips)[0]
+
+  program = compiled(f, x)
+  assert Program(program.as_text(), 1).work().flops == trips * 3 * 2 * 16**3
+  assert Program(program.as_text(), 1).work().unknown_loops == 0
+
+
+def test_collectives_in_a_loop():
+  mesh = partitioning.make_mesh(fsdp=2)
+  rows = jax.P(("data", "fsdp"))
+  x = jax.ShapeDtypeStruct((32, 64), jnp.float32, sharding=jax.NamedSharding(mesh, rows))
+  w = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, "fsdp")))
+
+  def f(x, w):
+    return jnp.sum(jax.lax.scan(lambda x, w: (jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None), x, w)[0])
+
+  with jax.set_mesh(mesh):
+    work = Program(compiled(f, x, w).as_text(), 8).work()
+  in_loop = [c for c in work.collectives if c.in_loop]
+  assert [(c.kind, c.devices, c.count) for c in in_loop] == [("all-gather", 2, 5)]
+  assert in_loop[0].bytes == 5 * 64 * 64 * 4 / 2
+  assert [(c.kind, c.devices) for c in work.collectives if not c.in_loop] == [("all-reduce", 8)]
+
+
+CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3)
+SIZES = dry_run.BatchSizes(64, {"inputs": 8, "targets": 24})
+
+
+def formula(config, sizes, projection):
+  """FLOPs of the matrix products of a step, of all devices together."""
+  joined, kernels = config.num_heads * config.head_dim, 1 + len(config.mlp_activations)
+  forward = again = 0
+  for length in sizes.feature_lengths.values():
+    tokens = sizes.batch_size * length
+    wo, scores = 2 * config.mlp_dim * config.emb_dim, 2 * length * joined
+    layer = 8 * config.emb_dim * joined + kernels * wo + 2 * scores
+    forward += tokens * config.num_layers * layer + 2 * sizes.batch_size * config.emb_dim * projection
+    # The attention weights are computed again; with remat, before them all that goes into the last product.
+    again += tokens * config.num_layers * (scores + (layer - wo if config.remat == "layer" else 0))
+  loss = 2 * 3 * 2 * sizes.batch_size**2 * projection
+  return 3 * forward + again + loss + (forward if sizes.microbatch_size else 0)
+
+
+@pytest.mark.parametrize("options, sizes", [
+    ({}, {}), ({"remat": "layer", "scan_layers": True}, {}), ({"mlp_activations": ("gelu", "linear")}, {}),
+    ({"remat": "layer"}, {"microbatch_size": 16})], ids=["plain", "remat", "gated", "cached"])
+def test_flops_are_those_of_the_formula(options, sizes):
+  config, sizes = dataclasses.replace(CONFIG, **options), dataclasses.replace(SIZES, **sizes)
+  mesh = partitioning.make_mesh(1, 8, 1)
+  plan = dry_run.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, sizes)
+  assert 8 * plan.work.flops == pytest.approx(formula(config, sizes, 48), rel=1e-9)
+  assert plan.work.unknown_loops == 0
+
+
+def test_bytes_of_state_and_batch():
+  mesh = partitioning.make_mesh(1, 4, 2)
+  plan = dry_run.plan(DualEncoder(CONFIG, 48), tiny_loss(), optimizers.adamw(1e-3), mesh, SIZES)
+  scales = 7 * 32 * 4  # Divided over fsdp, like the projection, and not over model; the position biases the other way.
+  assert plan.params_bytes == 4 * (plan.parameters - 7 * 32 - 4 * 32 - 32 * 48) / 8 + scales / 4 + 32 * 48 + 4 * 32 * 2
+  assert plan.optimizer_bytes == 2 * plan.params_bytes + 3 * 4  # two moments and three counts of steps
+  assert plan.batch_bytes == 64 / 4 * (2 * 4 * (8 + 24) + 1 + 3 * 8)
+  assert plan.total_bytes == plan.params_bytes + plan.optimizer_bytes + plan.batch_bytes + plan.temporary_bytes
+  assert plan.temporary_bytes > 64 / 8 * 24 * 128 * 4
+
+
+def features(pairs, rng):
+  def tokens(*shape):
+    mean, ids = shape[-1] / 2, rng.integers(1, 99, shape)
+    lengths = np.clip(rng.normal(mean, mean / 4, shape[:-1]).round(), 1, shape[-1])
+    return np.where(np.arange(shape[-1]) < lengths[..., None], ids, 0).astype(np.int32)
+
+  hashes = {name: np.zeros(shape, np.int64) for name, shape in (
+      ("query_hash", pairs), ("passage_hash", pairs), ("text_hash", pairs),
+      ("negative_passage_hash", (pairs, 2)), ("negative_text_hash", (pairs, 2)))}
+  return {"left_encoder_input_tokens": tokens(pairs, 8), "right_encoder_input_tokens": tokens(pairs, 24),
+          "right_negative_encoder_input_tokens": tokens(pairs, 2, 32),
+          "left_negative_encoder_input_tokens": tokens(pairs, 1, 6), **hashes}
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 128])
+def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
+  mesh = partitioning.make_mesh(fsdp=2, model=2)
+  sizes = dry_run.BatchSizes(512, {"inputs": 8, "targets": 24, "negative_inputs": 6, "negative_targets": 32},
+                             microbatch_size, negatives_per_example=2, negative_queries_per_example=1)
+  given, parts = features(512, np.random.default_rng(0)), microbatch_size and 512 // microbatch_size
+  real = make_batch(given, 4, microbatches=parts)
+  assumed = dry_run.abstract_batch(mesh, sizes)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(lambda x: (x.shape, x.dtype), assumed)
+  real = make_batch(given, 4, row_lengths=RowLengths(16, 48), microbatches=parts)
+  means = [np.count_nonzero(np.concatenate([given[f"{side}_encoder_input_tokens"][:, None], np.pad(
+      given[f"{side}_negative_encoder_input_tokens"], ((0, 0), (0, 0), (0, pad)))], 1)) / count
+           for side, pad, count in (("left", 2, 1024),)] + [12 / 3 + 16 * 2 / 3]
+  packed = dataclasses.replace(sizes, row_lengths={"inputs": 16, "targets": 48}, mean_tokens=means)
+  assumed = dry_run.abstract_batch(mesh, packed)
+  for side in ("queries", "passages"):
+    ours, theirs = getattr(assumed, side).tokens.shape, getattr(real, side).tokens.shape
+    assert ours[:-2] == theirs[:-2] and ours[-1] == theirs[-1]
+    assert ours[-2] == pytest.approx(theirs[-2], rel=0.15)
+
+
+def test_floors():
+  chip = chips.Chip(flops=1e12, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
+  work = Work(2e12, 1e10, [Collective("all-gather", 8, True, 3, 2e9), Collective("all-reduce", 16, False, 1, 5e8)])
+  floor = chips.floor(chip, work, 5e8)
+  assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((2, 0.11, 0.7))
+  assert floor.seconds == 2
+  floor = chips.floor(dataclasses.replace(chip, network=None, flops=1e16), work, 5e8)
+  assert floor.interconnect is None and floor.seconds == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize("name, devices, expected", [
+    ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8")])
+def test_torus(name, devices, expected):
+  assert chips.torus(chips.CHIPS[name], devices) == expected
+  with pytest.raises(InputError, match="power of two"):
+    chips.torus(chips.CHIPS[name], devices + 1)
+
+
+def test_every_chip_has_a_source():
+  for chip in chips.CHIPS.values():
+    assert chip.source.startswith("https://")
+    assert 1e13 < chip.flops < 1e16 and 1e9 < chip.memory < 1e12 and 1e10 < chip.interconnect < chip.memory_bandwidth
+
+
+DRY = ["train", "--dry_run", "--gin_file=models/t5_tiny.gin", "--gin_file=runs/pretrain.gin", "--gin.BATCH_SIZE=64",
+       "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 16}"]
+
+
+def test_the_command(capsys):
+  """Without data, a model folder or a task; with one chip only."""
+  assert cli.main([*DRY, "--gin_file=meshes/fsdp.gin", "--gin.ROW_LENGTHS={'inputs': 16, 'targets': 32}",
+                   "--mean_tokens", "4", "8", "--chip", "h100"]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith("8 devices (data 1 x fsdp 8 x model 1), 2,204,096 parameters, ")
+  assert {"parameters", "optimizer state", "batch", "temporaries", "total"} <= {
+      line[2:20].strip() for line in out.splitlines()}
+  assert "all-gather" in out and "reduce-scatter" in out and "bfloat16 in float32" in out
+  assert [line.split()[0] for line in out.splitlines() if line.startswith("  h")] == ["h100"]
+  assert "v5e    " not in out
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--chip", "v9"], "--chip v9: there is none of that name; use one of v4, v5e,"),
+    (["--described_devices", "0"], "--described_devices 0: give 1 or more"),
+    (["--described_devices", "64"], "jax has already started with 8 devices"),
+    (["--mean_tokens", "0", "3"], "give two numbers above 0"),
+    (["--gin_file=meshes/tensor.gin", "--gin.partitioning.make_mesh.model=3"], "does not fit 8 devices"),
+    (["--gin.BATCH_SIZE=65"], "a batch of 65 pairs cannot be divided over 8 data shards: change BATCH_SIZE, or"),
+    (["--gin.MICROBATCH_SIZE=12"], "in microbatches of 12: change BATCH_SIZE, MICROBATCH_SIZE or the mesh"),
+    (["--gin.NO_SUCH_MACRO=1"], "nothing in this run uses NO_SUCH_MACRO"),
+])
+def test_wrong_input_gets_one_line(flags, message, capsys):
+  assert cli.main([*DRY, *flags]) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith("gtr-jax train: ") and message in error
+
+
+def test_its_flags_need_it(capsys):
+  assert cli.main(["train", "--gin_file=models/t5_tiny.gin", "--described_devices", "8"]) == 2
+  assert "--described_devices belongs to --dry_run" in capsys.readouterr().err
+
+
+def test_devices_that_are_not_here():
+  code = ("from gtr_jax import partitioning; from gtr_jax.plan import dry_run; dry_run.describe_devices(12)\n"
+          "print(dict(partitioning.make_mesh(fsdp=3).shape))")
+  out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+  assert out == "{'data': 4, 'fsdp': 3, 'model': 1}\n" and math.prod((4, 3, 1)) == 12

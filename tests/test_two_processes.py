@@ -1,0 +1,183 @@
+"""Two real processes with four devices each, against one with eight; and what they do when one of them dies."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from one_of_two import SIGNAL_AFTER, STEPS
+from test_resume import GIN, write_data
+from tiny_model_dir import corpus, write_collection, write_model_dir
+from tiny_training import tiny_batch
+
+from gtr_jax.retrieval.runs import read_run
+from gtr_jax.retrieval.store import Store
+
+LIMIT = 300  # seconds; no test takes that long
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("", 0))
+    return s.getsockname()[1]
+
+
+class Processes:
+  """Started at once; `commands` and `environments` have one for each."""
+
+  def __init__(self, folder, commands, environments):
+    self._outputs = [folder / f"output_{time.time_ns()}_{i}" for i in range(len(commands))]
+    base = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    self.processes = []
+    for command, environment, output in zip(commands, environments, self._outputs, strict=True):
+      with output.open("w") as f:
+        self.processes.append(subprocess.Popen([sys.executable, *map(str, command)], env={**base, **environment},
+                                               stdout=f, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  def outputs(self):
+    return [path.read_text() for path in self._outputs]
+
+  def exit_codes(self, limit=LIMIT):
+    """When all have ended by themselves."""
+    try:
+      return [process.wait(limit) for process in self.processes]
+    except subprocess.TimeoutExpired:
+      pytest.fail("\n".join(self.outputs()))
+
+  def wait_until(self, condition):
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+      assert time.monotonic() < deadline and not any(p.poll() for p in self.processes), "\n".join(self.outputs())
+      time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+  """The folder of `one_of_two.py`, and of the two processes their reports, exit codes and outputs."""
+  folder = tmp_path_factory.mktemp("two")
+  write_model_dir(folder / "model")
+  write_collection(folder / "collection", corpus(60))
+  port, script = free_port(), Path(__file__).parent / "one_of_two.py"
+  with Processes(folder, [[script, 0, port, folder], [script, 1, port, folder], [script, "alone", folder]],
+                 [{"JAX_NUM_CPU_DEVICES": devices} for devices in "448"]) as processes:
+    *codes, code_alone = processes.exit_codes()
+    paths = [folder / "report_0.json", folder / "report_1.json"]
+    assert code_alone == 0 and all(path.exists() for path in paths), "\n".join(processes.outputs())
+    return folder, [json.loads(path.read_text()) for path in paths], codes, processes.outputs()[:2]
+
+
+def metrics(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_time(lines):
+  return [{name: value for name, value in line.items() if "per_second" not in name} for line in lines]
+
+
+def test_same_losses_as_one_process(together):
+  folder, reports, _, _ = together
+  assert [report["devices"] for report in reports] == [[8, 4], [8, 4]]
+  ours, expected = metrics(folder / "undisturbed"), metrics(folder / "alone")
+  assert len(ours) == len(expected) == STEPS
+  for name in ("train/loss", "train/grad_norm", "train/param_norm", "train/mrr"):
+    np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in expected], rtol=1e-9)
+
+
+def test_both_feed_the_same_group_where_the_model_axis_spans_them(together):
+  _, reports, _, _ = together
+  for index, report in enumerate(reports):
+    (own, apart), (shared, same) = report["fed"]
+    assert own == [index, 2] and shared == [0, 1]
+    assert apart == tiny_batch(1, 2).queries.tokens.tolist() and same == tiny_batch(1, 1).queries.tokens.tolist()
+
+
+def test_signal_to_one_stops_both_promptly_at_the_same_step(together):
+  folder, reports, _, outputs = together
+  assert reports[0]["stopped"] == reports[1]["stopped"]
+  step, stopped_by = reports[0]["stopped"]
+  assert SIGNAL_AFTER < step <= SIGNAL_AFTER + 4 and stopped_by == signal.SIGTERM
+  assert outputs[0].count(f"stopped by SIGTERM after step {step}") == 1
+  assert "stopped by" not in outputs[1]
+  assert [report["going on"] for report in reports] == [STEPS, STEPS]
+  assert without_time(metrics(folder / "stopped")) == without_time(metrics(folder / "undisturbed"))
+
+
+def test_evaluates_as_one_process(together):
+  folder, _, _, outputs = together
+  ours, expected = (json.loads((folder / name / "results.json").read_text()) for name in ("results", "results_alone"))
+  assert set(ours["systems"]) == {"BM25", "model"} and ours == expected
+  assert "nDCG@10" in outputs[0] and "nDCG@10" not in outputs[1]
+
+
+def test_encodes_and_searches_as_one_process(together):
+  folder, _, _, outputs = together
+  ours = Store(folder / "store")
+  expected = Store(next((folder / "results_alone" / "embeddings").iterdir()))
+  assert ours.ids == expected.ids and ours.settings == expected.settings
+  np.testing.assert_allclose(ours[:], expected[:], atol=1e-6)
+  ours, expected = read_run(folder / "run.trec"), read_run(folder / "results_alone" / "runs" / "model-collection.trec")
+  assert ours.keys() == expected.keys() and len(ours) == 12
+  for query, ranking in expected.items():
+    assert ours[query].doc_ids == ranking.doc_ids
+    np.testing.assert_allclose(ours[query].scores, ranking.scores, atol=1e-6)
+  assert "60 documents, 8 numbers each" in outputs[0] and "documents" not in outputs[1]
+
+
+def test_differences_are_named(together):
+  _, reports, _, _ = together
+  assert reports[1]["differs"].startswith("LEARNING_RATE is 0.2 in this process and 0.1 in process 0; ")
+  assert re.match(r".*/of_process_1: not the same folder here and in process 0; ", reports[1]["not shared"])
+  assert "differs" not in reports[0] and "not shared" not in reports[0]
+
+
+def test_the_first_process_is_killed(together):
+  _, _, codes, outputs = together
+  assert codes == [-signal.SIGKILL, 1]
+  assert re.search(r"^test \(process 1 of 2\): process 0 of 2 \(on \S+\) is gone: .*; start again$", outputs[1], re.M)
+
+
+def test_train_goes_on_after_one_is_killed(tmp_path):
+  """`gtr-jax train` with the real pipeline: each process reads its part of the data."""
+  write_data(tmp_path)
+  (tmp_path / "run.gin").write_text(GIN.replace("CHECKPOINT_PERIOD = 8", "CHECKPOINT_PERIOD = 4"))
+  command = ["-m", "gtr_jax", "train", f"--gin_file={tmp_path / 'run.gin'}", f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
+             "--gin.TRAIN_STEPS=12", f"--data_dir={tmp_path}"]
+  environment = {
+      "PYTHONPATH": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+  slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+           "JAX_COORDINATOR_PORT": str(free_port())}
+
+  with Processes(tmp_path, [[*command, "--distributed"]] * 2, [
+      {**environment, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]) as pair:
+    file = tmp_path / "run" / "metrics.jsonl"
+    pair.wait_until(lambda: file.exists() and file.read_text().count("\n") >= 6)
+    pair.processes[1].kill()
+    assert pair.exit_codes(60) == [1, -signal.SIGKILL]
+    before = metrics(tmp_path / "run")
+    assert re.search(r"^gtr-jax train \(process 0 of 2\): process 1 of 2 \(on \S+\) is gone: .*; start all processes "
+                     "again; training goes on from checkpoint 4$", pair.outputs()[0], re.M)
+
+  by_hand = ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", "2", "--process_id"]
+  with Processes(tmp_path, [[*command, *by_hand, i] for i in range(2)], [environment] * 2) as pair:
+    assert pair.exit_codes() == [0, 0], pair.outputs()
+    assert "going on at step 4 of 12" in pair.outputs()[0] and "going on" not in pair.outputs()[1]
+  after = metrics(tmp_path / "run")
+  assert [line["step"] for line in after] == list(range(1, 13)) and 6 <= len(before) < 12
+  assert without_time(before) == without_time(after[:len(before)])
