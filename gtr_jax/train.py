@@ -94,7 +94,7 @@ def train(
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = distributed.first_before_others(  # What is made of the data files is made once.
       lambda: train_data(seed=random_seed, wants_state=periods.may_save, **shard))
-  distributed.check_same({name: value for name, value in batches._made_from.items() if name != "process_index"})
+  distributed.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)
   state, shardings = create_state(model, loss, optimizer, mesh, random_seed)

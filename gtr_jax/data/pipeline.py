@@ -83,6 +83,7 @@ class TrainingBatches:
 
   Attributes:
     vocabulary_file: the vocabulary that the batches are read with.
+    made_from: what decides the batches, JSON; an input state fits where it is the same.
 
   Raises:
     InputError: here or while iterating, for a task, module or file that is not there, a malformed example, or sizes
@@ -111,7 +112,7 @@ class TrainingBatches:
       dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
       self._iterator = iter(dataset.with_options(_options()))
       files = [list(map(os.fspath, task.source.list_shards(split))) for task in _tasks(provider, split)]
-    self._made_from = {
+    self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
         "row_lengths": dict(row_lengths) if row_lengths else None, "microbatch_size": microbatch_size,
@@ -135,7 +136,7 @@ class TrainingBatches:
     """
     if self._thread.ident is not None:
       raise RuntimeError("restore() comes before the first batch")
-    info = _unpack(input_state, self._iterator, self._made_from)
+    info = _unpack(input_state, self._iterator, self.made_from)
     self._number = info["number"]
 
   def __iter__(self) -> "TrainingBatches":
@@ -198,7 +199,7 @@ class TrainingBatches:
       self._queue.put(e)
 
   def _state(self, number):
-    return _pack(self._iterator, {"number": number, "made_from": self._made_from})
+    return _pack(self._iterator, {"number": number, "made_from": self.made_from})
 
 
 class ValidationBatches:
