@@ -94,6 +94,7 @@ def train(
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = distributed.first_before_others(  # What is made of the data files is made once.
       lambda: train_data(seed=random_seed, wants_state=periods.may_save, **shard))
+  batches.check_first_batch()
   distributed.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)

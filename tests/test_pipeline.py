@@ -216,6 +216,21 @@ def test_errors_of_the_thread_reach_the_consumer_as_one_line(data_dir, vocabular
     assert list(batches) == []
 
 
+def test_what_the_first_batch_shows(task):
+  name = task(16)
+  TrainingBatches(name, None, LENGTHS, 8).check_first_batch()
+  with pytest.raises(InputError, match=f"{name}: hard negatives are asked for .* or ask for 0"):
+    TrainingBatches(name, None, LENGTHS, 8, negatives_per_example=1).check_first_batch()
+  with pytest.raises(InputError, match="this process's part of the data is empty; use fewer processes"):
+    TrainingBatches(task(1), None, LENGTHS, 8, groups=2, process_index=1, process_count=2).check_first_batch()
+  checked = TrainingBatches(task(40, negatives=True), None, LENGTHS, 8, negatives_per_example=1)
+  plain = TrainingBatches(checked._name, None, LENGTHS, 8, negatives_per_example=1)
+  checked.check_first_batch()
+  assert_same(take(checked, 3), take(plain, 3))
+  checked.close()
+  plain.close()
+
+
 def test_wrong_names_and_sizes(task):
   name = task(16)
   with pytest.raises(InputError, match="batch of 10 pairs cannot be divided over 4 data shards"):

@@ -104,13 +104,19 @@ class TrainingBatches:
     self._make_batch = _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
+
+    def batched():
+      with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+        dataset = provider.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
+                                       shard_info=shard, num_epochs=None, try_in_mem_cache=False)
+        dataset = converter(dataset, lengths.of_converter)
+        return dataset.batch(batch_size // process_count, drop_remainder=True).with_options(_options())
+
+    # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
+    self._batched = batched
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       self.vocabulary_file = _vocabulary_file(provider)
-      dataset = provider.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
-                                     shard_info=shard, num_epochs=None, try_in_mem_cache=False)
-      dataset = converter(dataset, lengths.of_converter)
-      dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-      self._iterator = iter(dataset.with_options(_options()))
+      self._iterator = iter(batched())
       files = [list(map(os.fspath, task.source.list_shards(split))) for task in _tasks(provider, split)]
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
@@ -127,6 +133,23 @@ class TrainingBatches:
     self._stop = threading.Event()
     self._queue = queue.Queue(maxsize=read_ahead)
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
+
+  def check_first_batch(self) -> None:
+    """Reads a batch and throws it away, so that what is wrong with the data shows before anything is written.
+
+    Raises:
+      InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
+    """
+    with _input_errors(self._name):
+      features = next(iter(self._batched()), None)
+    if features is None:
+      raise self._no_data()
+    if not features.get("right_negative_encoder_input_tokens", tf.ones(1)).numpy().any():
+      raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
+                       "first batch has one; declare the task's `negatives` field, or ask for 0")
+
+  def _no_data(self):
+    return InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
 
   def restore(self, input_state: bytes) -> None:
     """Goes on after the batch that carried this state. Before the first batch is read only.
@@ -184,13 +207,10 @@ class TrainingBatches:
         while not self._stop.is_set():
           features = next(self._iterator, None)
           if features is None:
-            raise InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
+            raise self._no_data()
           number += 1
           features = {k: v.numpy() for k, v in features.items()}
           ids = [i.decode() for i in features.pop("example_id")]
-          if number == 1 and not features.get("right_negative_encoder_input_tokens", np.ones(1)).any():
-            raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of "
-                             "the first batch has one; declare the task's `negatives` field, or ask for 0")
           state = self._state(number) if self.wants_state(number) else None
           self._queue.put(BatchWithInfo(self._make_batch(features), ids, state, number))
       self._final_state = self._state(number)

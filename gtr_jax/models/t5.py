@@ -214,7 +214,7 @@ def _look_up(dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
 
 def _look_up_gradient(dtype, looked_up, gradient_GxRxLxE):
   table, tokens_GxRxL = looked_up
-  gradient_GxRxLxE = constrain(gradient_GxRxLxE, "data_group", "row", "length", "embed")
+  gradient_GxRxLxE = constrain(_constrain_hidden(gradient_GxRxLxE), "data_group", "row", "length", "embed")
   total = jnp.zeros_like(table).at[tokens_GxRxL].add(gradient_GxRxLxE.astype(table.dtype))
   return constrain(total, "vocab", "embed"), None
 

@@ -21,9 +21,11 @@ from gtr_jax.text.batch import Batch
 
 def encode(model, params: Any, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """Embeddings of both sides, `[groups, texts, dim]`, of a batch without microbatches."""
-  return tuple(model.encode(params, texts, hashes.shape[1], tower=tower, dropout_key=dropout_key)
-               for texts, hashes, tower in ((batch.queries, batch.query_hash, "query"),
-                                            (batch.passages, batch.passage_hash, "passage")))
+  queries = model.encode(params, batch.queries, batch.query_hash.shape[1], tower="query", dropout_key=dropout_key)
+  # Else, under fsdp, the parameters that are gathered for the queries may be kept for the passages, all layers of them.
+  params, queries = jax.lax.optimization_barrier((params, queries))
+  passages = model.encode(params, batch.passages, batch.passage_hash.shape[1], tower="passage", dropout_key=dropout_key)
+  return queries, passages
 
 
 def encode_microbatches(model, params: Any, batch: Batch,
