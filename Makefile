@@ -24,8 +24,8 @@ test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, senten
 lint: $(VENV)/installed  ## style
 	$(BIN)/ruff check .
 
-bench: $(VENV)/installed  ## quick benchmarks of the training step, the loss, encoding, the input pipeline and search
-	for name in training_step loss encoding input_pipeline search; do \
+bench: $(VENV)/installed  ## quick benchmarks of the training step, encoding, the input pipeline and search
+	for name in training_step encoding input_pipeline search; do \
 	  echo "== $$name"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 wheel-check: $(VENV)/installed  ## build the wheel, install it elsewhere, use it away from the source tree

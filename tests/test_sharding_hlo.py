@@ -1,6 +1,6 @@
-"""What the compiler makes of the training step on a mesh: nothing whole where it should be divided, sums where they belong.
+"""What the compiler makes of the training step on a mesh: nothing whole that should be divided, no sum made too often.
 
-Equality of values over meshes is tested elsewhere; here, what they cost. HLO is that of the divided program.
+HLO is that of the divided program, before the CPU's compiler fits it to the CPU.
 """
 
 import functools
@@ -93,7 +93,7 @@ def test_under_fsdp_parameters_are_gathered_and_gradients_scattered(mesh, microb
   compiled = step(mesh, microbatch_size=microbatch_size)
   gathered = compiled.shapes("all-gather")
   assert gathered & KERNELS == KERNELS
-  # Besides, scales of norms, and embeddings and facts of pairs for the dense loss.
+  # Besides, scales of norms, and the embeddings for the dense loss.
   assert all(len(dims) <= 3 and 40 not in dims for dims in gathered - KERNELS), gathered
   shards = compiled.bytes("reduce-scatter", microbatch_size is not None)
   whole = compiled.bytes("all-reduce", True) + compiled.bytes("all-reduce", False)
@@ -111,8 +111,8 @@ def test_one_layer_is_gathered_at_a_time():
 
 def test_gradient_cache_keeps_the_gradient_divided():
   compiled = step(FSDP, microbatch_size=64)
-  carried = {shape.dims for i in compiled.instructions if i.opcode == "while" for shape in i.shapes}
-  assert carried >= {(40, 64), (8, 96), (8, 384), (48, 64), (96, 8)} - {(48, 64)} - {(40, 64)} | {(320, 8)}
+  carried = compiled.shapes("while")
+  assert carried >= {(320, 8), (8, 96), (96, 8), (8, 384), (384, 8), (8, 48)}
   assert not carried & KERNELS
 
 
@@ -149,16 +149,16 @@ def test_the_ring_has_no_global_logits(mesh, microbatch_size):
   assert [c.devices for c in ring.collectives if c.kind == "collective-permute"] == [8]
 
 
-def gradient(mesh_shape, scan_layers):
+def gradient(mesh_shape):
   """Of a batch in two microbatches, with dropout, in float64."""
-  config = T5Config(VOCAB, 16, 2, 8, 32, 2, dropout_rate=0.2, remat="layer", scan_layers=scan_layers)
+  config = T5Config(VOCAB, 16, 2, 8, 32, 2, dropout_rate=0.2, remat="layer", scan_layers=True)
   model = DualEncoder(config, 8)
   mesh = partitioning.make_mesh(*mesh_shape)
   rng = np.random.default_rng(0)
   features = {name: rng.integers(1, 1 << 60, 32) for name in ("query_hash", "passage_hash", "text_hash")}
   features |= {f"{side}_encoder_input_tokens": rng.integers(1, VOCAB, (32, length)).astype(np.int32)
                for side, length in (("left", 6), ("right", 9))}
-  boxed = model.init(jax.random.key(0))
+  boxed = jax.jit(model.init)(jax.random.key(0))
   shardings = partitioning.state_shardings(mesh, boxed)
   params = jax.device_put(jax.tree.map(lambda x: x.astype("float64"), nn.meta.unbox(boxed)), shardings)
   batch = partitioning.global_batch(mesh, make_batch(features, partitioning.num_groups(mesh), microbatches=2))
@@ -167,13 +167,12 @@ def gradient(mesh_shape, scan_layers):
     return jax.device_get(f(params, batch))
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_summing_once_changes_nothing(scan_layers):
+def test_summing_once_changes_nothing():
   """The masks of dropout too are those of a mesh that the compiler alone divides."""
   with jax.enable_x64(True):
-    expected = gradient(FSDP, scan_layers)
+    expected = gradient(FSDP)
     for mesh in (DATA, BOTH):
-      got = gradient(mesh, scan_layers)
+      got = gradient(mesh)
       for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(a - b) <= 1e-12 * np.linalg.norm(b)
 
@@ -187,18 +186,19 @@ from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.training import optimizers
-config = T5Config(32128, 1024, 128, 128, 65536, 2, dtype="bfloat16", remat="layer")
+config = T5Config(32128, 1024, 128, 128, 65536, 24, dtype="bfloat16", remat="layer", scan_layers=True)
 sizes = dry_run.BatchSizes(2048, {"inputs": 64, "targets": 256})
-plan = dry_run.plan(DualEncoder(config), InBatchLoss(), optimizers.adafactor(1e-3), partitioning.make_mesh(1, 64, 1), sizes)
+mesh = partitioning.make_mesh(1, 64, 1)
+plan = dry_run.plan(DualEncoder(config), InBatchLoss(), optimizers.adafactor(1e-3), mesh, sizes)
 print(json.dumps([plan.params_bytes, plan.optimizer_bytes, plan.temporary_bytes, plan.parameters]))
 """
 
 
 def test_xxl_on_64_described_devices():
-  """Two layers of real width. One MLP activation of all devices is 69 GB, one of 64 devices 1.1 GB."""
+  """Its largest activation, in one layer, is 69 GB for the whole batch and 1.1 GB for a device's part."""
   run = subprocess.run([sys.executable, "-c", XXL], capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   params, optimizer, temporaries, parameters = json.loads(run.stdout)
   assert params < 1.01 * 4 * parameters / 64
   assert optimizer < 0.1 * params
-  assert temporaries < 16e9
+  assert temporaries < 18e9

@@ -1,6 +1,7 @@
 """`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
 
 import argparse
+from typing import Any
 
 from gtr_jax.errors import InputError
 
@@ -39,6 +40,12 @@ def asked(args: argparse.Namespace) -> bool:
 def run(args: argparse.Namespace) -> None:
   """Prints the plan. `args` are those of `gtr-jax train`."""
   from gtr_jax.plan import chips, dry_run
+  print(dry_run.report(make_plan(args), [args.chip] if args.chip else list(chips.CHIPS)))
+
+
+def make_plan(args: argparse.Namespace) -> Any:
+  """The `dry_run.Plan` of a configuration; what a dry run does not need may be missing in it."""
+  from gtr_jax.plan import chips, dry_run
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
     dry_run.describe_devices(args.described_devices)
@@ -50,5 +57,4 @@ def run(args: argparse.Namespace) -> None:
   of_run, of_data = config.bindings(train.train), config.bindings(pipeline.TrainingBatches)
   fields = dry_run.BatchSizes.__dataclass_fields__.keys()
   sizes = dry_run.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()}, mean_tokens=args.mean_tokens)
-  plan = dry_run.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)
-  print(dry_run.report(plan, [args.chip] if args.chip else list(chips.CHIPS)))
+  return dry_run.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)

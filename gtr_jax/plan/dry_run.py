@@ -1,7 +1,7 @@
 """A training step compiled for devices that need not be here, from shapes alone: what it needs, and what that takes.
 
 Nothing is allocated and no data is read. Memory is what the compiler says. FLOPs and collectives are read from the
-program as it was divided over the devices, before a compiler fits it to one kind of them.
+program as XLA has divided it over the devices, and before it fits it to one kind of them.
 """
 
 import importlib.util
@@ -111,27 +111,32 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     InputError: model or batch cannot be divided over the mesh.
   """
   start = time.monotonic()
-  compiled, work, arguments = _compiled(model, loss, optimizer, mesh, sizes)
-  state, batch = arguments
-  compiler, out_of_memory = f"{mesh.devices.flat[0].platform} compiler", ""
+  compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
   if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and importlib.util.find_spec("libtpu"):
-    described = _tpu_mesh(mesh, chip)
-    compiler = f"TPU compiler, {chips.torus(chip, mesh.size)}"
+    mesh = _tpu_mesh(mesh, chip)
+    compiler = f"the compiler for {chips.torus(chip, mesh.size)}"
+  init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    state = abstract_state(jax.eval_shape(init), shardings)
+    batch = abstract_batch(mesh, sizes)
+    lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
+    params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
     try:
-      compiled, _, _ = _compiled(model, loss, optimizer, described, sizes)
+      compiled = lowered.compile(
+          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
+      memory = compiled.memory_analysis()
+      temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     except jax.errors.JaxRuntimeError as e:
-      if "RESOURCE_EXHAUSTED" not in str(e):
-        raise
       out_of_memory = str(e)
-  memory = compiled.memory_analysis()
-  temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  if out_of_memory:
-    temporaries = _used_bytes(out_of_memory) - memory.argument_size_in_bytes
-  params, everything = _bytes(state.params), _bytes(state)
-  slots = sum(x.size for x in (batch.queries.tokens, batch.passages.tokens))
+      temporary_bytes = _used_bytes(out_of_memory) - state_bytes - batch_bytes
+      if temporary_bytes < 0:  # It was something else.
+        raise
+    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))  # None for a single device.
+    program = Program(dumped[-1].read_text() if dumped else compiled.as_text(), mesh.size)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-  return Plan(dict(mesh.shape), compiler, parameters, slots, params, everything - params, _bytes(batch), temporaries,
-              work, time.monotonic() - start, out_of_memory)
+  tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
+  return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory)
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
@@ -166,22 +171,6 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
   return Batch(texts("inputs", m, QUERY_SPREAD, 0), texts("targets", k, PASSAGE_SPREAD, 1), array(jnp.bool_, own),
                array(jnp.bool_, own * k), array(jnp.int32, own * k), array(jnp.bool_, own * m),
                array(jnp.uint32, own * (1 + m), 2), *[array(jnp.uint32, own * (1 + k), 2)] * 2)
-
-
-def _compiled(model, loss, optimizer, mesh, sizes):
-  """The compiled step, its work, and the abstract state and batch."""
-  init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-    state = abstract_state(jax.eval_shape(init), shardings)
-    batch = abstract_batch(mesh, sizes)
-    lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # What the CPU's compiler makes of the divided program is not what an accelerator's would.
-    options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"} if on_cpu else {}
-    compiled = lowered.compile(compiler_options=options)
-    dumped = sorted(Path(folder).glob("*after_spmd-partitioning*.txt"))
-    text = dumped[-1].read_text() if dumped else compiled.as_text()
-  return compiled, Program(text, mesh.size).work(), (state, batch)
 
 
 def _tpu_mesh(mesh, chip):
@@ -237,7 +226,7 @@ def report(plan: Plan, names: Sequence[str]) -> str:
     fits = f"{'yes' if share <= 1 and not plan.out_of_memory else 'no'}, {share:.0%}"
     lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(floor.compute):>12}{_time(floor.memory):>12}"
                  f"{_time(floor.interconnect):>14}{_time(floor.seconds):>12}")
-  notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.startswith("cpu") else [])
+  notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
   return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
 
 
