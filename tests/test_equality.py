@@ -1,4 +1,4 @@
-"""Packing, gradient caching, the ring and the mesh change no result: all against one device, padded, one shot, dense."""
+"""Packing, gradient caching, the ring and the mesh change no result: as on one device, padded, in one shot, dense."""
 
 import functools
 import itertools
