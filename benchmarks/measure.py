@@ -5,6 +5,9 @@ import functools
 import gzip
 import json
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,35 +125,37 @@ def matmul_rate(config: T5Config, tokens: int) -> float:
   for wide, out in set(shapes):
     x, w, y = (jnp.ones(shape, config.dtype) for shape in ((tokens, wide), (wide, out), (tokens, out)))
     for equation, operands in (("ti,io->to", (x, w)), ("to,io->ti", (y, w)), ("ti,to->io", (x, y))):
-      product = jax.jit(lambda a, b, equation=equation: jnp.einsum(equation, a, b,
-                                                                   precision=jax.lax.Precision.HIGHEST))
-      seconds[wide, out, equation] = min(_seconds(functools.partial(_run, product, operands)) for _ in range(5))
+      run = functools.partial(_run, _product(equation), operands)
+      seconds[wide, out, equation] = median(_seconds(run) for _ in range(7))
   total = sum(of_shape for shape in shapes for (wide, out, _), of_shape in seconds.items() if (wide, out) == shape)
   return sum(3 * 2 * tokens * wide * out for wide, out in shapes) / total
 
 
+@functools.cache
+def _product(equation):
+  return jax.jit(functools.partial(jnp.einsum, equation, precision=jax.lax.Precision.HIGHEST))
+
+
 def in_turn(variants: Mapping[str, Callable[[int], None]], repeats: int,
-            rate: Callable[[], float] | None = None) -> tuple[dict[str, list[float]], list[float]]:
-  """Seconds of each variant, called with the number of the round; one call before, which compiles, is not timed.
+            rate: Callable[[], float] | None = None) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+  """Seconds of each variant, called with the number of the round; a first call before, which compiles, is not timed.
 
   Args:
     variants: name -> what to time; it must wait for its results.
     repeats: rounds; each round runs all variants one after the other.
-    rate: measured at the beginning of every round.
+    rate: measured before every call, because a shared machine's changes.
 
   Returns:
-    Seconds by variant and round, and the rates.
+    Seconds and rates, by variant and round.
   """
   for name, variant in variants.items():
     start = time.perf_counter()
-    for number in range(repeats):
-      variant(number)
+    variant(0)
     print(f"{name}: warm after {time.perf_counter() - start:.1f} s", flush=True)
-  seconds, rates = {name: [] for name in variants}, []
+  seconds, rates = ({name: [] for name in variants} for _ in range(2))
   for number in range(repeats):
-    if rate is not None:
-      rates.append(rate())
     for name, variant in variants.items():
+      rates[name].append(rate() if rate else 0.0)
       seconds[name].append(_seconds(lambda variant=variant, number=number: variant(number)))
   return seconds, rates
 
@@ -158,6 +163,17 @@ def in_turn(variants: Mapping[str, Callable[[int], None]], repeats: int,
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str, work: Mapping[str, float]) -> float:
   """How many times the work a second of `base` the variant does: the median over the rounds."""
   return median((work[name] / a) / (work[base] / b) for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def print_peak_memory(**more: float) -> None:
+  """Prints the most bytes that this process ever had resident, for `peak_memory`."""
+  print(json.dumps({"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **more}))
+
+
+def peak_memory(script: str, flags: Sequence[object]) -> dict[str, float]:
+  """What `print_peak_memory` prints in a process of its own that runs the script with these flags."""
+  words = [sys.executable, script, *map(str, flags)]
+  return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

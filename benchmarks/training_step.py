@@ -4,9 +4,7 @@ Every variant sees the same pairs, lengths, weights, temperature and batch, and 
 update. sentence-transformers' loss has one direction and one learning rate for all; ours both directions.
 """
 
-import json
-import subprocess
-import sys
+import itertools
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -25,15 +23,19 @@ from gtr_jax.training.step import compile_step, make_train_step
 
 
 class Ours:
-  """A variant of our step; called with a round's number, it takes one step on that round's pairs."""
+  """A variant of our step; called with a round's number, it takes the steps on that round's pairs."""
 
-  def __init__(self, model, pairs, lengths, batch_size, batches, **how):
+  def __init__(self, model, pairs, lengths, batch_size, rounds, steps=1, **how):
     self._mesh = partitioning.make_mesh(devices=jax.devices()[:1])
     loss, optimizer = InBatchLoss(), optimizers.adamw(1e-4)
     self._state, shardings = create_state(model, loss, optimizer, self._mesh, seed=0)
     self._step = compile_step(make_train_step(model, loss, optimizer, seed=0), shardings)
+    self._steps = steps
     self._batches = [make_batch(measure.features(pairs, number * batch_size, batch_size, lengths), 1, **how)
-                     for number in range(batches)]
+                     for number in range(rounds * steps)]
+    of_shapes = {tuple(texts.tokens.shape for texts in batch[:2]): batch for batch in self._batches}
+    for batch in of_shapes.values():  # Each is compiled.
+      self._take_step(batch)
 
   @property
   def shapes(self):
@@ -47,8 +49,12 @@ class Ours:
     return sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides)
 
   def __call__(self, number):
+    for batch in self._batches[number * self._steps:(number + 1) * self._steps]:
+      self._take_step(batch)
+
+  def _take_step(self, batch):
     with jax.set_mesh(self._mesh):
-      self._state, metrics = self._step(self._state, partitioning.global_batch(self._mesh, self._batches[number]))
+      self._state, metrics = self._step(self._state, partitioning.global_batch(self._mesh, batch))
       assert np.isfinite(metrics["loss"])
 
   @property
@@ -67,6 +73,8 @@ def peers(model, pairs, args, folder):
   params = jax.device_get(create_state(model, InBatchLoss(), optimizers.adamw(0.0),
                                        partitioning.make_mesh(devices=jax.devices()[:1]), seed=0)[0].params)
 
+  steps = max(1, args.round // args.batch)
+
   def variant(make_loss, name):
     theirs = sentence_transformers_peer.build(model, params, args.vocabulary, Path(folder, name), args.lengths[1], 100)
     loss = make_loss(theirs)
@@ -82,7 +90,7 @@ def peers(model, pairs, args, folder):
       loss(columns, None).backward()
       optimizer.step()
 
-    return step
+    return lambda number: [step(number * steps + i) for i in range(steps)]
 
   return {
       "sentence-transformers": variant(partial(losses.MultipleNegativesRankingLoss, scale=100.0), "plain"),
@@ -94,10 +102,8 @@ def memory_of(args, batch_size):
   """Peak resident bytes of a process of its own that takes one step, and XLA's temporaries."""
   flags = [flag for name in ("pairs", "vocabulary", "query_field", "passage_field")
            if (value := getattr(args, name)) for flag in (f"--{name}", value)]
-  words = [sys.executable, __file__, *flags, "--lengths", *map(str, args.lengths), "--row_lengths",
-           *map(str, args.row_lengths), "--batch", str(args.batch), "--memory_of", str(batch_size)]
-  out = subprocess.run(words + ["--quick"] * args.quick, check=True, capture_output=True, text=True).stdout
-  return json.loads(out.splitlines()[-1])
+  flags += ["--lengths", *args.lengths, "--row_lengths", *args.row_lengths, "--batch", args.batch]
+  return measure.peak_memory(__file__, [*flags, "--memory_of", batch_size, *["--quick"] * args.quick])
 
 
 def main():
@@ -108,6 +114,8 @@ def main():
                       help="of packed rows")
   parser.add_argument("--grad_cache", type=int, nargs="*", default=[512], metavar="BATCH",
                       help="batches with gradient caching, packed, in microbatches of --batch")
+  parser.add_argument("--round", type=int, default=512, metavar="PAIRS",
+                      help="that each variant trains on between two times of the others, if its batch is not larger")
   parser.add_argument("--peer", action="store_true", help="sentence-transformers too (needs --pairs)")
   parser.add_argument("--peer_microbatch", type=int, default=32, help="of its cached loss (its default)")
   parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="BATCH", help="peak memory of gradient "
@@ -116,32 +124,30 @@ def main():
   args = parser.parse_args()
   if args.quick:
     args.batch, args.grad_cache = min(args.batch, 64), [2 * min(args.batch, 64)] if args.grad_cache else []
+    args.round = args.batch
   model, rows = measure.small_encoder(args.quick), RowLengths(*args.row_lengths)
   if args.memory_of:
-    import resource
     pairs = measure.read_pairs(args, args.memory_of)
     step = Ours(model, pairs, args.lengths, args.memory_of, 1, row_lengths=rows,
                 microbatches=args.memory_of // args.batch)
     temporaries = step.temporaries
-    step(0)
-    print(json.dumps({"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                      "temporaries": temporaries}))
+    measure.print_peak_memory(temporaries=temporaries)
     return
   if args.peer and args.pairs is None:
     raise SystemExit("--peer needs texts: give --pairs and --vocabulary")
 
-  pairs = measure.read_pairs(args, args.repeats * max([args.batch, *args.grad_cache]))
-  sizes = {"padded": args.batch, "packed": args.batch}
-  ours = {"padded": Ours(model, pairs, args.lengths, args.batch, args.repeats),
-          "packed": Ours(model, pairs, args.lengths, args.batch, args.repeats, row_lengths=rows)}
-  for size in args.grad_cache:
-    name = f"packed, cached, {size}"
-    sizes[name] = size
-    ours[name] = Ours(model, pairs, args.lengths, size, args.repeats, row_lengths=rows,
-                      microbatches=size // args.batch)
+  pairs = measure.read_pairs(args, args.repeats * max([args.batch, args.round, *args.grad_cache]))
+  variants = {"padded": (args.batch, {}), "packed": (args.batch, {"row_lengths": rows})} | {
+      f"packed, cached, {size}": (size, {"row_lengths": rows, "microbatches": size // args.batch})
+      for size in args.grad_cache}
+  sizes, ours = {}, {}
+  for name, (size, how) in variants.items():
+    steps = max(1, args.round // size)
+    sizes[name] = size * steps
+    ours[name] = Ours(model, pairs, args.lengths, size, args.repeats, steps, **how)
   with tempfile.TemporaryDirectory() as folder:
     others = peers(model, pairs, args, folder) if args.peer else {}
-    sizes |= dict.fromkeys(others, args.batch)
+    sizes |= dict.fromkeys(others, sizes["packed"])
     slots = int(np.mean([sum(texts.tokens.size for texts in batch[:2]) for batch in ours["packed"]._batches]))
     seconds, rates = measure.in_turn({**ours, **others}, args.repeats, lambda: measure.matmul_rate(model.config, slots))
 
@@ -152,21 +158,24 @@ def main():
 
   results, lines = {}, []
   for name, of_variant in seconds.items():
-    share = median(flops(sizes[name], number) / second / rates[number] for number, second in enumerate(of_variant))
+    share = median(flops(sizes[name], number) / second / rate
+                   for number, (second, rate) in enumerate(zip(of_variant, rates[name], strict=True)))
     results[name] = {"pairs_per_second": [sizes[name] / second for second in of_variant], "share_of_matmul_rate": share,
                      "times_padded": measure.ratio(seconds, name, "padded", sizes),
                      "packed_is_times_this": measure.ratio(seconds, "packed", name, sizes)}
     if name in ours:
       results[name] |= {"fill": ours[name].fill, "temporaries": ours[name].temporaries,
                         "programs": len(ours[name].shapes)}
-    lines.append([name, sizes[name], f"{median(results[name]['pairs_per_second']):.1f}",
-                  f"{results[name]['times_padded']:.2f}", f"{results[name]['packed_is_times_this']:.2f}",
-                  f"{100 * share:.0f} %", f"{results[name].get('fill', float('nan')):.3f}",
+    lines.append([name, variants[name][0] if name in ours else args.batch,
+                  f"{median(results[name]['pairs_per_second']):.1f}", f"{results[name]['times_padded']:.2f}",
+                  f"{results[name]['packed_is_times_this']:.2f}", f"{100 * share:.0f} %",
+                  f"{results[name].get('fill', float('nan')):.3f}",
                   f"{results[name].get('temporaries', float('nan')) / 2**20:,.0f}"])
   print(measure.table(["variant", "batch", "pairs/s", "times padded", "packed is times this", "FLOP/s of matmul rate",
                        "fill", "XLA temporaries, MiB"], lines))
-  print(f"matmul rate of the model's shapes, forward and backward: {median(rates) / 1e9:.0f} GFLOP/s; FLOPs are those "
-        "of real tokens, 3 x forward (see measure.encoder_flops)")
+  rate = median(itertools.chain(*rates.values()))
+  print(f"matmul rate of the model's shapes, forward and backward: {rate / 1e9:.0f} GFLOP/s; FLOPs are those of real "
+        "tokens, 3 x forward (see measure.encoder_flops)")
   memory = {size: memory_of(args, size) for size in args.memory}
   for size, found in memory.items():
     print(f"gradient caching, batch {size}: {found['resident'] / 2**20:,.0f} MiB resident at most, XLA temporaries "

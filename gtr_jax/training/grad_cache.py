@@ -68,7 +68,7 @@ def gradient(model, loss, params: Any, batch: Batch,
           lambda params: encode(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
       return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
 
-    return jax.lax.scan(step, jax.tree.map(lambda x: x * 0, params), (_numbered(batch), to_embeddings))[0]
+    return jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), (_numbered(batch), to_embeddings))[0]
 
   total = partitioning.each_data_shard(pulled_back, PartitionSpec("data"), PartitionSpec(None, "data"))(
       params, batch, to_embeddings)
