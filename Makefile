@@ -12,6 +12,9 @@ WORKERS ?= 2
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Memory in pages of 2 MB: see docs/performance.md.
+demo bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+
 demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a small GTR on this machine (about 6 minutes)
 	$(BIN)/gtr-jax demo --output demo
 
@@ -24,8 +27,8 @@ test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, senten
 lint: $(VENV)/installed  ## style
 	$(BIN)/ruff check .
 
-bench: $(VENV)/installed  ## quick benchmarks of the training step, encoding, the input pipeline and search
-	for name in training_step encoding input_pipeline search; do \
+bench: $(VENV)/installed  ## quick benchmarks of the training step, the loss, encoding, the input pipeline and search
+	for name in training_step loss encoding input_pipeline search; do \
 	  echo "== $$name"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 wheel-check: $(VENV)/installed  ## build the wheel, install it elsewhere, use it away from the source tree

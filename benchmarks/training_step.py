@@ -16,6 +16,7 @@ import numpy as np
 
 from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.ring import RingLoss
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import create_state
@@ -25,9 +26,9 @@ from gtr_jax.training.step import compile_step, make_train_step
 class Ours:
   """A variant of our step; called with a round's number, it takes the steps on that round's pairs."""
 
-  def __init__(self, model, pairs, lengths, batch_size, rounds, steps=1, **how):
+  def __init__(self, model, pairs, lengths, batch_size, rounds, steps=1, loss=None, **how):
     self._mesh = partitioning.make_mesh(devices=jax.devices()[:1])
-    loss, optimizer = InBatchLoss(), optimizers.adamw(1e-4)
+    loss, optimizer = loss or InBatchLoss(), optimizers.adamw(1e-4)
     self._state, shardings = create_state(model, loss, optimizer, self._mesh, seed=0)
     self._step = compile_step(make_train_step(model, loss, optimizer, seed=0), shardings)
     self._steps = steps
@@ -119,7 +120,7 @@ def main():
   parser.add_argument("--peer", action="store_true", help="sentence-transformers too (needs --pairs)")
   parser.add_argument("--peer_microbatch", type=int, default=32, help="of its cached loss (its default)")
   parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="BATCH", help="peak memory of gradient "
-                      "caching at these batches, each in a process of its own, which takes one step")
+                      "caching with the ring loss at these batches, each in a process of its own, which takes one step")
   parser.add_argument("--memory_of", type=int, help="that process")
   args = parser.parse_args()
   if args.quick:
@@ -128,7 +129,7 @@ def main():
   model, rows = measure.small_encoder(args.quick), RowLengths(*args.row_lengths)
   if args.memory_of:
     pairs = measure.read_pairs(args, args.memory_of)
-    step = Ours(model, pairs, args.lengths, args.memory_of, 1, row_lengths=rows,
+    step = Ours(model, pairs, args.lengths, args.memory_of, 1, loss=RingLoss(), row_lengths=rows,
                 microbatches=args.memory_of // args.batch)
     temporaries = step.temporaries
     measure.print_peak_memory(temporaries=temporaries)
@@ -178,8 +179,8 @@ def main():
         "tokens, 3 x forward (see measure.encoder_flops)")
   memory = {size: memory_of(args, size) for size in args.memory}
   for size, found in memory.items():
-    print(f"gradient caching, batch {size}: {found['resident'] / 2**20:,.0f} MiB resident at most, XLA temporaries "
-          f"{found['temporaries'] / 2**20:,.0f} MiB")
+    print(f"gradient caching and ring, batch {size}: {found['resident'] / 2**20:,.0f} MiB resident at most, XLA "
+          f"temporaries {found['temporaries'] / 2**20:,.0f} MiB")
   measure.write_json(args.json, {"batch": args.batch, "lengths": args.lengths, "row_lengths": args.row_lengths,
                                  "matmul_rate": rates, "variants": results, "memory": memory})
 
