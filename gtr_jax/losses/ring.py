@@ -62,8 +62,8 @@ class RingLoss(InBatchLoss):
         number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
         batch.text_hash)))
     block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
-    number_valid = jnp.maximum(jnp.sum(facts.valid), 1).astype(dtype)
-    return tuple(x / number_valid for x in _sums((self, margin, block), queries, passages, facts, scale))
+    *sums, number_valid = _sums((self, margin, block), queries, passages, facts, scale)
+    return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
 
 
 class _Seen(NamedTuple):
@@ -92,7 +92,7 @@ class _Weights(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(static, queries, passages, facts, scale):
-  """Cross entropy, whether the own positive is first, and its reciprocal rank, each summed over all valid pairs."""
+  """Cross entropy, whether the own positive is first, its reciprocal rank, and 1, each summed over all valid pairs."""
   return _forward(static, queries, passages, facts, scale)[0]
 
 
@@ -115,7 +115,7 @@ _sums.defvjp(_forward, _backward)
 
 
 def _local_forward(static, queries, passages, facts, scale):
-  """One device's part of `_forward`: the three sums over all devices, and what the gradient needs of the part."""
+  """One device's part of `_forward`: the sums over all devices, and what the gradient needs of the part."""
   loss, margin, block = static
   parts = cut(loss, block, queries, passages, facts)
   dtype = scale.dtype
@@ -144,8 +144,9 @@ def _local_forward(static, queries, passages, facts, scale):
     return jnp.log(sums.exp_sum) + (sums.top - target)
 
   directions = [with_own(sums) for sums in (rows, columns) if sums is not None]
-  results = sum(map(cross_entropy, directions)), (rows.ahead == 0).astype(dtype), 1 / (1 + rows.ahead)
-  return tuple(_total(jnp.where(valid, x, 0)) for x in results), (own, directions)
+  first = (rows.ahead == 0).astype(dtype)
+  results = jnp.stack([sum(map(cross_entropy, directions)), first, 1 / (1 + rows.ahead), jnp.ones_like(first)])
+  return tuple(_total(jnp.where(valid, results, 0))), (own, directions)
 
 
 def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
@@ -229,14 +230,13 @@ def _local_backward(static, queries, passages, facts, scale, saved, cotangent):
   d_rows, d_columns = _gradient_sweep(*parts.pairs, scale, zeros(parts.pairs[0]), zeros(parts.pairs[1]), rows, *columns)
   if parts.passages:
     d_rows, d_negatives = _gradient_sweep(*parts.passages, scale, d_rows, zeros(parts.passages[1]), rows)
-  # Each logit is scale times a dot product, so the gradient of the scale is that of the rows times the rows.
-  d_scale = _total(d_rows * parts.pairs[0].x.astype(dtype))
+  # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
+  d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    d_more, d_negative_queries = _gradient_sweep(*parts.queries, scale, zeros(parts.pairs[1]),
-                                                 zeros(parts.queries[1]), *columns)
-    d_scale += _total(d_more * parts.pairs[1].x.astype(dtype))
-    d_columns += d_more
-  d_scale += _total(d_own * own / scale)
+    d_columns, d_negative_queries = _gradient_sweep(*parts.queries, scale, d_columns, zeros(parts.queries[1]), *columns)
+    d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
+  # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
+  d_scale = _total(d_scale[None])
 
   pairs = facts.valid.shape[1]
 
@@ -328,5 +328,6 @@ def _pass_on(tree):
 
 
 def _total(x):
-  """Sum over all devices of the ring."""
-  return jnp.sum(x) if jax.sharding.get_abstract_mesh().empty else lax.psum(jnp.sum(x), BATCH_AXES)
+  """Sum over the last axis and all devices of the ring."""
+  total = jnp.sum(x, -1)
+  return total if jax.sharding.get_abstract_mesh().empty else lax.psum(total, BATCH_AXES)
