@@ -3,6 +3,7 @@
 Both get the same texts, weights and maximum length; embeddings are compared where the token ids agree.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -62,14 +63,14 @@ def main():
   slots = sum(batch.texts.tokens.size for batch in encode._batches(pairs.passage_ids, max_length, mesh.size, True))
   results, lines = {}, []
   for name, of_variant in seconds.items():
-    share = median(flops / second / rate for second, rate in zip(of_variant, rates, strict=True))
+    share = median(flops / second / rate for second, rate in zip(of_variant, rates[name], strict=True))
     results[name] = {"texts_per_second": [args.texts / second for second in of_variant], "share_of_matmul_rate": share,
                      "gtr_jax_is_times_this": measure.ratio(seconds, "gtr_jax", name, dict.fromkeys(seconds, 1.0))}
     lines.append([name, f"{median(results[name]['texts_per_second']):.0f}", f"{tokens / median(of_variant):,.0f}",
                   f"{results[name]['gtr_jax_is_times_this']:.2f}", f"{100 * share:.0f} %"])
   print(measure.table(["encoder", "texts/s", "tokens/s", "gtr_jax is times this", "FLOP/s of matmul rate"], lines))
   print(f"{args.texts} passages, {tokens / args.texts:.0f} tokens on average; fill of the packed rows "
-        f"{tokens / slots:.3f}; matmul rate {median(rates) / 1e9:.0f} GFLOP/s")
+        f"{tokens / slots:.3f}; matmul rate {median(itertools.chain(*rates.values())) / 1e9:.0f} GFLOP/s")
   if same is not None:
     worst = max(np.abs(found["gtr_jax"][i] - found["sentence-transformers"][i]).max() for i in same)
     results["largest_difference"] = float(worst)

@@ -11,14 +11,11 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.text.batch import Batch, split_hash
-
-SHARDED = PartitionSpec(("data", "fsdp"))
 
 
 def inputs(batch_size, dim, mesh):
@@ -37,7 +34,7 @@ def inputs(batch_size, dim, mesh):
   hashes = [split_hash(rng.integers(2**62, size=(groups, each))) for _ in range(3)]
   none = np.ones((groups, 0), bool)
   batch = Batch(None, None, np.ones((groups, each), bool), none, none.astype(np.int32), none, *hashes)
-  return jax.device_put((queries, passages, batch), NamedSharding(mesh, SHARDED))
+  return jax.device_put((queries, passages, batch), partitioning.batch_sharding(mesh))
 
 
 def with_gradient(loss):
@@ -48,7 +45,8 @@ def with_gradient(loss):
 def bare_products(queries, passages):
   """Runs the four products as often as there are hops in the ring."""
   hops = len(queries)
-  on_mesh = functools.partial(jax.shard_map, in_specs=SHARDED, out_specs=SHARDED)
+  sharded = queries.sharding.spec
+  on_mesh = functools.partial(jax.shard_map, in_specs=sharded, out_specs=sharded)
 
   def product(equation):
     return jax.jit(on_mesh(lambda a, b: jnp.einsum(equation, a[0], b[0], precision=jax.lax.Precision.HIGHEST)[None]))

@@ -43,7 +43,8 @@ def row(size: str, batch: int, devices: int, plan: dry_run.Plan) -> str:
   at_once = min(batch, AT_ONCE * devices)
   sent = sum(collective.bytes for collective in plan.work.collectives)
   cells = [size, f"{batch:,}", f"{at_once:,}", mesh, f"{state / 1e9:.2f}", f"{plan.temporary_bytes / 1e9:.1f}",
-           f"{plan.work.flops / 1e12:,.0f}", f"{sent / 1e9:.1f}", *[f"{floors[name]:.2g}" for name in SHOWN],
+           f"{plan.work.flops / 1e12:,.0f}", f"{sent / 1e9:.1f}",
+           *[f"{float(f'{floors[name]:.2g}'):g}" for name in SHOWN],
            "all" if len(fits) == len(chips.CHIPS) else ", ".join(fits) or "none"]
   return f"| {' | '.join(cells)} |"
 

@@ -119,7 +119,7 @@ def _local_forward(static, queries, passages, facts, scale):
   loss, margin, block = static
   parts = cut(loss, block, queries, passages, facts)
   dtype = scale.dtype
-  zeros = _varying(jnp.zeros(parts.pairs[0].valid.shape, dtype))
+  zeros = jnp.zeros_like(parts.pairs[0].valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
   rows, columns = _sweep(*parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
@@ -313,10 +313,6 @@ def _shards():
 
 def _on_mesh(f, in_specs, out_specs):
   return f if jax.sharding.get_abstract_mesh().empty else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
-
-
-def _varying(x):
-  return x if jax.sharding.get_abstract_mesh().empty else lax.pcast(x, BATCH_AXES, to="varying")
 
 
 def _pass_on(tree):
