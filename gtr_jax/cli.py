@@ -1,6 +1,5 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
 
-import argparse
 import hashlib
 import os
 import re
@@ -9,33 +8,18 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from gtr_jax import __version__, distributed
+from gtr_jax import arguments, distributed
 from gtr_jax.errors import InputError
 from gtr_jax.plan import command as dry_run
 
-_EPILOG = """\
-A first run (no data needed):
-  gtr-jax demo --output demo
-
-With your own data and configuration:
-  gtr-jax train --gin_file=my_run.gin --gin.MODEL_DIR="'runs/mine'"
-  gtr-jax encode --model runs/mine --collection my_collection --output embeddings
-  gtr-jax search --model runs/mine --embeddings embeddings
-  gtr-jax evaluate --model runs/mine --collection my_collection --bm25 --output results
-
-`gtr-jax COMMAND --help` explains each. Every wrong input ends in one line and exit code 2.
-"""
-
 _ADVICE = {"train": "; training goes on from its last whole checkpoint",
            "encode": "; encoding goes on at the first chunk that is missing"}
-_MODEL_HELP = "a training run's MODEL_DIR (its best checkpoint, else its last), or MODEL_DIR/checkpoints/STEP"
-_COLLECTION_HELP = "a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code: 0 done, 2 wrong input, 130 interrupted."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  args = _parser().parse_args(_join_gin_flags(argv))
+  args = arguments.parser().parse_args(_join_gin_flags(argv))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:
     return _run(args)
@@ -47,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args) -> int:
   try:
     _join(args)
-    code = args.run(args) or 0
+    code = _COMMANDS[args.command](args) or 0
     distributed.leave()
     return code
   except InputError as e:
@@ -80,139 +64,6 @@ def _join_gin_flags(argv: list[str]) -> list[str]:
   return out
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser("gtr-jax", description="T5 dual encoders for dense retrieval in JAX.",
-                                   epilog=_EPILOG,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  parser.add_argument("--version", action="version", version=f"gtr_jax {__version__}")
-  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-  def command(name, run, help, description=""):
-    p = commands.add_parser(name, help=help, description=description or help, allow_abbrev=False,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.set_defaults(run=run)
-    return p
-
-  p = command("prepare", _prepare, "make training data and collections from a source",
-              "Writes a source's training pairs, vocabulary and collections below the data folder.")
-  p.add_argument("source", choices=["pydoc"], help="pydoc: the documentation of the installed Python packages")
-  _data_dir(p)
-  p.add_argument("--vocabulary", help="a SentencePiece model to use instead of training one of 8,000 pieces")
-
-  p = command("train", _train, "train a dual encoder as gin files say", _TRAIN_DESCRIPTION)
-  p.add_argument("--gin_file", action="append", default=[], metavar="FILE",
-                 help="a gin file, your own or one that comes with gtr_jax (runs/pretrain.gin); repeatable, later wins")
-  p.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", dest="gin_bindings",
-                 help="one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"")
-  p.add_argument("--gin_search_paths", default="", metavar="DIR,DIR", help="more folders to look for gin files in")
-  p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
-  dry_run.add_arguments(p)
-  _data_dir(p)
-  _processes(p)
-
-  p = command("encode", _encode, "embed a collection's documents into an embedding store",
-              "Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing.")
-  _model(p)
-  p.add_argument("--collection", required=True, help=_COLLECTION_HELP)
-  p.add_argument("--output", required=True, help="the embedding store's folder")
-  _empty_documents(p)
-  _mesh(p)
-  _processes(p)
-
-  p = command("search", _search, "exact search in an embedding store",
-              "With --queries and --output writes a TREC run; with --query answers that; else answers what you type.")
-  _model(p)
-  p.add_argument("--embeddings", required=True, help="an embedding store that `gtr-jax encode` wrote")
-  p.add_argument("--query", action="append", metavar="TEXT", help="answer this query and stop; repeatable")
-  p.add_argument("--queries", help="queries.jsonl: {\"_id\", \"text\"} a line")
-  p.add_argument("--output", help="the TREC run to write")
-  p.add_argument("--top_k", type=_positive, help="documents per query (default: 100 in a run, 5 when you type)")
-  _mesh(p)
-  _processes(p)
-
-  p = command("evaluate", _evaluate, "nDCG@10, MRR@10, Recall@100 and MAP on collections",
-              "Prints a table, and writes results.json and TREC runs below --output.")
-  p.add_argument("--model", action="append", default=[], metavar="[NAME=]MODEL", help=_MODEL_HELP + "; repeatable")
-  p.add_argument("--collection", action="append", required=True, help=_COLLECTION_HELP + "; repeatable")
-  p.add_argument("--bm25", action="store_true", help="also BM25, in the same table (needs no model)")
-  p.add_argument("--split", default="test", help="which qrels/SPLIT.tsv (default: test)")
-  p.add_argument("--exclude_own_id", action="store_true",
-                 help="never rank the document whose id is the query's own (ArguAna, Quora)")
-  _empty_documents(p)
-  p.add_argument("--output", required=True, help="folder for results.json, runs/ and embeddings/")
-  _mesh(p)
-  _processes(p)
-
-  p = command("mine", _mine, "find hard negatives for training pairs with BM25",
-              "Writes the pairs again, each with `negatives`: passages that BM25 ranks high and that do not answer it.")
-  p.add_argument("--pairs", required=True, help="JSONL(.gz) of training pairs; their passages are what is searched")
-  p.add_argument("--output", required=True, help="the JSONL to write")
-  p.add_argument("--query_field", default="query", help="(default: query)")
-  p.add_argument("--passage_field", default="positive", help="(default: positive)")
-  p.add_argument("--query_id_field", help="pairs with the same query id share their passages")
-  p.add_argument("--passage_id_field", help="passages with the same id are one; also writes `negative_ids`")
-  p.add_argument("--num_negatives", type=_positive, default=1, help="per query (default: 1)")
-  p.add_argument("--first_rank", type=_positive, default=1, help="the best rank a negative may have (default: 1)")
-  p.add_argument("--last_rank", type=_positive, default=100, help="the worst rank a negative may have (default: 100)")
-  p.add_argument("--seed", type=int, default=0, help="of the draw among those ranks (default: 0)")
-
-  p = command("report", _report, "a markdown report with tables and plots",
-              "Loss curves, nDCG per collection and stage, and the lengths of what is retrieved.")
-  p.add_argument("--results", action="append", default=[], metavar="DIR", help="an evaluation's --output; repeatable")
-  p.add_argument("--model_dir", action="append", default=[], metavar="DIR", help="a training run; repeatable")
-  p.add_argument("--output", required=True, help="folder for report.md and its plots")
-
-  p = command("demo", _demo, "the whole path on this machine in a few minutes",
-              "Pretrains, mines negatives, fine-tunes, evaluates and searches, on the documentation of the installed\n"
-              "Python packages. Prints every command that it runs, so that each can be run by hand.")
-  p.add_argument("--output", default="demo", help="folder for everything that it writes; emptied first (default: demo)")
-  return parser
-
-
-_TRAIN_DESCRIPTION = """\
-Trains as the gin files say, and goes on where a run of the same MODEL_DIR stopped.
-
-  gtr-jax train --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin \\
-      --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" \\
-      --gin.MODEL_DIR="'runs/a'" --gin.BATCH_SIZE=512
-
-ctrl-C or SIGTERM saves a checkpoint and stops; the same command continues from it."""
-
-
-def _data_dir(p):
-  p.add_argument("--data_dir", help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
-
-
-def _model(p):
-  p.add_argument("--model", required=True, help=_MODEL_HELP)
-
-
-def _empty_documents(p):
-  p.add_argument("--allow_empty_documents", action="store_true",
-                 help="keep documents with neither title nor text instead of refusing the collection")
-
-
-def _mesh(p):
-  p.add_argument("--model_parallel", type=_positive, default=1, metavar="N",
-                 help="split the weights over N devices; the rest are data parallel (default: 1)")
-
-
-def _processes(p):
-  group = p.add_argument_group("several processes", "Start the same command in each: with --distributed where Slurm, "
-                               "Open MPI, Cloud TPU or GKE says who is who, else with the other three.")
-  group.add_argument("--distributed", action="store_true", help="one of several processes of a cluster")
-  group.add_argument("--coordinator_address", metavar="HOST:PORT", help="process 0's host, and a free port there")
-  group.add_argument("--num_processes", type=_positive, metavar="N", help="how many there are")
-  group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-  return value
-
-
 def _set_data_dir(args):
   if args.data_dir:
     from gtr_jax.data import root
@@ -242,7 +93,7 @@ def _join(args):
   advice = "start all processes again" + _ADVICE.get(args.command, "")
   distributed.join(f"gtr-jax {args.command}", cluster, advice)
   if args.command != "train":  # It compares what its flags and gin files come to.
-    own = ("run", "process_id", "coordinator_address")
+    own = ("process_id", "coordinator_address")
     distributed.check_same({f"--{name}": value for name, value in vars(args).items() if name not in own})
 
 
@@ -289,17 +140,28 @@ def _train_interruptible(args):
   return 128 + stopped_by if stopped_by else 0
 
 
+def _missing_of(args):
+  from gtr_jax.model import Missing
+  return Missing(args.vocabulary, args.extra_ids, args.query_length, args.document_length)
+
+
 def _loaded(args, path):
-  from gtr_jax.load import load_model
+  from gtr_jax.model import load_model
   from gtr_jax.partitioning import make_mesh
-  return load_model(path, make_mesh(model=args.model_parallel))
+  return load_model(path, make_mesh(model=args.model_parallel), _missing_of(args))
+
+
+def _convert(args):
+  from gtr_jax.conversion import convert
+  convert(args.source, args.output, args.to, missing=_missing_of(args), dtype=args.dtype, results=args.results)
+  print(args.output)
 
 
 def _encode(args):
   from gtr_jax.evaluation.collections import read_corpus
-  from gtr_jax.load import check_model
+  from gtr_jax.model import check_model
   from gtr_jax.retrieval.encode import encode_corpus
-  check_model(args.model)
+  check_model(args.model, _missing_of(args))
   documents = read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents)
   store = encode_corpus(_loaded(args, args.model), documents, args.output)
   _print(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
@@ -372,7 +234,7 @@ def _evaluate(args):
       raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")
     models[name] = path
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, split=args.split,
-                     mesh=make_mesh(model=args.model_parallel) if models else None,
+                     mesh=make_mesh(model=args.model_parallel) if models else None, missing=_missing_of(args),
                      exclude_own_id=args.exclude_own_id, allow_empty_documents=args.allow_empty_documents)
   _print(tables(results))
 
@@ -398,3 +260,7 @@ def _report(args):
 def _demo(args):
   from gtr_jax import demo
   demo.run(args.output)
+
+
+_COMMANDS = {"prepare": _prepare, "train": _train, "encode": _encode, "search": _search, "evaluate": _evaluate,
+             "convert": _convert, "mine": _mine, "report": _report, "demo": _demo}

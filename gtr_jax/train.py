@@ -15,7 +15,7 @@ from gtr_jax import distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
-from gtr_jax.load import write_model_json
+from gtr_jax.model import with_initial_params, write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
-from gtr_jax.training.state import create_state, with_initial_params
+from gtr_jax.training.state import create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
 
 
@@ -70,7 +70,8 @@ def train(
     checkpoint_period: steps between checkpoints.
     log_period: steps between lines of metrics, each the mean over them.
     keep_checkpoints: how many of the last ones; the best is kept besides.
-    initial_checkpoint_path: a run (or a step of it) whose parameters to start from; step and optimizer start fresh.
+    initial_checkpoint_path: a model whose parameters to start from, in any form that `load_model` reads; step and
+      optimizer start fresh.
     random_seed: of the initial parameters, the order of the data and dropout.
     query_length: tokens, recorded in model.json for encoding.
     document_length: likewise.
@@ -112,7 +113,8 @@ def train(
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
   if initial_checkpoint_path and not distributed.from_first(lambda: list_steps(directory / "checkpoints")):
-    state = with_initial_params(state, shardings, initial_checkpoint_path)
+    state = state.replace(params=with_initial_params(state.params, shardings.params, initial_checkpoint_path,
+                                                     tokenizer))
 
   # All is checked that can be; only now is anything written.
   if distributed.is_first():

@@ -18,7 +18,7 @@ from gtr_jax import checkpoint, partitioning
 from gtr_jax.checkpoint import Checkpointer, find_checkpoint, list_steps, restore_params
 from gtr_jax.errors import InputError
 from gtr_jax.training import optimizers
-from gtr_jax.training.state import TrainState, create_state, with_initial_params
+from gtr_jax.training.state import TrainState, abstract_state, create_state
 
 
 def make_state(value=0.0, mesh=None, embed=8, extra=None):
@@ -265,15 +265,12 @@ def test_fine_tuning_takes_the_parameters_only(folder):
   checkpointer.close()
   loss, optimizer = tiny_loss(learned_temperature=True), optimizers.adamw(1e-3)
   state, shardings = create_state(tiny_model(), loss, optimizer, mesh, seed=1)
-  tuned = with_initial_params(state, shardings, folder.parent)
-  assert_same({name: tree for name, tree in tuned.params.items() if name != "logit_scale"}, before.params)
-  assert tuned.params["logit_scale"] == state.params["logit_scale"]
-  assert tuned.step == 0
-  assert_same(tuned.opt_state, state.opt_state)
-  assert not np.any(with_initial_params(state, shardings, folder / "80").params["token_embedder"]["embedding"])
-  other = state.replace(params={**state.params, "projection_layer": {"kernel": jnp.zeros((16, 4))}})
+  wanted = abstract_state(state, shardings).params
+  assert_same(restore_params(folder.parent, wanted), before.params)
+  assert not np.any(restore_params(folder / "80", wanted)["token_embedder"]["embedding"])
+  other = {**wanted, "projection_layer": {"kernel": jax.ShapeDtypeStruct((16, 4), jnp.float32)}}
   with pytest.raises(InputError, match=r"projection_layer/kernel is \[16, 8\] in the checkpoint and \[16, 4\]"):
-    with_initial_params(other, shardings, folder.parent)
+    restore_params(folder.parent, other)
 
 
 _KILLED = """

@@ -130,7 +130,7 @@ def test_fine_tuning_starts_from_the_parameters(place, model, capsys):
   assert train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None",
                model_dir="tuned") == 0
   assert train(place, "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None", model_dir="random") == 0
-  from gtr_jax.load import load_model
+  from gtr_jax.model import load_model
   trained, tuned, fresh = (load_model(place / name).params["projection_layer"]["kernel"]
                            for name in ("model", "tuned", "random"))
   assert (trained == tuned).all() and not (trained == fresh).all()

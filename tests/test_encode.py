@@ -9,7 +9,7 @@ import pytest
 from tiny_model_dir import corpus, sentence, write_model_dir
 
 from gtr_jax.errors import InputError
-from gtr_jax.load import load_model
+from gtr_jax.model import load_model
 from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval import encode, store
 from gtr_jax.retrieval.encode import embed, encode_corpus

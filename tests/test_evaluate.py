@@ -10,7 +10,7 @@ from tiny_model_dir import corpus, tiny_params, write_collection, write_model_di
 
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.evaluate import RetrievalEvaluator, evaluate, tables
-from gtr_jax.load import load_model
+from gtr_jax.model import load_model
 from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval import encode, search
 from gtr_jax.retrieval.runs import read_run

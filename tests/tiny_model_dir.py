@@ -10,7 +10,7 @@ import sentencepiece
 from flax import linen as nn
 
 from gtr_jax.checkpoint import Checkpointer
-from gtr_jax.load import write_model_json
+from gtr_jax.model import write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.retrieval.documents import Documents

@@ -15,7 +15,7 @@ from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.collections import Collection, read_collection
 from gtr_jax.evaluation.measures import MEASURES, measure
-from gtr_jax.load import Model, check_model, load_model
+from gtr_jax.model import Missing, Model, check_model, load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.bm25 import bm25_run
 from gtr_jax.retrieval.encode import embed, embed_tokens, encode_corpus
@@ -31,7 +31,8 @@ MEDIAN_WORDS_TOP_10 = "median words of top 10"
 
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, split: str = "test", mesh: Mesh | None = None, exclude_own_id: bool = False,
-             allow_empty_documents: bool = False, progress: bool = True) -> dict[str, Any]:
+             allow_empty_documents: bool = False, missing: Missing | None = None,
+             progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -46,6 +47,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     mesh: devices for the models; default: data parallel over all.
     exclude_own_id: never rank the document whose id is the query's own (ArguAna, Quora).
     allow_empty_documents: keep documents with neither title nor text instead of refusing the collection.
+    missing: what models of other programs do not say.
     progress: show progress bars on stderr.
 
   Returns:
@@ -62,7 +64,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   names = [BM25] * bm25 + list(models)
   _check_names(names, "systems")
   for path in models.values():
-    check_model(path)
+    check_model(path, missing)
   read = [read_collection(path, split, allow_empty_documents=allow_empty_documents) for path in collections]
   _check_names([collection.name for collection in read], "collections")
   distributed.check_same({f"the hash of {collection.name}'s queries": _queries_hash(collection)
@@ -76,7 +78,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
         "documents": len(collection.documents.ids), "queries": len(collection.queries),
         "median words": float(np.median(list(words[collection.name].values())))}
   for name in names:
-    model = None if name == BM25 else load_model(models[name], mesh)
+    model = None if name == BM25 else load_model(models[name], mesh, missing)
     of_system = {"model": model and model.path, "weights_hash": model and model.weights_hash, "results": {}}
     for collection in read:
       if progress and distributed.is_first():

@@ -17,22 +17,24 @@ class Tokenizer:
 
   Attributes:
     path: where the model was read from.
+    model: the SentencePiece model itself.
     sha256: of the model file.
     extra_ids: sentinels beyond the pieces of the file (T5: 100).
     size: pieces + extra_ids, the least number of embedding rows that a model needs.
     eos_id: id appended to every text.
   """
 
-  def __init__(self, path: str, extra_ids: int = 0):
+  def __init__(self, path: epath.PathLike, extra_ids: int = 0, model: bytes | None = None):
+    """Reads the model at `path`; where `model` is given, `path` only names where that came from."""
     self.path = epath.Path(path)
-    if not self.path.exists():
+    if model is None and not self.path.exists():
       raise InputError(f"{path}: no such vocabulary; give the path of a SentencePiece model (spiece.model)")
-    model = self.path.read_bytes()
-    self.sha256 = hashlib.sha256(model).hexdigest()
+    self.model = self.path.read_bytes() if model is None else model
+    self.sha256 = hashlib.sha256(self.model).hexdigest()
     self.extra_ids = extra_ids
     self._pieces = sentencepiece.SentencePieceProcessor()
     try:
-      self._pieces.LoadFromSerializedProto(model)
+      self._pieces.LoadFromSerializedProto(self.model)
     except RuntimeError as e:
       raise InputError(f"{path}: not a SentencePiece model") from e
     self.size = self._pieces.GetPieceSize() + extra_ids
@@ -40,6 +42,10 @@ class Tokenizer:
     if self.eos_id < 0 or self._pieces.pad_id() != PAD_ID:
       raise InputError(f"{path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have; "
                        "train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1")
+
+  def pieces(self) -> list[str]:
+    """All pieces in the order of their ids, without the sentinels."""
+    return [self._pieces.IdToPiece(i) for i in range(self._pieces.GetPieceSize())]
 
   def check_fits(self, vocab_size: int) -> None:
     """Raises InputError if the model's embedding has fewer rows than there are ids."""

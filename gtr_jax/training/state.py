@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
 from gtr_jax import partitioning
-from gtr_jax.checkpoint import restore_params
 
 
 @flax.struct.dataclass
@@ -64,21 +62,6 @@ def state_initializer(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int
 def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:
   """Shapes, dtypes and shardings of a state, for restoring a checkpoint."""
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-
-
-def with_initial_params(state: TrainState, shardings: TrainState, path: epath.PathLike) -> TrainState:
-  """`state` with the parameters of another run's checkpoint: step 0 and the fresh optimizer stay.
-
-  Args:
-    state: as `create_state` made it.
-    shardings: likewise.
-    path: MODEL_DIR or MODEL_DIR/checkpoints/STEP of the other run.
-
-  Raises:
-    InputError: no whole checkpoint there, or of another model.
-  """
-  restored = restore_params(path, abstract_state(state, shardings).params)
-  return state.replace(params={**state.params, **restored})
 
 
 def free(tree: Any) -> None:

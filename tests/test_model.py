@@ -8,7 +8,7 @@ import pytest
 from tiny_model_dir import tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
 from gtr_jax.errors import InputError
-from gtr_jax.load import load_model, weights_hash, write_model_json
+from gtr_jax.model import load_model, weights_hash, write_model_json
 from gtr_jax.partitioning import make_mesh
 
 
@@ -71,12 +71,7 @@ def test_separate_towers(tmp_path):
 
 def test_what_is_not_a_model_dir(run, tmp_path):
   assert "no such model" in message(load_model, tmp_path / "nothing")
-  assert "not a training run's MODEL_DIR (it has no model.json); give" in message(load_model, tmp_path)
-  (tmp_path / "modules.json").write_text("[]")
-  assert "a sentence-transformers folder" in message(load_model, tmp_path)
-  (tmp_path / "modules.json").unlink()
-  (tmp_path / "checkpoint").write_bytes(b"")
-  assert "a T5X checkpoint" in message(load_model, tmp_path)
+  assert "it has neither model.json (a training run), modules.json or" in message(load_model, tmp_path)
   assert "holds no whole checkpoint" in message(load_model, run / "checkpoints" / "7")
 
 

@@ -1,0 +1,64 @@
+"""`gtr-jax convert`: a model from any of its forms on disk into one that another program reads."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+
+from etils import epath
+
+from gtr_jax.convert import export, t5x
+from gtr_jax.convert.card import model_card
+from gtr_jax.errors import InputError
+from gtr_jax.model import Missing, open_source
+
+FORMATS = ("sentence-transformers", "t5x", "stablehlo")
+
+
+def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing: Missing | None = None,
+            dtype: str = "float32", results: epath.PathLike | None = None) -> None:
+  """Writes the model of `source` as the folder `output`, all of it or nothing.
+
+  Args:
+    source: anything that `load_model` loads.
+    output: a folder that is not there yet; for T5X it ends in `checkpoint_<step>`.
+    to: one of `FORMATS`.
+    missing: what the source does not say.
+    dtype: "float32" or "bfloat16", of the weights that are written.
+    results: an evaluation's folder, whose table goes into the model card.
+
+  Raises:
+    InputError: the source cannot be read, or has no such form; the output is there.
+  """
+  output = epath.Path(output)
+  if output.exists():
+    raise InputError(f"{output}: exists; give a new folder, or remove this one")
+  step = re.fullmatch(r"checkpoint_(\d+)", output.name)
+  if to == "t5x" and not step:
+    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only; give {output}/checkpoint_0")
+  model, tokenizer = open_source(source, missing)
+
+  def write(folder):
+    if to == "t5x":
+      t5x.write(folder, {name: array.astype(dtype) for name, array in model.arrays.items()}, int(step[1]))
+    elif to == "sentence-transformers":
+      export.write(folder, model.encoder, model.arrays, tokenizer, model.lengths, model.prompts,
+                   model_card(model, output.name, results), dtype)
+    else:
+      from gtr_jax.convert import stablehlo
+      stablehlo.write(folder, model, tokenizer, dtype)
+
+  _whole_or_nothing(output, write)
+
+
+def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  """Lets `write` fill a folder of another name beside `output`, and renames it when all is there."""
+  output.parent.mkdir(parents=True, exist_ok=True)
+  folder = epath.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=os.fspath(output.parent)))
+  try:
+    write(folder)
+    os.chmod(folder, 0o755)  # mkdtemp's are its owner's alone
+    folder.rename(output)
+  except BaseException:
+    folder.rmtree()
+    raise

@@ -1,0 +1,54 @@
+"""What every importer makes of a model on disk: all but the arrays themselves, which are read when asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import ml_dtypes  # noqa: F401  numpy learns the name bfloat16 from it
+import numpy as np
+import numpy.typing
+from etils import epath
+
+from gtr_jax.models.dual_encoder import DualEncoder
+
+
+class Array(NamedTuple):
+  """An array on disk, or one still to be made: its shape and dtype, and what reads the whole of it."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+  def astype(self, dtype: np.typing.DTypeLike) -> "Array":
+    """The same in another dtype."""
+    dtype = np.dtype(dtype)
+    return Array(self.shape, dtype, lambda: self.read().astype(dtype, copy=False))
+
+  def transposed(self) -> "Array":
+    """The same, transposed."""
+    return Array(self.shape[::-1], self.dtype, lambda: self.read().T)
+
+
+@dataclass(frozen=True)
+class Source:
+  """A model in another program's format.
+
+  Attributes:
+    path: the folder.
+    encoder: the computation.
+    arrays: by native name, "encoder/layers_0/attention/query/kernel", with native shapes.
+    vocabulary: the file of the SentencePiece model, or None where the format carries none.
+    vocabulary_model: the SentencePiece model, where the file holds it in another form.
+    extra_ids: sentinels after its pieces.
+    lengths: most tokens of a "query" and of a "document"; empty where the format does not say.
+    prompts: text put before every "query" and every "document".
+  """
+
+  path: epath.Path
+  encoder: DualEncoder
+  arrays: Mapping[str, Array]
+  vocabulary: epath.Path | None
+  extra_ids: int
+  lengths: Mapping[str, int]
+  prompts: Mapping[str, str]
+  vocabulary_model: bytes | None = None

@@ -1,0 +1,95 @@
+"""Exported folders in sentence-transformers, and folders that transformers and sentence-transformers wrote, here."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from etils import epath
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
+from test_convert import GATED, written
+from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
+
+from gtr_jax.convert import formats
+from gtr_jax.model import load_model
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.retrieval.encode import embed
+
+pytestmark = pytest.mark.peers
+
+# 200 texts: empty, short, longer than the model reads, and with characters that are normalised or unknown.
+TEXTS = [sentence(i, i * 7 % 90) for i in range(194)] + [
+    "", "   ", "  two  spaces ", "Größe ﬁ ①", "☃ 雪", "tabs\tand\nlines"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return write_vocabulary(epath.Path(tmp_path_factory.mktemp("vocabulary")) / "spiece.model")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"config": GATED}, {"projection_dim": None, "pooling": "first"}, {"normalize": False}])
+def test_an_exported_folder_embeds_the_same(tmp_path, vocabulary, options):
+  encoder = DualEncoder(**{"config": tiny_encoder(vocabulary).config, "projection_dim": 8, **options})
+  folder = written(tmp_path / "model", encoder, vocabulary, shard_bytes=9000)
+  theirs, ours = SentenceTransformer(str(folder), device="cpu", local_files_only=True), load_model(folder)
+  assert theirs.max_seq_length == 40
+  ids = theirs.tokenizer(TEXTS, truncation=True, max_length=40)["input_ids"]
+  assert [list(x) for x in vocabulary.encode(TEXTS, 40)] == [list(x) for x in ids]
+  np.testing.assert_allclose(embed(ours, TEXTS, "passage", progress=False), theirs.encode_document(TEXTS), atol=1e-5,
+                             rtol=0)
+  np.testing.assert_allclose(embed(ours, TEXTS, "query", progress=False), theirs.encode_query(TEXTS), atol=1e-5, rtol=0)
+
+
+def test_the_slow_tokenizer_agrees(tmp_path, vocabulary):
+  folder = written(tmp_path / "model", DualEncoder(GATED, projection_dim=10), vocabulary)
+  (folder / "tokenizer.json").unlink()
+  slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  assert [list(x) for x in vocabulary.encode(TEXTS, 40)] == slow(TEXTS, truncation=True, max_length=40)["input_ids"]
+
+
+def their_model(kind="T5EncoderModel", **fields):
+  torch.manual_seed(0)
+  config = transformers.T5Config(vocab_size=152, d_model=16, d_kv=6, d_ff=20, num_layers=2, num_heads=4,
+                                 dropout_rate=0.0, **fields)
+  return getattr(transformers, kind)(config).eval()
+
+
+@pytest.mark.parametrize("kind, fields", [
+    ("T5EncoderModel", {}), ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu"})])
+@pytest.mark.parametrize("form", ["safetensors", "shards", "torch"])
+def test_what_transformers_saves(tmp_path, vocabulary, kind, fields, form):
+  theirs, folder = their_model(kind, **fields), epath.Path(tmp_path / "t5")
+  theirs.save_pretrained(folder, max_shard_size="4KB" if form == "shards" else "1GB")
+  if form == "torch":
+    for file in folder.glob("model*.safetensors"):
+      file.unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+  (folder / "spiece.model").write_bytes(vocabulary.path.read_bytes())
+  (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 0, "model_max_length": 40}))
+  ids = [torch.tensor(np.asarray(x))[None].long() for x in vocabulary.encode(TEXTS[:40], 40)]
+  encoder = theirs if kind == "T5EncoderModel" else theirs.get_encoder()
+  with torch.no_grad():
+    hidden = [encoder(input_ids=x).last_hidden_state.mean(1)[0] for x in ids]
+  expected = torch.nn.functional.normalize(torch.stack(hidden), dim=-1).numpy()
+  np.testing.assert_allclose(embed(load_model(folder), TEXTS[:40], "passage", progress=False), expected, atol=1e-5,
+                             rtol=0)
+
+
+def test_what_sentence_transformers_saves(tmp_path, vocabulary):
+  """Its own files, as version 6 writes them, of a model with a projection and prompts."""
+  first = written(tmp_path / "model", DualEncoder(GATED, projection_dim=10), vocabulary)
+  transformer = modules.Transformer(str(first), max_seq_length=40)
+  dense = modules.Dense(16, 10, bias=False, activation_function=torch.nn.Identity())
+  theirs = SentenceTransformer(modules=[transformer, modules.Pooling(16, "mean"), dense, modules.Normalize()],
+                               device="cpu", prompts={"query": "ask: ", "document": ""})
+  theirs.save(str(tmp_path / "saved"))
+  folder = epath.Path(tmp_path / "saved")
+  assert not (folder / "spiece.model").exists()  # transformers 5 leaves it out where there is a fast tokenizer.
+  found = formats.open_model(folder)
+  assert found.prompts == {"query": "ask: ", "document": ""}
+  assert found.lengths == {"query": 40, "document": 40}
+  np.testing.assert_allclose(embed(load_model(folder), TEXTS, "query", progress=False), theirs.encode_query(TEXTS),
+                             atol=1e-5, rtol=0)

@@ -1,0 +1,240 @@
+"""Hugging Face and sentence-transformers folders: written, read again, and what is wrong with them."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+from tiny_model_dir import sentence, tiny_encoder, tiny_params, write_model_dir, write_vocabulary
+
+from gtr_jax import cli, partitioning
+from gtr_jax.convert import export, formats
+from gtr_jax.convert.names import names
+from gtr_jax.convert.source import Array
+from gtr_jax.errors import InputError
+from gtr_jax.model import load_model, with_initial_params
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
+from gtr_jax.retrieval.encode import embed
+
+GATED = T5Config(vocab_size=152, emb_dim=16, num_heads=4, head_dim=6, mlp_dim=20, num_layers=2,
+                 mlp_activations=("gelu", "linear"), relpos_buckets=8, relpos_max_distance=20)
+TEXTS = [sentence(i, 1 + i * 7 % 60) for i in range(20)] + ["", "  two  spaces ", "Größe ﬁ ①", "</s> unknown ☃"]
+
+
+def arrays_of(encoder, seed=0):
+  flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, tiny_params(encoder, seed)), sep="/")
+  return {name: Array(x.shape, x.dtype, lambda x=x: x) for name, x in flat.items()}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  return write_vocabulary(epath.Path(tmp_path_factory.mktemp("vocabulary")) / "spiece.model")
+
+
+@pytest.fixture
+def folder(tmp_path, vocabulary):
+  return written(tmp_path / "model", DualEncoder(GATED, projection_dim=10), vocabulary)
+
+
+def written(path, encoder, vocabulary, seed=0, **options):
+  path = epath.Path(path)
+  export.write(path, encoder, arrays_of(encoder, seed), vocabulary,
+               {"query": 24, "document": 40}, {"query": "q: ", "document": ""}, "card\n", **options)
+  return path
+
+
+def change(place, **fields):
+  place.write_text(json.dumps({**json.loads(place.read_text()), **fields}))
+
+
+def message(path):
+  with pytest.raises(InputError) as e:
+    formats.open_model(path)
+  assert "\n" not in str(e.value)
+  return str(e.value)
+
+
+def reweigh(place, spoil):
+  found = safetensors.numpy.load_file(place)
+  safetensors.numpy.save_file(spoil(dict(found)), place)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"projection_dim": None}, {"pooling": "first", "normalize": False}, {"config": GATED}])
+def test_import_of_an_export_is_the_same(tmp_path, vocabulary, options):
+  encoder = DualEncoder(**{"config": tiny_encoder(vocabulary).config, "projection_dim": 8, **options})
+  found = formats.open_model(written(tmp_path / "model", encoder, vocabulary))
+  assert found.encoder == encoder
+  assert found.prompts == {"query": "q: ", "document": ""}
+  assert found.lengths == {"query": 40, "document": 40}
+  assert found.arrays.keys() == {name.native for name in names(encoder)}
+  for name, array in arrays_of(encoder).items():
+    assert found.arrays[name].shape == array.shape
+    np.testing.assert_array_equal(found.arrays[name].read(), array.read())
+
+
+def test_shards_and_bfloat16(tmp_path, vocabulary):
+  encoder = DualEncoder(GATED, projection_dim=10)
+  path = written(tmp_path / "model", encoder, vocabulary, dtype="bfloat16", shard_bytes=3000)
+  assert len(list(path.glob("model-*-of-*.safetensors"))) > 2
+  model = load_model(path, partitioning.make_mesh())
+  for name, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+    value = arrays_of(encoder)[name].read()
+    assert leaf.dtype == (np.float32 if name.startswith("projection") else ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(leaf, value.astype(leaf.dtype))
+  # bfloat16 weights compute as the same numbers in float32 do.
+  upcast = {name: x.astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in (
+      (name, array.read()) for name, array in arrays_of(encoder).items()) if not name.startswith("projection")}
+  upcast["projection_layer/kernel"] = arrays_of(encoder)["projection_layer/kernel"].read()
+  export.write(path.parent / "float32", encoder, {name: Array(x.shape, x.dtype, lambda x=x: x)
+                                                  for name, x in upcast.items()},
+               vocabulary, {"query": 24, "document": 40}, {"query": "q: ", "document": ""}, "")
+  same = load_model(path.parent / "float32", partitioning.make_mesh())
+  np.testing.assert_allclose(embed(model, TEXTS, "query", progress=False), embed(same, TEXTS, "query", progress=False),
+                             atol=1e-6, rtol=0)
+
+
+def test_float16_is_read_as_float32(folder):
+  reweigh(folder / "model.safetensors", lambda found: {name: x.astype(np.float16) for name, x in found.items()})
+  assert {leaf.dtype for leaf in jax.tree.leaves(load_model(folder).params)} == {np.dtype(np.float32)}
+
+
+def test_bare_t5_with_a_decoder(folder):
+  for name in ("modules.json", "1_Pooling/config.json"):
+    (folder / name).unlink()
+
+  def with_decoder(found):
+    found["encoder.embed_tokens.weight"] = found.pop("shared.weight")
+    return {**found, "decoder.block.0.layer.0.SelfAttention.q.weight": np.ones((2, 2), np.float32),
+            "lm_head.weight": np.ones((2, 2), np.float32)}
+
+  reweigh(folder / "model.safetensors", with_decoder)
+  found = formats.open_model(folder)
+  assert found.encoder == DualEncoder(GATED, projection_dim=None)
+  mesh = partitioning.make_mesh()
+  encoder = DualEncoder(GATED, projection_dim=10)
+  params = tiny_params(encoder, 5)
+  shardings = jax.tree.map(lambda _: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), params)
+  tokenizer = load_model(folder).tokenizer
+  started = with_initial_params(params, shardings, folder, tokenizer)
+  np.testing.assert_array_equal(started["projection_layer"]["kernel"], params["projection_layer"]["kernel"])
+  np.testing.assert_array_equal(started["token_embedder"]["embedding"], found.arrays["token_embedder/embedding"].read())
+  both = {"query": params, "passage": params}
+  started = with_initial_params(both, {"query": shardings, "passage": shardings}, folder, tokenizer)
+  for tower in ("query", "passage"):
+    np.testing.assert_array_equal(started[tower]["encoder"]["layers_1"]["mlp"]["wo"]["kernel"],
+                                  found.arrays["encoder/layers_1/mlp/wo/kernel"].read())
+  smaller = tiny_params(DualEncoder(GATED, projection_dim=None), 0)
+  del smaller["encoder"]["layers_1"]
+  with pytest.raises(InputError, match="has encoder/layers_1/.*, and this run's model has not; set MODEL"):
+    with_initial_params(smaller, jax.tree.map(lambda _: jax.tree.leaves(shardings)[0], smaller), folder, tokenizer)
+
+
+@pytest.mark.parametrize("spoil, text", [
+    (lambda found: found | {"encoder.block.7.x": found["shared.weight"]}, "encoder.block.7.x belongs to no part of a"),
+    (lambda found: {k: x for k, x in found.items() if "final" not in k}, "has no encoder.final_layer_norm.weight, wh"),
+    (lambda found: found | {"shared.weight": found["shared.weight"][1:].copy()},
+     "shared.weight is [151, 16], and {folder}/config.json says [152, 16]"),
+    (lambda found: {k.replace("wi_0", "wi"): x for k, x in found.items() if "wi_1" not in k},
+     "so the weights are of T5 1.0, and {folder}/config.json says feed_forward_proj 'gated-gelu'"),
+])
+def test_wrong_weights(folder, spoil, text):
+  place = folder / "model.safetensors"
+  reweigh(place, spoil)
+  assert message(folder).startswith(str(place))
+  assert text.format(folder=folder) in message(folder)
+
+
+@pytest.mark.parametrize("file, fields, text", [
+    ("config.json", {"model_type": "bert"}, "model_type is 'bert'; gtr_jax reads 't5' and 'mt5'"),
+    ("config.json", {"model_type": "umt5"}, "each layer of umT5 has its own position bias"),
+    ("config.json", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+    ("config.json", {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
+    ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by ['mean', 'max']"),
+    ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pools by lasttoken"),
+    ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt is false"),
+    ("2_Dense/config.json", {"bias": True}, "bias is True"),
+    ("2_Dense/config.json", {"activation_function": "torch.nn.modules.activation.Tanh"}, "computes Identity only"),
+    ("2_Dense/config.json", {"in_features": 7}, "goes from 7 to 10"),
+    ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is true"),
+    ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "ranks by dot product"),
+    ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name is 'x'"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"9": {"content": "<mask>"}}}, "adds the token '<mask>'"),
+])
+def test_what_gtr_jax_does_not_compute(folder, file, fields, text):
+  change(folder / file, **fields)
+  assert message(folder).startswith(str(folder / file))
+  assert text in message(folder)
+
+
+def test_modules(folder):
+  place = folder / "modules.json"
+  modules = json.loads(place.read_text())
+  place.write_text(json.dumps(modules + [{"path": "4", "type": "sentence_transformers.models.LayerNorm"}]))
+  assert "is a chain of Transformer, Pooling, Dense, Normalize, LayerNorm; gtr_jax computes" in message(folder)
+  place.write_text(json.dumps([module for module in modules if module["type"].endswith(("Transformer", "Pooling"))]))
+  assert formats.open_model(folder).encoder == DualEncoder(GATED, projection_dim=None, normalize=False)
+  place.write_text("[{}]")
+  assert "not a list of modules" in message(folder)
+
+
+def test_missing_files(folder):
+  shards = {"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+  (folder / "model.safetensors").rename(folder / "elsewhere")
+  assert "model-00001-of-00002.safetensors: no such file, and" in message(folder)
+  (folder / "elsewhere").rename(folder / "model-00001-of-00002.safetensors")
+  assert "layer_norm" not in formats.open_model(folder).arrays
+  shards["weight_map"]["other"] = "model-00001-of-00002.safetensors"
+  (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+  assert "has no other, and" in message(folder)
+  (folder / "model.safetensors.index.json").unlink()
+  assert "has neither model.safetensors nor pytorch_model.bin" in message(folder)
+  (folder / "tf_model.h5").write_bytes(b"")
+  assert "for TensorFlow or Flax only" in message(folder)
+
+
+def test_vocabulary_of_the_folder(folder, vocabulary):
+  change(folder / "tokenizer_config.json", extra_ids=100)
+  with pytest.raises(InputError, match="ids do not fit the model's embedding of 152 rows"):
+    load_model(folder)
+  for name in ("spiece.model", "tokenizer.json"):
+    (folder / name).unlink()
+  with pytest.raises(InputError, match="comes without a vocabulary; give --vocabulary"):
+    load_model(folder)
+
+
+def test_vocabulary_from_the_fast_tokenizer(folder, vocabulary):
+  (folder / "spiece.model").unlink()
+  assert load_model(folder).tokenizer.encode(TEXTS, 40)[-1].tolist() == vocabulary.encode(TEXTS, 40)[-1].tolist()
+  fields = json.loads((folder / "tokenizer.json").read_text())
+  change(folder / "tokenizer.json", model={**fields["model"], "type": "BPE"})
+  assert "a BPE tokenizer" in message(folder)
+  change(folder / "tokenizer.json", model={**fields["model"]}, added_tokens=[])
+  assert "not T5's tokenizer (KeyError: '<pad>'); give --vocabulary" in message(folder)
+
+
+def test_convert_on_the_command_line(tmp_path, capsys):
+  run = write_model_dir(tmp_path / "run")
+  assert cli.main(["convert", str(run), str(tmp_path / "model")]) == 0
+  ours, theirs = load_model(run), load_model(tmp_path / "model")
+  np.testing.assert_array_equal(embed(ours, TEXTS, "passage", progress=False),
+                                embed(theirs, TEXTS, "passage", max_length=ours.lengths["document"], progress=False))
+  assert "gtr_jax.load(\"model\")" in (tmp_path / "model" / "README.md").read_text()
+  assert cli.main(["convert", str(run), str(tmp_path / "model")]) == 2
+  assert "model: exists; give a new folder" in capsys.readouterr().err
+  assert cli.main(["convert", str(run), str(tmp_path / "t5x"), "--to", "t5x"]) == 2
+  assert "give " + str(tmp_path / "t5x/checkpoint_0") in capsys.readouterr().err
+  towers = write_model_dir(tmp_path / "towers", shared=False)
+  assert cli.main(["convert", str(towers), str(tmp_path / "b")]) == 2
+  assert "holds one tower" in capsys.readouterr().err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run", "towers", "vocabulary.model"]
+  assert cli.main(["convert", str(run), str(tmp_path / "c"), "--vocabulary", "x"]) == 2
+  assert "a training run says its vocabulary" in capsys.readouterr().err
+  assert cli.main(["convert", "no/such", str(tmp_path / "d")]) == 2
+  assert "no/such: no such folder here" in capsys.readouterr().err
