@@ -15,7 +15,7 @@ help:  ## this list
 # Memory in pages of 2 MB: see docs/performance.md.
 demo bench: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
-demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a small GTR on this machine (about 6 minutes)
+demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a small GTR on this machine (about 5 minutes)
 	$(BIN)/gtr-jax demo --output demo
 
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models

@@ -61,8 +61,10 @@ def main():
     lengths = dict(zip(("inputs", "targets"), args.lengths, strict=True))
     for packed in (False, True):
       row_lengths = dict(zip(("inputs", "targets"), args.row_lengths, strict=True)) if packed else None
+      start = time.perf_counter()
       batches = TrainingBatches("pairs", None, lengths, args.batch[-1], row_lengths=row_lengths)
       next(batches)
+      first = time.perf_counter() - start
       count = max(6, 20_000 // args.batch[-1])
       start, cpu = time.perf_counter(), cpu_seconds()
       for _ in range(count):
@@ -70,11 +72,12 @@ def main():
       wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
       batches.close()
       of_cpu = count * args.batch[-1] / cpu
-      results["packed" if packed else "padded"] = {"pairs_per_cpu_second": of_cpu,
+      results["packed" if packed else "padded"] = {"pairs_per_cpu_second": of_cpu, "first_batch": first,
                                                    "pairs_per_second": count * args.batch[-1] / wall}
       print(f"whole pipeline, {'packed' if packed else 'padded'}, batch {args.batch[-1]}: {of_cpu:,.0f} pairs for each "
             f"CPU second ({16 * of_cpu:,.0f} pairs/s on 16 such cores), {count * args.batch[-1] / wall:,.0f} pairs/s "
-            f"here on {os.cpu_count()}", flush=True)
+            f"here on {os.cpu_count()}; the first batch after {first:.1f} s, "
+            f"{'from the shard cache' if packed else 'with nothing in the shard cache'}", flush=True)
 
     drawn = measure.read_pairs(args, max(args.batch) + 20_000)
     rng = np.random.default_rng(0)

@@ -76,6 +76,9 @@ def _join(args):
   given = [value is not None for value in by_hand]
   if not any(given) and not getattr(args, "distributed", False):
     return
+  if getattr(args, "dry_run", False):
+    raise InputError("--dry_run runs in one process, whatever the run: leave --distributed, --coordinator_address, "
+                     "--num_processes and --process_id out, and describe all devices with --described_devices")
   if args.distributed and any(given):
     raise InputError("give --distributed, or --coordinator_address, --num_processes and --process_id, not both")
   if args.distributed:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,12 @@ def data_part(mesh: Any) -> tuple[int, int]:
     fed[device.process_index].add(index[0].start or 0)
   parts = sorted({tuple(sorted(of_process)) for of_process in fed.values()})
   if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != groups:
-    raise InputError(f"mesh {dict(mesh.shape)}: its {groups} data shards are not the same number in each of "
-                     f"{jax.process_count()} processes, or overlap; make the model axis divide the devices of a "
-                     "process, or be a multiple of them")
+    devices = Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(devices.values())) > 1:
+      raise InputError("the processes have different numbers of devices: " + ", ".join(
+          f"process {i} has {count}" for i, count in sorted(devices.items())) + "; give each the same number")
+    raise InputError(f"mesh {dict(mesh.shape)}: its {groups} data shards overlap in some of {jax.process_count()} "
+                     "processes; make the model axis divide the devices of a process, or be a multiple of them")
   return parts.index(tuple(sorted(fed[jax.process_index()]))), len(parts)
 
 

@@ -55,8 +55,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Any = None
   devices = jax.devices() if devices is None else list(devices)
   sizes = [data, fsdp, model]
   asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-    raise InputError(f"mesh {asked}: give each axis a positive size, and at most one of them -1 (the rest)")
+  if any(type(size) is not int or size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise InputError(f"mesh {asked}: give each axis a positive number, and at most one of them -1 (the rest)")
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 in sizes and len(devices) % fixed == 0:
     sizes[sizes.index(-1)] = len(devices) // fixed

@@ -86,8 +86,13 @@ def train(
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, or out of data.
   """
-  if train_steps < 0:
-    raise InputError(f"TRAIN_STEPS is {train_steps}: give 0 (save the initial parameters) or more")
+  if type(train_steps) is not int or train_steps < 0:
+    raise InputError(f"TRAIN_STEPS is {train_steps!r}: give 0 (save the initial parameters) or more")
+  for name, period in (("EVAL_PERIOD", eval_period), ("CHECKPOINT_PERIOD", checkpoint_period),
+                       ("LOG_PERIOD", log_period)):
+    if type(period) is not int or period < 0:
+      raise InputError(f"{name} is {period!r}: give a number of steps, or 0 for never")
+  check_made(MODEL=model, LOSS=loss)
   directory = epath.Path(model_dir)
   periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
   _check_same_run(config_text)
@@ -144,6 +149,13 @@ def train(
       writer.close()
     checkpointer.close()
   return result.stopped_by
+
+
+def check_made(**values: Any) -> None:
+  """Raises InputError where a gin macro names a class and not what it makes."""
+  for name, value in values.items():
+    if isinstance(value, type):
+      raise InputError(f"{name} is the class {value.__name__}: write it with (), as @{value.__name__}()")
 
 
 def _check_same_run(config_text: str) -> None:

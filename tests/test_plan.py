@@ -15,7 +15,7 @@ from gtr_jax import cli, partitioning
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.plan import chips, dry_run
+from gtr_jax.plan import chips, dry_run, hlo
 from gtr_jax.plan.hlo import Collective, Program, Work
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
@@ -58,8 +58,38 @@ def test_reads_what_other_compilers_write():
   assert work.flops == 2 * 12 * 64 * 256 * 64
   assert work.matmul_bytes == 2 * (2 * 12 * 64 * 256 + 12 * 64 * 64)
   assert set(work.collectives) == {
-      Collective("all-gather", 4, False, 1, 3 * 128), Collective("reduce-scatter", 2, False, 1, 128 / 2),
-      Collective("all-reduce", 4, False, 1, 2 * 128 * 3 / 4), Collective("all-reduce", 2, False, 1, 128 + 64)}
+      Collective("all-gather", 4, 4, False, 1, 3 * 128), Collective("reduce-scatter", 2, 2, False, 1, 128 / 2),
+      Collective("all-reduce", 4, 7, False, 1, 2 * 128 * 3 / 4), Collective("all-reduce", 2, 5, False, 1, 128 + 64)}
+
+
+@pytest.mark.parametrize("attributes, groups", [
+    ("replica_groups={{0,2},{1,3}}, to_apply=%add", [[0, 2], [1, 3]]),
+    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+    ("replica_groups={}", [[0, 1, 2, 3]]),
+    ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", [[0, 2]]),
+])
+def test_groups_of_a_collective(attributes, groups):
+  np.testing.assert_array_equal(hlo._groups(attributes, 4), groups)
+
+
+def test_groups_of_a_compiled_program():
+  """A sum along the outer axis of a mesh of 2 x 4 is among devices that are 4 apart."""
+  mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("a", "b")))
+
+  def spans(axis):
+    f = jax.shard_map(lambda x: jax.lax.psum(x, axis), mesh=mesh, in_specs=jax.P("a", "b"), out_specs=jax.P(
+        *(None if name == axis else name for name in "ab")))
+    return [(c.devices, c.span) for c in Program(compiled(f, x).as_text(), 8).work().collectives]
+
+  assert spans("a") == [(2, 5)]
+  assert spans("b") == [(4, 4)]
 
 
 def compiled(f, *args):
@@ -176,7 +206,8 @@ def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
 
 def test_floors():
   chip = chips.Chip(flops=1e12, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
-  work = Work(2e12, 1e10, [Collective("all-gather", 8, True, 3, 2e9), Collective("all-reduce", 16, False, 1, 5e8)])
+  work = Work(2e12, 1e10, [Collective("all-gather", 8, 8, True, 3, 2e9),
+                           Collective("all-reduce", 4, 13, False, 1, 5e8)])
   floor = chips.floor(chip, work, 5e8)
   assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((2, 0.11, 0.7))
   assert floor.seconds == 2
@@ -217,12 +248,26 @@ def test_the_command(capsys):
 
 @pytest.mark.parametrize("flags, message", [
     (["--chip", "v9"], "--chip v9: there is none of that name; use one of v4, v5e,"),
-    (["--described_devices", "0"], "--described_devices 0: give 1 or more"),
+    (["--described_devices", "0"], "--described_devices 0: give 1 to 10,000"),
+    (["--coordinator_address", "localhost:1", "--num_processes", "2", "--process_id", "0"],
+     "--dry_run runs in one process"),
     (["--described_devices", "64"], "jax has already started with 8 devices"),
     (["--mean_tokens", "0", "3"], "give two numbers above 0"),
     (["--gin_file=meshes/tensor.gin", "--gin.partitioning.make_mesh.model=3"], "does not fit 8 devices"),
-    (["--gin.BATCH_SIZE=65"], "a batch of 65 pairs cannot be divided over 8 data shards: change BATCH_SIZE, or"),
-    (["--gin.MICROBATCH_SIZE=12"], "in microbatches of 12: change BATCH_SIZE, MICROBATCH_SIZE or the mesh"),
+    (["--mean_tokens", "nan", "3"], "give two numbers above 0"),
+    (["--mean_tokens", "4", "8"], "set ROW_LENGTHS to pack texts"),
+    (["--mean_tokens", "4", "17", "--gin.ROW_LENGTHS={'inputs': 8, 'targets': 32}"], "TASK_FEATURE_LENGTHS allows 16"),
+    (["--gin.BATCH_SIZE=65"], "a batch of 65 pairs cannot be divided over 8 data shards: change BATCH_SIZE or"),
+    (["--gin.BATCH_SIZE='x'"], "(BATCH_SIZE) is 'x': it must be a positive number"),
+    (["--gin.MICROBATCH_SIZE=12"], "(MICROBATCH_SIZE) is 12: it must divide the batch of 64"),
+    (["--gin.MICROBATCH_SIZE=0"], "(MICROBATCH_SIZE) is 0: it must divide"),
+    (["--gin.ROW_LENGTHS={'inputs': 8, 'targets': 15}"], "are shorter than its longest text"),
+    (["--gin.ROW_LENGTHS={'inputs': 8, 'targets': 16.0}"], "rows of 16.0 tokens for targets (ROW_LENGTHS): give"),
+    (["--gin.ROW_LENGTHS=288"], "row lengths (ROW_LENGTHS) are 288: give one for inputs and one for targets"),
+    (["--gin.TASK_FEATURE_LENGTHS=64"], "(TASK_FEATURE_LENGTHS) are 64: give {'inputs'"),
+    (["--gin.NEGATIVES_PER_EXAMPLE=-1"], "(NEGATIVES_PER_EXAMPLE) are -1"),
+    (["--gin.LOSS=@ring.RingLoss"], "LOSS is the class RingLoss: write it with (), as @RingLoss()"),
+    (["--gin.partitioning.make_mesh.fsdp='x'"], "mesh data=-1, fsdp=x, model=1: give each axis a positive number"),
     (["--gin.NO_SUCH_MACRO=1"], "nothing in this run uses NO_SUCH_MACRO"),
 ])
 def test_wrong_input_gets_one_line(flags, message, capsys):

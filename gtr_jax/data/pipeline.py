@@ -7,7 +7,6 @@ the same at any step and reads no earlier record.
 
 import atexit
 import contextlib
-import functools
 import hashlib
 import importlib
 import io
@@ -28,10 +27,11 @@ import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import root
+from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import Batch, RowLengths, make_batch
+from gtr_jax.text.batch import Batch
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
@@ -100,8 +100,8 @@ class TrainingBatches:
     self.wants_state = wants_state
     self._name = mixture_or_task_name
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
-    lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
-    self._make_batch = _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
+    lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
 
@@ -239,8 +239,8 @@ class ValidationBatches:
     self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
-    lengths = _lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
-    self._make_batch = _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
+    lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
@@ -262,61 +262,6 @@ class ValidationBatches:
         fill = self._batch_size - pairs
         yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
                                 for k, v in features.items()})
-
-
-class _Lengths(NamedTuple):
-  of_task: dict[str, int | tuple[int, int]]  # (how many, length) where a feature is several texts
-  of_converter: dict[str, int]
-
-
-def _lengths(given, negatives, negative_queries):
-  missing = {"inputs", "targets"} - set(given)
-  extra = set(given) - {"inputs", "targets", "negative_inputs", "negative_targets"}
-  if missing or extra:
-    raise InputError(f"feature lengths: give inputs and targets, and nothing but negative_inputs and negative_targets "
-                     f"beside them, not {sorted(given)}")
-  if any(not isinstance(length, int) or length < 2 for length in given.values()):
-    raise InputError(f"feature lengths (TASK_FEATURE_LENGTHS) are {given}: each must be at least 2, a token and EOS")
-  if not all(isinstance(n, int) and n >= 0 for n in (negatives, negative_queries)):
-    raise InputError(f"negatives for each example (NEGATIVES_PER_EXAMPLE) are {negatives!r}: give a number, 0 for none")
-  each = {"inputs": given["inputs"], "targets": given["targets"]}
-  task = dict(each)
-  if negatives:
-    each["negative_targets"] = given.get("negative_targets", given["targets"])
-    task["negative_targets"] = (negatives, each["negative_targets"])
-  if negative_queries:
-    each["negative_inputs"] = given.get("negative_inputs", given["inputs"])
-    task["negative_inputs"] = (negative_queries, each["negative_inputs"])
-  return _Lengths(task, each)
-
-
-def _batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths):
-  """The function from features to this process's batch; all that can be wrong with the sizes is said here."""
-  if not isinstance(batch_size, int) or batch_size < 1:
-    raise InputError(f"the batch size (BATCH_SIZE) is {batch_size!r}: it must be a positive number")
-  if batch_size % groups or groups % process_count:
-    raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards on {process_count} "
-                     "processes: change the batch size or the mesh")
-  microbatches = None
-  if microbatch_size is not None:
-    if not isinstance(microbatch_size, int) or microbatch_size < 1 or batch_size % microbatch_size:
-      raise InputError(f"the microbatch size (MICROBATCH_SIZE) is {microbatch_size!r}: it must divide the batch of "
-                       f"{batch_size} pairs")
-    if microbatch_size % groups:
-      raise InputError(f"a microbatch of {microbatch_size} pairs cannot be divided over {groups} data shards: make "
-                       f"MICROBATCH_SIZE a multiple of {groups}, or change the mesh")
-    microbatches = batch_size // microbatch_size
-  if row_lengths is not None:
-    if not isinstance(row_lengths, Mapping) or set(row_lengths) != {"inputs", "targets"}:
-      raise InputError(f"row lengths (ROW_LENGTHS) are {row_lengths}: give one for inputs and one for targets, or None")
-    for side, negatives in (("inputs", "negative_inputs"), ("targets", "negative_targets")):
-      longest = max(lengths.of_converter[side], lengths.of_converter.get(negatives, 0))
-      if not isinstance(row_lengths[side], int) or row_lengths[side] < longest:
-        raise InputError(f"rows of {row_lengths[side]!r} tokens for {side} (ROW_LENGTHS) are shorter than its longest "
-                         f"text: TASK_FEATURE_LENGTHS allows {longest}; make the rows at least that long")
-    row_lengths = RowLengths(row_lengths["inputs"], row_lengths["targets"])
-  return functools.partial(make_batch, groups=groups // process_count, row_lengths=row_lengths,
-                           microbatches=microbatches)
 
 
 def _provider(name, module, split):

@@ -16,7 +16,7 @@ class Chip:
     memory: capacity of its HBM.
     memory_bandwidth: of its HBM.
     interconnect: what a chip can send to others of its domain, one way.
-    domain: how many chips that connects.
+    domain: how many chips that connects; of a mesh, that many consecutive devices.
     network: what a chip can send beyond; None where no source was read.
     topology: TPUs: what libtpu calls them, and the number of axes of their torus.
     source: where the figures stand.
@@ -80,7 +80,7 @@ def floor(chip: Chip, work: Work, state_bytes: float) -> Floor:
 
 
 def _seconds(chip: Chip, collective: Collective) -> float | None:
-  if collective.devices <= chip.domain:
+  if collective.span <= chip.domain:
     return collective.bytes / chip.interconnect
   return collective.bytes / chip.network if chip.network else None
 

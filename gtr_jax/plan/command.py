@@ -1,10 +1,13 @@
 """`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
 
 import argparse
+import math
+import sys
 from typing import Any
 
 from gtr_jax.errors import InputError
 
+MOST_DEVICES = 10_000  # jax makes an object of each
 _NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1}
 
 
@@ -25,14 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "on average (default: half of the longest)")
 
 
+def _check_mean_tokens(sizes: Any) -> None:
+  if sizes.mean_tokens is None:
+    return
+  if sizes.row_lengths is None:
+    raise InputError("--mean_tokens says how full packed rows are; set ROW_LENGTHS to pack texts, or leave it out")
+  for mean, side in zip(sizes.mean_tokens, ("inputs", "targets"), strict=True):
+    if mean > sizes.feature_lengths[side]:
+      raise InputError(f"--mean_tokens {mean:g} of {side}: TASK_FEATURE_LENGTHS allows {sizes.feature_lengths[side]}")
+
+
 def asked(args: argparse.Namespace) -> bool:
   """Whether the flags ask for a dry run. Raises InputError where they do not fit together."""
   for name in ("described_devices", "chip", "mean_tokens"):
     if getattr(args, name) is not None and not args.dry_run:
       raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
-  if args.described_devices is not None and args.described_devices < 1:
-    raise InputError(f"--described_devices {args.described_devices}: give 1 or more")
-  if args.mean_tokens and min(args.mean_tokens) <= 0:
+  if args.described_devices is not None and not 1 <= args.described_devices <= MOST_DEVICES:
+    raise InputError(f"--described_devices {args.described_devices}: give 1 to {MOST_DEVICES:,}")
+  if args.mean_tokens and not all(0 < mean < math.inf for mean in args.mean_tokens):
     raise InputError(f"--mean_tokens {' '.join(map(str, args.mean_tokens))}: give two numbers above 0")
   return args.dry_run
 
@@ -49,12 +62,19 @@ def make_plan(args: argparse.Namespace) -> Any:
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
     dry_run.describe_devices(args.described_devices)
-  from gtr_jax import config, train
-  from gtr_jax.data import pipeline
+  from gtr_jax import config, partitioning, train
+  from gtr_jax.data import batch_sizes, pipeline
   config.parse(args.gin_file, args.gin_bindings, [p for p in args.gin_search_paths.split(",") if p])
   config.set_defaults(_NOT_NEEDED)
   config.resolved(train.train)
   of_run, of_data = config.bindings(train.train), config.bindings(pipeline.TrainingBatches)
   fields = dry_run.BatchSizes.__dataclass_fields__.keys()
   sizes = dry_run.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()}, mean_tokens=args.mean_tokens)
+  train.check_made(MODEL=of_run["model"], LOSS=of_run["loss"])
+  lengths = batch_sizes.all_lengths(sizes.feature_lengths, sizes.negatives_per_example,
+                                    sizes.negative_queries_per_example)
+  batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
+                          sizes.row_lengths, lengths)
+  _check_mean_tokens(sizes)
+  print(f"compiling the training step for {of_run['mesh'].size} devices ...", file=sys.stderr, flush=True)
   return dry_run.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)

@@ -108,7 +108,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     chip: a TPU where libtpu is installed: its own compiler says what memory the step needs.
 
   Raises:
-    InputError: model or batch cannot be divided over the mesh.
+    InputError: the model cannot be divided over the mesh.
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
@@ -140,17 +140,9 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
-  """The batch that `text.batch.make_batch` would make, as shapes with shardings.
-
-  Raises:
-    InputError: the sizes do not divide.
-  """
+  """The batch that `text.batch.make_batch` would make, as shapes with shardings, of sizes that divide."""
   groups, pairs = partitioning.num_groups(mesh), sizes.batch_size
   at_once = sizes.microbatch_size or pairs
-  if pairs % at_once or at_once % groups:
-    raise InputError(f"a batch of {pairs} pairs cannot be divided over {groups} data shards" +
-                     (f" in microbatches of {at_once}" if sizes.microbatch_size else "") + ": change BATCH_SIZE, " +
-                     ("MICROBATCH_SIZE " if sizes.microbatch_size else "") + "or the mesh")
   lead = (groups, pairs // at_once) if sizes.microbatch_size else (groups,)
   own = at_once // groups
   sharding = partitioning.batch_sharding(mesh)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "token": 0, "bf16": 2, "c64": 8, "c128": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
@@ -45,10 +47,14 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring."""
+  """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring.
+
+  `devices` take part together; from the first of them to the last they are `span` devices apart, both counted.
+  """
 
   kind: str
   devices: int
+  span: int
   in_loop: bool
   count: int
   bytes: float
@@ -109,9 +115,10 @@ class Program:
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
       elif kind in COLLECTIVES:
         kind = "reduce-scatter" if instruction.name in self._sliced else kind
-        devices = _group_size(instruction.attributes, self._num_devices)
+        groups = _groups(instruction.attributes, self._num_devices)
+        devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
         if devices > 1:
-          entry = sums[kind, devices, in_loop]
+          entry = sums[kind, devices, span, in_loop]
           entry[0] += times
           entry[1] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
     work.collectives = sorted((Collective(*key, *value) for key, value in sums.items()), key=lambda c: -c.bytes)
@@ -208,20 +215,45 @@ def _valid_positions(left: int, kernel: int, out: int, option: dict[str, str]) -
   return sum(0 <= p < (left - 1) * dilation + 1 and p % dilation == 0 for p in positions)
 
 
-def _group_size(attributes: str, num_devices: int) -> int:
-  """How many devices take part in one collective together."""
-  if "source_target_pairs=" in attributes:
-    return num_devices
-  # Of axes of a mesh, possibly of parts of them: mesh['a'=4,'b'=2], device_ids=(...) {'b','a':(1)2}
-  if axes := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\)\)?)? \{(.*?)\}", attributes):
+def _groups(attributes: str, num_devices: int) -> np.ndarray:
+  """Which devices take part in one collective together, `[groups, devices]`; of a permutation, the rings."""
+  devices = np.arange(num_devices)
+  if pairs := re.search(r"source_target_pairs=\{\{(.*?)\}\}", attributes):
+    follower = {int(a): int(b) for a, b in (pair.split(",") for pair in pairs[1].split("},{"))}
+    return np.array([_ring(follower)])
+  # Of axes of a mesh, possibly of parts of them: mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b','a':(1)2}
+  if axes := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\)\)?)? \{(.*?)\}", attributes):
     sizes = {name: int(size) for name, size in re.findall(r"'([\w.]+)'=(\d+)", axes[1])}
-    named = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", axes[2])
-    return math.prod(int(part) if part else sizes[name] for name, part in named)
-  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-    return listed[1].count(",") + 1
-  if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
-    return int(counted[2])
-  return num_devices
+    if moved := re.match(r"\[([\d,]+)\]T\(([\d,]+)", axes[2] or ""):
+      devices = devices.reshape(_numbers(moved[1])).transpose(_numbers(moved[2]))
+    shape, taken = [], []
+    named = {name: (int(before), int(part)) if part else (1, sizes[name])
+             for name, before, part in re.findall(r"'([\w.]+)'(?::\((\d+)\)(\d+))?", axes[3])}
+    for name, size in sizes.items():
+      before, part = named.get(name, (size, 1))
+      taken += [False, True, False]
+      shape += [before, part, size // (before * part)]
+    order = sorted(range(len(taken)), key=taken.__getitem__)  # What a group takes comes last.
+    members = math.prod(part for _, part in named.values())
+    return devices.reshape(shape).transpose(order).reshape(-1, members)
+  if listed := re.search(r"replica_groups=\{\{([\d,{}]+)\}\}", attributes):
+    return np.array([_numbers(group) for group in listed[1].split("},{")])
+  if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+    shape, dims, order = (_numbers(part) if part else None for part in counted.groups())
+    return devices.reshape(dims).transpose(order or range(len(dims))).reshape(shape)
+  return devices[None]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]
+
+
+def _ring(follower: dict[int, int]) -> list[int]:
+  """The devices that what the first one sends goes through, until it is back or ends."""
+  ring = [min(follower)]
+  while (following := follower.get(ring[-1])) is not None and following not in ring:
+    ring.append(following)
+  return ring
 
 
 def _sent(kind: str, devices: int) -> float:
