@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers lint wheel-check bench clean install install-peers
+.PHONY: help demo test test-peers test-mteb test-t5x lint wheel-check bench clean install install-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,17 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 	$(BIN)/gtr-jax demo --output demo
 
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --ignore tests/mteb --ignore tests/t5x --durations=10
 
 test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
 	$(BIN)/python -m pytest tests/peers --durations=10
+
+test-mteb: $(VENV)/installed-peers  ## MTEB evaluates a model, over data made here (installs mteb)
+	$(PIP) install --quiet -c constraints.txt -e '.[mteb]'
+	$(BIN)/python -m pytest tests/mteb
+
+test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.md says
+	$(BIN)/python -m pytest tests/t5x --durations=10
 
 lint: $(VENV)/installed  ## style
 	$(BIN)/ruff check .

@@ -29,9 +29,9 @@ class LocalTask(AbsTaskRetrieval):
     documents = [{"id": i, "title": title, "text": text} for i, title, text in zip(*DOCUMENTS, strict=True)]
     queries = [{"id": f"q{i}", "text": " ".join(DOCUMENTS.texts[i].split()[:4])} for i in range(12)]
     judged = {f"q{i}": {DOCUMENTS.ids[i + j]: 2 - j for j in range(2)} for i in range(12)}
-    self.dataset["default"]["test"] = {
+    self.dataset = {"default": {"test": {
         "corpus": datasets.Dataset.from_list(documents), "queries": datasets.Dataset.from_list(queries),
-        "relevant_docs": judged, "top_ranked": None}
+        "relevant_docs": judged, "top_ranked": None}}}
     self.data_loaded = True
 
 
