@@ -42,7 +42,7 @@ def test_resolved_text_repeats_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(str(p.relative_to(config.configs_dir()))
-                                        for p in config.configs_dir().rglob("*.gin")))
+                                        for p in config.configs_dir().rglob("*.gin") if p.parent.name != "t5x"))
 def test_every_file_parses(path):
   config.parse([path])
 
