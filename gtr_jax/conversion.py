@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Callable
 
 from etils import epath
@@ -52,13 +51,18 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
 
 
 def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
-  """Lets `write` fill a folder of another name beside `output`, and renames it when all is there."""
+  """Lets `write` fill a folder of another name beside `output`, and renames it when all is there.
+
+  Object stores cannot rename: there it is `output` itself, and the file that makes it a model is written last.
+  """
   output.parent.mkdir(parents=True, exist_ok=True)
-  folder = epath.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=os.fspath(output.parent)))
+  remote = "://" in os.fspath(output)
+  folder = output if remote else output.parent / f".{output.name}.{os.getpid()}.tmp"
+  folder.mkdir()
   try:
     write(folder)
-    os.chmod(folder, 0o755)  # mkdtemp's are its owner's alone
-    folder.rename(output)
+    if not remote:
+      folder.rename(output)
   except BaseException:
     folder.rmtree()
     raise
