@@ -185,6 +185,15 @@ def test_wrong_arrays(folder, spoil, text):
     formats.open_model(folder)
 
 
+def test_a_chunk_that_is_missing(folder):
+  """Which tensorstore would read as zeros; zeros that are there are none the worse."""
+  flat = {**values(), "projection_layer/kernel": np.zeros((16, 10), np.float32)}
+  same(write_legacy(folder, flat), flat)
+  (folder / "target.encoder.layers_1.mlp.wo.kernel" / "1.0").unlink()
+  with pytest.raises(InputError, match=r"layers_1.mlp.wo.kernel: a part of the array \[20, 16\] is missing"):
+    formats.open_model(folder)
+
+
 def test_a_chunk_that_is_cut_short(folder):
   write_legacy(folder, values())
   chunk = folder / "target.encoder.layers_1.mlp.wo.kernel" / "0.0"

@@ -166,10 +166,13 @@ def _in_orbax(folder: epath.Path) -> dict[str, Array]:
 def _open(spec: dict[str, Any], place: str, reason: str) -> Array:
   try:
     store = tensorstore.open(spec, open=True, read=True).result()
+    incomplete = store.storage_statistics(query_fully_stored=True).result().fully_stored is False
   except ValueError as e:
     raise InputError(f"{place}: no such array, or damaged, and {reason} ({str(e).splitlines()[0]:.200}); copy the "
                      "whole checkpoint again") from e
 
+  if incomplete:  # tensorstore would read zeros.
+    raise InputError(f"{place}: a part of the array {list(store.shape)} is missing; copy the whole checkpoint again")
   # Version 2 keeps bfloat16 as uint16.
   as_integers = store.dtype.numpy_dtype == np.uint16
 
