@@ -86,12 +86,12 @@ def parser() -> argparse.ArgumentParser:
   _mesh(p)
   _processes(p)
 
-  p = command("convert", "write a model as a sentence-transformers folder, a T5X checkpoint or StableHLO",
+  p = command("convert", "write a model as a sentence-transformers folder, a T5X checkpoint, or programs",
               _CONVERT_DESCRIPTION)
   p.add_argument("source", metavar="SRC", help=_MODEL_HELP)
   p.add_argument("output", metavar="DST", help="the folder to write; for T5X it ends in checkpoint_<step>")
-  p.add_argument("--to", choices=["sentence-transformers", "t5x", "stablehlo"], default="sentence-transformers",
-                 help="(default: sentence-transformers)")
+  p.add_argument("--to", choices=["sentence-transformers", "t5x", "stablehlo", "saved-model"],
+                 default="sentence-transformers", help="(default: sentence-transformers)")
   p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                  help="of the weights (default: float32)")
   p.add_argument("--results", metavar="DIR", help="an evaluation's --output, whose table goes into the model card")

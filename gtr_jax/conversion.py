@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from etils import epath
 
-from gtr_jax.convert import export, t5x
+from gtr_jax.convert import export, saved_model, stablehlo, t5x
 from gtr_jax.convert.card import model_card
 from gtr_jax.errors import InputError
 from gtr_jax.model import Missing, open_source
 
-FORMATS = ("sentence-transformers", "t5x", "stablehlo")
+FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model")
 
 
 def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing: Missing | None = None,
@@ -43,9 +43,10 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
     elif to == "sentence-transformers":
       export.write(folder, model.encoder, model.arrays, tokenizer, model.lengths, model.prompts,
                    model_card(model, output.name, results), dtype)
-    else:
-      from gtr_jax.convert import stablehlo
+    elif to == "stablehlo":
       stablehlo.write(folder, model, tokenizer, dtype)
+    else:
+      saved_model.write(folder, model, tokenizer, dtype)
 
   _whole_or_nothing(output, write)
 

@@ -27,3 +27,17 @@ def test_programs_compute_what_the_model_does(tmp_path):
       row[:len(ids)] = ids
     vectors = program.call([weights[name] for name in fields["weights"]], tokens)
     np.testing.assert_allclose(vectors, model.encode(texts[:count], max_length=64), atol=1e-5, rtol=0)
+
+
+def test_saved_model(tmp_path):
+  import tensorflow as tf
+  run = write_model_dir(tmp_path / "run")
+  convert(run, tmp_path / "saved", "saved-model")
+  model, texts = gtr_jax.load(run), [sentence(i, i) for i in range(32)]
+  tokens = np.zeros((32, 64), np.int32)
+  for row, ids in zip(tokens, model.model.tokenizer.encode(texts, 64), strict=True):
+    row[:len(ids)] = ids
+  loaded = tf.saved_model.load(tmp_path / "saved")
+  found = loaded.signatures["encode_32x64"](tokens=tf.constant(tokens))["embeddings"]
+  np.testing.assert_allclose(found, model.encode(texts, max_length=64), atol=1e-5, rtol=0)
+  assert (tmp_path / "saved" / "assets" / "spiece.model").read_bytes() == model.model.tokenizer.model

@@ -6,7 +6,7 @@ Tokenisation stays outside: `spiece.model` is there for it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,19 @@ from flax import traverse_util
 
 from gtr_jax.convert import safetensors
 from gtr_jax.convert.source import Source
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.packing import Texts
 from gtr_jax.text.tokenizer import Tokenizer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SHAPES = ((1, 64), (32, 64), (1, 512), (32, 512))  # (texts, tokens of each)
+
+
+def encode_rows(encoder: DualEncoder, params: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
+  """Embeddings `[texts, dim]` of token ids `[texts, length]`, each a text padded with 0; parameters by native name."""
+  rows = jnp.arange(1, len(tokens) + 1, dtype=jnp.int32)[:, None]
+  texts = Texts(tokens[None], jnp.where(tokens > 0, rows, 0)[None])
+  return encoder.encode(traverse_util.unflatten_dict(dict(params), sep="/"), texts, len(tokens))[0]
 
 
 def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = "float32",
@@ -37,11 +45,7 @@ def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = 
   safetensors.write(folder / "weights.safetensors", {name: model.arrays[name].astype(dtype) for name in names})
 
   def encode(weights, tokens):
-    params = traverse_util.unflatten_dict(dict(zip(names, weights, strict=True)), sep="/")
-    # Row i is text i.
-    rows = jnp.arange(1, len(tokens) + 1, dtype=jnp.int32)[:, None]
-    texts = Texts(tokens[None], jnp.where(tokens > 0, rows, 0)[None])
-    return model.encoder.encode(params, texts, len(tokens))[0]
+    return encode_rows(model.encoder, dict(zip(names, weights, strict=True)), tokens)
 
   weights = [jax.ShapeDtypeStruct(model.arrays[name].shape, dtype) for name in names]
   files = {}
