@@ -123,7 +123,8 @@ def _train_interruptible(args):
   from gtr_jax import config
   if args.list:
     for path in sorted(config.configs_dir().rglob("*.gin")):
-      print(path.relative_to(config.configs_dir()))
+      if path.parent.name != "t5x":  # T5X reads those.
+        print(path.relative_to(config.configs_dir()))
     return 0
   if not args.gin_file:
     raise InputError("give --gin_file, for instance --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; "

@@ -25,7 +25,7 @@ ALLOWED = {
     "checkpoint.py": ({"errors"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
     "convert": ({"errors", "models", "text"},
                 {"jax", "flax", "numpy", "ml_dtypes", "etils", "tensorstore", "sentencepiece", "torch",
-                 "huggingface_hub"}),
+                 "huggingface_hub", "tensorflow"}),
     "conversion.py": ({"errors", "convert", "model"}, {"etils"}),
     "model.py": ({"errors", "models", "partitioning", "text", "checkpoint", "distributed", "convert"},
                  {"jax", "flax", "numpy", "ml_dtypes", "etils"}),
@@ -76,7 +76,7 @@ def test_imports_only_what_it_may(part):
 
 @pytest.mark.parametrize("package, only_in", [
     ("gin", {"config.py"}), ("orbax", {"checkpoint.py"}), ("clu", {"train.py", "t5x_adapter"}),
-    ("tensorflow", {"data", "t5x_adapter"}), ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
+    ("tensorflow", {"data", "t5x_adapter", "convert"}), ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
     ("transformers", set()), ("t5x", {"t5x_adapter"}),
 ])
 def test_one_place_imports_it(package, only_in):

@@ -22,7 +22,7 @@ tasks = [m.name for m in pkgutil.iter_modules(gtr_jax.tasks.__path__)]
 for name in tasks:
   importlib.import_module(f"gtr_jax.tasks.{name}")
 from gtr_jax import config
-files = sorted(config.configs_dir().rglob("*.gin"))
+files = sorted(p for p in config.configs_dir().rglob("*.gin") if p.parent.name != "t5x")  # T5X reads those.
 assert not config.configs_dir().is_relative_to(source)
 for path in files:
   config.parse([str(path)])
