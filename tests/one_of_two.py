@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import TinyBatches, tiny_loss
 
-from gtr_jax import cli, distributed, partitioning
+from gtr_jax import arguments, cli, distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
@@ -80,8 +80,8 @@ class Training:
 
 def command(*argv):
   """Runs a command of gtr-jax in processes that are joined already."""
-  args = cli._parser().parse_args([str(arg) for arg in argv])
-  assert not args.run(args)
+  args = arguments.parser().parse_args([str(arg) for arg in argv])
+  assert not cli._COMMANDS[args.command](args)
 
 
 def alone(folder):

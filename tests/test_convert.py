@@ -237,4 +237,4 @@ def test_convert_on_the_command_line(tmp_path, capsys):
   assert cli.main(["convert", str(run), str(tmp_path / "c"), "--vocabulary", "x"]) == 2
   assert "a training run says its vocabulary" in capsys.readouterr().err
   assert cli.main(["convert", "no/such", str(tmp_path / "d")]) == 2
-  assert "no/such: no such folder here" in capsys.readouterr().err
+  assert "no/such: no such folder" in capsys.readouterr().err
