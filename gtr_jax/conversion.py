@@ -8,6 +8,7 @@ from etils import epath
 
 from gtr_jax.convert import export, saved_model, stablehlo, t5x
 from gtr_jax.convert.card import model_card
+from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
 from gtr_jax.model import Missing, open_source
 
@@ -36,6 +37,11 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
   if to == "t5x" and not step:
     raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only; give {output}/checkpoint_0")
   model, tokenizer = open_source(source, missing)
+  if not model.encoder.shared:
+    raise InputError(f"{source}: has a tower for queries and one for documents, and what is written holds one tower: "
+                     "train with shared = True, or keep this one in gtr_jax's form")
+  if to == "t5x":
+    _check_t5x_says_it(model, source)
 
   def write(folder):
     if to == "t5x":
@@ -49,6 +55,18 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
       saved_model.write(folder, model, tokenizer, dtype)
 
   _whole_or_nothing(output, write)
+
+
+def _check_t5x_says_it(model: Source, source: epath.PathLike) -> None:
+  """Raises InputError where a T5X checkpoint would lose settings that change embeddings."""
+  encoder = model.encoder
+  lost = {"pooling": (encoder.pooling, "mean"), "normalize": (encoder.normalize, True),
+          "relpos_max_distance": (encoder.config.relpos_max_distance, 128)}
+  lost |= {f"the prompt of a {side}": (text, "") for side, text in model.prompts.items()}
+  for name, (value, assumed) in lost.items():
+    if value != assumed:
+      raise InputError(f"{source}: {name} is {value!r}, and a T5X checkpoint, which does not say it, is read as "
+                       f"{assumed!r}; keep this model in another form")
 
 
 def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -> None:

@@ -67,8 +67,15 @@ class Embedder:
     """
     if isinstance(documents, str):
       return self.encode(documents, "document", **options)
-    texts = [document if isinstance(document, str) else full_text(document.get("title", ""), document["text"])
-             for document in documents]
+    if isinstance(documents, Mapping):
+      raise InputError("documents is one mapping: give a list, [{'text': …}]")
+    texts = []
+    for i, document in enumerate(documents):
+      if isinstance(document, Mapping):
+        if not isinstance(document.get("text"), str) or not isinstance(document.get("title", ""), str):
+          raise InputError(f"document {i}: give its text as a string under 'text', and its title under 'title' or not")
+        document = full_text(document.get("title", ""), document["text"])
+      texts.append(document)
     return self.encode(texts, "document", **options)
 
   def encode(self, texts: str | Sequence[str], side: str = "document", *, max_length: int | None = None,
@@ -100,6 +107,8 @@ class Embedder:
       raise InputError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
     if normalize is False and self.model.encoder.normalize:
       raise InputError("normalize is False, and the model's vectors have length 1: their length before is not kept")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+      raise InputError(f"max_length is {max_length!r}: give a number of tokens, or None for the model's own")
     for i, text in enumerate(texts):
       if not isinstance(text, str):
         raise InputError(f"text {i} is of type {type(text).__name__}: give strings")

@@ -178,6 +178,8 @@ def test_modules(folder):
   place.write_text(json.dumps(modules + [{"path": "4", "type": "sentence_transformers.models.LayerNorm"}]))
   assert "is a chain of Transformer, Pooling, Dense, Normalize, LayerNorm; gtr_jax computes" in message(folder)
   place.write_text(json.dumps([module for module in modules if module["type"].endswith(("Transformer", "Pooling"))]))
+  assert "similarity_fn_name is 'cosine' of vectors that are not normalised" in message(folder)
+  change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
   assert formats.open_model(folder).encoder == DualEncoder(GATED, projection_dim=None, normalize=False)
   place.write_text("[{}]")
   assert "not a list of modules" in message(folder)
@@ -217,6 +219,24 @@ def test_vocabulary_from_the_fast_tokenizer(folder, vocabulary):
   assert "a BPE tokenizer" in message(folder)
   change(folder / "tokenizer.json", model={**fields["model"]}, added_tokens=[])
   assert "not T5's tokenizer (KeyError: '<pad>'); give --vocabulary" in message(folder)
+
+
+@pytest.mark.parametrize("options, text", [
+    ({"pooling": "first"}, "pooling is 'first'"), ({"normalize": False}, "normalize is False"),
+    ({"shared": False}, "holds one tower")])
+def test_what_t5x_does_not_say(tmp_path, options, text, capsys):
+  run = write_model_dir(tmp_path / "run", **options)
+  assert cli.main(["convert", str(run), str(tmp_path / "checkpoint_0"), "--to", "t5x"]) == 2
+  assert text in capsys.readouterr().err
+  assert not (tmp_path / "checkpoint_0").exists()
+
+
+def test_json_of_another_kind(folder):
+  for file in ("config.json", "1_Pooling/config.json", "2_Dense/config.json", "tokenizer_config.json"):
+    before = (folder / file).read_text()
+    (folder / file).write_text("[]")
+    assert message(folder).endswith(f"{file}: holds a list, not a dict; copy it again")
+    (folder / file).write_text(before)
 
 
 def test_convert_on_the_command_line(tmp_path, capsys):

@@ -63,5 +63,13 @@ def test_wrong_arguments(model):
       model.encode(TEXTS, **arguments)
   with pytest.raises(InputError, match="text 1 is of type NoneType: give strings"):
     model.encode(["a", None])
+  for length in (0, -1, 2.5):
+    with pytest.raises(InputError, match="max_length is"):
+      model.encode(TEXTS, max_length=length)
+  with pytest.raises(InputError, match="documents is one mapping"):
+    model.encode_documents({"text": "a"})
+  for document in ({"title": "a"}, {"text": 3}):
+    with pytest.raises(InputError, match="document 0: give its text"):
+      model.encode_documents([document])
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     gtr_jax.lod  # noqa: B018

@@ -179,13 +179,16 @@ def _read_torch(path):
   return {name: array(tensor) for name, tensor in tensors.items()}
 
 
-def read_json(place: epath.Path, default: Any = None) -> Any:
-  """The contents of a JSON file; `default` where it is given and the file is not there."""
+def read_json(place: epath.Path, default: Any = None, kind: type = dict) -> Any:
+  """The contents of a JSON file, of this kind; `default` where it is given and the file is not there."""
   if not place.exists() and default is not None:
     return default
   try:
-    return json.loads(place.read_text())
+    contents = json.loads(place.read_text())
   except FileNotFoundError as e:
     raise InputError(f"{place}: no such file; copy the whole model") from e
   except ValueError as e:
     raise InputError(f"{place}: is no JSON ({e}); copy it again") from e
+  if not isinstance(contents, kind):
+    raise InputError(f"{place}: holds a {type(contents).__name__}, not a {kind.__name__}; copy it again")
+  return contents

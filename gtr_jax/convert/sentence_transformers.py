@@ -54,6 +54,10 @@ def read(folder: epath.Path) -> Source:
   projection_dim, arrays = None, {}
   if "Dense" in paths:
     projection_dim, arrays = _read_dense(paths["Dense"], config)
+  settings = folder / "config_sentence_transformers.json"
+  if "Normalize" not in paths and read_json(settings, {}).get("similarity_fn_name") == "cosine":
+    raise InputError(f"{settings}: similarity_fn_name is 'cosine' of vectors that are not normalised, and gtr_jax "
+                     "ranks by dot product; add a Normalize module to modules.json, or set 'dot' if that is meant")
   return _read_transformer(folder, transformer, arrays, config, projection_dim=projection_dim,
                            pooling=_read_pooling(paths["Pooling"], config), normalize="Normalize" in paths)
 
@@ -62,7 +66,7 @@ def _modules(folder: epath.Path) -> list[tuple[str, epath.Path]]:
   """(class, folder) of each step."""
   place = folder / "modules.json"
   try:
-    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in read_json(place)]
+    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in read_json(place, kind=list)]
   except (TypeError, KeyError, AttributeError) as e:
     raise InputError(f"{place}: not a list of modules with `type` and `path`; copy it again") from e
 
