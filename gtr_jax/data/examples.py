@@ -9,13 +9,15 @@ be mixed with `seqio.MixtureRegistry.add("mix", [("questions", 1.0), ("titles", 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 
 import seqio
 import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import root, sources
+from gtr_jax.data.pair_task import PairTask
 from gtr_jax.data.shards import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.text.tokenizer import Tokenizer
@@ -48,7 +50,7 @@ def add_pair_task(
     name: str, source: Source, *, query: str | Sequence[str], passage: str | Sequence[str], vocabulary: str,
     extra_ids: int = 0, negatives: str | None = None, negative_queries: str | None = None, query_id: str | None = None,
     passage_id: str | None = None, negative_ids: str | None = None, query_prefix: str = "", passage_prefix: str = "",
-    prepare: str | None = None, shuffle_buffer_size: int = 1024) -> seqio.Task:
+    sample_negatives: bool = False, prepare: str | None = None, shuffle_buffer_size: int = 1024) -> seqio.Task:
   """Registers a seqio task whose examples are a query, a passage that answers it, and any number of hard negatives.
 
   Args:
@@ -66,6 +68,8 @@ def add_pair_task(
     negative_ids: field of the negatives' ids, as many as negatives.
     query_prefix: put before every query, negative ones too.
     passage_prefix: put before every passage, negative ones too.
+    sample_negatives: where an example has more negatives than a run uses, draw them anew in every epoch instead of
+      taking the first.
     prepare: the command that makes the source's files, for the message when they are not there.
     shuffle_buffer_size: examples shuffled in memory, over what the files' own order shuffles. It is part of the input
       state that a checkpoint saves, at 4 bytes a token.
@@ -96,83 +100,17 @@ def add_pair_task(
           "negative_text_hash": number(1),
           "example_id": seqio.Feature(as_it_is, add_eos=False, dtype=tf.string, rank=0),
       },
-      preprocessors=[functools.partial(_tokenize, task=name, query_prefix=query_prefix, passage_prefix=passage_prefix)],
       shuffle_buffer_size=shuffle_buffer_size,
+      task_cls=PairTask,
+      query_prefix=query_prefix,
+      passage_prefix=passage_prefix,
+      sample_negatives=sample_negatives,
+      vocabulary=tokens,
   )
 
 
 def _names(field: str | Sequence[str]) -> tuple[str, ...]:
   return (field,) if isinstance(field, str) else tuple(field)
-
-
-def text_hash(text: tf.Tensor) -> tf.Tensor:
-  """int64 hashes of strings, of their shape."""
-  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)
-
-
-def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature],
-              sequence_length: Mapping[str, int | tuple[int, int]] | None, *, task: str, query_prefix: str,
-              passage_prefix: str) -> tf.data.Dataset:
-  """Text -> token ids, trimmed to length - 1 and closed with EOS, and hashes.
-
-  `sequence_length` of a feature with several texts is the texts' length, or (how many, length); where it has none, the
-  run does not use that feature, and no time is spent on it.
-  """
-  tokens = output_features["inputs"].vocabulary
-
-  def length(feature):
-    value = (sequence_length or {}).get(feature)
-    return value[-1] if isinstance(value, tuple) else value
-
-  def encode(feature, text):
-    """`[length]`"""
-    ids = tokens.encode_tf(text)
-    if length(feature):
-      ids = ids[:length(feature) - 1]
-    return tf.concat([ids, [tokens.eos_id]], 0)
-
-  def used(feature, texts):
-    """Those of an example's texts that the run uses: a string vector."""
-    if sequence_length is None:
-      return texts
-    value = sequence_length.get(feature, (0, 0))
-    return texts[:value[0]] if isinstance(value, tuple) else texts
-
-  def encode_all(feature, texts):
-    """`[texts, longest]`"""
-    if sequence_length is not None and feature not in sequence_length:
-      return tf.zeros([0, 0], tf.int32)
-    ids = tokens.encode_tf(texts)
-    if length(feature):
-      ids = ids[:, :length(feature) - 1]
-    eos = tf.fill([tf.size(texts), 1], tokens.eos_id)
-    return tf.concat([ids, eos], 1).to_tensor()
-
-  def hash_of(ids, texts):
-    """An id counts within its task only; a text is the same everywhere."""
-    return tf.where(tf.strings.length(ids) > 0, text_hash(tf.strings.join([task, ids], separator="\n")),
-                    text_hash(texts))
-
-  @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
-  def convert(ex):
-    negatives = used("negative_targets", ex["negatives"])
-    negative_queries = used("negative_inputs", ex["negative_queries"])
-    negative_ids = ex["negative_ids"][:tf.size(negatives)]
-    negative_ids = tf.concat([negative_ids, tf.fill([tf.size(negatives) - tf.size(negative_ids)], "")], 0)
-    return {
-        "inputs": encode("inputs", query_prefix + ex["query"]),
-        "targets": encode("targets", passage_prefix + ex["passage"]),
-        "negative_inputs": encode_all("negative_inputs", query_prefix + negative_queries),
-        "negative_targets": encode_all("negative_targets", passage_prefix + negatives),
-        "query_hash": hash_of(ex["query_id"], ex["query"]),
-        "passage_hash": hash_of(ex["passage_id"], ex["passage"]),
-        "text_hash": text_hash(ex["passage"]),
-        "negative_passage_hash": hash_of(negative_ids, negatives),
-        "negative_text_hash": text_hash(negatives),
-        "example_id": ex["example_id"],
-    }
-
-  return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class RunVocabulary(seqio.Vocabulary):
@@ -199,6 +137,12 @@ class RunVocabulary(seqio.Vocabulary):
   @property
   def _opened(self) -> seqio.SentencePieceVocabulary:
     return _open(self.opened_file)
+
+  def hash64(self) -> int:
+    """Of what decides the ids: the file's bytes and the number of sentinels."""
+    file = self.opened_file
+    digest = hashlib.sha256(epath.Path(file.path).read_bytes() + b" %d" % file.extra_ids).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
   @property
   def extra_ids(self) -> int:

@@ -7,6 +7,7 @@ the same at any step and reads no earlier record.
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -71,6 +72,9 @@ class TrainingBatches:
     microbatch_size: pairs of the global batch that are encoded at once, for gradient caching; None: all of them.
     negatives_per_example: hard negatives for each pair: the first so many, or as many as there are.
     negative_queries_per_example: the same for negative queries.
+    data_fraction: train on this share of the queries, chosen by their hash: the same ones in every run.
+    one_task_per_batch: of a mixture, take all pairs of a batch from one task, drawn by its rate: negatives of the same
+      domain are harder.
     seed: of the order of the examples.
     vocabulary: SentencePiece model to read with; None takes the tasks' own.
     extra_ids: sentinel ids after the pieces of `vocabulary` (the released T5 `spiece.model`: 100).
@@ -93,8 +97,9 @@ class TrainingBatches:
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
                feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
                row_lengths: Mapping[str, int] | None = None, microbatch_size: int | None = None,
-               negatives_per_example: int = 0, negative_queries_per_example: int = 0, seed: int = 0,
-               vocabulary: str | None = None, extra_ids: int = 0, use_cached: bool = False, split: str = "train",
+               negatives_per_example: int = 0, negative_queries_per_example: int = 0, data_fraction: float = 1.0,
+               one_task_per_batch: bool = False, seed: int = 0, vocabulary: str | None = None, extra_ids: int = 0,
+               use_cached: bool = False, split: str = "train",
                process_index: int = 0, process_count: int = 1,
                wants_state: Callable[[int], bool] = lambda number: False, read_ahead: int = 2):
     self.wants_state = wants_state
@@ -105,24 +110,39 @@ class TrainingBatches:
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
 
+    if not 0 < data_fraction <= 1:
+      raise InputError(f"data_fraction {data_fraction!r}: give a share above 0 and up to 1")
+    tasks = _tasks(provider, split)
+    if use_cached:
+      _find_cached(tasks)
+
+    def pairs(part, num_epochs=None):
+      dataset = converter(part.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
+                                           shard_info=shard, num_epochs=num_epochs, try_in_mem_cache=False),
+                          lengths.of_converter)
+      return dataset.filter(functools.partial(_is_taken, data_fraction)) if data_fraction < 1 else dataset
+
     def batched():
       with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
-        dataset = provider.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
-                                       shard_info=shard, num_epochs=None, try_in_mem_cache=False)
-        dataset = converter(dataset, lengths.of_converter)
-        return dataset.batch(batch_size // process_count, drop_remainder=True).with_options(_options())
+        apart = tasks if one_task_per_batch else [provider]
+        parts = [pairs(part).batch(batch_size // process_count, drop_remainder=True) for part in apart]
+        dataset = parts[0] if len(parts) == 1 else tf.data.Dataset.sample_from_datasets(
+            parts, [provider.get_rate(task) for task in tasks], seed=seed)
+        return dataset.with_options(_options())
 
     # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
-    self._batched = batched
+    self._batched, self._pairs_of = batched, [functools.partial(pairs, task, num_epochs=1) for task in tasks]
+    self._data_fraction, self._vocabulary = data_fraction, (vocabulary, extra_ids)
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       self.vocabulary_file = _vocabulary_file(provider)
       self._iterator = iter(batched())
-      files = [list(map(os.fspath, task.source.list_shards(split))) for task in _tasks(provider, split)]
+      files = [_files(task, split, use_cached) for task in tasks]
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
         "row_lengths": dict(row_lengths) if row_lengths else None, "microbatch_size": microbatch_size,
         "negatives_per_example": negatives_per_example, "negative_queries_per_example": negative_queries_per_example,
+        "data_fraction": data_fraction, "one_task_per_batch": one_task_per_batch,
         "process_index": process_index, "process_count": process_count,
         "training files of hash": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
         "a vocabulary of hash": hashlib.sha256(epath.Path(self.vocabulary_file.path).read_bytes()).hexdigest()[:16],
@@ -140,7 +160,10 @@ class TrainingBatches:
     Raises:
       InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
     """
-    with _input_errors(self._name):
+    with root.use_vocabulary(*self._vocabulary), _input_errors(self._name):
+      if self._data_fraction < 1 and not all(any(True for _ in pairs().take(1)) for pairs in self._pairs_of):
+        raise InputError(f"{self._name}: data_fraction {self._data_fraction} leaves no pair of one of its tasks; give "
+                         "a larger share")  # An endless search otherwise.
       features = next(iter(self._batched()), None)
     if features is None:
       raise self._no_data()
@@ -242,6 +265,8 @@ class ValidationBatches:
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
+    if use_cached:
+      _find_cached(_tasks(provider, split))
     with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
                                           num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
@@ -285,6 +310,29 @@ def _provider(name, module, split):
 
 def _tasks(provider, split):
   return [task for task in seqio.get_subtasks(provider) if split in task.splits]
+
+
+def _find_cached(tasks):
+  """Looks for what `seqio_cache_tasks` has written of these tasks: in the data root, and where seqio is told."""
+  folder = os.fspath(root.data_dir() / "seqio_cache")
+  if folder not in seqio.get_global_cache_dirs():
+    seqio.add_global_cache_dirs([folder])
+  for task in tasks:
+    if task.supports_caching and not task.cache_dir:
+      raise InputError(f"{task.name}: not cached in {folder}; run seqio_cache_tasks --tasks={task.name} "
+                       f"--module_import=MODULE --output_cache_dir={folder}, or bind USE_CACHED_TASKS = False")
+
+
+def _files(task, split, use_cached):
+  """What a task reads; through the cache, its sources need not be there."""
+  if use_cached and task.supports_caching:
+    return [task.cache_dir, task.get_cached_stats(split)["examples"]]
+  return list(map(os.fspath, task.source.list_shards(split)))
+
+
+def _is_taken(fraction, pair):
+  """Whether a pair's query is in the part of the data that is trained on."""
+  return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
 
 
 def _vocabulary_file(provider) -> root.VocabularyFile:
