@@ -14,7 +14,17 @@ RUNS = {
     "finetune": ["models/t5_base.gin", "runs/finetune.gin"],
     "demo_pretrain": ["runs/demo_pretrain.gin"],
     "demo_finetune": ["runs/demo_finetune.gin"],
+    "gtr_base_pretrain_one_gpu": ["models/t5_base.gin", "recipes/gtr_pretrain.gin", "meshes/one_gpu.gin"],
+    "gtr_xxl_pretrain_tpu_slice": ["models/t5_xxl.gin", "recipes/gtr_pretrain.gin", "meshes/tpu_slice.gin"],
+    "gtr_large_finetune_eight_gpus": ["models/t5_large.gin", "recipes/gtr_finetune.gin", "meshes/eight_gpus.gin"],
+    "gtr_xl_finetune_only": ["models/t5_xl.gin", "recipes/gtr_finetune_only.gin"],
+    "gtr_base_finetune_10_percent": ["models/t5_base.gin", "recipes/gtr_finetune_10_percent.gin"],
+    "gtr_base_finetune_nq": ["models/t5_base.gin", "recipes/gtr_finetune_nq.gin"],
+    "sentence_t5_large_nli": ["models/t5_large.gin", "recipes/sentence_t5_nli.gin"],
 }
+OF_RUN = {"demo": ["VALIDATION_COLLECTION='c'"]} | dict.fromkeys(
+    ["gtr_large_finetune_eight_gpus", "gtr_base_finetune_10_percent", "gtr_base_finetune_nq", "sentence_t5_large_nli"],
+    ["INITIAL_CHECKPOINT_PATH='runs/pretrained'"])
 REQUIRED = ["MODEL_DIR='m'", "MIXTURE_OR_TASK_NAME='task'", "MIXTURE_OR_TASK_MODULE='module'"]
 BASE = ["models/t5_tiny.gin", "runs/pretrain.gin"]
 
@@ -26,8 +36,8 @@ def resolve(files, bindings=()):
 
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_resolved_run_is_the_golden_one(name):
-  bindings = REQUIRED if "demo" not in name else [REQUIRED[0], "VALIDATION_COLLECTION='c'"]
-  text = resolve(RUNS[name], bindings)
+  text = resolve(RUNS[name], REQUIRED if name in ("pretrain", "finetune") else
+                 [REQUIRED[0], *OF_RUN.get(name.partition("_")[0], []), *OF_RUN.get(name, [])])
   path = GOLDEN / f"{name}.gin"
   if os.environ.get("GOLDEN_UPDATE"):
     path.parent.mkdir(exist_ok=True)
