@@ -28,14 +28,18 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
     results: an evaluation's folder, whose table goes into the model card.
 
   Raises:
-    InputError: the source cannot be read, or has no such form; the output is there.
+    InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
   """
   output = epath.Path(output)
   if output.exists():
     raise InputError(f"{output}: exists; give a new folder, or remove this one")
-  step = re.fullmatch(r"checkpoint_(\d+)", output.name)
+  step = re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name)
   if to == "t5x" and not step:
-    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only; give {output}/checkpoint_0")
+    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
+                     f"give {output}/checkpoint_0")
+  if results is not None and to != "sentence-transformers":
+    raise InputError(f"--results {results}: goes into the model card of --to sentence-transformers, and --to {to} "
+                     "writes none; leave it out")
   model, tokenizer = open_source(source, missing)
   if not model.encoder.shared:
     raise InputError(f"{source}: has a tower for queries and one for documents, and what is written holds one tower: "

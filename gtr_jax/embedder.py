@@ -1,5 +1,6 @@
 """Embeddings from Python: `gtr_jax.load(model)`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,14 +25,21 @@ def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_
     model: a training run's MODEL_DIR, a sentence-transformers or T5 folder, a T5X checkpoint, or a name on the Hugging
       Face hub ("sentence-transformers/gtr-t5-base").
     mesh: the devices, of `gtr_jax.partitioning.make_mesh`; default: data parallel over all of them.
-    vocabulary: where the model comes without (T5X): the SentencePiece model that it was trained with.
-    extra_ids: likewise; sentinels after its pieces (default: 100, T5's).
-    query_length: most tokens of a query, where the model does not say (T5X), or to read less or more of it.
-    document_length: likewise.
+    vocabulary: the SentencePiece model that it was trained with. This and what follows is for models of other programs:
+      where they do not say it (T5X), or to have another than they say. A training run says all of it, and is refused
+      with any of it; `max_length` of `Embedder.encode` reads less or more of a text with any model.
+    extra_ids: sentinels after its pieces (T5, and the default where the model does not say: 100).
+    query_length: most tokens of a query.
+    document_length: most tokens of a document.
 
   Raises:
-    InputError: there is no such model, or it is damaged, or does not say what is asked for here.
+    InputError: there is no such model, or it is damaged, or does not say what is asked for here; or an argument is of
+      another kind.
   """
+  if not isinstance(model, str | os.PathLike):
+    raise InputError(f"model is {model!r:.80}: give the path of a model, or its name on the Hugging Face hub")
+  if not isinstance(mesh, Mesh | None):
+    raise InputError(f"mesh is {mesh!r:.80}: give one of gtr_jax.partitioning.make_mesh, or None for all devices")
   return Embedder(load_model(model, mesh, Missing(vocabulary, extra_ids, query_length, document_length)))
 
 
@@ -70,7 +78,7 @@ class Embedder:
     if isinstance(documents, Mapping):
       raise InputError("documents is one mapping: give a list, [{'text': …}]")
     texts = []
-    for i, document in enumerate(documents):
+    for i, document in enumerate(_several(documents, "documents")):
       if isinstance(document, Mapping):
         if not isinstance(document.get("text"), str) or not isinstance(document.get("title", ""), str):
           raise InputError(f"document {i}: give its text as a string under 'text', and its title under 'title' or not")
@@ -100,11 +108,13 @@ class Embedder:
       InputError: an argument that is none of these, or a text that is not valid Unicode.
     """
     single = isinstance(texts, str)
-    texts = [texts] if single else list(texts)
+    texts = [texts] if single else _several(texts, "texts")
     if side not in ("query", "document"):
       raise InputError(f"side is {side!r}: give 'query' or 'document'")
     if dtype not in DTYPES:
       raise InputError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
+    if normalize not in (None, True, False):
+      raise InputError(f"normalize is {normalize!r}: give True, False, or None for the model's own way")
     if normalize is False and self.model.encoder.normalize:
       raise InputError("normalize is False, and the model's vectors have length 1: their length before is not kept")
     if max_length is not None and (type(max_length) is not int or max_length < 1):
@@ -122,13 +132,33 @@ class Embedder:
     return vectors if as_numpy else jnp.asarray(vectors)
 
   def similarity(self, queries: np.ndarray | jax.Array, documents: np.ndarray | jax.Array) -> np.ndarray:
-    """Scores float32 `[queries, documents]`: dot products (cosines, for vectors of length 1); of int8 cosines."""
+    """Scores float32 `[queries, documents]`: dot products (cosines, for vectors of length 1); of int8 cosines.
+
+    Raises:
+      InputError: these are no vectors, or of different widths.
+    """
     sides = []
-    for vectors in (queries, documents):
-      vectors = np.atleast_2d(np.asarray(vectors))
+    for name, vectors in (("queries", queries), ("documents", documents)):
+      try:
+        vectors = np.atleast_2d(np.asarray(vectors))
+      except ValueError as e:
+        raise InputError(f"{name} are no array ({e}): give vectors [texts, {self.dim}], as `encode` gives them") from e
+      if vectors.ndim != 2 or not (vectors.dtype == jnp.bfloat16 or vectors.dtype.kind in "fiu"):
+        raise InputError(f"{name} are {list(vectors.shape)} of {vectors.dtype}: give vectors [texts, {self.dim}], as "
+                         "`encode` gives them")
       scaled = vectors.dtype == np.int8
       vectors = vectors.astype(np.float32)
       if scaled:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1)
       sides.append(vectors)
+    if sides[0].shape[1] != sides[1].shape[1]:
+      raise InputError(f"queries are {list(sides[0].shape)} and documents {list(sides[1].shape)}: give vectors of one "
+                       "model, of the same width")
     return sides[0] @ sides[1].T
+
+
+def _several(texts: Any, name: str) -> list[Any]:
+  try:
+    return list(texts)
+  except TypeError as e:
+    raise InputError(f"{name} is of type {type(texts).__name__}: give a text, or a list of texts") from e

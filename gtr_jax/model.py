@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 
 MODEL_JSON = "model.json"
 VOCABULARY_FILE = "spiece.model"
-_SIDES = ("query", "document")
+_LENGTHS = {"query": "query_length", "document": "document_length"}  # of each side, its argument
 _TRAINING_ONLY = ("dropout_rate",)  # fields of the T5 configuration
 
 
@@ -70,12 +70,49 @@ class Missing:
     extra_ids: sentinels after its pieces (T5: 100).
     query_length: most tokens of a query.
     document_length: most tokens of a document.
+    only_unsaid: a model keeps what it says itself; otherwise what is given here comes first, and a training run, which
+      says all of it, is refused.
+
+  Raises:
+    InputError: one of them is of another kind, or too small.
   """
 
   vocabulary: epath.PathLike | None = None
   extra_ids: int | None = None
   query_length: int | None = None
   document_length: int | None = None
+  only_unsaid: bool = False
+
+  def __post_init__(self):
+    for name, least in (("extra_ids", 0), ("query_length", 1), ("document_length", 1)):
+      value = getattr(self, name)
+      if value is not None and (type(value) is not int or value < least):
+        raise InputError(f"{name} is {value!r}: give a whole number of at least {least}, or leave it out")
+    if not isinstance(self.vocabulary, str | os.PathLike | None):
+      raise InputError(f"vocabulary is {self.vocabulary!r}: give the path of a SentencePiece model, or leave it out")
+
+  def given(self) -> list[str]:
+    """The names of what is given."""
+    return [name for name in ("vocabulary", "extra_ids", *_LENGTHS.values()) if getattr(self, name) is not None]
+
+
+def for_several(missing: Missing, paths: Iterable[epath.PathLike]) -> Missing:
+  """`missing` for several models: each takes of it only what it does not say itself.
+
+  Raises:
+    InputError: one of them cannot be read, or all of them say something that is given.
+  """
+  unsaid = set()
+  for path in paths if missing.given() else ():
+    if _find_model_dir(epath.Path(path)) is None:
+      source = open_model(path)
+      unsaid |= {name for side, name in _LENGTHS.items() if side not in source.lengths}
+      unsaid |= {"vocabulary", "extra_ids"} if source.vocabulary is None else set()
+  for name in missing.given():
+    if name not in unsaid:
+      raise InputError(f"--{name}: no model here lacks it, each says its own; leave it out, or give the model that is "
+                       "to have another one alone")
+  return dataclasses.replace(missing, only_unsaid=True)
 
 
 def load_model(path: epath.PathLike, mesh: Mesh | None = None, missing: Missing | None = None) -> Model:
@@ -123,9 +160,7 @@ def open_source(path: epath.PathLike, missing: Missing | None = None) -> tuple[S
 
 def _open_run(path: epath.Path, model_dir: epath.Path, missing: Missing | None) -> tuple[Source, str]:
   """A training run, without its arrays, and the folder of the checkpoint that has them."""
-  if missing not in (None, Missing()):
-    raise InputError(f"{path}: a training run says its vocabulary and lengths itself; leave --vocabulary, --extra_ids, "
-                     "--query_length and --document_length out")
+  _refuse_missing(path, missing)
   encoder, vocabulary, lengths, prompts = _read_model_json(model_dir / MODEL_JSON)
   source = Source(path, encoder, {}, model_dir / vocabulary["file"], vocabulary["extra_ids"], lengths, prompts)
   sha256 = _tokenizer(source).sha256
@@ -135,6 +170,12 @@ def _open_run(path: epath.Path, model_dir: epath.Path, missing: Missing | None) 
   return source, distributed.from_first(lambda: os.fspath(checkpoint.find_checkpoint(path)))
 
 
+def _refuse_missing(path: epath.PathLike, missing: Missing | None) -> None:
+  if missing is not None and missing.given() and not missing.only_unsaid:
+    raise InputError(f"{path}: a training run says its vocabulary and lengths itself; leave "
+                     f"{', '.join(missing.given())} out")
+
+
 def _abstract_params(encoder: DualEncoder, mesh: Mesh) -> Any:
   boxed = jax.eval_shape(encoder.init, jax.random.key(0))
   return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -142,25 +183,32 @@ def _abstract_params(encoder: DualEncoder, mesh: Mesh) -> Any:
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-  tokenizer = Tokenizer(source.vocabulary, source.extra_ids, source.vocabulary_model)
+  make = source.vocabulary_model
+  tokenizer = Tokenizer(source.vocabulary, source.extra_ids, None if make is None else make())
   tokenizer.check_fits(source.encoder.config.vocab_size)
   return tokenizer
 
 
 def _complete(source: Source, missing: Missing) -> Source:
   """A model in another program's format, with what it does not say."""
-  vocabulary = missing.vocabulary or source.vocabulary
-  if vocabulary is None:
-    raise InputError(f"{source.path}: comes without a vocabulary; give --vocabulary, the SentencePiece model "
-                     "(spiece.model) that it was trained with")
-  lengths = {side: getattr(missing, f"{side}_length") or source.lengths.get(side) for side in _SIDES}
+  given = {name: getattr(missing, name) for name in missing.given()}
+  if missing.only_unsaid:
+    said = {"vocabulary", "extra_ids"} if source.vocabulary is not None else set()
+    said |= {name for side, name in _LENGTHS.items() if side in source.lengths}
+    given = {name: value for name, value in given.items() if name not in said}
+  if "vocabulary" in given:
+    source = dataclasses.replace(source, vocabulary=epath.Path(given["vocabulary"]), vocabulary_model=None)
+    if not source.vocabulary.is_file():
+      raise InputError(f"{source.vocabulary}: no such file; give the vocabulary's SentencePiece model (spiece.model)")
+  if source.vocabulary is None:
+    raise InputError(f"{source.path}: comes without a vocabulary; give the SentencePiece model (spiece.model) that it "
+                     "was trained with: --vocabulary, in Python vocabulary=")
+  lengths = {side: given.get(name, source.lengths.get(side)) for side, name in _LENGTHS.items()}
   for side, length in lengths.items():
     if length is None:
-      raise InputError(f"{source.path}: does not say how long a {side} may be; give --{side}_length in tokens (GTR: 64 "
-                       "for queries, 512 for documents)")
-  extra_ids = source.extra_ids if missing.extra_ids is None else missing.extra_ids
-  return dataclasses.replace(source, vocabulary=epath.Path(vocabulary), extra_ids=extra_ids, lengths=lengths,
-                             vocabulary_model=None if missing.vocabulary else source.vocabulary_model)
+      raise InputError(f"{source.path}: does not say how long a {side} may be; give a number of tokens (GTR: 64 for "
+                       f"queries, 512 for documents): --{_LENGTHS[side]}, in Python {_LENGTHS[side]}=")
+  return dataclasses.replace(source, extra_ids=given.get("extra_ids", source.extra_ids), lengths=lengths)
 
 
 def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -223,6 +271,7 @@ def check_model(path: epath.PathLike, missing: Missing | None = None) -> None:
   if model_dir is None:
     _tokenizer(_complete(open_model(path), missing or Missing()))
     return
+  _refuse_missing(path, missing)
   _read_model_json(model_dir / MODEL_JSON)
   checkpoint.find_checkpoint(path)
 
@@ -300,8 +349,8 @@ def _read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], di
     vocabulary, lengths, prompts = fields["vocabulary"], fields["lengths"], fields["prompts"]
     vocabulary = {"file": str(vocabulary["file"]), "sha256": str(vocabulary["sha256"]),
                   "extra_ids": int(vocabulary["extra_ids"])}
-    lengths = {side: int(lengths[side]) for side in _SIDES}
-    prompts = {side: str(prompts[side]) for side in _SIDES}
+    lengths = {side: int(lengths[side]) for side in _LENGTHS}
+    prompts = {side: str(prompts[side]) for side in _LENGTHS}
     encoder = DualEncoder.from_json(fields["model"])
   except InputError as e:
     raise InputError(f"{place}: {e}") from e

@@ -117,6 +117,8 @@ def train(
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
+  if initial_checkpoint_path == "":
+    raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
   if initial_checkpoint_path and not distributed.from_first(lambda: list_steps(directory / "checkpoints")):
     state = state.replace(params=with_initial_params(state.params, shardings.params, initial_checkpoint_path,
                                                      tokenizer))

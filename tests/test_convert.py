@@ -12,11 +12,12 @@ from flax import traverse_util
 from tiny_model_dir import sentence, tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
 from gtr_jax import cli, partitioning
+from gtr_jax.conversion import convert
 from gtr_jax.convert import export, formats
 from gtr_jax.convert.names import names
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
-from gtr_jax.model import load_model, with_initial_params
+from gtr_jax.model import Missing, load_model, with_initial_params
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.retrieval.encode import embed
@@ -49,7 +50,7 @@ def written(path, encoder, vocabulary, seed=0, **options):
 
 
 def change(place, **fields):
-  place.write_text(json.dumps({**json.loads(place.read_text()), **fields}))
+  place.write_text(json.dumps({**(json.loads(place.read_text()) if place.exists() else {}), **fields}))
 
 
 def message(path):
@@ -104,12 +105,15 @@ def test_float16_is_read_as_float32(folder):
   assert {leaf.dtype for leaf in jax.tree.leaves(load_model(folder).params)} == {np.dtype(np.float32)}
 
 
-def test_bare_t5_with_a_decoder(folder):
-  for name in ("modules.json", "1_Pooling/config.json"):
+@pytest.mark.parametrize("both", [True, False])
+def test_bare_t5_with_a_decoder(folder, both):
+  for name in ("modules.json", "config_sentence_transformers.json"):
     (folder / name).unlink()
+  for name in ("1_Pooling", "2_Dense"):
+    (folder / name).rmtree()
 
   def with_decoder(found):
-    found["encoder.embed_tokens.weight"] = found.pop("shared.weight")
+    found["encoder.embed_tokens.weight"] = found["shared.weight"] if both else found.pop("shared.weight")
     return {**found, "decoder.block.0.layer.0.SelfAttention.q.weight": np.ones((2, 2), np.float32),
             "lm_head.weight": np.ones((2, 2), np.float32)}
 
@@ -150,26 +154,110 @@ def test_wrong_weights(folder, spoil, text):
   assert text.format(folder=folder) in message(folder)
 
 
+@pytest.mark.parametrize("name, value, text", [
+    ("encoder.final_layer_norm.weight", np.nan, "holds NaN or infinity; copy it again"),
+    ("encoder.block.1.layer.1.DenseReluDense.wo.weight", -np.inf, "holds NaN or infinity; copy it again"),
+    ("encoder.embed_tokens.weight", 0, "is not shared.weight, of which it is a copy in every T5"),
+])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_wrong_numbers(folder, name, value, text, dtype):
+  def spoil(found):
+    array = found.get(name, found["shared.weight"]).astype(dtype)
+    array.reshape(-1)[-1] = value
+    return {**found, name: array}
+
+  reweigh(folder / "model.safetensors", spoil)
+  for read in (load_model, lambda path: convert(path, path.parent / "out", "sentence-transformers")):
+    with pytest.raises(InputError) as e:
+      read(folder)
+    assert str(e.value).startswith(f"{folder / 'model.safetensors'}: {name} {text}")
+  assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("file, fields, text", [
     ("config.json", {"model_type": "bert"}, "model_type is 'bert'; gtr_jax reads 't5' and 'mt5'"),
     ("config.json", {"model_type": "umt5"}, "each layer of umT5 has its own position bias"),
     ("config.json", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
     ("config.json", {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
-    ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by ['mean', 'max']"),
+    ("config.json", {"relative_attention_num_buckets": 7}, "use an even number of at least 4 buckets"),
+    ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by ['mean', 'pooling_mode_max_tokens']"),
+    ("1_Pooling/config.json", {"pooling_mode_new": True}, "pools by ['mean', 'pooling_mode_new']"),
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "pools by nothing that it names"),
     ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pools by lasttoken"),
     ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt is false"),
     ("2_Dense/config.json", {"bias": True}, "bias is True"),
     ("2_Dense/config.json", {"activation_function": "torch.nn.modules.activation.Tanh"}, "computes Identity only"),
     ("2_Dense/config.json", {"in_features": 7}, "goes from 7 to 10"),
     ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is true"),
+    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'; gtr_jax comp"),
+    ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim is 8; gtr_jax gives whole vectors, "),
     ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "ranks by dot product"),
     ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name is 'x'"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"9": {"content": "<mask>"}}}, "adds the token '<mask>'"),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<extra_id_0>", "<mask>"]}, "adds the token '<mask>'"),
+    ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<mask>"}]}, "adds the token '<mask>'"),
+    ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "<pad>"}, {"id": 9, "content": "[NEW]"}]}, "en '[NEW]'"),
+    ("added_tokens.json", {"<extra_id_0>": 151, "[NEW]": 152}, "adds the token '[NEW]'"),
 ])
 def test_what_gtr_jax_does_not_compute(folder, file, fields, text):
   change(folder / file, **fields)
   assert message(folder).startswith(str(folder / file))
   assert text in message(folder)
+
+
+@pytest.mark.parametrize("file, name, value, kind", [
+    ("config.json", "num_layers", None, "a whole number of at least 1"),
+    ("config.json", "num_layers", 0, "a whole number of at least 1"),
+    ("config.json", "d_model", "16", "a whole number of at least 1"),
+    ("config.json", "relative_attention_num_buckets", True, "a whole number"),
+    ("config.json", "layer_norm_epsilon", "a", "a number"),
+    ("config.json", "feed_forward_proj", ["relu"], "a text"),
+    ("1_Pooling/config.json", "pooling_mode_mean_tokens", "yes", "true or false"),
+    ("2_Dense/config.json", "out_features", True, "a whole number of at least 1"),
+    ("2_Dense/config.json", "activation_function", 3, "a text"),
+    *(("sentence_bert_config.json", "max_seq_length", value, "a whole number of at least 1")
+      for value in ("128", 2.5, True, 0, [1])),
+    ("tokenizer_config.json", "extra_ids", "x", "a whole number of at least 0"),
+    ("tokenizer_config.json", "extra_ids", -5, "a whole number of at least 0"),
+    ("tokenizer_config.json", "added_tokens_decoder", [], "an object"),
+    ("tokenizer.json", "added_tokens", {}, "a list"),
+    ("config_sentence_transformers.json", "prompts", ["query: "], "an object"),
+    ("config_sentence_transformers.json", "truncate_dim", "8", "a whole number"),
+    ("config_sentence_transformers.json", "similarity_fn_name", ["dot"], "a text"),
+])
+def test_fields_of_another_kind(folder, file, name, value, kind):
+  change(folder / file, **{name: value})
+  assert message(folder).startswith(f"{folder / file}: {name} is {json.dumps(value)}; it must be {kind}: copy the")
+
+
+def test_prompts_that_are_no_texts(folder):
+  change(folder / "config_sentence_transformers.json", prompts={"query": 3})
+  assert message(folder).endswith("the prompt 'query' is 3; give a text")
+  change(folder / "config_sentence_transformers.json", prompts={"query": None, "passage": "p: "})
+  assert formats.open_model(folder).prompts == {"query": "", "document": "p: "}
+
+
+@pytest.mark.parametrize("max_seq_length, model_max_length, expected", [
+    (24, 40, 24), (None, 40, 40), (300_000, 40, 300_000), (None, 10**30, None)])
+def test_lengths(folder, max_seq_length, model_max_length, expected):
+  change(folder / "sentence_bert_config.json", max_seq_length=max_seq_length)
+  change(folder / "tokenizer_config.json", model_max_length=model_max_length)
+  if expected:
+    assert formats.open_model(folder).lengths == {"query": expected, "document": expected}
+    return
+  with pytest.raises(InputError, match="does not say how long a query may be; give a number of tokens"):
+    load_model(folder)
+  assert load_model(folder, missing=Missing(query_length=8, document_length=9)).lengths == {"query": 8, "document": 9}
+
+
+@pytest.mark.parametrize("left", ["1_Pooling", "2_Dense", "config_sentence_transformers.json"])
+def test_a_folder_without_its_modules(folder, left):
+  (folder / "modules.json").unlink()
+  for name in {"1_Pooling", "2_Dense", "3_Normalize"} - {left}:
+    (folder / name).rmtree()
+  if left != "config_sentence_transformers.json":
+    (folder / "config_sentence_transformers.json").unlink()
+  assert message(folder).startswith(f"{folder / 'modules.json'}: no such file, and {left} beside it is of a sentence-t")
 
 
 def test_modules(folder):
@@ -181,8 +269,12 @@ def test_modules(folder):
   assert "similarity_fn_name is 'cosine' of vectors that are not normalised" in message(folder)
   change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
   assert formats.open_model(folder).encoder == DualEncoder(GATED, projection_dim=None, normalize=False)
-  place.write_text("[{}]")
-  assert "not a list of modules" in message(folder)
+  for text, expected in (("[{}]", "has no type; copy"), ("[3]", "module 0 is no object with `type` and `path`"),
+                         ("[]", "is a chain of nothing; gtr_jax computes Transformer")):
+    place.write_text(text)
+    assert expected in message(folder)
+  place.write_text(json.dumps([{**modules[0], "type": "custom_st.Transformer"}, *modules[1:]]))
+  assert "is a chain of custom_st.Transformer, Pooling, Dense, Normalize; gtr_jax computes" in message(folder)
 
 
 def test_missing_files(folder):
@@ -197,6 +289,12 @@ def test_missing_files(folder):
   assert "has no other, and" in message(folder)
   (folder / "model.safetensors.index.json").unlink()
   assert "has neither model.safetensors nor pytorch_model.bin" in message(folder)
+  (folder / "model.safetensors").mkdir()
+  assert "has neither model.safetensors nor pytorch_model.bin" in message(folder)
+  (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}')
+  (folder / "model.safetensors").rmdir()
+  assert "weight_map must name the file of each array" in message(folder)
+  (folder / "model.safetensors.index.json").unlink()
   (folder / "tf_model.h5").write_bytes(b"")
   assert "for TensorFlow or Flax only" in message(folder)
 
@@ -207,7 +305,7 @@ def test_vocabulary_of_the_folder(folder, vocabulary):
     load_model(folder)
   for name in ("spiece.model", "tokenizer.json"):
     (folder / name).unlink()
-  with pytest.raises(InputError, match="comes without a vocabulary; give --vocabulary"):
+  with pytest.raises(InputError, match="comes without a vocabulary; give the SentencePiece .*--vocabulary, in Python"):
     load_model(folder)
 
 
@@ -216,9 +314,15 @@ def test_vocabulary_from_the_fast_tokenizer(folder, vocabulary):
   assert load_model(folder).tokenizer.encode(TEXTS, 40)[-1].tolist() == vocabulary.encode(TEXTS, 40)[-1].tolist()
   fields = json.loads((folder / "tokenizer.json").read_text())
   change(folder / "tokenizer.json", model={**fields["model"], "type": "BPE"})
-  assert "a BPE tokenizer" in message(folder)
-  change(folder / "tokenizer.json", model={**fields["model"]}, added_tokens=[])
-  assert "not T5's tokenizer (KeyError: '<pad>'); give --vocabulary" in message(folder)
+  with pytest.raises(InputError, match="tokenizer.json: a BPE tokenizer with .* give its SentencePiece model as vocab"):
+    load_model(folder)
+  for spoilt, text in (({"added_tokens": []}, "KeyError: '<pad>'"), ({"model": []}, "TypeError"),
+                       ({"model": {**fields["model"], "vocab": [[3, 0.0]]}}, "AttributeError")):
+    change(folder / "tokenizer.json", **{**fields, **spoilt})
+    with pytest.raises(InputError, match=f"not T5's tokenizer .{text}.*; give its SentencePiece model as vocabulary"):
+      load_model(folder)
+  given = load_model(folder, missing=Missing(vocabulary=vocabulary.path))  # As the message says.
+  assert given.tokenizer.sha256 == vocabulary.sha256
 
 
 @pytest.mark.parametrize("options, text", [
@@ -248,8 +352,12 @@ def test_convert_on_the_command_line(tmp_path, capsys):
   assert "gtr_jax.load(\"model\")" in (tmp_path / "model" / "README.md").read_text()
   assert cli.main(["convert", str(run), str(tmp_path / "model")]) == 2
   assert "model: exists; give a new folder" in capsys.readouterr().err
-  assert cli.main(["convert", str(run), str(tmp_path / "t5x"), "--to", "t5x"]) == 2
-  assert "give " + str(tmp_path / "t5x/checkpoint_0") in capsys.readouterr().err
+  for name in ("t5x", "checkpoint_01"):
+    assert cli.main(["convert", str(run), str(tmp_path / name), "--to", "t5x"]) == 2
+    assert "give " + str(tmp_path / name / "checkpoint_0") in capsys.readouterr().err
+  for form, name in (("t5x", "checkpoint_1"), ("stablehlo", "programs"), ("saved-model", "programs")):
+    assert cli.main(["convert", str(run), str(tmp_path / name), "--to", form, "--results", str(tmp_path)]) == 2
+    assert f"--to {form} writes none; leave it out" in capsys.readouterr().err
   towers = write_model_dir(tmp_path / "towers", shared=False)
   assert cli.main(["convert", str(towers), str(tmp_path / "b")]) == 2
   assert "holds one tower" in capsys.readouterr().err

@@ -71,5 +71,36 @@ def test_wrong_arguments(model):
   for document in ({"title": "a"}, {"text": 3}):
     with pytest.raises(InputError, match="document 0: give its text"):
       model.encode_documents([document])
+  for texts in (None, 3):
+    for encode in (model.encode, model.encode_queries, model.encode_documents):
+      with pytest.raises(InputError, match=f"is of type {type(texts).__name__}: give a text, or a list of texts"):
+        encode(texts)
+  with pytest.raises(InputError, match="normalize is 'yes'"):
+    model.encode(TEXTS, normalize="yes")
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     gtr_jax.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("queries, documents, text", [
+    (np.ones((2, 8)), np.ones((3, 5)), r"queries are \[2, 8\] and documents \[3, 5\]: give vectors of one model"),
+    ("a", "b", "queries are .* give vectors"),
+    (np.ones((2, 8)), np.ones((2, 3, 8)), r"documents are \[2, 3, 8\] of float64: give vectors"),
+    ([[1.0], [1.0, 2.0]], np.ones((2, 8)), "queries are no array"),
+])
+def test_similarity_of_what_does_not_fit(model, queries, documents, text):
+  with pytest.raises(InputError, match=text):
+    model.similarity(queries, documents)
+
+
+@pytest.mark.parametrize("arguments, text", [
+    ({"model": None}, "model is None: give the path"), ({"model": 3}, "model is 3: give the path"),
+    ({"mesh": 3}, "mesh is 3: give one of"), ({"vocabulary": 3}, "vocabulary is 3: give the path"),
+    *(({"query_length": value}, f"query_length is {value!r}: give a whole number of at least 1") for value in (
+        0, -3, "64", 2.5, True)),
+    ({"document_length": 0}, "document_length is 0"), ({"extra_ids": -1}, "extra_ids is -1: .* at least 0"),
+    ({"query_length": 8, "vocabulary": "x"}, "a training run says .*; leave vocabulary, query_length out"),
+])
+def test_load_with_wrong_arguments(model, arguments, text):
+  with pytest.raises(InputError, match=text) as e:
+    gtr_jax.load(**{"model": model.model.path, **arguments})
+  assert "\n" not in str(e.value)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tiny_model_dir import tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
+from gtr_jax.conversion import convert
 from gtr_jax.errors import InputError
-from gtr_jax.model import load_model, weights_hash, write_model_json
+from gtr_jax.model import Missing, check_model, for_several, load_model, weights_hash, write_model_json
 from gtr_jax.partitioning import make_mesh
 
 
@@ -107,3 +108,19 @@ def test_a_model_dir_is_not_overwritten_by_another_model(run, tmp_path):
   write_model_json(run, tiny_encoder(tokenizer), tokenizer, query_length=16, document_length=32)  # Of this very run.
   assert (run / "model.json").read_bytes() == before
   assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_what_several_models_lack_is_given_to_those_that_lack_it(run, tmp_path):
+  convert(run, tmp_path / "checkpoint_0", "t5x")
+  convert(run, tmp_path / "folder", "sentence-transformers")
+  whole = Missing(run / "spiece.model", 0, 5, 6)
+  missing = for_several(whole, [run, tmp_path / "checkpoint_0", tmp_path / "folder"])
+  for path, lengths in ((run, (16, 32)), (tmp_path / "folder", (32, 32)), (tmp_path / "checkpoint_0", (5, 6))):
+    model = load_model(path, one_device(), missing)
+    assert tuple(model.lengths.values()) == lengths
+    assert model.tokenizer.path == (path if path.name != "checkpoint_0" else run) / "spiece.model"
+  for given in (Missing(query_length=5), Missing(vocabulary=run / "spiece.model"), Missing(extra_ids=0)):
+    text = message(for_several, given, [run, tmp_path / "folder"])
+    assert f"--{given.given()[0]}: no model here lacks it, each says its own; leave it out, or" in text
+  assert for_several(Missing(), ["no/such"]).given() == []  # Nothing to look for, so nothing is opened.
+  assert "leave vocabulary, extra_ids, query_length, document_length out" in message(check_model, run, whole)

@@ -38,6 +38,11 @@ def test_the_library_reads_what_is_written(tmp_path):
     (lambda data: b"", "bytes are too few"),
     (lambda data: b"PK" + data[2:], "too few, or no safetensors file"),
     (lambda data: data[:8] + b"[" + data[9:], "its header cannot be read"),
+    (lambda data: data + b"x", "damaged: 1 bytes after its arrays belong to none"),
+    (lambda data: data.replace(b"[24,28]", b"[20,24]"), "damaged: scalar .* bytes 20 to 24 .* first 24 are taken"),
+    (lambda data: data.replace(b"[24,28]", b"[-4, 0]"), "header cannot be read: -4 is no size or place"),
+    (lambda data: data.replace(b'"shape":[2,3]', b'"shape":[2,"]'), "its header cannot be read"),
+    (lambda data: data.replace(b'"shape":[2,3]', b'"shape":[2,4]'), "damaged: b"),
     (lambda data: data.replace(b'"F16"', b'"I16"'), "a is of dtype I16; weights are of F64, F32, F16, BF16"),
 ])
 def test_damaged(tmp_path, spoil, text):

@@ -11,7 +11,7 @@ import tensorstore
 from etils import epath
 from flax import serialization, traverse_util
 from test_convert import GATED, TEXTS, arrays_of
-from tiny_model_dir import tiny_encoder, write_vocabulary
+from tiny_model_dir import corpus, tiny_encoder, write_collection, write_model_dir, write_vocabulary
 
 from gtr_jax import cli
 from gtr_jax.convert import formats, t5x
@@ -185,6 +185,37 @@ def test_wrong_arrays(folder, spoil, text):
     formats.open_model(folder)
 
 
+@pytest.mark.parametrize("contents, text", [
+    (5, "holds 5 where T5X writes parameters by name"),
+    ({"version": 1}, "is of version 1; gtr_jax reads versions 2 and 3"),
+    ({"version": 3, "optimizer": 4}, "holds 4 where T5X writes"),
+    ({"version": 3, "optimizer": {"target": "a"}}, "holds 'a' where T5X writes"),
+    ({"target": {"a": {"driver": "zarr"}}}, "a does not say in which folder it lies"),
+    ({"target": {"a": {"driver": "zarr", "kvstore": {"driver": "file"}}}}, "a does not say in which folder it lies"),
+    ({"target": {"a": {"driver": "zarr", "kvstore": {"path": 3}}}}, "a does not say in which folder it lies"),
+    ({"target": {"a": 3}}, "a is int, and no array"),
+])
+def test_odd_contents(folder, contents, text):
+  folder.mkdir(parents=True)
+  (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
+  with pytest.raises(InputError, match=text) as e:
+    formats.open_model(folder)
+  assert str(e.value).startswith(str(folder / "checkpoint"))
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_integers_and_nan(folder, inline):
+  name = "encoder/encoder_norm/scale"
+  write_legacy(folder, {**values(), name: np.ones((16,), np.int32)}, inline=lambda _: inline)
+  with pytest.raises(InputError, match=f"{name} is of int32; weights are of floating point"):
+    formats.open_model(folder)
+  other = write_legacy(folder.parent / "checkpoint_4", stacked({**values(), name: np.full((16,), np.nan, np.float32)}),
+                       inline=lambda _: inline)
+  array = formats.open_model(other).arrays[name]
+  with pytest.raises(InputError, match=f"checkpoint_4: {name} holds NaN or infinity"):
+    array.read()
+
+
 def test_a_chunk_that_is_missing(folder):
   """Which tensorstore would read as zeros; zeros that are there are none the worse."""
   flat = {**values(), "projection_layer/kernel": np.zeros((16, 10), np.float32)}
@@ -207,16 +238,41 @@ def test_what_the_checkpoint_does_not_say(folder, tmp_path, capsys):
   vocabulary = write_vocabulary(epath.Path(tmp_path) / "spiece.model")
   encoder = tiny_encoder(vocabulary)
   write_legacy(folder, values(encoder))
-  for missing, flag in ((Missing(), "--vocabulary"), (Missing(vocabulary.path, 0), "--query_length"),
-                        (Missing(vocabulary.path, 0, 16), "--document_length")):
-    with pytest.raises(InputError, match=f"give {flag}"):
+  for missing, name in ((Missing(), "vocabulary"), (Missing(vocabulary.path, 0), "query_length"),
+                        (Missing(vocabulary.path, 0, 16), "document_length")):
+    with pytest.raises(InputError, match=f"give .*: --{name}, in Python {name}="):
       load_model(folder, missing=missing)
+  with pytest.raises(InputError, match="no such file; give the vocabulary's SentencePiece model"):
+    load_model(folder, missing=Missing(tmp_path, 0, 16, 32))
   words = ["convert", str(folder), str(tmp_path / "model"), "--vocabulary", str(vocabulary.path), "--extra_ids", "0"]
   assert cli.main(words) == 2
-  assert "give --query_length" in capsys.readouterr().err
+  assert "give a number of tokens (GTR: 64 for queries, 512 for documents): --query_length" in capsys.readouterr().err
   assert cli.main([*words, "--query_length=16", "--document_length=32"]) == 0
   given = load_model(folder, missing=Missing(vocabulary.path, 0, 16, 32))
   converted = load_model(tmp_path / "model")
   np.testing.assert_array_equal(embed(given, TEXTS, "query", 32, progress=False),
                                 embed(converted, TEXTS, "query", progress=False))
   assert jax.tree.leaves(given.params)[0].dtype == np.float32
+
+
+def test_several_models_of_which_one_does_not_say_it(tmp_path, capsys):
+  """A run, a folder, and the run's weights in a T5X checkpoint, which alone needs the flags, and alone takes them."""
+  tmp_path = epath.Path(tmp_path)
+  run = write_model_dir(tmp_path / "run")
+  other = write_model_dir(tmp_path / "other", seeds=(5,))
+  for source, *rest in ((run, tmp_path / "checkpoint_0", "--to=t5x"), (other, tmp_path / "folder")):
+    assert cli.main(["convert", str(source), *map(str, rest)]) == 0
+  words = ["evaluate", "--collection", str(write_collection(tmp_path / "small", corpus(20))), "--output",
+           str(tmp_path / "results"), "--model", f"run={run}", "--model", f"folder={tmp_path / 'folder'}"]
+  flags = ["--vocabulary", str(run / "spiece.model"), "--extra_ids=0", "--query_length=16", "--document_length=32"]
+  capsys.readouterr()
+  assert cli.main([*words, *flags]) == 2
+  assert "vocabulary: no model here lacks it, each says its own" in capsys.readouterr().err
+  assert cli.main([*words[:-2], *flags]) == 2
+  assert "leave vocabulary, extra_ids, query_length, document_length out" in capsys.readouterr().err
+  assert cli.main([*words, "--model", f"t5x={tmp_path / 'checkpoint_0'}", *flags]) == 0
+  systems = json.loads((tmp_path / "results" / "results.json").read_text())["systems"]
+  hashes = {name: system["weights_hash"] for name, system in systems.items()}
+  assert hashes["run"] == load_model(run).weights_hash == hashes["t5x"]
+  assert hashes["folder"] == load_model(tmp_path / "folder").weights_hash
+  assert systems["run"]["results"] == systems["t5x"]["results"]

@@ -2,8 +2,8 @@
 kinds told apart, decoder dropped. Read without torch, but for `pytorch_model.bin`.
 """
 
-import json
 import math
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.convert import safetensors
+from gtr_jax.convert.json_file import read_fields
 from gtr_jax.convert.names import Name, encoder_names
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
@@ -19,7 +20,10 @@ from gtr_jax.models.t5 import NORM_EPSILON, T5Config
 
 _EMBEDDING = "shared.weight"
 _COPY_OF_EMBEDDING = "encoder.embed_tokens.weight"
+_ZIP = b"PK"  # how a zip archive begins
 _DROPPED = ("decoder.", "lm_head.")
+_SIZES = {"vocab_size": "vocab_size", "emb_dim": "d_model", "num_heads": "num_heads", "head_dim": "d_kv",
+          "mlp_dim": "d_ff", "num_layers": "num_layers"}
 
 
 def read_config(place: epath.Path) -> T5Config:
@@ -28,27 +32,27 @@ def read_config(place: epath.Path) -> T5Config:
   Raises:
     InputError: not a T5, or a kind of T5 that the encoder does not compute.
   """
-  fields = read_json(place)
-  kind = fields.get("model_type")
+  fields = read_fields(place)
+  kind = fields.get("model_type", str, None)
   if kind not in ("t5", "mt5"):
     own_bias = " (each layer of umT5 has its own position bias)" if kind == "umt5" else ""
     raise InputError(f"{place}: model_type is {kind!r}{own_bias}; gtr_jax reads 't5' and 'mt5'")
-  activation = fields.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+  activation = fields.get("feed_forward_proj", str, "relu" if kind == "t5" else "gated-gelu")
   activations = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}.get(activation)
-  if activations is None or fields.get("dense_act_fn", "relu" if activation == "relu" else "gelu_new") not in (
-      "relu", "gelu_new"):
-    raise InputError(f"{place}: feed_forward_proj is {activation!r} and dense_act_fn {fields.get('dense_act_fn')!r}; "
-                     "gtr_jax computes 'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, mT5)")
-  if not math.isclose(fields.get("layer_norm_epsilon", 1e-6), NORM_EPSILON, rel_tol=1e-3):
-    raise InputError(f"{place}: layer_norm_epsilon is {fields['layer_norm_epsilon']}; gtr_jax computes {NORM_EPSILON}")
+  within = fields.get("dense_act_fn", str, None)
+  if activations is None or within not in (None, "relu", "gelu_new"):
+    raise InputError(f"{place}: feed_forward_proj is {activation!r} and dense_act_fn {within!r}; gtr_jax computes "
+                     "'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, mT5)")
+  epsilon = fields.get("layer_norm_epsilon", float, NORM_EPSILON)
+  if not math.isclose(epsilon, NORM_EPSILON, rel_tol=1e-3):
+    raise InputError(f"{place}: layer_norm_epsilon is {epsilon}; gtr_jax computes {NORM_EPSILON}")
+  sizes = {ours: fields.get(theirs, int, least=1) for ours, theirs in _SIZES.items()}
+  sizes |= {"relpos_buckets": fields.get("relative_attention_num_buckets", int, 32),
+            "relpos_max_distance": fields.get("relative_attention_max_distance", int, 128)}
   try:
-    return T5Config(
-        vocab_size=fields["vocab_size"], emb_dim=fields["d_model"], num_heads=fields["num_heads"],
-        head_dim=fields["d_kv"], mlp_dim=fields["d_ff"], num_layers=fields["num_layers"], mlp_activations=activations,
-        relpos_buckets=fields.get("relative_attention_num_buckets", 32),
-        relpos_max_distance=fields.get("relative_attention_max_distance", 128))
-  except KeyError as e:
-    raise InputError(f"{place}: has no {e.args[0]}; copy the model's own config.json again") from e
+    return T5Config(**sizes, mlp_activations=activations)
+  except InputError as e:
+    raise InputError(f"{place}: {e}") from e
 
 
 def config_fields(config: T5Config, dtype: str) -> dict[str, Any]:
@@ -74,21 +78,30 @@ def read_encoder(folder: epath.Path, config: T5Config) -> dict[str, Array]:
 
   Raises:
     InputError: an array is missing, not known or of another shape; or the weights are those of another kind of T5.
+      Of the arrays, when they are read: one holds what is no number, or the encoder has an embedding of its own.
   """
-  found = read_weights(folder)
-  saved = {name: array for name, (_, array) in found.items() if not name.startswith(_DROPPED)}
-  if _EMBEDDING not in saved and _COPY_OF_EMBEDDING in saved:
-    saved[_EMBEDDING] = saved[_COPY_OF_EMBEDDING]
-    found[_EMBEDDING] = found[_COPY_OF_EMBEDDING]
-  saved.pop(_COPY_OF_EMBEDDING, None)
+  found = {name: place for name, place in read_weights(folder).items() if not name.startswith(_DROPPED)}
+  if _COPY_OF_EMBEDDING in found:
+    path, copy = found.pop(_COPY_OF_EMBEDDING)
+    found[_EMBEDDING] = (path, _the_same(found[_EMBEDDING][1], copy, path) if _EMBEDDING in found else copy)
   for kind, layer in (("T5 1.0", "wi"), ("T5 1.1", "wi_0")):
     name = f"encoder.block.0.layer.1.DenseReluDense.{layer}.weight"
-    if name in saved and (layer == "wi") != (len(config.mlp_activations) == 1):
+    if name in found and (layer == "wi") != (len(config.mlp_activations) == 1):
       raise InputError(f"{found[name][0]}: has {name}, so the weights are of {kind}, and {folder / 'config.json'} says "
                        "feed_forward_proj "
                        f"{'relu' if layer == 'wi_0' else 'gated-gelu'!r}; take weights and config of one model")
-  return take({name: (found[name][0], array) for name, array in saved.items()}, encoder_names(config),
-              folder / "config.json")
+  return take(found, encoder_names(config), folder / "config.json")
+
+
+def _the_same(embedding: Array, copy: Array, path: epath.Path) -> Array:
+  """The embedding; reading it raises InputError where the copy, by which the encoder reads, is another."""
+  def read():
+    value = embedding.read()
+    if copy.shape != embedding.shape or not np.array_equal(value, copy.read()):
+      raise InputError(f"{path}: {_COPY_OF_EMBEDDING} is not {_EMBEDDING}, of which it is a copy in every T5; copy the "
+                       "model again, or leave out the one that is not meant")
+    return value
+  return Array(embedding.shape, embedding.dtype, read)
 
 
 def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reason: epath.Path) -> dict[str, Array]:
@@ -113,6 +126,7 @@ def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reaso
     if array.shape != wanted:
       raise InputError(f"{path}: {name.huggingface} is {list(array.shape)}, and {reason} says {list(wanted)}; take "
                        "weights and config of one model")
+    array = array.finite(f"{path}: {name.huggingface}")
     arrays[name.native] = array.transposed() if name.transposed else array
   unknown = sorted(found.keys() - {name.huggingface for name in names})
   if unknown:
@@ -126,7 +140,7 @@ def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
   """Every array in a folder's weight files, by its name there, with the file; safetensors before torch's."""
   for name, read in (("model.safetensors", safetensors.read), ("pytorch_model.bin", _read_torch)):
     index = folder / f"{name}.index.json"
-    if (folder / name).exists():
+    if (folder / name).is_file():
       return {key: (folder / name, array) for key, array in read(folder / name).items()}
     if index.exists():
       return _read_shards(index, read)
@@ -139,13 +153,13 @@ def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
 
 def _read_shards(index, read):
   """The arrays that an index names, each from the file that it names."""
-  places = read_json(index).get("weight_map")
-  if not isinstance(places, dict) or not places:
-    raise InputError(f"{index}: has no weight_map; copy it again")
+  places = read_fields(index).get("weight_map", dict)
+  if not places or not all(isinstance(file, str) for file in places.values()):
+    raise InputError(f"{index}: weight_map must name the file of each array; copy it again")
   found = {}
   for file in sorted(set(places.values())):
     path = index.parent / file
-    if not path.exists():
+    if not path.is_file():
       raise InputError(f"{path}: no such file, and {index} names it; copy all of the model's files")
     found |= {key: (path, array) for key, array in read(path).items()}
   for key, file in places.items():
@@ -161,34 +175,33 @@ def _read_torch(path):
   except ImportError as e:
     raise InputError(f"{path}: only torch can read it: pip install torch; or take a model that has "
                      "model.safetensors") from e
+  with path.open("rb") as f:
+    beginning = f.read(4)
+  if not beginning:
+    raise InputError(f"{path}: is empty; copy it again")
   try:
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-  except Exception as e:
-    raise InputError(f"{path}: torch cannot read it ({str(e).splitlines()[0]:.200}); copy it again") from e
+    # Of the format before torch 1.6, which is no zip archive, nothing can be left on disk.
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=beginning.startswith(_ZIP))
+  except Exception as e:  # What torch raises for what is damaged is of every kind.
+    reason = ("it holds other Python objects, or is damaged" if isinstance(e, pickle.UnpicklingError) else
+              (str(e).strip() or type(e).__name__).splitlines()[0])
+    raise InputError(f"{path}: torch cannot read it as a file of tensors ({reason:.200}); copy it again, or save the "
+                     "model's state_dict()") from e
+  dtypes = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16,
+            torch.bfloat16: ml_dtypes.bfloat16}
 
   def array(tensor):
-    bfloat16 = tensor.dtype == torch.bfloat16
-    dtype = np.dtype(ml_dtypes.bfloat16) if bfloat16 else tensor[:0].numpy().dtype
-
     def read():
-      whole = tensor.contiguous()
-      return whole.view(torch.int16).numpy().view(dtype) if bfloat16 else whole.numpy()
+      whole = tensor.detach().contiguous()
+      return whole.view(torch.int16).numpy().view(dtype) if tensor.dtype == torch.bfloat16 else whole.numpy()
 
+    dtype = np.dtype(dtypes[tensor.dtype])
     return Array(tuple(tensor.shape), dtype, read)
 
+  if not isinstance(tensors, dict):
+    raise InputError(f"{path}: holds a {type(tensors).__name__}, not tensors by name; save the model's state_dict()")
+  for name, tensor in tensors.items():
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
+      kind = f"of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+      raise InputError(f"{path}: {name} is {kind}, not a tensor of floating point; save the model's state_dict() alone")
   return {name: array(tensor) for name, tensor in tensors.items()}
-
-
-def read_json(place: epath.Path, default: Any = None, kind: type = dict) -> Any:
-  """The contents of a JSON file, of this kind; `default` where it is given and the file is not there."""
-  if not place.exists() and default is not None:
-    return default
-  try:
-    contents = json.loads(place.read_text())
-  except FileNotFoundError as e:
-    raise InputError(f"{place}: no such file; copy the whole model") from e
-  except ValueError as e:
-    raise InputError(f"{place}: is no JSON ({e}); copy it again") from e
-  if not isinstance(contents, kind):
-    raise InputError(f"{place}: holds a {type(contents).__name__}, not a {kind.__name__}; copy it again")
-  return contents

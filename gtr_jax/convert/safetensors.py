@@ -37,18 +37,27 @@ def read(path: epath.PathLike) -> dict[str, Array]:
     raise InputError(f"{path}: {size:,} bytes are too few, or no safetensors file; copy it again")
   try:
     header = json.loads(text)
-    fields = {name: (field["dtype"], tuple(map(int, field["shape"])), *map(int, field["data_offsets"]))
-              for name, field in header.items() if name != "__metadata__"}
-  except (ValueError, TypeError, KeyError, AttributeError) as e:
+    fields = [(*map(_count, field["data_offsets"]), name, field["dtype"], tuple(map(_count, field["shape"])))
+              for name, field in header.items() if name != "__metadata__"]
+    place, arrays = 0, {}
+    for begin, end, name, dtype, shape in sorted(fields):
+      if dtype not in DTYPES:
+        raise InputError(f"{path}: {name} is of dtype {dtype}; weights are of {', '.join(DTYPES)}")
+      if 8 + length + end > size:
+        raise InputError(f"{path}: cut short: {name} {list(shape)} lies at bytes {8 + length + begin:,} to "
+                         f"{8 + length + end:,} of {size:,}; copy it again")
+      if (begin, end) != (place, place + math.prod(shape) * DTYPES[dtype].itemsize):
+        raise InputError(f"{path}: damaged: {name} {list(shape)} of {dtype} lies at bytes {begin:,} to {end:,} of the "
+                         f"arrays, of which the first {place:,} are taken; copy it again")
+      arrays[name] = Array(shape, DTYPES[dtype], _reader(path, 8 + length + begin, DTYPES[dtype], shape))
+      place = end
+  except InputError:
+    raise
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
     raise InputError(f"{path}: no safetensors file (its header cannot be read: {e}); copy it again") from e
-  arrays = {}
-  for name, (dtype, shape, begin, end) in fields.items():
-    if dtype not in DTYPES:
-      raise InputError(f"{path}: {name} is of dtype {dtype}; weights are of {', '.join(DTYPES)}")
-    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize or 8 + length + end > size:
-      raise InputError(f"{path}: cut short: {name} {list(shape)} lies at bytes {8 + length + begin:,} to "
-                       f"{8 + length + end:,} of {size:,}; copy it again")
-    arrays[name] = Array(shape, DTYPES[dtype], _reader(path, 8 + length + begin, DTYPES[dtype], shape))
+  if 8 + length + place != size:
+    raise InputError(f"{path}: damaged: {size - 8 - length - place:,} bytes after its arrays belong to none; copy it "
+                     "again")
   return arrays
 
 
@@ -66,6 +75,12 @@ def write(path: epath.PathLike, arrays: Mapping[str, Array]) -> None:
     f.write(len(text).to_bytes(8, "little") + text)
     for _, array in sorted(arrays.items()):
       f.write(np.ascontiguousarray(array.read()).view(np.uint8).reshape(-1).data)
+
+
+def _count(value):
+  if type(value) is not int or value < 0:
+    raise ValueError(f"{value!r} is no size or place")
+  return value
 
 
 def _reader(path, begin, dtype, shape):

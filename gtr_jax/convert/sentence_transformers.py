@@ -4,13 +4,14 @@
 for beyond what `DualEncoder` computes is an error.
 """
 
-import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from gtr_jax.convert import huggingface
-from gtr_jax.convert.huggingface import read_json
+from gtr_jax.convert.json_file import Fields, read_fields, read_json
 from gtr_jax.convert.names import projection_name
 from gtr_jax.convert.source import Source
 from gtr_jax.convert.vocabulary import from_tokenizer_json
@@ -19,13 +20,14 @@ from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 
 VOCABULARY_FILE = "spiece.model"
-DEFAULT_LENGTH = 512  # of models that name none: T5 was pretrained on 512 tokens
+_SETTINGS = "config_sentence_transformers.json"
+_PACKAGE = "sentence_transformers."
 _POOLINGS = {"mean": "mean", "cls": "first"}
 # Before version 5.4 of sentence-transformers, pooling was written as one flag for each way.
-_POOLING_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
-                  "pooling_mode_max_tokens": "max", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-                  "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken"}
-_T5_TOKENS = ("<pad>", "</s>", "<unk>")
+_FLAG = "pooling_mode_"
+_OF_FLAGS = {f"{_FLAG}mean_tokens": "mean", f"{_FLAG}cls_token": "cls"}
+_T5_TOKENS = re.compile(r"<pad>|</s>|<unk>|<extra_id_[0-9]+>")
+_NO_LIMIT = 10**20  # from here on, transformers cuts nothing; it writes 10^30
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -39,128 +41,147 @@ def read(folder: epath.Path) -> Source:
   Raises:
     InputError: something is missing or damaged, or asks for what gtr_jax does not compute.
   """
-  if not (folder / "modules.json").exists():
-    return _read_transformer(folder, folder, {})
+  place, settings = folder / "modules.json", read_fields(folder / _SETTINGS, optional=True)
+  if not place.exists():
+    for mark in ("1_Pooling", "2_Dense", _SETTINGS):
+      if (folder / mark).exists():
+        raise InputError(f"{place}: no such file, and {mark} beside it is of a sentence-transformers folder; copy the "
+                         f"whole model, or remove {mark} if this is a T5 alone")
+    return _read_transformer(folder, folder, settings, {})
   modules = _modules(folder)
   kinds = [kind for kind, _ in modules]
-  place = folder / "modules.json"
   if kinds not in (["Transformer", "Pooling", *middle, *last] for middle in ([], ["Dense"])
                    for last in ([], ["Normalize"])):
-    raise InputError(f"{place}: is a chain of {', '.join(kinds)}; gtr_jax computes Transformer, Pooling, then Dense "
-                     "and Normalize or not")
+    raise InputError(f"{place}: is a chain of {', '.join(kinds) or 'nothing'}; gtr_jax computes Transformer, Pooling, "
+                     "then Dense and Normalize or not, all of sentence_transformers")
   paths = dict(modules)
   transformer = paths["Transformer"]
   config = huggingface.read_config(transformer / "config.json")
   projection_dim, arrays = None, {}
   if "Dense" in paths:
     projection_dim, arrays = _read_dense(paths["Dense"], config)
-  settings = folder / "config_sentence_transformers.json"
-  if "Normalize" not in paths and read_json(settings, {}).get("similarity_fn_name") == "cosine":
-    raise InputError(f"{settings}: similarity_fn_name is 'cosine' of vectors that are not normalised, and gtr_jax "
-                     "ranks by dot product; add a Normalize module to modules.json, or set 'dot' if that is meant")
-  return _read_transformer(folder, transformer, arrays, config, projection_dim=projection_dim,
+  if "Normalize" not in paths and settings.get("similarity_fn_name", str, None) == "cosine":
+    raise InputError(f"{settings.place}: similarity_fn_name is 'cosine' of vectors that are not normalised, and "
+                     "gtr_jax ranks by dot product; add a Normalize module to modules.json, or set 'dot' if that is "
+                     "meant")
+  return _read_transformer(folder, transformer, settings, arrays, config, projection_dim=projection_dim,
                            pooling=_read_pooling(paths["Pooling"], config), normalize="Normalize" in paths)
 
 
 def _modules(folder: epath.Path) -> list[tuple[str, epath.Path]]:
-  """(class, folder) of each step."""
+  """(class, folder) of each step; of a class of another package the whole name."""
   place = folder / "modules.json"
-  try:
-    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in read_json(place, kind=list)]
-  except (TypeError, KeyError, AttributeError) as e:
-    raise InputError(f"{place}: not a list of modules with `type` and `path`; copy it again") from e
+  modules = []
+  for number, module in enumerate(read_json(place, kind=list)):
+    if not isinstance(module, dict):
+      raise InputError(f"{place}: module {number} is no object with `type` and `path`; copy it again")
+    fields = Fields(place, module)
+    kind, path = fields.get("type", str), fields.get("path", str)
+    modules.append((kind.rpartition(".")[2] if kind.startswith(_PACKAGE) else kind, folder / path))
+  return modules
 
 
 def _read_pooling(folder: epath.Path, config: T5Config) -> str:
-  place = folder / "config.json"
-  fields = read_json(place)
-  mode = fields.get("pooling_mode") or [mode for flag, mode in _POOLING_FLAGS.items() if fields.get(flag)] or "mean"
+  fields = read_fields(folder / "config.json")
+  mode = fields.contents.get("pooling_mode") or [
+      _OF_FLAGS.get(flag, flag) for flag in fields.contents if flag.startswith(_FLAG) and fields.get(flag, bool)]
   if isinstance(mode, list) and len(mode) == 1:
     (mode,) = mode
   if not isinstance(mode, str) or mode not in _POOLINGS:
-    raise InputError(f"{place}: pools by {mode}; gtr_jax pools by {' or '.join(_POOLINGS)}")
-  if not fields.get("include_prompt", True):
-    raise InputError(f"{place}: include_prompt is false; gtr_jax pools over the prompt too")
-  width = fields.get("embedding_dimension", fields.get("word_embedding_dimension", config.emb_dim))
-  if width != config.emb_dim:
-    raise InputError(f"{place}: pools vectors of {width}, and the encoder's are {config.emb_dim} wide; copy the whole "
-                     "model again")
+    raise InputError(f"{fields.place}: pools by {mode or 'nothing that it names'}; gtr_jax pools by "
+                     f"{' or '.join(_POOLINGS)}")
+  if not fields.get("include_prompt", bool, True):
+    raise InputError(f"{fields.place}: include_prompt is false; gtr_jax pools over the prompt too")
+  for name in ("embedding_dimension", "word_embedding_dimension"):
+    if (width := fields.get(name, int, config.emb_dim)) != config.emb_dim:
+      raise InputError(f"{fields.place}: pools vectors of {width}, and the encoder's are {config.emb_dim} wide; copy "
+                       "the whole model again")
   return _POOLINGS[mode]
 
 
 def _read_dense(folder: epath.Path, config: T5Config) -> tuple[int, dict[str, Any]]:
   """Width of the embeddings, and the projection by native name."""
-  place = folder / "config.json"
-  fields = read_json(place)
-  for name, wanted in (("bias", False), ("use_residual", False), ("module_input_name", "sentence_embedding"),
-                       ("module_output_name", "sentence_embedding")):
-    value = fields.get(name, True if name == "bias" else wanted)
-    if value != wanted and value is not None:
-      raise InputError(f"{place}: {name} is {value!r}; gtr_jax computes a dense layer with {wanted!r} only")
-  activation = str(fields.get("activation_function", "torch.nn.modules.activation.Tanh"))
+  fields = read_fields(folder / "config.json")
+  for name, unsaid, wanted in (("bias", True, False), ("use_residual", False, False),
+                               ("module_input_name", None, "sentence_embedding"),
+                               ("module_output_name", None, "sentence_embedding")):
+    value = fields.get(name, type(wanted), unsaid)
+    if value not in (wanted, None):
+      raise InputError(f"{fields.place}: {name} is {value!r}; gtr_jax computes a dense layer with {wanted!r} only")
+  activation = fields.get("activation_function", str, "torch.nn.modules.activation.Tanh")
   if activation.rpartition(".")[2] != "Identity":
-    raise InputError(f"{place}: activation_function is {activation}; gtr_jax computes Identity only")
-  out = fields.get("out_features")
-  if fields.get("in_features") != config.emb_dim or not isinstance(out, int):
-    raise InputError(f"{place}: goes from {fields.get('in_features')} to {out}, and the encoder is {config.emb_dim} "
-                     "wide; copy the whole model again")
+    raise InputError(f"{fields.place}: activation_function is {activation}; gtr_jax computes Identity only")
+  width, out = (fields.get(f"{side}_features", int, least=1) for side in ("in", "out"))
+  if width != config.emb_dim:
+    raise InputError(f"{fields.place}: goes from {width} to {out}, and the encoder is {config.emb_dim} wide; copy the "
+                     "whole model again")
   name = projection_name(DualEncoder(config, projection_dim=out))
-  return out, huggingface.take(huggingface.read_weights(folder), [name], place)
+  return out, huggingface.take(huggingface.read_weights(folder), [name], fields.place)
 
 
-def _read_transformer(folder, transformer, projection, config=None, **fields) -> Source:
+def _read_transformer(folder, transformer, settings, projection, config=None, **fields) -> Source:
   """The T5 in `transformer`, and what else the model in `folder` says."""
   config = config or huggingface.read_config(transformer / "config.json")
-  fields = {"projection_dim": None, **fields}
-  file, model = _vocabulary(transformer)
-  tokenizer = read_json(transformer / "tokenizer_config.json", {})
-  strange = sorted({token["content"] for token in tokenizer.get("added_tokens_decoder", {}).values()
-                    if token["content"] not in _T5_TOKENS and not token["content"].startswith("<extra_id_")})
-  if strange:
-    raise InputError(f"{transformer / 'tokenizer_config.json'}: adds the token {strange[0]!r} to T5's; gtr_jax reads "
-                     "the pieces of the SentencePiece model only")
-  return Source(folder, DualEncoder(config, **fields),
-                {**huggingface.read_encoder(transformer, config), **projection},
-                file, _extra_ids(transformer, tokenizer), _lengths(transformer, tokenizer), _prompts(folder), model)
+  encoder = DualEncoder(config, **{"projection_dim": None, **fields})
+  truncate_dim = settings.get("truncate_dim", int, None)
+  if truncate_dim not in (None, encoder.dim):
+    raise InputError(f"{settings.place}: truncate_dim is {truncate_dim}; gtr_jax gives whole vectors, here of "
+                     f"{encoder.dim}: set it to null, and cut the vectors yourself")
+  tokenizer = read_fields(transformer / "tokenizer_config.json", optional=True)
+  for place, token in _added_tokens(transformer, tokenizer):
+    if not isinstance(token, str) or not _T5_TOKENS.fullmatch(token):
+      raise InputError(f"{place}: adds the token {token!r:.80} to T5's; gtr_jax reads the pieces of the SentencePiece "
+                       "model only")
+  file = next((transformer / name for name in (VOCABULARY_FILE, "tokenizer.json") if (transformer / name).is_file()),
+              None)
+  # Made when it is asked for: where it cannot be, another vocabulary may be given.
+  model = None if file is None or file.name == VOCABULARY_FILE else lambda: from_tokenizer_json(read_json(file), file)
+  # transformers leaves out what it takes for granted: 100 sentinels in a T5, none in an mT5.
+  granted = 0 if read_fields(transformer / "config.json").get("model_type", str) == "mt5" else 100
+  return Source(folder, encoder, {**huggingface.read_encoder(transformer, config), **projection}, file,
+                tokenizer.get("extra_ids", int, granted, least=0), _lengths(transformer, tokenizer),
+                _prompts(settings), model)
 
 
-def _vocabulary(transformer: epath.Path) -> tuple[epath.Path | None, bytes | None]:
-  """The file that has the vocabulary, and the SentencePiece model where the file is another form of it."""
-  if (transformer / VOCABULARY_FILE).exists():
-    return transformer / VOCABULARY_FILE, None
-  file = transformer / "tokenizer.json"
-  return (file, from_tokenizer_json(read_json(file), file)) if file.exists() else (None, None)
+def _added_tokens(transformer: epath.Path, tokenizer: Fields) -> Iterator[tuple[epath.Path, Any]]:
+  """Every token that a file of the tokenizer adds to the pieces, with the file."""
+  special, fast, added = (read_fields(transformer / f"{name}.json", optional=True)
+                          for name in ("special_tokens_map", "tokenizer", "added_tokens"))
+  for fields, tokens in (
+      (tokenizer, tokenizer.get("added_tokens_decoder", dict, {}).values()),
+      *((fields, fields.get("additional_special_tokens", list, None) or []) for fields in (tokenizer, special)),
+      (fast, fast.get("added_tokens", list, None) or []),
+      (added, added.contents)):
+    for token in tokens:
+      yield fields.place, token.get("content") if isinstance(token, dict) else token
 
 
-def _extra_ids(transformer: epath.Path, tokenizer: dict[str, Any]) -> int:
-  """Sentinels after the pieces. transformers leaves out what it takes for granted: 100 in a T5, none in an mT5."""
-  granted = 0 if read_json(transformer / "config.json").get("model_type") == "mt5" else 100
-  return int(tokenizer.get("extra_ids", granted))
+def _lengths(transformer: epath.Path, tokenizer: Fields) -> dict[str, int]:
+  """Those of the sides that the folder says: sentence-transformers reads the tokenizer's where it says none itself."""
+  fields = read_fields(transformer / "sentence_bert_config.json", optional=True)
+  if fields.get("do_lower_case", bool, False):
+    raise InputError(f"{fields.place}: do_lower_case is true; gtr_jax reads texts as they are")
+  for name, wanted in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
+    if (value := fields.get(name, str, wanted)) != wanted:
+      raise InputError(f"{fields.place}: {name} is {value!r}; gtr_jax computes {wanted!r} only")
+  both = fields.get("max_seq_length", int, None, least=1) or tokenizer.get("model_max_length", int, None, least=1)
+  lengths = {side: fields.get(f"{side}_length", int, None, least=1) or both for side in ("query", "document")}
+  return {side: length for side, length in lengths.items() if length and length < _NO_LIMIT}
 
 
-def _lengths(transformer: epath.Path, tokenizer: dict[str, Any]) -> dict[str, int]:
-  place = transformer / "sentence_bert_config.json"
-  fields = read_json(place, {})
-  if fields.get("do_lower_case"):
-    raise InputError(f"{place}: do_lower_case is true; gtr_jax reads texts as they are")
-  length = fields.get("max_seq_length") or tokenizer.get("model_max_length") or DEFAULT_LENGTH
-  length = int(length) if length < 100_000 else DEFAULT_LENGTH  # transformers writes 10^30 for "none"
-  sides = {side: fields.get(f"{side}_length") or length for side in ("query", "document")}
-  if any(not isinstance(value, int) or value < 1 for value in sides.values()) or not math.isfinite(length):
-    raise InputError(f"{place}: max_seq_length is {length!r}; give a number of tokens")
-  return sides
-
-
-def _prompts(folder: epath.Path) -> dict[str, str]:
+def _prompts(fields: Fields) -> dict[str, str]:
   """What `encode_query` and `encode_document` of sentence-transformers put before a text."""
-  place = folder / "config_sentence_transformers.json"
-  fields = read_json(place, {})
-  if fields.get("similarity_fn_name") not in (None, "cosine", "dot"):
-    raise InputError(f"{place}: similarity_fn_name is {fields['similarity_fn_name']!r}; gtr_jax ranks by dot product")
-  prompts = fields.get("prompts") or {}
-  default = fields.get("default_prompt_name")
-  if default and default not in prompts:
-    raise InputError(f"{place}: default_prompt_name is {default!r}, and prompts has {', '.join(prompts) or 'none'}")
+  similarity = fields.get("similarity_fn_name", str, None)
+  if similarity not in (None, "cosine", "dot"):
+    raise InputError(f"{fields.place}: similarity_fn_name is {similarity!r}; gtr_jax ranks by dot product")
+  prompts = fields.get("prompts", dict, None) or {}
+  for name, text in prompts.items():
+    if not isinstance(text, str | None):
+      raise InputError(f"{fields.place}: the prompt {name!r} is {text!r:.80}; give a text")
+  default = fields.get("default_prompt_name", str, None)
+  if default and prompts.get(default) is None:
+    raise InputError(f"{fields.place}: default_prompt_name is {default!r}, and prompts has "
+                     f"{', '.join(prompts) or 'none'}")
   found = {}
   for side, keys in (("query", ("query",)), ("document", ("document", "passage", "corpus"))):
     named = [prompts[key] for key in keys if prompts.get(key) is not None]

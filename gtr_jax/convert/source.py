@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing
 from etils import epath
 
+from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
+
+_BLOCK = 2**20  # numbers that are looked at together
 
 
 class Array(NamedTuple):
@@ -28,6 +31,16 @@ class Array(NamedTuple):
     """The same, transposed."""
     return Array(self.shape[::-1], self.dtype, lambda: self.read().T)
 
+  def finite(self, what: str) -> "Array":
+    """The same, whose `read` raises InputError, beginning with `what`, where a number is NaN or infinite."""
+    def read(*index):
+      value = self.read(*index)
+      numbers = value.reshape(-1)
+      if not all(np.isfinite(numbers[i:i + _BLOCK]).all() for i in range(0, numbers.size, _BLOCK)):
+        raise InputError(f"{what} holds NaN or infinity; copy it again, or take another checkpoint")
+      return value
+    return Array(self.shape, self.dtype, read)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -38,9 +51,9 @@ class Source:
     encoder: the computation.
     arrays: by native name, "encoder/layers_0/attention/query/kernel", with native shapes.
     vocabulary: the file of the SentencePiece model, or None where the format carries none.
-    vocabulary_model: the SentencePiece model, where the file holds it in another form.
+    vocabulary_model: makes the SentencePiece model, where the file holds it in another form.
     extra_ids: sentinels after its pieces.
-    lengths: most tokens of a "query" and of a "document"; empty where the format does not say.
+    lengths: most tokens of a "query" and of a "document"; one that the model does not say is left out.
     prompts: text put before every "query" and every "document".
   """
 
@@ -51,4 +64,4 @@ class Source:
   extra_ids: int
   lengths: Mapping[str, int]
   prompts: Mapping[str, str]
-  vocabulary_model: bytes | None = None
+  vocabulary_model: Callable[[], bytes] | None = None

@@ -53,10 +53,14 @@ def read(path: epath.Path) -> Source:
     path: what `find` found.
 
   Raises:
-    InputError: half written, damaged, or not an encoder that gtr_jax computes.
+    InputError: half written, damaged, or not an encoder that gtr_jax computes. Of an array, when it is read: damaged,
+      or it holds what is no number.
   """
-  arrays = {name: array for name, array in _split_layers(_target(path), path).items()
-            if not name.startswith(_OF_TRAINING)}
+  arrays = {name: array for name, array in _target(path).items() if not name.startswith(_OF_TRAINING)}
+  for name, array in arrays.items():
+    if not (array.dtype == _BFLOAT16 or np.issubdtype(array.dtype, np.floating)):
+      raise InputError(f"{path}: {name} is of {array.dtype}; weights are of floating point: take another checkpoint")
+  arrays = _split_layers({name: array.finite(f"{path}: {name}") for name, array in arrays.items()}, path)
   encoder = DualEncoder(_config(arrays, path), projection_dim=_projection_dim(arrays))
   wanted = {name.native: name.shape for name in names(encoder)}
   for name, shape in wanted.items():
@@ -114,16 +118,23 @@ def _target(path: epath.Path) -> dict[str, Array]:
 def _in_msgpack(file: epath.Path) -> dict[str, Array]:
   try:
     contents = serialization.msgpack_restore(file.read_bytes())
-    version = contents.get("version", 3)
   except Exception as e:
     raise InputError(f"{file}: cannot be read ({type(e).__name__}: {str(e):.200}); copy it again") from e
+  version = _inside(contents, file).get("version", 3)
   if version not in (2, 3):
-    raise InputError(f"{file}: is of version {version}; gtr_jax reads versions 2 and 3 of T5X's format")
-  contents = contents.get("optimizer", contents)
-  tree = contents.get("target", contents.get("params", contents))
+    raise InputError(f"{file}: is of version {version!r:.20}; gtr_jax reads versions 2 and 3 of T5X's format")
+  contents = _inside(contents.get("optimizer", contents), file)
+  tree = _inside(contents.get("target", contents.get("params", contents)), file)
   # A description of an array is a dict too.
   leaves = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, x: isinstance(x, dict) and "driver" in x)
   return {name: _array(leaf, file, name) for name, leaf in leaves.items()}
+
+
+def _inside(value: Any, file: epath.Path) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise InputError(f"{file}: holds {value!r:.40} where T5X writes parameters by name; take another step, or copy it "
+                     "again")
+  return value
 
 
 def _array(leaf: Any, file: epath.Path, name: str) -> Array:
@@ -133,7 +144,10 @@ def _array(leaf: Any, file: epath.Path, name: str) -> Array:
     place = leaf.removeprefix(_PLACEHOLDER)
   elif isinstance(leaf, dict) and "driver" in leaf:
     # The description's own place is relative; where it was written to gs://, the bucket is a dummy.
-    place = leaf.get("path") or leaf["kvstore"].get("path")
+    kvstore = leaf.get("kvstore")
+    place = leaf.get("path") or isinstance(kvstore, dict) and kvstore.get("path")
+    if not isinstance(place, str) or not place.strip("/"):
+      raise InputError(f"{file}: {name} does not say in which folder it lies; copy the checkpoint again")
   else:
     raise InputError(f"{file}: {name} is {type(leaf).__name__}, and no array; copy the checkpoint again")
   place = file.parent / place.rstrip("/").rpartition("/")[2]
@@ -147,17 +161,17 @@ def _in_orbax(folder: epath.Path) -> dict[str, Array]:
   try:
     fields = json.loads(metadata.read_text())
     keys = [tuple(str(key["key"]) for key in leaf["key_metadata"]) for leaf in fields["tree_metadata"].values()]
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    keys = [key for key in keys if key[0] in ("target", "params")]
+  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
     raise InputError(f"{metadata}: cannot be read ({type(e).__name__}: {e}); copy it again") from e
   ocdbt = (folder / "manifest.ocdbt").exists()
   driver = "zarr3" if fields.get("use_zarr3") else "zarr"
   arrays = {}
   for key in keys:
-    if key[0] in ("target", "params"):
-      dotted = ".".join(key)
-      in_database = {"driver": "ocdbt", "base": _kvstore(folder), "path": f"{dotted}/"}
-      spec = {"driver": driver, "kvstore": in_database if ocdbt else _kvstore(folder / dotted)}
-      arrays["/".join(key[1:])] = _open(spec, f"{folder}: {dotted}", f"{metadata} names it")
+    dotted = ".".join(key)
+    in_database = {"driver": "ocdbt", "base": _kvstore(folder), "path": f"{dotted}/"}
+    spec = {"driver": driver, "kvstore": in_database if ocdbt else _kvstore(folder / dotted)}
+    arrays["/".join(key[1:])] = _open(spec, f"{folder}: {dotted}", f"{metadata} names it")
   if not arrays:
     raise InputError(f"{metadata}: names no parameters (target/… or params/…); is it a T5X checkpoint?")
   return arrays

@@ -69,7 +69,7 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
     normalizer = fields["normalizer"] or {"type": "Precompiled", "precompiled_charsmap": ""}
     if kind != "Unigram" or normalizer["type"] != "Precompiled" or fields["model"].get("byte_fallback"):
       raise InputError(f"{place}: a {kind} tokenizer with normalizer {normalizer['type']}; gtr_jax reads T5's: "
-                       "Unigram, Precompiled, without byte fallback; give --vocabulary, its SentencePiece model")
+                       "Unigram, Precompiled, without byte fallback; give its SentencePiece model as vocabulary")
     charsmap = base64.b64decode(normalizer["precompiled_charsmap"])
     special = {token["content"]: token["id"] for token in fields["added_tokens"]}
     pad_id, eos_id = special["<pad>"], special["</s>"]
@@ -78,9 +78,11 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
         types = sentencepiece_model_pb2.ModelProto.SentencePiece
         model.pieces.add(piece=piece, score=score, type=types.UNKNOWN if i == unk_id else
                          types.CONTROL if i in (pad_id, eos_id) else types.NORMAL)
-  except (KeyError, TypeError, ValueError) as e:
-    raise InputError(f"{place}: not T5's tokenizer ({type(e).__name__}: {e}); give --vocabulary, its SentencePiece "
-                     "model") from e
+  except InputError:
+    raise
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    raise InputError(f"{place}: not T5's tokenizer ({type(e).__name__}: {e}); give its SentencePiece model "
+                     "as vocabulary") from e
   model.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
   model.trainer_spec.vocab_size = len(model.pieces)
   model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = pad_id, eos_id, unk_id

@@ -13,6 +13,7 @@ from test_convert import GATED, written
 from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
 
 from gtr_jax.convert import formats
+from gtr_jax.errors import InputError
 from gtr_jax.model import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.encode import embed
@@ -59,14 +60,14 @@ def their_model(kind="T5EncoderModel", **fields):
 
 @pytest.mark.parametrize("kind, fields", [
     ("T5EncoderModel", {}), ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu"})])
-@pytest.mark.parametrize("form", ["safetensors", "shards", "torch"])
+@pytest.mark.parametrize("form", ["safetensors", "shards", "torch", "torch before 1.6"])
 def test_what_transformers_saves(tmp_path, vocabulary, kind, fields, form):
   theirs, folder = their_model(kind, **fields), epath.Path(tmp_path / "t5")
   theirs.save_pretrained(folder, max_shard_size="4KB" if form == "shards" else "1GB")
-  if form == "torch":
+  if form.startswith("torch"):
     for file in folder.glob("model*.safetensors"):
       file.unlink()
-    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=form == "torch")
   (folder / "spiece.model").write_bytes(vocabulary.path.read_bytes())
   (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 0, "model_max_length": 40}))
   ids = [torch.tensor(np.asarray(x))[None].long() for x in vocabulary.encode(TEXTS[:40], 40)]
@@ -76,6 +77,39 @@ def test_what_transformers_saves(tmp_path, vocabulary, kind, fields, form):
   expected = torch.nn.functional.normalize(torch.stack(hidden), dim=-1).numpy()
   np.testing.assert_allclose(embed(load_model(folder), TEXTS[:40], "passage", progress=False), expected, atol=1e-5,
                              rtol=0)
+
+
+@pytest.mark.parametrize("contents, text", [
+    (lambda arrays: {**arrays, "step": 3}, "step is a int, not a tensor of floating point; save the model's state_d"),
+    (lambda arrays: {"state_dict": arrays}, "state_dict is a OrderedDict, not a tensor of floating point"),
+    (lambda arrays: {**arrays, "encoder.ids": torch.arange(3)}, "encoder.ids is of torch.int64, not a tensor of flo"),
+    (lambda arrays: {**arrays, "encoder.x": torch.tensor(1.0)}, "encoder.x belongs to no part of a T5 encoder"),
+    (lambda arrays: [1], "holds a list, not tensors by name"),
+    (lambda arrays: their_model(), "torch cannot read it as a file of tensors (it holds other Python objects, or is"),
+])
+def test_torch_files_that_hold_something_else(tmp_path, contents, text):
+  theirs, place = their_model(), epath.Path(tmp_path / "t5/pytorch_model.bin")
+  theirs.config.save_pretrained(place.parent)
+  torch.save(contents(theirs.state_dict()), place)
+  assert in_one_line(place).startswith(f"{place}: {text}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("size, text", [(0, "is empty; copy it again"), (3, "torch cannot read it as a file of"),
+                                        (3000, "torch cannot read it as a file of tensors")])
+def test_torch_files_that_are_cut_short(tmp_path, size, text, zipped):
+  theirs, place = their_model(), epath.Path(tmp_path / "t5/pytorch_model.bin")
+  theirs.config.save_pretrained(place.parent)
+  torch.save(theirs.state_dict(), place, _use_new_zipfile_serialization=zipped)
+  place.write_bytes(place.read_bytes()[:size])
+  assert in_one_line(place).startswith(f"{place}: {text}")
+
+
+def in_one_line(place):
+  with pytest.raises(InputError) as e:
+    formats.open_model(place.parent)
+  assert str(e.value).isprintable()
+  return str(e.value)
 
 
 def test_what_sentence_transformers_saves(tmp_path, vocabulary):
