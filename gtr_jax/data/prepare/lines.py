@@ -1,0 +1,195 @@
+"""Lines of raw files, plain or compressed, with their places; parts of them for the workers.
+
+What is wrong with a line is counted as broken and the line is skipped; what is wrong with a file is an InputError.
+"""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import zstandard
+from etils import epath
+
+from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.errors import InputError
+
+PART_BYTES = 64 << 20
+_BUFFER = 1 << 20
+_ZSTD_INPUT = 16 << 10  # Little at a time: what comes out of it lies in memory.
+_LONGEST_LINE = 256 << 20
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".7z")
+
+
+class Progress:
+  """How far this process has read; the engine looks at it while a source reads."""
+
+  def __init__(self):
+    self.lines = 0
+    self.on_bytes = lambda n: None  # Called with the number of bytes read of a file, before decompression.
+
+
+progress = Progress()
+
+
+def line_parts(paths: Iterable[str | os.PathLike], part_bytes: int = PART_BYTES, kind: str = "") -> list[Part]:
+  """Plain files in byte ranges of about `part_bytes`, compressed ones whole. Raises InputError where one is missing."""
+  parts = []
+  for path in map(os.fspath, paths):
+    size = size_of(path)
+    step = size if is_compressed(path) else part_bytes
+    starts = range(0, size, step) if size else [0]
+    parts += [Part(path, start, start + step if start + step < size else None, kind) for start in starts]
+  return parts
+
+
+def is_compressed(path: str) -> bool:
+  """By its name."""
+  return path.endswith(_COMPRESSED)
+
+
+def size_of(path: str) -> int:
+  """In bytes. Raises InputError where there is no such file."""
+  path = epath.Path(path)
+  if not path.exists():
+    raise InputError(f"{path}: no such file; correct the path")
+  if path.is_dir():
+    raise InputError(f"{path}: a folder, where a file was expected; name the files in it")
+  return path.stat().length
+
+
+@contextlib.contextmanager
+def open_file(path: str, start: int = 0) -> Iterator[BinaryIO]:
+  """The decompressed bytes of a file, with progress; from byte `start`, if it is plain.
+
+  Raises:
+    InputError: while it is read, where an archive is cut off or damaged.
+  """
+  with epath.Path(path).open("rb") as raw:
+    if start:
+      raw.seek(start)
+    counted = io.BufferedReader(_Counted(raw), _BUFFER)
+    if path.endswith(".gz"):
+      whole = gzip.GzipFile(fileobj=counted)
+    elif path.endswith(".bz2"):
+      whole = bz2.BZ2File(counted)
+    elif path.endswith(".xz"):
+      whole = lzma.LZMAFile(counted)  # noqa: SIM115
+    elif path.endswith(".zst"):
+      whole = io.BufferedReader(_Zstandard(counted), _BUFFER)
+    else:
+      whole = counted
+    try:
+      yield io.BufferedReader(whole, _BUFFER) if path.endswith((".gz", ".bz2", ".xz")) else whole
+    except EOFError as e:
+      raise InputError(f"{path}: the archive is cut off ({e}); fetch it again") from e
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
+      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
+    except OSError as e:
+      if e.errno is not None or not path.endswith(".bz2"):
+        raise
+      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
+
+
+def read_lines(part: Part) -> Iterator[tuple[str, bytes]]:
+  """Yields (place, line without its end) of the lines that begin in the part.
+
+  A place is `path:line number`, and `path, byte N` in a byte range that does not begin the file.
+
+  Raises:
+    InputError: the archive is cut off or damaged, or this is no file of lines.
+  """
+  with open_file(part.path, max(0, part.start - 1)) as f:
+    position = part.start
+    if part.start:
+      position += len(f.readline(_LONGEST_LINE)) - 1  # The rest of a line that began before: its end, at least.
+    number, stop = 0, float("inf") if part.stop is None else part.stop
+    while position < stop and (line := f.readline(_LONGEST_LINE)):
+      if len(line) == _LONGEST_LINE:
+        raise InputError(f"{part.path}: a line of more than {_LONGEST_LINE >> 20} MB; is it a file of lines?")
+      number += 1
+      progress.lines += 1
+      place = f"{part.path}, byte {position}" if part.start else f"{part.path}:{number}"
+      position += len(line)
+      if number == 1 and not part.start:
+        line = line.removeprefix(codecs.BOM_UTF8)
+      yield place, line.rstrip(b"\r\n")
+
+
+def text_lines(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
+  """`read_lines`, decoded; what is not UTF-8 is broken. Empty lines are skipped."""
+  for place, line in read_lines(part):
+    try:
+      text = line.decode()
+    except UnicodeDecodeError as e:
+      counts.broken(place, f"not UTF-8 ({e.reason})")
+      continue
+    if text:
+      yield place, text
+
+
+def json_lines(part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
+  """(place, value) of the lines of JSON; what is not JSON is broken. Empty lines are skipped."""
+  for place, line in read_lines(part):
+    if not line or line.isspace():
+      continue
+    try:
+      value = json.loads(line)
+    except ValueError as e:  # Also what is not UTF-8.
+      counts.broken(place, f"not JSON ({e})")
+    except RecursionError:
+      counts.broken(place, "not JSON (nested too deeply)")
+    else:
+      yield place, value
+
+
+class _Counted(io.RawIOBase):
+  """The bytes of a file, with progress."""
+
+  def __init__(self, file):
+    self._file = file
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    data = self._file.read(len(buffer))
+    buffer[:len(data)] = data
+    progress.on_bytes(len(data))
+    return len(data)
+
+
+class _Zstandard(io.RawIOBase):
+  """What the frames of a zstandard file hold. Unlike the library's own reader it tells an end from a cut."""
+
+  def __init__(self, file):
+    self._file = file
+    self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)  # Dumps are made with --long=31.
+    self._frame, self._input, self._output = None, b"", memoryview(b"")
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    while not self._output:
+      self._input = self._input or self._file.read(_ZSTD_INPUT)
+      if not self._input:
+        if self._frame is not None:
+          raise EOFError("it ends in the middle of a frame")
+        return 0
+      self._frame = self._frame or self._decompressor.decompressobj()
+      self._output = memoryview(self._frame.decompress(self._input))
+      self._input = b""
+      if self._frame.eof:
+        self._input, self._frame = self._frame.unused_data, None
+    n = min(len(buffer), len(self._output))
+    buffer[:n] = self._output[:n]
+    self._output = self._output[n:]
+    return n

@@ -1,0 +1,73 @@
+"""What a source of training pairs is to the engine that prepares it: parts to read, a key to join by, examples.
+
+A source is a frozen dataclass of plain values, so that it can be sent to a worker; its fields are the settings that the
+manifest records, and an interrupted run goes on only where they are the same.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+KEPT_PLACES = 20  # Of broken lines, in a part and in the manifest.
+
+
+class Example(NamedTuple):
+  """A pair to train on. Empty ids: the source has none. `negative_ids` is empty or as long as `negatives`."""
+
+  query: str
+  passage: str
+  query_id: str = ""
+  passage_id: str = ""
+  negatives: tuple[str, ...] = ()
+  negative_ids: tuple[str, ...] = ()
+  negative_queries: tuple[str, ...] = ()
+  split: str = "train"  # Or "validation".
+
+
+class Part(NamedTuple):
+  """What one worker reads in one go: a file, or of a plain file of lines those that begin in bytes [start, stop)."""
+
+  path: str
+  start: int = 0
+  stop: int | None = None  # None: to the end.
+  kind: str = ""  # The source's own, such as "submissions" and "comments".
+
+
+class Source(Protocol):
+  """Turns raw files into examples. `read` and `join` run in other processes, in no order that can be relied on."""
+
+  name: str  # The default of --name.
+
+  def parts(self) -> list[Part]:
+    """The same list for the same files. Raises InputError that says what is missing, and where to get it."""
+
+  def read(self, part: Part, counts: "Counts") -> Iterator[tuple[str, Any]]:
+    """Yields (key, value). An `Example` as the value is done, its key is not looked at; any other value is plain
+    (None, bool, int, float, str, lists, tuples and dicts of them) and meets in `join` all others of its key."""
+
+  def join(self, key: str, values: list[Any], counts: "Counts") -> Iterator[Example]:
+    """The examples of all values of one key, which come in the order of parts and of positions in them. A source whose
+    `read` yields only Examples needs no `join`."""
+
+
+class Counts:
+  """How many of what, and the first places of broken lines."""
+
+  def __init__(self):
+    self.reasons = collections.Counter()
+    self.places = []
+
+  def add(self, reason: str, n: int = 1) -> None:
+    """`reason` in snake_case, such as "too_short"; it goes into the manifest."""
+    self.reasons[reason] += n
+
+  def broken(self, place: str, why: str) -> None:
+    """A line or record that is not as its format says. The engine stops the run where there are too many of them."""
+    self.reasons["broken"] += 1
+    if len(self.places) < KEPT_PLACES:
+      self.places.append(f"{place}: {why}")
+
+  def update(self, reasons: dict[str, int], places: Iterable[str]) -> None:
+    """Takes in the counts of another part."""
+    self.reasons.update(reasons)
+    self.places = [*self.places, *places][:KEPT_PLACES]

@@ -1,0 +1,151 @@
+"""Pairs that others have made, in the kinds of lines that they publish.
+
+Kinds and names of fields: the card of sentence-transformers/embedding-training-data ("Data Format": pairs, triplets,
+sets, query-pairs, query-triplets); {"texts": [title, body], "tags", "meta"} is flax-sentence-embeddings/
+stackexchange_title_body_jsonl; "title_body", "upvoted_answer", "downvoted_answer" is its
+stackexchange_titlebody_best_and_down_voted_answer_jsonl; {"title", "body", "subreddit"} is
+sentence-transformers/reddit-title-body.
+"""
+
+import argparse
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+from prepared_in_memory import prepared
+
+from gtr_jax.data.prepare import lines, pairs_jsonl
+from gtr_jax.data.prepare.pairs_jsonl import PairsJsonl
+from gtr_jax.errors import InputError
+
+
+@pytest.fixture
+def file(tmp_path):
+  def write(rows, name="pairs.jsonl"):
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    path = tmp_path / name
+    path.write_bytes(compress.get(path.suffix, bytes)(text))
+    return str(path)
+  return write
+
+
+def _made(source):
+  examples, counts = prepared(source)
+  assert not counts.places, counts.places
+  return [(e.query, e.passage, e.negatives) for e in examples]
+
+
+@pytest.mark.parametrize(("row", "pairs"), [
+    (["a", "b"], [("a", "b", ())]),
+    (["a", "b", "n"], [("a", "b", ("n",))]),
+    ({"query": "a", "pos": ["b", "c"]}, [("a", "b", ()), ("a", "c", ())]),
+    ({"query": "a", "pos": ["b", "c"], "neg": ["n", "m"]}, [("a", "b", ("n", "m")), ("a", "c", ("n", "m"))]),
+    ({"texts": ["a", "b"], "tags": ["t"], "meta": {"views": "3"}}, [("a", "b", ())]),
+    ({"title": " a ", "body": "b\nc", "subreddit": "s"}, [("a", "b\nc", ())]),
+    ({"title_body": "a", "upvoted_answer": "b", "downvoted_answer": "n"}, [("a", "b", ("n",))]),
+    ({"anchor": "a", "positive": "b", "negative": "n"}, [("a", "b", ("n",))]),
+    ({"query": "a", "positive": "b", "negatives": ["n", "m"], "source": "x"}, [("a", "b", ("n", "m"))]),
+    ({"query": "a", "positive": "b", "negative_1": "n", "negative_2": "m"}, [("a", "b", ("n", "m"))]),
+    ({"question": "a", "answer": "b"}, [("a", "b", ())]),
+    ({"query": "a", "pos": []}, []),
+])
+def test_kinds_of_lines(file, row, pairs):
+  assert _made(PairsJsonl((file([row]),))) == pairs
+
+
+def test_the_texts_of_a_set_are_not_each_others_negatives(file):
+  examples, _ = prepared(PairsJsonl((file([{"set": ["a", "b", "c"]}, {"set": ["d", "e"]}, ["f", "g"]]),)))
+  assert [(e.query, e.passage) for e in examples] == [("a", "b"), ("b", "c"), ("d", "e"), ("f", "g")]
+  ids = [(e.query_id, e.passage_id) for e in examples]
+  assert ids[0] == ids[1] != ids[2] and ids[0][0] == ids[0][1] and ids[3] == ("", "")
+
+
+def test_named_fields(file):
+  path = file([{"t": "a", "s": " b ", "long": "c", "bad": ["n"], "n": 7, "url": "u"}])
+  source = PairsJsonl((path,), query=("t", "s"), passage=("long",), negatives="bad", query_id="n", passage_id="url")
+  (example,), _ = prepared(source)
+  assert example == ("a b", "c", "7", "u", ("n",), (), (), "train")
+  with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
+    PairsJsonl((path,), query=("t",), passage=("body",)).parts()
+  with pytest.raises(InputError, match="no id in field 'id'"):
+    PairsJsonl((path,), query=("t",), passage=("long",), query_id="id").parts()
+  for given in ({"query": ("t",)}, {"negatives": "n"}, {"query_id": "n"}):
+    with pytest.raises(InputError, match="go"):
+      PairsJsonl((path,), **given)
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({"a": 1, "b": 2}, "fields 'a', 'b' are of no kind that is known"), ({}, "fields none are"), (["a"], "a list of 1"),
+    ("3", "neither a list nor an object"), ("", "no pair in it"),
+])
+def test_a_file_of_another_kind_is_refused(file, row, says):
+  with pytest.raises(InputError, match=says):
+    PairsJsonl((file([row]),)).parts()
+
+
+def test_broken_lines_are_counted(file, tmp_path):
+  path = file([["a", "b"], '["a", "b', ["a", 3], {"x": 1}, ["c", "d", None], {"query": "q", "pos": [[]]}, ["e", "f"]])
+  with open(path, "ab") as f:
+    f.write(b'["\xff", "b"]\n["last", "line"]')
+  examples, counts = prepared(PairsJsonl((path,)))
+  assert [e.query for e in examples] == ["a", "e", "last"]
+  assert counts.reasons == {"broken": 6}
+  assert [int(place.split(":")[1]) for place in counts.places] == [2, 3, 4, 5, 6, 8]
+  assert "3 is not a text" in counts.places[1].replace("'", "")
+
+
+def test_filters_are_counted(file):
+  path = file([["a b", "a b"], ["", "b"], ["a", " "], ["one", "two words"], ["x y", "long " * 9],
+               {"set": ["a", "b", "c", "d"]}])
+  examples, counts = prepared(PairsJsonl((path,), min_words=2, max_characters=20, max_pairs=2))
+  assert not examples
+  assert counts.reasons == {"query_is_passage": 1, "empty": 2, "too_short": 3, "too_long": 1, "more_pairs_in_a_line": 1}
+
+
+def test_odd_characters(file):
+  """Half of a character, as an escape, and a NUL go; all else stays."""
+  path = file(['["cut \\ud83d off", "nul \\u0000 and é \\ud83d\\ude00"]'])
+  assert _made(PairsJsonl((path,))) == [("cut  off", "nul  and é 😀", ())]
+  (example,), _ = prepared(PairsJsonl((path,)))
+  example.query.encode()
+
+
+def test_html(file):
+  path = file([["What is &lt;p&gt;?", "<p>one</p><pre>x\n  y</pre>", "<b>no</b>"]])
+  assert _made(PairsJsonl((path,), html=True)) == [("What is <p>?", "one\nx\n  y", ("no",))]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_and_cut_off(file, tmp_path, suffix):
+  rows = [[f"query {i}", f"passage {i * i}"] for i in range(500)]
+  path = file(rows, f"pairs.jsonl{suffix}")
+  assert [list(p[:2]) for p in _made(PairsJsonl((path,)))] == rows
+  if suffix:
+    (tmp_path / f"cut{suffix}").write_bytes(Path(path).read_bytes()[:-40])
+    with pytest.raises(InputError, match=f"cut{suffix}: the archive is"):
+      prepared(PairsJsonl((str(tmp_path / f"cut{suffix}"),)))
+
+
+def test_byte_ranges_are_the_whole_file(file, monkeypatch):
+  rows = [[f"query é {i}", "passage " * (i % 7 + 1)] for i in range(200)]
+  source = PairsJsonl((file(rows),))
+  monkeypatch.setattr(lines, "line_parts", lambda paths, size=333, kind="", of=lines.line_parts: of(paths, size, kind))
+  assert len(source.parts()) > 20
+  assert [p[0] for p in _made(source)] == [row[0] for row in rows]
+
+
+def test_flags_are_the_fields():
+  parser = argparse.ArgumentParser()
+  pairs_jsonl.add_arguments(parser)
+  assert pairs_jsonl.source(parser.parse_args(["a.jsonl"])) == PairsJsonl(("a.jsonl",))
+  given = ("a b --query t,s --passage p --negatives n --query_id i --passage_id j --html --max_pairs 2 --min_words 3 "
+           "--max_characters 4")
+  assert pairs_jsonl.source(parser.parse_args(given.split())) == PairsJsonl(
+      ("a", "b"), ("t", "s"), ("p",), "n", "i", "j", True, 2, 3, 4)
+  with pytest.raises(InputError, match="no such file"):
+    PairsJsonl(("none.jsonl",)).parts()

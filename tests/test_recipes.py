@@ -1,0 +1,119 @@
+"""The recipes, with a tiny model put in place of T5's: prepared data, tasks, and three steps of each."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow_datasets as tfds
+from tiny_model_dir import sentence, write_model_dir
+
+from gtr_jax import cli, config, train
+from gtr_jax.data import root
+from gtr_jax.data.sources import TfdsSource
+from gtr_jax.errors import InputError
+
+# Of each distinct structure one. XXL's and XL's files differ from these in numbers only (tests/golden/runs).
+RECIPES = {
+    "GTR-PT, one GPU": (["recipes/gtr_pretrain.gin", "meshes/one_gpu.gin"], ["MICROBATCH_SIZE=16"]),
+    "GTR, eight GPUs": (["recipes/gtr_finetune.gin", "meshes/eight_gpus.gin"], ["MICROBATCH_SIZE=16"]),
+    "GTR-FT, 10 %, TPU slice": (["recipes/gtr_finetune_10_percent.gin", "meshes/tpu_slice.gin"],
+                                ["DATA_FRACTION=0.5"]),
+    "NQ": (["recipes/gtr_finetune_nq.gin"], []),
+    "Sentence-T5": (["recipes/sentence_t5_nli.gin"], ["ONE_TASK_PER_BATCH=True"]),
+}
+TINY = """
+from __gin__ import dynamic_registration
+from gtr_jax.models import dual_encoder
+from gtr_jax.models import t5
+include 'models/t5_1_0.gin'
+t5.T5Config.vocab_size = 56
+t5.T5Config.emb_dim = 16
+t5.T5Config.num_heads = 2
+t5.T5Config.head_dim = 8
+t5.T5Config.mlp_dim = 32
+t5.T5Config.num_layers = 1
+"""
+SHORT = ["BATCH_SIZE=32", "TRAIN_STEPS=3", "LOG_PERIOD=1", "EVAL_PERIOD=3", "CHECKPOINT_PERIOD=3",
+         "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 16}", "ROW_LENGTHS={'inputs': 16, 'targets': 24}",
+         "QUERY_LENGTH=8", "DOCUMENT_LENGTH=16", "dual_encoder.DualEncoder.projection_dim=8"]
+NAMES = {"reddit", "stack_exchange", "msmarco_hard_negatives", "natural_questions", "nli"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A data root where all that the recipes read is prepared, T5's vocabulary is a tiny one, and T5 is a tiny run."""
+  folder = tmp_path_factory.mktemp("recipes")
+  write_model_dir(folder / "t5")
+  (folder / "t5_vocab").mkdir()
+  (folder / "vocabulary.model").rename(folder / "t5_vocab" / "spiece.model")
+  (folder / "tiny.gin").write_text(TINY)
+  for number, name in enumerate(sorted(NAMES)):
+    rows = [{"query": f"{sentence(i, 3)} {i}", "pos": [f"{sentence(i + number, 7)} {i}"],
+             "neg": [f"{sentence(i + k, 6)} {k} {i}" for k in range(1, 5)]} for i in range(160)]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["prepare", "pairs", str(folder / f"{name}.jsonl"), "--name", name, "--data_dir", str(folder),
+                     "--validation_share", "0.25", "--workers", "1"]) == 0
+  yield folder
+  root.set_data_dir(None)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_three_steps_of_each_recipe(data, name, tmp_path):
+  files, bindings = RECIPES[name]
+  root.set_data_dir(str(data))
+  start = f"{'T5_CHECKPOINT' if 'pretrain' in files[0] else 'INITIAL_CHECKPOINT_PATH'}='{data / 't5'}'"
+  config.parse([str(data / "tiny.gin"), *files],
+               [*SHORT, "EXTRA_IDS=0", "VOCABULARY='t5_vocab/spiece.model'", f"MODEL_DIR='{tmp_path / 'run'}'",
+                start, *bindings])
+  assert config.bound(train.train)(config_text=config.resolved(train.train)) is None
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  losses = [line["train/loss"] for line in lines if "train/loss" in line]
+  assert len(losses) == 3 and np.isfinite(losses).all() and np.isfinite(lines[-1]["validation/loss"])
+  assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+def test_every_task_says_how_to_prepare_it(tmp_path):
+  """All tasks that the recipes and BEIR have; a command names a source that there is, and the folder that is read."""
+  import gtr_jax.tasks.beir
+  import gtr_jax.tasks.community_qa
+  import gtr_jax.tasks.msmarco
+  import gtr_jax.tasks.natural_questions
+  import gtr_jax.tasks.nli  # noqa: F401
+  root.set_data_dir(str(tmp_path))
+  try:
+    checked = 0
+    for name in seqio.TaskRegistry.names():
+      task = seqio.TaskRegistry.get(name)
+      if "prepared" not in type(task.source).__name__.casefold():
+        continue
+      with pytest.raises(InputError, match=r"no prepared data there; run: gtr-jax prepare ") as e:
+        task.source.list_shards("train")
+      folder = re.search(r"(\S+): no prepared data", str(e.value))[1].rpartition("/")[2]
+      command = str(e.value).partition("run: ")[2].split()
+      named = command[command.index("--name") + 1] if "--name" in command else command[2]
+      assert folder == (command[3].rpartition("/")[2] if named == "beir" else named), str(e.value)
+      checked += 1
+    assert checked >= 14
+  finally:
+    root.set_data_dir(None)
+
+
+def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
+  import gtr_jax.tasks.beir
+  import gtr_jax.tasks.community_qa
+  import gtr_jax.tasks.natural_questions  # noqa: F401
+  checked = 0
+  for name in seqio.TaskRegistry.names():
+    source = seqio.TaskRegistry.get(name).source
+    if not isinstance(source, TfdsSource):
+      continue
+    builder = tfds.builder(source._name, data_dir=tmp_path)
+    fields = source._fields
+    used = {*fields.query, *fields.passage, *filter(None, (fields.query_id, fields.passage_id))}
+    assert used <= set(builder.info.features), name
+    if splits := getattr(builder.builder_config, "qrel_splits", None):
+      assert set(source._tfds_splits.values()) <= set(splits), name
+    checked += 1
+  assert checked >= 9
