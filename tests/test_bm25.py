@@ -2,10 +2,12 @@
 
 import math
 
+import bm25s
 import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
+from gtr_jax.retrieval import bm25
 from gtr_jax.retrieval.bm25 import BM25Index, bm25_run
 from gtr_jax.retrieval.documents import Documents
 from gtr_jax.retrieval.runs import Ranking, in_order, read_run, write_run
@@ -29,6 +31,22 @@ def test_scores_are_lucenes_bm25():
   expected = np.asarray([score(bag) for bag in bags])
   assert rows.tolist() == [0, 2, 1]  # Text 3 shares no word with the query.
   np.testing.assert_allclose(scores, expected[rows], rtol=1e-5)
+
+
+def test_scores_are_those_of_bm25s(monkeypatch):
+  """The index is built here, in parts, and by bm25s in one."""
+  monkeypatch.setattr(bm25, "_TEXTS_AT_ONCE", 7)
+  rng = np.random.default_rng(0)
+  vocabulary = [f"word{i}" for i in range(50)]
+  texts = [" ".join(rng.choice(vocabulary, length)) for length in rng.integers(1, 40, 100)]
+  queries = [" ".join(rng.choice([*vocabulary, "unknown", "the"], 6)) for _ in range(20)]
+  whole = bm25s.BM25()
+  whole.index([text.split() for text in texts], show_progress=False)
+  for query, (rows, scores) in zip(queries, BM25Index(texts, progress=False).search(queries, 100), strict=True):
+    words = [word for word in query.split() if word in vocabulary]
+    expected = whole.get_scores(words)
+    assert len(rows) == np.count_nonzero(expected)
+    np.testing.assert_allclose(scores, expected[rows], rtol=1e-5)
 
 
 def test_ties_are_in_trec_evals_order_also_at_the_cut():

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
@@ -40,7 +41,8 @@ def test_reads_the_layout_and_keeps_judged_queries_only(folder):
   collection = read_collection(folder)
   assert collection.name == "pets"
   assert collection.documents.ids == ["d1", "d2", "d3"]
-  assert collection.documents.full_texts() == ["Cats They purr.", "Dogs bark.", "No title at all."]
+  assert list(collection.documents.full_texts()) == ["Cats They purr.", "Dogs bark.", "No title at all."]
+  assert collection.words.tolist() == [3, 2, 4]
   assert (collection.query_ids, collection.queries) == (["q1", "q3"], ["who purrs", "who barks"])
   assert collection.qrels == {"q3": {"d2": 2}, "q1": {"d1": 1, "d3": 0}}
 
@@ -114,6 +116,30 @@ def test_bad_judgements(folder, line, message):
   with (folder / "qrels" / "test.tsv").open("a") as f:
     f.write(line + "\n")
   assert message in error(read_collection, folder)
+
+
+def test_judgements_of_another_collection(folder):
+  (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nother1\td1\t1\nother2\tx\t1\n")
+  assert error(read_collection, folder).endswith("test.tsv:3: unknown query 'other1'; it is not in the queries file, "
+                                                 "as for 2 of 3 judgements; give those of this collection")
+  (folder / "qrels" / "test.tsv").write_text("".join(f"q1\td{i}\t1\n" for i in range(9)))
+  assert "unknown document 'd0'; it is not in the corpus, as for 6 of 9 judgements" in error(read_collection, folder)
+
+
+def test_texts_stay_on_disk(folder):
+  with (folder / "corpus.jsonl").open("ab") as f:
+    f.write('\n{"_id": "d9", "title": "Ünïcode \u2028", "text": null, "metadata": {}}\r\n'.encode())
+  documents = read_corpus(folder, allow_empty_documents=True)
+  assert (documents.titles[3], documents.texts[3], documents.texts[-3]) == ("Ünïcode \u2028", "", "Dogs bark.")
+  assert documents.titles[:2] == ["Cats", ""] and len(documents.texts) == 4
+  turned = documents.reordered(np.asarray([3, 0]))
+  assert (turned.ids, list(turned.titles), list(turned.texts)) == (["d9", "d1"], ["Ünïcode \u2028", "Cats"], [
+      "", "They purr."])
+  assert list(turned.full_texts()) == ["Ünïcode", "Cats They purr."]
+  with pytest.raises(IndexError):
+    documents.texts[4]
+  (folder / "corpus.jsonl").write_text("{" * 200)
+  assert "corpus.jsonl: changed while it was in use" in error(lambda: documents.texts[1])
 
 
 def test_what_is_missing_is_named(folder, tmp_path):

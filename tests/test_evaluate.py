@@ -9,11 +9,13 @@ import pytrec_eval
 from tiny_model_dir import corpus, tiny_params, write_collection, write_model_dir
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.evaluate import RetrievalEvaluator, evaluate, tables
+from gtr_jax.evaluation import evaluate as evaluation
+from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate, tables
 from gtr_jax.model import load_model
 from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval import encode, search
 from gtr_jax.retrieval.runs import read_run
+from gtr_jax.retrieval.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,9 @@ def test_results_are_trec_evals_on_the_run_files(made):
   folder, _, results = made
   assert json.loads((folder / "out" / "results.json").read_text()) == results
   assert list(results["systems"]) == ["BM25", "one", "two"]
-  assert results["collections"]["a"] == {"documents": 40, "queries": 12, "median words": np.median(
-      [len(text.split()) for text in corpus(40).full_texts()])}
+  assert results["collections"]["a"] == {
+      "split": "test", "documents": 40, "queries": 12, "beir": False,
+      "median words": np.median([len(text.split()) for text in corpus(40).full_texts()])}
   for system, of_system in results["systems"].items():
     for name, values in of_system["results"].items():
       run = read_run(folder / "out" / "runs" / f"{system}-{name}.trec")
@@ -54,7 +57,8 @@ def test_results_are_trec_evals_on_the_run_files(made):
 def test_tables(made):
   text = tables(made[2])
   blocks = text.split("\n\n")
-  assert [block.split()[0] for block in blocks] == ["nDCG@10", "MRR@10", "Recall@100", "MAP"]
+  assert [block.split()[0] for block in blocks] == [
+      "nDCG@10", "MRR@10", "Recall@100", "Capped", "MAP"]
   rows = [line.split() for line in blocks[0].splitlines()]
   assert rows[0] == ["nDCG@10", "a", "b", "average"]
   values = made[2]["systems"]["two"]["results"]
@@ -84,7 +88,7 @@ def test_bm25_needs_no_model_and_own_ids_can_be_left_out(tmp_path):
       f"{documents.ids[i]}\t{documents.ids[i]}\t1\n" for i in range(4)))
   found = evaluate({}, [folder], tmp_path / "out", bm25=True, progress=False)
   assert found["systems"]["BM25"]["results"]["c"]["Recall@100"] == 1
-  found = evaluate({}, [folder], tmp_path / "out", bm25=True, exclude_own_id=True, progress=False)
+  found = evaluate({}, [folder], tmp_path / "out", bm25=True, protocol=Protocol(exclude_own_id=True), progress=False)
   assert found["systems"]["BM25"]["results"]["c"]["Recall@100"] == 0
 
 
@@ -96,14 +100,75 @@ def test_bad_input_writes_nothing(made, tmp_path):
       ({"x": good, "y": folder / "nothing"}, [folder / "a"], {}, "nothing: no such model"),
       ({"x": good, "y": good / "checkpoints" / "9"}, [folder / "a"], {}, "holds no whole checkpoint"),
       ({"x": good}, [folder / "a", folder / "nothing"], {}, "nothing: no such folder"),
-      ({"x": good}, [folder / "a", folder / "a"], {}, "two collections are called 'a'"),
+      ({"x": good}, [folder / "a", folder / "run" / ".." / "a"], {}, "two collections are called 'a'"),
       ({"BM25": good}, [folder / "a"], {"bm25": True}, "two systems are called 'BM25'"),
       ({"x y": good, "x_y": good}, [folder / "a"], {}, "two systems are called"),
-      ({"x": good}, [folder / "a"], {"split": "dev"}, "splits here: test"),
+      ({"x": good}, [folder / "a"], {"protocol": Protocol(split="dev")}, "splits here: test"),
   ]:
     with pytest.raises(InputError, match=message):
       evaluate(models, collections, out, mesh=mesh, progress=False, **options)
     assert not out.exists()
+
+
+def test_cosine_and_dot_have_stores_and_results_of_their_own(made):
+  folder, mesh, results = made
+  found = {}
+  for similarity in ("dot", "cosine"):
+    found |= evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False,
+                      protocol=Protocol(similarity=similarity))["systems"]
+  assert {name: of["similarity"] for name, of in found.items()} == {"two (dot)": "dot", "two": "cosine"}
+  assert found["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]  # As the model was trained.
+  stores = {name: Store(folder / "out/embeddings" / f"a-{of['weights_hash'][:12]}") for name, of in found.items()}
+  norms = np.linalg.norm(stores["two (dot)"][:], axis=1, keepdims=True)
+  assert np.ptp(norms) > 0.01
+  np.testing.assert_allclose(stores["two (dot)"][:] / norms, stores["two"][:], atol=1e-6)
+  run = read_run(folder / "out" / "runs" / "two_dot_-a.trec")
+  queries = encode.embed(evaluation._with_similarity(load_model(folder / "run", mesh), "dot"),
+                         [" ".join(corpus(40).texts[0].split()[:4])], "query", progress=False)
+  np.testing.assert_allclose(run["q0"].scores[0], (stores["two (dot)"][:] @ queries[0]).max(), rtol=1e-5)
+  with pytest.raises(InputError, match="similarity 'euclid': give one of cosine, dot"):
+    evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", protocol=Protocol(similarity="euclid"))
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has_measured(tmp_path, monkeypatch):
+  for name, documents in (("a", 20), ("b", 25)):
+    write_collection(tmp_path / name, corpus(documents))
+  given = ({}, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+  measure = evaluation.measure
+  with monkeypatch.context() as interrupted:
+    def stop_at_b(run, qrels):
+      if len(read_run(tmp_path / "out/runs/BM25-a.trec")) and (tmp_path / "out/results.json").exists():
+        raise KeyboardInterrupt
+      return measure(run, qrels)
+    interrupted.setattr(evaluation, "measure", stop_at_b)
+    with pytest.raises(KeyboardInterrupt):
+      evaluate(*given, bm25=True, progress=False)
+  there = json.loads((tmp_path / "out/results.json").read_text())
+  assert list(there["systems"]["BM25"]["results"]) == ["a"]
+  whole = evaluate(*given, bm25=True, progress=False)
+  assert whole["systems"]["BM25"]["results"]["a"] == there["systems"]["BM25"]["results"]["a"]
+  assert json.loads((tmp_path / "out/results.json").read_text()) == whole
+  assert not [p for p in (tmp_path / "out").rglob("*") if ".tmp" in p.name]
+
+
+def test_results_are_not_mixed_with_those_of_another_split_or_corpus(tmp_path):
+  folder = write_collection(tmp_path / "a", corpus(20))
+  (folder / "qrels" / "dev.tsv").write_text((folder / "qrels" / "test.tsv").read_text())
+  evaluate({}, [folder], tmp_path / "out", bm25=True, progress=False)
+  before = (tmp_path / "out/results.json").read_text()
+  with pytest.raises(InputError, match="a: split dev, and of what the results here call so test"):
+    evaluate({}, [folder], tmp_path / "out", bm25=True, protocol=Protocol(split="dev"), progress=False)
+  write_collection(tmp_path / "other" / "a", corpus(21))
+  with pytest.raises(InputError, match="a: documents 21, and of what the results here call so 20"):
+    evaluate({}, [tmp_path / "other" / "a"], tmp_path / "out", bm25=True, progress=False)
+  assert (tmp_path / "out/results.json").read_text() == before
+
+
+def test_what_took_how_long_is_said(made, capsys):
+  folder, mesh, _ = made
+  evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh)
+  line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("two on a: ") and "%" in line)
+  assert all(f"{phase} " in line for phase in ("encoding documents", "encoding queries", "searching", "measuring"))
 
 
 def test_the_evaluator_of_training(made):

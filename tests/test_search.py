@@ -26,13 +26,13 @@ def whole_numbers(rng, *shape):
   return rng.integers(-2, 3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("mesh", [(1,), (4, 1, 2)])
+@pytest.mark.parametrize(("mesh", "keep"), [((1,), False), ((4, 1, 2), True)])
 @pytest.mark.parametrize(("rows", "k"), [(1000, 10), (1000, 700), (3000, 7), (5, 10)])
-def test_equals_brute_force_with_ties_at_the_cut(mesh, rows, k, monkeypatch):
+def test_equals_brute_force_with_ties_at_the_cut(mesh, keep, rows, k, monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 384)  # Several blocks, the last not full.
   rng = np.random.default_rng(rows + k)
   corpus, queries = whole_numbers(rng, rows, 6), whole_numbers(rng, 11, 6)
-  scores, found = Searcher(corpus, mesh_of(*mesh)).search(queries, k)
+  scores, found = Searcher(corpus, mesh_of(*mesh), keep).search(queries, k)
   expected_scores, expected = brute_force(corpus, queries, k)
   assert scores.dtype == np.float32
   np.testing.assert_array_equal(found, expected)
@@ -81,6 +81,24 @@ def test_a_search_compiles_once_for_all_blocks_and_calls(monkeypatch):
   for _ in range(2):
     searcher.search(whole_numbers(rng, 3, 5), 4)
   assert search._search_block._cache_size() == 1
+
+
+def test_what_is_not_kept_is_read_once_and_one_block_ahead(monkeypatch):
+  """Else a host that reads faster than its devices search would fill their memory with blocks."""
+  monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 32)
+  events = []
+
+  class Corpus:
+    shape = (128, 3)
+
+    def __getitem__(self, rows):
+      events.append(rows.start)
+      return np.ones((rows.stop - rows.start, 3), np.float32)
+
+  wait = jax.block_until_ready
+  monkeypatch.setattr(search.jax, "block_until_ready", lambda x: events.append("waited") or wait(x))
+  Searcher(Corpus(), mesh_of(1), keep=False).search(np.ones((1, 3), np.float32), 2)
+  assert events == [0, 32, "waited", 64, "waited", 96, "waited", "waited"]
 
 
 def test_run_is_in_trec_evals_order_and_can_leave_out_the_query_itself():

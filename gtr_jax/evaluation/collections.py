@@ -1,11 +1,15 @@
 """Test collections in BEIR layout: corpus.jsonl, queries.jsonl (each also as .gz) and qrels/<split>.tsv."""
 
+import array
 import dataclasses
+import os
+from collections.abc import Container
 
+import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.retrieval.documents import Documents, id_field, read_jsonl, string_field
+from gtr_jax.retrieval.documents import Documents, Lines, id_field, read_jsonl, read_lines, string_field
 
 Qrels = dict[str, dict[str, int]]
 """query id -> document id -> grade."""
@@ -16,29 +20,46 @@ class Collection:
   """A corpus, the queries that have judgements in one split, and these judgements.
 
   Attributes:
-    name: the folder's name.
-    documents: the corpus in file order.
+    name: the folder's name, or what the caller calls it.
+    split: which judgements.
+    documents: the corpus in file order. Of a plain file on a local disk only the ids are in memory.
+    words: int32, how many words title and text of each document have.
     query_ids: in file order.
     queries: their texts.
     qrels: grades by query and document id; grades of 0 and below are judged not relevant.
+    unknown: judgements of documents that are not in the corpus.
   """
 
   name: str
+  split: str
   documents: Documents
+  words: np.ndarray
   query_ids: list[str]
   queries: list[str]
   qrels: Qrels
+  unknown: int = 0
 
 
-def read_collection(folder: epath.PathLike, split: str = "test", *, allow_empty_documents: bool = False) -> Collection:
-  """Reads and checks a whole collection. Raises InputError with file and line at the first thing that is wrong."""
+def read_collection(folder: epath.PathLike, split: str = "test", *, allow_empty_documents: bool = False,
+                    name: str | None = None, allow_unknown: float = 0.0) -> Collection:
+  """Reads and checks a whole collection. Raises InputError with file and line at the first thing that is wrong.
+
+  Args:
+    folder: the collection.
+    split: which judgements.
+    allow_empty_documents: keep documents with neither title nor text.
+    name: instead of the folder's.
+    allow_unknown: this share of the judgements may be of documents that are not in the corpus, as in collections that
+      everyone has to put together from what is still there (Signal-1M). They count as not found.
+  """
   folder = epath.Path(folder)
-  documents = read_corpus(folder, allow_empty_documents=allow_empty_documents)
+  documents, words, lines = _read_documents(folder, allow_empty_documents)
   query_ids, queries = read_queries(_jsonl_file(folder, "queries"))
-  qrels = read_qrels(folder / "qrels" / f"{split}.tsv", query_ids=set(query_ids), doc_ids=set(documents.ids))
+  path = folder / "qrels" / f"{split}.tsv"
+  qrels, unknown = _read_qrels(path, set(query_ids), lines, allow_unknown)
   judged = [i for i, query_id in enumerate(query_ids) if query_id in qrels]
-  return Collection(name=folder.resolve().name, documents=documents, query_ids=[query_ids[i] for i in judged],
-                    queries=[queries[i] for i in judged], qrels=qrels)
+  return Collection(name or folder.resolve().name, split, documents, words, [query_ids[i] for i in judged],
+                    [queries[i] for i in judged], qrels, unknown)
 
 
 def read_corpus(folder: epath.PathLike, *, allow_empty_documents: bool = False) -> Documents:
@@ -49,19 +70,32 @@ def read_corpus(folder: epath.PathLike, *, allow_empty_documents: bool = False) 
     allow_empty_documents: keep documents with neither title nor text, for published collections that have some
       (Cranfield: two); otherwise they are an error.
   """
-  path = _jsonl_file(epath.Path(folder), "corpus")
-  documents, seen = Documents([], [], []), {}
-  for place, record in read_jsonl(path):
-    documents.ids.append(id_field(place, record, seen))
+  return _read_documents(epath.Path(folder), allow_empty_documents)[0]
+
+
+def _read_documents(folder: epath.Path, allow_empty: bool) -> tuple[Documents, np.ndarray, dict[str, int]]:
+  """(documents, words of each, id -> line)."""
+  path = _jsonl_file(folder, "corpus")
+  on_disk = "://" not in os.fspath(path) and not path.name.endswith(".gz")
+  documents, lines = Documents([], [], []), {}
+  words, ends = array.array("i"), array.array("q", [0])
+  for place, record, end in read_lines(path):
+    documents.ids.append(id_field(place, record, lines))
     title, text = string_field(place, record, "title", ""), string_field(place, record, "text", "")
-    if not allow_empty_documents and not title.strip() and not text.strip():
+    if not allow_empty and not title.strip() and not text.strip():
       raise InputError(f"{place}: document {documents.ids[-1]!r} has neither title nor text; remove it, or keep it "
                        "with --allow_empty_documents")
-    documents.titles.append(title)
-    documents.texts.append(text)
+    words.append(len(title.split()) + len(text.split()))
+    ends.append(end)
+    if not on_disk:
+      documents.titles.append(title)
+      documents.texts.append(text)
   if not documents.ids:
     raise InputError(f"{path}: no documents")
-  return documents
+  if on_disk:
+    there = Lines(path, np.asarray(ends, np.int64))
+    documents = Documents(documents.ids, there.column("title"), there.column("text"))
+  return documents, np.asarray(words, np.int32), lines
 
 
 def read_queries(path: epath.PathLike) -> tuple[list[str], list[str]]:
@@ -77,14 +111,17 @@ def read_queries(path: epath.PathLike) -> tuple[list[str], list[str]]:
   return ids, texts
 
 
-def read_qrels(path: epath.PathLike, query_ids: set[str], doc_ids: set[str]) -> Qrels:
-  """Judgements: tab-separated query-id, corpus-id, score under a header line of these names."""
-  path = epath.Path(path)
+def _read_qrels(path: epath.Path, query_ids: Container[str], doc_ids: Container[str],
+                allow_unknown: float) -> tuple[Qrels, int]:
+  """Judgements: tab-separated query-id, corpus-id, score under a header line of these names; and how many of them are
+  of documents that are not in the corpus.
+  """
   if not path.exists():
     there = sorted(p.name.removesuffix(".tsv") for p in path.parent.glob("*.tsv")) if path.parent.exists() else []
     raise InputError(f"{path}: no such file; " + (f"splits here: {', '.join(there)}" if there else
                                                   "a collection needs qrels/<split>.tsv"))
   qrels: Qrels = {}
+  unknown, unknown_queries = [], []
   for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     place = f"{path}:{number}"
     try:
@@ -102,17 +139,22 @@ def read_qrels(path: epath.PathLike, query_ids: set[str], doc_ids: set[str]) -> 
     except ValueError as e:
       raise InputError(f"{place}: the grade {grade!r} is not an integer; write 0, 1, 2, ...") from e
     if query_id not in query_ids:
-      raise InputError(f"{place}: unknown query {query_id!r}; it is not in the queries file: remove the line, "
-                       "or add the query")
+      unknown_queries.append(f"{place}: unknown query {query_id!r}; it is not in the queries file")
     if doc_id not in doc_ids:
-      raise InputError(f"{place}: unknown document {doc_id!r}; it is not in the corpus: remove the line, or add "
-                       "the document")
+      unknown.append(f"{place}: unknown document {doc_id!r}; it is not in the corpus")
     if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
       raise InputError(f"{place}: query {query_id!r}, document {doc_id!r} was judged {qrels[query_id][doc_id]} above "
                        f"and {grade} here; keep one")
   if not qrels:
     raise InputError(f"{path}: no judgements")
-  return qrels
+  judgements = sum(map(len, qrels.values()))
+  for wrong, allowed in ((unknown_queries, 0), (unknown, allow_unknown * judgements)):
+    if len(wrong) > judgements / 2:
+      raise InputError(f"{wrong[0]}, as for {len(wrong):,} of {judgements:,} judgements; give those of this collection")
+    if len(wrong) > allowed:
+      others = f" and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
+      raise InputError(f"{wrong[0]}: remove the line{others}, or add what is missing")
+  return qrels, len(unknown)
 
 
 def _jsonl_file(folder: epath.Path, name: str) -> epath.Path:

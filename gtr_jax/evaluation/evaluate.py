@@ -1,11 +1,14 @@
 """Systems on test collections: what `gtr-jax evaluate` does, and the evaluator that training calls."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -13,9 +16,11 @@ from jax.sharding import Mesh
 
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
+from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.collections import Collection, read_collection
+from gtr_jax.evaluation.find import Found, find_collections
 from gtr_jax.evaluation.measures import MEASURES, measure
-from gtr_jax.model import Missing, Model, check_model, load_model
+from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.bm25 import bm25_run
 from gtr_jax.retrieval.encode import embed, embed_tokens, encode_corpus
@@ -27,32 +32,73 @@ DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
 BM25 = "BM25"
 RESULTS_FILE = "results.json"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
+SIMILARITIES = ("cosine", "dot")
+_UNKNOWN_JUDGEMENTS = 0.05  # of those of a set of BEIR: documents of some are not to be had any more
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """How systems are evaluated. What is None is, on a set of BEIR, as BEIR and GTR do it.
+
+  Attributes:
+    split: which judgements (else: "test"; of MS MARCO "dev").
+    exclude_own_id: never rank the document whose id is the query's own (else: on ArguAna and Quora).
+    query_length: most tokens of a query (else: the model's own; on BEIR 64, on ArguAna 512).
+    document_length: most tokens of a document (else: the model's own; on BEIR 512, on TREC-NEWS and Robust04 768).
+    similarity: "cosine" normalises a model's vectors, "dot" does not (else: as the model was trained).
+    allow_empty_documents: keep documents with neither title nor text; those of BEIR are kept anyway.
+  """
+
+  split: str | None = None
+  exclude_own_id: bool | None = None
+  query_length: int | None = None
+  document_length: int | None = None
+  similarity: str | None = None
+  allow_empty_documents: bool = False
+
+  def of(self, found: Found) -> "Protocol":
+    """What holds for one collection."""
+    usual = {"split": "test", "exclude_own_id": False}
+    if found.beir is not None:
+      usual = {name: getattr(found.beir, name) for name in (*usual, "query_length", "document_length")}
+    return dataclasses.replace(self, allow_empty_documents=self.allow_empty_documents or found.beir is not None,
+                               **{name: value for name, value in usual.items() if getattr(self, name) is None})
+
+
+class _Task(NamedTuple):
+  """A collection and how it is evaluated."""
+
+  collection: Collection
+  protocol: Protocol
+  beir: beir.BeirSet | None
 
 
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
-             bm25: bool = False, split: str = "test", mesh: Mesh | None = None, exclude_own_id: bool = False,
-             allow_empty_documents: bool = False, missing: Missing | None = None,
+             bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
+             protocol: Protocol = Protocol(), mesh: Mesh | None = None, missing: Missing | None = None,
              progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
-  and last results.json, to which results of other systems and collections that it holds are kept.
+  and, after each of these, results.json, in which results of other systems and collections that it holds are kept.
 
   Args:
-    models: name -> where the model is. One is loaded at a time.
-    collections: folders in BEIR layout; all are read and checked first.
+    models: name -> where the model is. One is loaded at a time. Where the protocol's similarity is not the model's own,
+      the system is called "NAME (dot)" or "NAME (cosine)".
+    collections: folders in BEIR layout, "beir/NAME" or "nano-beir/NAME"; all are read and checked first.
     output: folder.
     bm25: also rank with BM25.
-    split: which judgements.
+    suite: also the sets of "beir", "beir-public" or "nano-beir".
+    data_root: where sets of BEIR are looked for, and downloaded to.
+    protocol: how.
     mesh: devices for the models; default: data parallel over all.
-    exclude_own_id: never rank the document whose id is the query's own (ArguAna, Quora).
-    allow_empty_documents: keep documents with neither title nor text instead of refusing the collection.
     missing: what models of other programs do not say.
-    progress: show progress bars on stderr.
+    progress: show progress bars, and how long what took, on stderr.
 
   Returns:
-    What this call adds to results.json: "split", "depth", "collections" (name -> "documents", "queries", "median
-    words") and "systems" (name -> "model", "weights_hash", "results": collection -> measure -> value).
+    What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "median
+    words", "beir": whether it is that set, "warnings") and "systems" (name -> "model", "weights_hash", "similarity",
+    "results": collection -> measure -> value).
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
@@ -60,54 +106,82 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   output = epath.Path(output)
   if not models and not bm25:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
-  earlier = distributed.from_first(lambda: _earlier_results(output, split))
+  if protocol.similarity not in (None, *SIMILARITIES):
+    raise InputError(f"similarity {protocol.similarity!r}: give one of {', '.join(SIMILARITIES)}")
+  earlier = distributed.from_first(lambda: _earlier_results(output))
   names = [BM25] * bm25 + list(models)
   _check_names(names, "systems")
   for path in models.values():
     check_model(path, missing)
-  read = [read_collection(path, split, allow_empty_documents=allow_empty_documents) for path in collections]
-  _check_names([collection.name for collection in read], "collections")
-  distributed.check_same({f"the hash of {collection.name}'s queries": _queries_hash(collection)
-                          for collection in read})
-  results = {"split": split, "depth": DEPTH, "collections": {}, "systems": {}}
-  words = {}
-  for collection in read:
-    words[collection.name] = dict(zip(collection.documents.ids,
-                                      [len(text.split()) for text in collection.documents.full_texts()], strict=True))
-    results["collections"][collection.name] = {
-        "documents": len(collection.documents.ids), "queries": len(collection.queries),
-        "median words": float(np.median(list(words[collection.name].values())))}
+  found = distributed.first_before_others(lambda: find_collections(collections, suite, data_root))
+  tasks = [_read(one, protocol.of(one)) for one in found]
+  _check_names([task.collection.name for task in tasks], "collections")
+  distributed.check_same({f"the hash of {task.collection.name}'s queries": _queries_hash(task.collection)
+                          for task in tasks})
+  results = {"depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks},
+             "systems": {}}
+  say = (lambda text: print(text, file=sys.stderr)) if progress and distributed.is_first() else lambda text: None
+  for name, of in results["collections"].items():
+    for warning in of.get("warnings", ()):
+      say(f"{name}: {warning}")
   for name in names:
-    model = None if name == BM25 else load_model(models[name], mesh, missing)
-    of_system = {"model": model and model.path, "weights_hash": model and model.weights_hash, "results": {}}
-    for collection in read:
-      if progress and distributed.is_first():
-        print(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, "
-              f"{len(collection.queries):,} queries", file=sys.stderr)
+    model = similarity = None
+    if name != BM25:
+      loaded = load_model(models[name], mesh, missing)
+      model = _with_similarity(loaded, protocol.similarity)
+      similarity = "cosine" if model.encoder.normalize else "dot"
+      name = name if model is loaded else f"{name} ({similarity})"
+    of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
+                                            "weights_hash": model and model.weights_hash, "results": {}}
+    for task in tasks:
+      collection, clock = task.collection, _Clock()
+      say(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
+          "queries")
       if model is not None:
-        run = _model_run(model, collection, output / "embeddings", exclude_own_id, progress)
+        run = _model_run(model, task, output / "embeddings", clock, progress)
       elif distributed.is_first():
-        run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
-                       exclude_own_id=exclude_own_id, progress=progress)
+        with clock.times("indexing and searching"):
+          run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
+                         exclude_own_id=task.protocol.exclude_own_id, progress=progress)
       if not distributed.is_first():
         continue
-      write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
-      top = [words[collection.name][doc_id] for ranking in run.values() for doc_id in ranking.doc_ids[:10]]
-      of_system["results"][collection.name] = {
-          **measure(run, collection.qrels), MEDIAN_WORDS_TOP_10: float(np.median(top)) if top else None}
-    results["systems"][name] = of_system
-  if distributed.is_first():
-    temporary = output / f".{RESULTS_FILE}.tmp"
-    temporary.write_text(json.dumps(_merged(earlier, results), indent=2) + "\n")
-    temporary.replace(output / RESULTS_FILE)
-  return distributed.from_first(lambda: results)
+      with clock.times("measuring"):
+        write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
+        of_system["results"][collection.name] = {**measure(run, collection.qrels),
+                                                 MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
+      say(f"{name} on {collection.name}: {clock}")
+      _write(output, _merged(earlier, results))
+  return distributed.from_first(lambda: _merged({}, results))
+
+
+def _read(found: Found, protocol: Protocol) -> _Task:
+  return _Task(read_collection(found.folder, protocol.split, name=found.name,
+                               allow_empty_documents=protocol.allow_empty_documents,
+                               allow_unknown=_UNKNOWN_JUDGEMENTS if found.beir else 0.0), protocol, found.beir)
 
 
 def _queries_hash(collection: Collection) -> str:
   return hashlib.sha256(repr((collection.query_ids, collection.queries, collection.qrels)).encode()).hexdigest()
 
 
-def _earlier_results(output: epath.Path, split: str) -> dict[str, Any]:
+def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
+  """What results.json says about a collection. Raises InputError where it says otherwise already."""
+  collection = task.collection
+  documents, queries = len(collection.documents.ids), len(collection.queries)
+  of = task.beir or beir.SETS.get(collection.name)
+  warnings = beir.warnings(of, documents, queries, collection.unknown) if of else []
+  described = {"split": collection.split, "documents": documents, "queries": queries,
+               "median words": float(np.median(collection.words)),
+               "beir": task.beir is not None or of is not None and not warnings}
+  there = earlier.get("collections", {}).get(collection.name, described)
+  for name in ("split", "documents", "queries"):
+    if there.get(name) != described[name]:
+      raise InputError(f"{collection.name}: {name} {described[name]}, and of what the results here call so "
+                       f"{there.get(name)}; choose another --output")
+  return described if task.beir is None or not warnings else {**described, "warnings": warnings}
+
+
+def _earlier_results(output: epath.Path) -> dict[str, Any]:
   """What results.json holds already, to be added to."""
   path = output / RESULTS_FILE
   if not path.exists():
@@ -116,43 +190,92 @@ def _earlier_results(output: epath.Path, split: str) -> dict[str, Any]:
     return {}
   try:
     earlier = json.loads(path.read_text())
-    there = earlier["split"], earlier["depth"]
+    depth, _, _ = earlier["depth"], dict(earlier["systems"]), dict(earlier["collections"])
   except (ValueError, KeyError, TypeError) as e:
     raise InputError(f"{path}: damaged; remove it") from e
-  if there != (split, DEPTH):
-    raise InputError(f"{path}: results of split {there[0]!r} to depth {there[1]}; choose another folder")
+  if depth != DEPTH:
+    raise InputError(f"{path}: results to depth {depth}; choose another folder")
   return earlier
 
 
 def _merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
   """`results`, and of the earlier ones those of other systems, and of the same weights on other collections."""
-  if not earlier:
-    return dict(results)
-  systems = dict(earlier["systems"])
+  systems = dict(earlier.get("systems", {}))
   for name, new in results["systems"].items():
     same = name in systems and systems[name]["weights_hash"] == new["weights_hash"]
-    systems[name] = {**new, "results": {**(systems[name]["results"] if same else {}), **new["results"]}}
-  return {**results, "systems": systems, "collections": {**earlier["collections"], **results["collections"]}}
+    systems[name] = {**new, "results": beir.with_means({**(systems[name]["results"] if same else {}),
+                                                        **new["results"]})}
+  collections = {**earlier.get("collections", {}), **results["collections"]}
+  return {**results, "systems": systems, "collections": beir.with_forums(collections)}
 
 
-def _model_run(model: Model, collection: Collection, stores: epath.Path, exclude_own_id: bool, progress: bool) -> Run:
-  store = encode_corpus(model, collection.documents,
-                        stores / f"{_file_name(collection.name)}-{model.weights_hash[:12]}", progress=progress)
-  queries = embed(model, collection.queries, "query", progress=progress)
-  return search_run(Searcher(store, model.mesh), store.ids, collection.query_ids, queries, DEPTH,
-                    exclude_own_id=exclude_own_id, progress=progress)
+def _write(output: epath.Path, results: Mapping[str, Any]) -> None:
+  temporary = output / f".{RESULTS_FILE}.tmp"
+  temporary.write_text(json.dumps(results, indent=2) + "\n")
+  temporary.replace(output / RESULTS_FILE)
+
+
+def _with_similarity(model: Model, similarity: str | None) -> Model:
+  """The model with its vectors normalised, or not; its hash, by which stores are kept apart, says so."""
+  normalize = similarity == "cosine"
+  if similarity is None or normalize == model.encoder.normalize:
+    return model
+  encoder = dataclasses.replace(model.encoder, normalize=normalize)
+  return dataclasses.replace(model, encoder=encoder, weights_hash=weights_hash(
+      encoder, model.params, model.tokenizer, model.lengths, model.prompts))
+
+
+def _model_run(model: Model, task: _Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
+  collection, protocol = task.collection, task.protocol
+  name, length = f"{_file_name(collection.name)}-{model.weights_hash[:12]}", protocol.document_length
+  with clock.times("encoding documents"):
+    store = encode_corpus(model, collection.documents, stores / (f"{name}-{length}" if length not in (
+        None, model.lengths["document"]) else name), length, progress=progress)
+  with clock.times("encoding queries"):
+    queries = embed(model, collection.queries, "query", protocol.query_length, progress=progress)
+  with clock.times("searching"):
+    return search_run(Searcher(store, model.mesh, keep=False), store.ids, collection.query_ids, queries, DEPTH,
+                      exclude_own_id=protocol.exclude_own_id, progress=progress)
+
+
+def _median_words(run: Run, collection: Collection) -> float | None:
+  """Of the ten documents that rank first, over all queries."""
+  top = [doc_id for ranking in run.values() for doc_id in ranking.doc_ids[:10]]
+  wanted = set(top)
+  rows = {doc_id: row for row, doc_id in enumerate(collection.documents.ids) if doc_id in wanted}
+  return float(np.median(collection.words[[rows[doc_id] for doc_id in top]])) if top else None
+
+
+class _Clock:
+  """How long what took."""
+
+  def __init__(self):
+    self._seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def times(self, what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    self._seconds[what] = time.perf_counter() - start
+
+  def __str__(self) -> str:
+    whole = sum(self._seconds.values())
+    return f"{whole:,.1f} s (" + ", ".join(f"{what} {seconds:,.1f} s, {seconds / max(whole, 1e-9):.1%}"
+                                           for what, seconds in self._seconds.items()) + ")"
 
 
 def tables(results: Mapping[str, Any]) -> str:
-  """The results as text: for each measure, systems by collections and their plain mean."""
-  collections = list(results["collections"])
+  """The results as text: for each measure, systems by collections, their plain mean, and the means of BEIR's papers."""
+  collections = beir.shown(results["collections"])
   blocks = []
   for name in MEASURES:
-    rows = [[name, *collections] + ["average"] * (len(collections) > 1)]
+    means = {system: beir.averages(of["results"], name) for system, of in results["systems"].items()}
+    of_papers = list(dict.fromkeys(mean for found in means.values() for mean in found))
+    rows = [[name, *collections, *["average"] * (len(collections) > 1), *of_papers]]
     for system, of_system in results["systems"].items():
       values = [of_system["results"][collection][name] for collection in collections]
       values += [float(np.mean(values))] * (len(collections) > 1)
-      rows.append([system, *(f"{value:.4f}" for value in values)])
+      rows.append([system, *(f"{value:.4f}" for value in (*values, *(means[system][mean] for mean in of_papers)))])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     blocks.append("\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
                                                                   zip(row[1:], widths[1:], strict=True))])

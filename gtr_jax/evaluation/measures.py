@@ -1,4 +1,4 @@
-"""The measures of a run, by ir-measures: trec_eval's values."""
+"""The measures of a run, by ir-measures: trec_eval's values; and BEIR's capped recall."""
 
 import ir_measures
 from ir_measures import AP, RR, R, nDCG
@@ -6,7 +6,9 @@ from ir_measures import AP, RR, R, nDCG
 from gtr_jax.evaluation.collections import Qrels
 from gtr_jax.retrieval.runs import Run
 
-MEASURES = {"nDCG@10": nDCG @ 10, "MRR@10": RR @ 10, "Recall@100": R @ 100, "MAP": AP}
+_BY_IR_MEASURES = {"nDCG@10": nDCG @ 10, "MRR@10": RR @ 10, "Recall@100": R @ 100, "MAP": AP}
+CAPPED = "Capped recall@100"
+MEASURES = ("nDCG@10", "MRR@10", "Recall@100", CAPPED, "MAP")
 _QUERIES_AT_ONCE = 1000
 
 
@@ -15,13 +17,15 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
 
   Args:
     run: rankings in trec_eval's order (`gtr_jax.retrieval.runs`); queries without judgements are ignored. MAP and
-      Recall see as deep as the run goes; 1,000 is trec_eval's custom.
+      Recall see as deep as the run goes; 1,000 is trec_eval's custom. Capped recall (Thakur et al. 2021, arXiv
+      2104.08663, for TREC-COVID) is hits / min(relevant, 100): where more than 100 documents are relevant, 1 can be
+      reached.
     qrels: the judgements.
 
   Returns:
     A value in [0, 1] for each name in `MEASURES`.
   """
-  names = {str(m): name for name, m in MEASURES.items()}
+  names = {str(m): name for name, m in _BY_IR_MEASURES.items()}
   sums = dict.fromkeys(MEASURES, 0.0)
   query_ids = list(qrels)
   for start in range(0, len(query_ids), _QUERIES_AT_ONCE):
@@ -29,6 +33,10 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
     # Ranks instead of scores, for ir-measures computes RR@10 by a tool that breaks ties the other way round.
     ranks = {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(run[query_id].doc_ids)}
              for query_id in part if query_id in run}
-    for value in ir_measures.iter_calc(list(MEASURES.values()), {q: qrels[q] for q in part}, ranks):
+    for value in ir_measures.iter_calc(list(_BY_IR_MEASURES.values()), {q: qrels[q] for q in part}, ranks):
       sums[names[str(value.measure)]] += value.value
+    for query_id in part:
+      relevant = {doc_id for doc_id, grade in qrels[query_id].items() if grade > 0}
+      if relevant and query_id in run:
+        sums[CAPPED] += len(relevant.intersection(run[query_id].doc_ids[:100])) / min(len(relevant), 100)
   return {name: total / len(query_ids) for name, total in sums.items()}

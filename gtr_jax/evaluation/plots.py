@@ -1,9 +1,10 @@
-"""Plots of a report, drawn without a screen."""
+"""Plots of a report, drawn without a screen, each as PNG and as SVG."""
 
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,8 +15,10 @@ from gtr_jax.evaluation.evaluate import BM25
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#004D40", "#7B3294",
             "#8C510A")
 _LINE_STYLES = ("-", "--", ":", "-.")
+_MARKERS = "osD^v<>PX*hp"
 _WIDEST = 13.0  # inches of bars side by side
 WHOLE = "whole collection"
+AVERAGE = "average"
 
 Curve = tuple[Sequence[int], Sequence[float]]
 """(steps, values)."""
@@ -25,7 +28,7 @@ def bars(path: epath.Path, measure: str, values: Mapping[str, Mapping[str, float
   """Bars of each system (colour) in each collection (group).
 
   Args:
-    path: PNG to write.
+    path: what to write, without ".png" and ".svg".
     measure: what the values are.
     values: system -> collection -> value, None where there is none; every system has every collection.
   """
@@ -61,6 +64,80 @@ def _bar_panel(axes, measure, values, groups, room, highest):
   axes.spines[["top", "right"]].set_visible(False)
   axes.grid(axis="y", linewidth=0.4, alpha=0.6)
   axes.set_axisbelow(True)
+
+
+def dots(path: epath.Path, measure: str, values: Mapping[str, Mapping[str, float | None]],
+         published: Mapping[str, Mapping[str, float | None]]) -> None:
+  """A row for each collection, in which a dot stands for each system; those of others are hollow.
+
+  Args:
+    path: what to write, without ".png" and ".svg".
+    measure: what the values are.
+    values: system -> collection -> value; every system has every collection.
+    published: likewise, of others.
+  """
+  groups, number = list(next(iter(values.values()))), len(values) + len(published)
+  columns = 1 + (len(groups) > 8)
+  per_column = -(-len(groups) // columns)
+  figure = Figure(figsize=(6.4 if columns == 1 else 10.0, 1.6 + per_column * (0.045 * number + 0.16)), dpi=150,
+                  layout="constrained")
+  colours = _colours(list(values))
+  found = [value for row in (*values.values(), *published.values()) for value in row.values() if value is not None]
+  for column in range(columns):
+    axes = figure.add_subplot(1, columns, column + 1)
+    shown = groups[column * per_column:(column + 1) * per_column]
+    for place, (system, row) in enumerate((*values.items(), *published.items())):
+      ours = place < len(values)
+      points = [(row[group], y + 0.84 * ((place + 0.5) / number - 0.5)) for y, group in enumerate(shown)
+                if row[group] is not None]
+      colour = colours[system] if ours else "#4A4A4A"
+      axes.plot([x for x, _ in points], [y for _, y in points],
+                _MARKERS[(place if ours else place - len(values)) % len(_MARKERS)], color=colour, linestyle="none",
+                markerfacecolor=colour if ours else "white", markersize=5.5 if ours else 4.5, label=system)
+    for y in range(1, len(shown), 2):
+      axes.axhspan(y - 0.5, y + 0.5, color="#F0F0F0", zorder=0)
+    axes.set_yticks(range(len(shown)), shown, fontsize=9)
+    axes.set_ylim(per_column - 0.5, -0.5)
+    axes.set_xlim(max(0.0, min(found, default=0) - 0.03), max(found, default=1) + 0.03)
+    axes.set_xlabel(measure)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", linewidth=0.4, alpha=0.6)
+  _legend(figure, *reversed(axes.get_legend_handles_labels()))
+  _save(figure, path)
+
+
+def over_axis(path: epath.Path, measure: str, axis: str, values: Mapping[float, Mapping[str, float | None]]) -> None:
+  """A line for each collection over the values of an axis.
+
+  Args:
+    path: what to write, without ".png" and ".svg".
+    measure: what the values are.
+    axis: its name.
+    values: value of the axis -> collection -> value of the measure; all have the same collections.
+  """
+  figure = Figure(figsize=(6.0, 4.0), dpi=150, layout="constrained")
+  axes = figure.add_subplot()
+  places = sorted(values)
+  collections = list(values[places[0]])
+  colours = _colours([name for name in collections if name != AVERAGE])
+  for number, name in enumerate(collections):
+    points = [(place, values[place][name]) for place in places if values[place][name] is not None]
+    is_mean = name == AVERAGE
+    axes.plot([x for x, _ in points], [y for _, y in points], "-" if is_mean else _LINE_STYLES[number // len(_COLOURS)],
+              color="black" if is_mean else colours[name], marker=_MARKERS[number % len(_MARKERS)], markersize=5,
+              linewidth=2.2 if is_mean else 1.4, label=name)
+  if places[0] > 0 and places[-1] / places[0] >= 20:
+    axes.set_xscale("log")
+  axes.set_xticks(places, [f"{place:g}" for place in places])
+  axes.minorticks_off()
+  axes.set_xlabel(axis)
+  axes.set_ylabel(measure)
+  axes.set_ylim(bottom=0)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.grid(linewidth=0.4, alpha=0.6)
+  _legend(figure, *reversed(axes.get_legend_handles_labels()))
+  _save(figure, path)
 
 
 def losses(path: epath.Path, runs: Mapping[str, Mapping[str, Curve]]) -> None:
@@ -126,6 +203,8 @@ def _legend(figure: Figure, labels: Sequence[str], handles: Sequence) -> None:
 
 
 def _save(figure: Figure, path: epath.Path) -> None:
-  stream = io.BytesIO()
-  figure.savefig(stream, format="png")
-  path.write_bytes(stream.getvalue())
+  for kind in ("png", "svg"):
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gtr_jax"}):  # Text as text; no changing ids.
+      figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    path.with_name(f"{path.name}.{kind}").write_bytes(stream.getvalue())

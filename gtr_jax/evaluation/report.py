@@ -1,29 +1,34 @@
-"""A markdown report of training runs and evaluations: tables, and the plots of `plots.py` beside them."""
+"""A markdown report of training runs, evaluations and sweeps: tables, also as CSV, and the plots of `plots.py`."""
 
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import plots
-from gtr_jax.evaluation.evaluate import MEDIAN_WORDS_TOP_10, RESULTS_FILE
+from gtr_jax.evaluation import beir, plots, studies
+from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
 from gtr_jax.evaluation.measures import MEASURES
+from gtr_jax.evaluation.plots import AVERAGE
+from gtr_jax.evaluation.published import published
+from gtr_jax.evaluation.tables import Table, as_csv, markdown
 from gtr_jax.retrieval.documents import read_jsonl
 
 METRICS_FILE = "metrics.jsonl"
-AVERAGE = "average"
+_HEADLINES = ("nDCG@10", "Recall@100")
+_LENGTHS = "Median number of words of the ten documents that rank first, over all queries."
 
 
 def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
-                 model_dirs: Sequence[epath.PathLike] = ()) -> epath.Path:
-  """Writes report.md and its plots (PNG) into a folder.
+                 model_dirs: Sequence[epath.PathLike] = (), sweeps: Sequence[epath.PathLike] = ()) -> epath.Path:
+  """Writes report.md, its tables (CSV) and its plots (PNG and SVG) into a folder.
 
   Args:
     output: the folder; what it holds under these names is replaced.
     results: outputs of `evaluate` (folders, or their results.json). Systems and collections are put together.
     model_dirs: training runs.
+    sweeps: outputs of `gtr-jax sweep`.
 
   Returns:
     The path of report.md.
@@ -31,74 +36,180 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   Raises:
     InputError: nothing given, or a file is missing or malformed.
   """
-  if not results and not model_dirs:
-    raise InputError("nothing to report: give an evaluation's output, a training run, or both")
+  if not results and not model_dirs and not sweeps:
+    raise InputError("nothing to report: give an evaluation's output, a training run, a sweep, or several of them")
   scores, collections = _read_results(results)
   runs = {name: _read_metrics(path) for name, path in _named(model_dirs).items()}
+  of_sweeps = [studies.read_study(path) for path in sweeps]
   output = epath.Path(output)
   output.mkdir(parents=True, exist_ok=True)
-  parts = ["# Report"]
+  report = _Report(output)
+  report.parts.append("# Report")
   if scores:
-    parts += _quality(output, scores, collections)
+    _quality(report, scores, collections)
+    _beside_published(report, scores, collections)
+  for study in of_sweeps:
+    _sweep(report, study)
   if runs:
-    parts += _training(output, runs)
+    _training(report, runs)
   if scores:
-    parts += _lengths(output, scores, collections)
-  place = output / "report.md"
+    _lengths(report, scores, collections)
   temporary = output / ".report.md.tmp"
-  temporary.write_text("\n\n".join(parts) + "\n")
-  temporary.replace(place)
-  return place
+  temporary.write_text("\n\n".join(report.parts) + "\n")
+  temporary.replace(output / "report.md")
+  return output / "report.md"
 
 
-def _quality(output: epath.Path, scores: Mapping, collections: Mapping) -> list[str]:
-  plots.bars(output / "ndcg.png", "nDCG@10", _with_average(scores, collections, "nDCG@10"))
-  parts = ["## Retrieval quality", "![nDCG@10 of each system on each collection](ndcg.png)"]
+class _Report:
+  """The paragraphs of a report, and the folder of its tables and plots."""
+
+  def __init__(self, output: epath.Path):
+    self.output, self.parts = output, []
+
+  def table(self, heading: str, name: str, table: Table) -> None:
+    """Adds a table, and writes it as NAME.csv."""
+    (self.output / f"{name}.csv").write_text(as_csv(table))
+    self.parts += [heading, markdown(table), f"[{name}.csv]({name}.csv)"]
+
+  def plot(self, text: str, name: str, draw, *args) -> None:
+    """Draws NAME.png and NAME.svg, and adds it."""
+    draw(self.output / name, *args)
+    self.parts += [f"![{text}]({name}.png)", f"[{name}.svg]({name}.svg)"]
+
+
+def _quality(report: _Report, scores: Mapping, collections: Mapping) -> None:
+  report.parts.append("## Retrieval quality")
+  for measure in _HEADLINES:
+    report.plot(f"{measure} of each system on each collection", _file(measure), plots.bars, measure,
+                _with_average(scores, beir.shown(collections), measure))
   for measure in MEASURES:
-    parts += [f"### {measure}", _table(_with_average(scores, collections, measure), "system", 4, best=True)]
+    report.table(f"### {measure}", _file(measure),
+                 Table("system", _with_average(scores, beir.shown(collections), measure, of_papers=True), 4, best=True))
   rows = {name: {"documents": of["documents"], "queries": of["queries"], "median words": of["median words"]}
           for name, of in collections.items()}
-  return [*parts, "### Collections", _table(rows, "collection", 1)]
+  report.table("### Collections", "collections", Table("collection", rows, 1))
+  report.parts += [f"{name}: {warning}." for name, of in collections.items() for warning in of.get("warnings", ())]
 
 
-def _with_average(scores: Mapping, collections: Mapping, measure: str) -> dict[str, dict[str, float | None]]:
-  """system -> collection -> value, and the plain mean for systems that ran on all of several collections."""
+def _with_average(scores: Mapping, names: Sequence[str], measure: str,
+                  of_papers: bool = False) -> dict[str, dict[str, float | None]]:
+  """system -> collection -> value, and the plain mean for systems that ran on all of several collections.
+
+  `of_papers` adds the averages of papers on BEIR that a system has all sets of.
+  """
   out = {}
+  means = {system: beir.averages(of, measure) if of_papers else {} for system, of in scores.items()}
+  columns = dict.fromkeys(mean for of in means.values() for mean in of)
   for system, of_system in scores.items():
-    out[system] = {name: of_system.get(name, {}).get(measure) for name in collections}
-    if len(collections) > 1:
+    out[system] = {name: of_system.get(name, {}).get(measure) for name in names}
+    if len(names) > 1:
       values = list(out[system].values())
       out[system][AVERAGE] = None if None in values else sum(values) / len(values)
+    out[system] |= {mean: means[system].get(mean) for mean in columns}
   return out
 
 
-def _training(output: epath.Path, runs: Mapping[str, list[dict[str, float]]]) -> list[str]:
-  plots.losses(output / "loss.png", {name: {key: _curve(lines, f"{key}/loss") for key in ("train", "validation")}
-                                     for name, lines in runs.items()})
-  parts = ["## Training", "![Training and validation loss](loss.png)"]
+def _beside_published(report: _Report, scores: Mapping, collections: Mapping) -> None:
+  """Sets of BEIR, with published rows below; nothing where there is no such set."""
+  sets = [name for name in beir.shown(collections) if collections[name].get("beir") and
+          any(name in row.values for row in published())]
+  if not sets:
+    return
+  report.parts += ["## Beside published figures", "Below BM25 and the systems evaluated here, rows as others published "
+                   f"them; – where no source could be read. Recall is capped on {beir.SETS['trec-covid'].title}, as "
+                   "they do."]
+  notes = {}
+  for measure in ("nDCG@10", "Recall@100", "MRR@10"):
+    own = {system: {**{beir.SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
+                    **beir.averages(of, measure)} for system, of in scores.items()}
+    columns = list(dict.fromkeys(column for row in own.values() for column in row))
+    theirs = {}
+    for row in published():
+      values = {beir.SETS[name].title if name in beir.SETS else name: value for name, value in row.values.items()}
+      if row.measure == measure and any(values.get(column) is not None for column in columns):
+        theirs[row.name] = {column: values.get(column) for column in columns}
+        notes.setdefault(row.source, []).append(f"{row.name} ({measure})")
+    if not theirs:
+      continue
+    if measure == "MRR@10":  # Published for MS MARCO alone.
+      columns = [column for column in columns if any(row[column] is not None for row in theirs.values())]
+    own = {system: {column: row.get(column) for column in columns} for system, row in own.items()}
+    theirs = {f"{name} (published)": {column: row[column] for column in columns} for name, row in theirs.items()}
+    if measure in _HEADLINES:
+      report.plot(f"{measure} here and as published", f"{_file(measure)}_published", plots.dots, measure, own, theirs)
+    report.table(f"### {measure}, published rows below", f"{_file(measure)}_published",
+                 Table("system", {**own, **theirs}, 3))
+  report.parts.append("Published rows: " + "; ".join(f"{', '.join(names)}: {source}"
+                                                     for source, names in notes.items()) + ".")
+
+
+def _of_papers(name: str, measure: str) -> str:
+  return beir.SETS[name].recall if measure == "Recall@100" else measure
+
+
+def _sweep(report: _Report, study: studies.Study) -> None:
+  """For each axis a table of its values by collections, and a plot for each choice of the other axes."""
+  report.parts.append(f"## Sweep {study.name}")
+  names = beir.shown(study.collections)
+  if study.failed:
+    report.parts.append("\n".join(["Without results:", "", *(f"- {name}: {why}" for name, why in
+                                                              study.failed.items())]))
+  if not study.points:
+    return
+  bm25 = {BM25: study.bm25} if study.bm25 else {}
+  for axis in study.axes:
+    compared = studies.comparisons(study, axis)
+    if not compared:
+      report.parts.append(f"{axis}: no two runs differ in it alone.")
+      continue
+    report.parts.append(f"### {axis}")
+    slug = f"{_file(study.name)}_{_file(axis)}"
+    rows = {**bm25}
+    for number, (fixed, points) in enumerate(compared.items(), start=1):
+      values = [value for value, _ in points]
+      texts = dict(zip(studies.labels(values), (scores for _, scores in points), strict=True))
+      rows |= {f"{text}; {fixed}" if fixed else text: scores for text, scores in texts.items()}
+      scale = studies.is_numeric(values) and len(values) > 2
+      draw = (plots.over_axis, "nDCG@10", axis, dict(zip(values, _with_average(texts, names, "nDCG@10").values(),
+                                                         strict=True))) if scale else (
+          plots.bars, "nDCG@10", _with_average({**bm25, **texts}, names, "nDCG@10"))
+      report.plot(f"nDCG@10 by {axis}" + (f", {fixed}" if fixed else ""),
+                  f"{slug}_{number}" if len(compared) > 1 else slug, *draw)
+    for measure in _HEADLINES:
+      report.table(f"{measure}:", f"{slug}_{_file(measure)}",
+                   Table(axis, _with_average(rows, names, measure, of_papers=True), 4, best=True))
+    report.table(_LENGTHS, f"{slug}_lengths", Table(axis, _length_rows(rows, study.collections), 1))
+
+
+def _training(report: _Report, runs: Mapping[str, list[dict[str, float]]]) -> None:
+  report.parts.append("## Training")
+  report.plot("Training and validation loss", "loss", plots.losses, {
+      name: {key: _curve(lines, f"{key}/loss") for key in ("train", "validation")} for name, lines in runs.items()})
   measured = {name: {key.removesuffix("/nDCG@10"): _curve(lines, key) for line in lines for key in line
                      if key.endswith("/nDCG@10")} for name, lines in runs.items()}
   if any(measured.values()):
-    plots.curves(output / "ndcg_in_training.png", "nDCG@10", measured)
-    parts.append("![nDCG@10 during training](ndcg_in_training.png)")
+    report.plot("nDCG@10 during training", "ndcg_in_training", plots.curves, "nDCG@10", measured)
   columns = {"train loss": "train/loss", "in-batch accuracy": "train/accuracy", "in-batch MRR": "train/mrr",
              "validation loss": "validation/loss", "pairs/s": "train/pairs_per_second",
              "tokens/s": "train/tokens_per_second", "fill": "train/fill"}
   rows = {name: {"steps": max((line["step"] for line in lines), default=0),
                  **{column: next((line[key] for line in reversed(lines) if key in line), None)
                     for column, key in columns.items()}} for name, lines in runs.items()}
-  return [*parts, "The last values of each run:", _table(rows, "run", 3)]
+  report.table("The last values of each run:", "training", Table("run", rows, 3))
 
 
-def _lengths(output: epath.Path, scores: Mapping, collections: Mapping) -> list[str]:
-  rows = {plots.WHOLE: {name: of["median words"] for name, of in collections.items()}}
-  for system, of_system in scores.items():
-    rows[system] = {name: of_system.get(name, {}).get(MEDIAN_WORDS_TOP_10) for name in collections}
-  plots.bars(output / "lengths.png", "median words", rows)
-  return ["## Lengths of what is retrieved",
-          "Median number of words of the ten documents that rank first, over all queries.",
-          "![Median words of the top 10 by system and collection](lengths.png)",
-          _table(rows, "system", 1)]
+def _lengths(report: _Report, scores: Mapping, collections: Mapping) -> None:
+  rows = _length_rows(scores, collections)
+  report.parts += ["## Lengths of what is retrieved", _LENGTHS]
+  report.plot("Median words of the top 10 by system and collection", "lengths", plots.bars, "median words", rows)
+  report.table("Median words:", "lengths", Table("system", rows, 1))
+
+
+def _length_rows(scores: Mapping, collections: Mapping) -> dict[str, dict[str, float | None]]:
+  names = beir.shown(collections)
+  return {plots.WHOLE: {name: collections[name]["median words"] for name in names},
+          **{system: {name: of.get(name, {}).get(MEDIAN_WORDS_TOP_10) for name in names}
+             for system, of in scores.items()}}
 
 
 def _curve(lines: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], list[float]]:
@@ -107,51 +218,28 @@ def _curve(lines: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], l
   return [step for step, _ in points], [value for _, value in points]
 
 
-def _table(rows: Mapping[str, Mapping[str, float | None]], corner: str, digits: int, best: bool = False) -> str:
-  """Markdown; `best` sets the largest value of each column in bold."""
-  columns = list(next(iter(rows.values())))
-
-  def cell(row, column):
-    value = row[column]
-    if value is None:
-      return "–"
-    text = f"{value:,.{0 if not best and (float(value).is_integer() or abs(value) >= 100) else digits}f}"
-    largest = max(other[column] for other in rows.values() if other[column] is not None)
-    return f"**{text}**" if best and len(rows) > 1 and value == largest else text
-
-  lines = [[corner, *columns], ["---", *(["---:"] * len(columns))]]
-  lines += [[name.replace("|", "\\|"), *(cell(row, column) for column in columns)] for name, row in rows.items()]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _file(name: str) -> str:
+  return re.sub(r"\W+", "_", name.replace("@", "_at_")).strip("_").lower()
 
 
 def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict]]:
-  """(system -> collection -> measure -> value, collection -> sizes) of all evaluations together.
+  """(system -> collection -> measure -> value, what is said about each collection) of all evaluations together.
 
   A system that two evaluations call the same and that is not the same is told apart by the evaluation's folder.
   """
   scores, collections, hashes = {}, {}, {}
   for name, path in _named(paths).items():
-    place = path / RESULTS_FILE if path.is_dir() else path
-    try:
-      read = json.loads(place.read_text())
-      for collection, sizes in read["collections"].items():
-        of = {key: sizes[key] for key in ("documents", "queries", "median words")}
-        if collections.setdefault(collection, of) != of:
-          raise InputError(f"{place}: another collection {collection!r} than in the evaluations before; rename its "
-                           "folder and evaluate again")
-      for system, of_system in read["systems"].items():
-        if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
-          system = f"{system} ({name})"
-        for collection, values in of_system["results"].items():
-          scores.setdefault(system, {})[collection] = {key: values[key] for key in (*MEASURES, MEDIAN_WORDS_TOP_10)}
-    except FileNotFoundError as e:
-      raise InputError(f"{place}: no such file; give the --output of gtr-jax evaluate") from e
-    except InputError:
-      raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-      raise InputError(f"{place}: not the results of an evaluation ({type(e).__name__}: {e}); run gtr-jax evaluate "
-                       "again") from e
-  return scores, collections
+    read = studies.read_results(path)
+    for collection, of in read["collections"].items():
+      there = collections.setdefault(collection, of)
+      if any(there[key] != of[key] for key in ("documents", "queries", "median words")):
+        raise InputError(f"{path}: another collection {collection!r} than in the evaluations before; rename its folder "
+                         "and evaluate again")
+    for system, of_system in read["systems"].items():
+      if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
+        system = f"{system} ({name})"
+      scores.setdefault(system, {}).update(of_system["results"])
+  return ({system: dict(beir.with_means(of)) for system, of in scores.items()}, beir.with_forums(collections))
 
 
 def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:

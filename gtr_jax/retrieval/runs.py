@@ -69,7 +69,7 @@ def read_run(path: epath.PathLike) -> Run:
     for number, line in enumerate(f, start=1):
       place = f"{path}:{number}"
       try:
-        fields = line.decode("utf-8").split()
+        fields = [field.decode("utf-8") for field in line.split()]  # Bytes: at ASCII white space only.
       except UnicodeDecodeError as e:
         raise InputError(f"{place}: not UTF-8 ({e.reason}); convert the file to UTF-8") from e
       if not fields:

@@ -42,9 +42,10 @@ class Searcher:
   Args:
     embeddings: float32 [rows, D], for instance a store's.
     mesh: its devices share the work, all axes alike; None takes all devices.
+    keep: keep a corpus that fits on the devices, for the next call.
   """
 
-  def __init__(self, embeddings: Rows, mesh: Mesh | None = None):
+  def __init__(self, embeddings: Rows, mesh: Mesh | None = None, keep: bool = True):
     if not embeddings.shape[0]:
       raise InputError("the corpus to search is empty")
     self._embeddings = embeddings
@@ -55,7 +56,7 @@ class Searcher:
     self._num_blocks = math.ceil(self.num_rows / (devices * most))
     rows = math.ceil(self.num_rows / (self._num_blocks * devices * CHUNK)) * CHUNK
     self._block_rows = rows * devices
-    self._resident = {} if self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES else None
+    self._resident = {} if keep and self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES else None
 
   def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The rows with the largest inner products.
@@ -88,11 +89,15 @@ class Searcher:
     limit = put(np.int32(self.num_rows))
     with jax.set_mesh(self._mesh), tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
                                         disable=not (progress and distributed.is_first()), leave=False) as bar:
+      coming_BxD = self._block(0)
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
-        block_BxD, first = self._block(block), put(np.int32(block * self._block_rows))
+        block_BxD, first = coming_BxD, put(np.int32(block * self._block_rows))
         for i, part in enumerate(parts):
           best[i] = _search_block(part, block_BxD, first, limit, *best[i], mesh=self._mesh)
           bar.update()
+        if block + 1 < self._num_blocks:
+          coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
+        jax.block_until_ready(best)
     scores, rows = (np.concatenate([np.asarray(pair[i]) for pair in best])[:num_queries] for i in range(2))
     return scores, rows
 

@@ -11,6 +11,7 @@ Rows descend by id because a search gives ties to the lower row, and trec_eval t
 its name only when whole.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.retrieval.documents import Documents
 
 CHUNK_ROWS = 8192
+_OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
 _FORMAT = 1
 _MANIFEST, _COMPLETE = "manifest.json", "COMPLETE"
 _IDS, _DOCUMENTS, _OFFSETS = "ids.txt", "documents.jsonl", "offsets.npy"
@@ -55,9 +57,13 @@ class Store:
     if len(self.ids) != self.shape[0]:
       raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
     self._offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
-    self._chunks = [_read_array(self.path / _chunk_name(first // self._chunk_rows),
-                                (min(self._chunk_rows, self.shape[0] - first), self.shape[1]), np.float32)
-                    for first in range(0, self.shape[0], self._chunk_rows)]
+    self._chunk = functools.lru_cache(_OPEN_CHUNKS)(self._open_chunk)
+    for number in range(-(-self.shape[0] // self._chunk_rows)):
+      self._chunk(number)
+
+  def _open_chunk(self, number: int) -> np.ndarray:
+    rows = min(self._chunk_rows, self.shape[0] - number * self._chunk_rows)
+    return _read_array(self.path / _chunk_name(number), (rows, self.shape[1]), np.float32)
 
   def __getitem__(self, rows: slice) -> np.ndarray:
     """Embeddings float32 `[rows, D]` of consecutive rows."""
@@ -65,7 +71,7 @@ class Store:
     if step != 1:
       raise ValueError("a store is read in consecutive rows")
     size = self._chunk_rows
-    parts = [self._chunks[chunk][max(start - chunk * size, 0):stop - chunk * size]
+    parts = [self._chunk(chunk)[max(start - chunk * size, 0):stop - chunk * size]
              for chunk in range(start // size, -(-stop // size))]
     return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, self.shape[1]), np.float32), *parts])
 
@@ -107,14 +113,14 @@ class StoreWriter:
 
   def __init__(self, path: epath.PathLike, documents: Documents, dim: int, settings: Mapping[str, Any]):
     self.path = epath.Path(path)
-    order = sorted(range(len(documents.ids)), key=documents.ids.__getitem__, reverse=True)
-    self.documents = Documents(*([column[i] for i in order] for column in documents))
+    order = np.asarray(sorted(range(len(documents.ids)), key=documents.ids.__getitem__, reverse=True), np.int64)
+    self.documents = documents.reordered(order)
     ids = "".join(f"{doc_id}\n" for doc_id in self.documents.ids).encode()
     digest = hashlib.sha256(ids)
-    ends = [0]
-    for line in self._lines():
+    ends = np.zeros(len(order) + 1, np.int64)
+    for row, line in enumerate(self._lines()):
       digest.update(line)
-      ends.append(ends[-1] + len(line))
+      ends[row + 1] = ends[row] + len(line)
     self._manifest = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
     distributed.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
@@ -124,7 +130,7 @@ class StoreWriter:
       _write(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
       if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
         _write(self.path / _DOCUMENTS, self._lines())
-        _write(self.path / _OFFSETS, [_npy(np.asarray(ends, np.int64))])
+        _write(self.path / _OFFSETS, [_npy(ends)])
         _write(self.path / _IDS, [ids])
     distributed.check_shared(self.path)
 

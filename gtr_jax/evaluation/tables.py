@@ -1,0 +1,51 @@
+"""Tables of numbers, as markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+  """Numbers by row and column.
+
+  Attributes:
+    corner: what the rows are.
+    rows: row -> column -> number, None where there is none; every row has every column.
+    digits: after the point.
+    best: set the largest number of each column in bold.
+  """
+
+  corner: str
+  rows: Mapping[str, Mapping[str, float | None]]
+  digits: int
+  best: bool = False
+
+
+def markdown(table: Table) -> str:
+  """As markdown; counts, and what is 100 or more, without digits after the point where nothing is compared."""
+  columns = list(next(iter(table.rows.values())))
+
+  def cell(row, column):
+    value = row[column]
+    if value is None:
+      return "–"
+    whole = not table.best and (float(value).is_integer() or abs(value) >= 100)
+    text = f"{value:,.{0 if whole else table.digits}f}"
+    largest = max(other[column] for other in table.rows.values() if other[column] is not None)
+    return f"**{text}**" if table.best and len(table.rows) > 1 and value == largest else text
+
+  lines = [[table.corner, *columns], ["---", *(["---:"] * len(columns))]]
+  lines += [[name.replace("|", "\\|"), *(cell(row, column) for column in columns)] for name, row in table.rows.items()]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_csv(table: Table) -> str:
+  """As CSV, numbers in full, empty where there is none."""
+  columns = list(next(iter(table.rows.values())))
+  stream = io.StringIO()
+  writer = csv.writer(stream, lineterminator="\n")
+  writer.writerow([table.corner, *columns])
+  for name, row in table.rows.items():
+    writer.writerow([name, *("" if row[column] is None else repr(row[column]) for column in columns)])
+  return stream.getvalue()
