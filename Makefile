@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-mteb test-t5x lint wheel-check bench clean install install-peers
+.PHONY: help demo test test-peers test-mteb test-beam test-t5x lint wheel-check bench clean install install-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 	$(BIN)/gtr-jax demo --output demo
 
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --ignore tests/mteb --ignore tests/t5x --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --durations=10
 
 test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
 	$(BIN)/python -m pytest tests/peers --durations=10
@@ -28,14 +28,20 @@ test-mteb: $(VENV)/installed-peers  ## MTEB evaluates a model, over data made he
 	$(PIP) install --quiet -c constraints.txt -e '.[mteb]'
 	$(BIN)/python -m pytest tests/mteb
 
+# Apache Beam wants other versions of some packages: it gets an environment of its own.
+test-beam:  ## prepare data, and cache a task, as Apache Beam pipelines (makes .venv-beam)
+	test -x .venv-beam/bin/python || $(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip --disable-pip-version-check install --quiet -e '.[test,beam]'
+	.venv-beam/bin/python -m pytest tests/beam --durations=10
+
 test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.md says
 	$(BIN)/python -m pytest tests/t5x --durations=10
 
 lint: $(VENV)/installed  ## style
 	$(BIN)/ruff check .
 
-bench: $(VENV)/installed  ## quick benchmarks of the training step, the loss, encoding, the input pipeline and search
-	for name in training_step loss encoding input_pipeline search; do \
+bench: $(VENV)/installed  ## quick benchmarks of the training step, the loss, encoding, the input pipeline, search and data preparation
+	for name in training_step loss encoding input_pipeline search prepare; do \
 	  echo "== $$name"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 wheel-check: $(VENV)/installed  ## build the wheel, install it elsewhere, use it away from the source tree

@@ -3,7 +3,10 @@
 import argparse
 
 from gtr_jax import __version__
+from gtr_jax.data.prepare import command as prepare
+from gtr_jax.mining import command as mining
 from gtr_jax.plan import command as dry_run
+from gtr_jax.sweep import command as sweep
 
 _EPILOG = """\
 A first run (no data needed):
@@ -35,11 +38,8 @@ def parser() -> argparse.ArgumentParser:
     return commands.add_parser(name, help=help, description=description or help, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)
 
-  p = command("prepare", "make training data and collections from a source",
-              "Writes a source's training pairs, vocabulary and collections below the data folder.")
-  p.add_argument("source", choices=["pydoc"], help="pydoc: the documentation of the installed Python packages")
-  _data_dir(p)
-  p.add_argument("--vocabulary", help="a SentencePiece model to use instead of training one of 8,000 pieces")
+  p = command("prepare", "make training data from raw downloads", prepare.DESCRIPTION)
+  prepare.add_arguments(p)
 
   p = command("train", "train a dual encoder as gin files say", _TRAIN_DESCRIPTION)
   p.add_argument("--gin_file", action="append", default=[], metavar="FILE",
@@ -72,15 +72,20 @@ def parser() -> argparse.ArgumentParser:
   _mesh(p)
   _processes(p)
 
-  p = command("evaluate", "nDCG@10, MRR@10, Recall@100 and MAP on collections",
-              "Prints a table, and writes results.json and TREC runs below --output.")
+  p = command("evaluate", "nDCG@10, MRR@10, Recall@100 and MAP on collections", _EVALUATE_DESCRIPTION)
   p.add_argument("--model", action="append", default=[], metavar="[NAME=]MODEL", help=_MODEL_HELP + "; repeatable")
-  _missing(p)
-  p.add_argument("--collection", action="append", required=True, help=_COLLECTION_HELP + "; repeatable")
+  _missing(p, "\nOf several models, those that say their vocabulary keep it; the lengths are for all of them.")
+  p.add_argument("--collection", action="append", default=[],
+                 help=_COLLECTION_HELP + "; or beir/NAME, nano-beir/NAME; repeatable")
+  p.add_argument("--suite", choices=["beir", "beir-public", "nano-beir"],
+                 help="MS MARCO and BEIR's 18 sets, MS MARCO and the 14 public ones, or NanoBEIR's 13")
+  _data_dir(p)
   p.add_argument("--bm25", action="store_true", help="also BM25, in the same table (needs no model)")
-  p.add_argument("--split", default="test", help="which qrels/SPLIT.tsv (default: test)")
-  p.add_argument("--exclude_own_id", action="store_true",
-                 help="never rank the document whose id is the query's own (ArguAna, Quora)")
+  p.add_argument("--similarity", choices=["cosine", "dot"],
+                 help="normalise the model's vectors, or do not (default: as it was trained)")
+  p.add_argument("--split", help="which qrels/SPLIT.tsv (default: test; beir/msmarco: dev)")
+  p.add_argument("--exclude_own_id", action=argparse.BooleanOptionalAction,
+                 help="never rank the document whose id is the query's own (default: on beir/arguana and beir/quora)")
   _empty_documents(p)
   p.add_argument("--output", required=True, help="folder for results.json, runs/ and embeddings/")
   _mesh(p)
@@ -94,27 +99,24 @@ def parser() -> argparse.ArgumentParser:
                  default="sentence-transformers", help="(default: sentence-transformers)")
   p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                  help="of the weights (default: float32)")
-  p.add_argument("--results", metavar="DIR", help="an evaluation's --output, whose table goes into the model card")
+  p.add_argument("--results", metavar="DIR", help="an evaluation's --output, whose table goes into the model card "
+                 "of a sentence-transformers folder")
   _missing(p)
 
-  p = command("mine", "find hard negatives for training pairs with BM25",
-              "Writes the pairs again, each with `negatives`: passages that BM25 ranks high and that do not answer it.")
-  p.add_argument("--pairs", required=True, help="JSONL(.gz) of training pairs; their passages are what is searched")
-  p.add_argument("--output", required=True, help="the JSONL to write")
-  p.add_argument("--query_field", default="query", help="(default: query)")
-  p.add_argument("--passage_field", default="positive", help="(default: positive)")
-  p.add_argument("--query_id_field", help="pairs with the same query id share their passages")
-  p.add_argument("--passage_id_field", help="passages with the same id are one; also writes `negative_ids`")
-  p.add_argument("--num_negatives", type=_positive, default=1, help="per query (default: 1)")
-  p.add_argument("--first_rank", type=_positive, default=1, help="the best rank a negative may have (default: 1)")
-  p.add_argument("--last_rank", type=_positive, default=100, help="the worst rank a negative may have (default: 100)")
-  p.add_argument("--seed", type=int, default=0, help="of the draw among those ranks (default: 0)")
+  p = command("mine", "find hard negatives for training pairs, with BM25 or a model", mining.DESCRIPTION)
+  mining.add_arguments(p)
+  _missing(p)
+  _mesh(p)
+  _processes(p)
 
-  p = command("report", "a markdown report with tables and plots",
-              "Loss curves, nDCG per collection and stage, and the lengths of what is retrieved.")
+  p = command("sweep", "train and evaluate every combination of settings", sweep.DESCRIPTION)
+  sweep.add_arguments(p)
+
+  p = command("report", "a markdown report with tables and plots", _REPORT_DESCRIPTION)
   p.add_argument("--results", action="append", default=[], metavar="DIR", help="an evaluation's --output; repeatable")
   p.add_argument("--model_dir", action="append", default=[], metavar="DIR", help="a training run; repeatable")
-  p.add_argument("--output", required=True, help="folder for report.md and its plots")
+  p.add_argument("--sweep", action="append", default=[], metavar="DIR", help="a sweep's folder; repeatable")
+  p.add_argument("--output", required=True, help="folder for report.md, its tables and plots")
 
   p = command("demo", "the whole path on this machine in a few minutes",
               "Pretrains, mines negatives, fine-tunes, evaluates and searches, on the documentation of the installed\n"
@@ -131,6 +133,25 @@ Trains as the gin files say, and goes on where a run of the same MODEL_DIR stopp
       --gin.MODEL_DIR="'runs/a'" --gin.BATCH_SIZE=512
 
 ctrl-C or SIGTERM saves a checkpoint and stops; the same command continues from it."""
+
+
+_EVALUATE_DESCRIPTION = """\
+Prints a table, and writes results.json and TREC runs below --output. Started again, it encodes nothing twice.
+
+  gtr-jax evaluate --model runs/mine --bm25 --collection my_collection --output results
+  gtr-jax evaluate --model GTR=runs/gtr --collection beir/scifact --collection beir/nfcorpus --output results
+  gtr-jax evaluate --model base=runs/base --model large=runs/large --suite beir-public --output results
+
+A set of BEIR is looked for here, then in the data folder, and is downloaded to it. It is evaluated as in the papers on
+GTR and BEIR: its own split, lengths and exclusion of the query itself, CQADupStack as the mean of its forums."""
+
+
+_REPORT_DESCRIPTION = """\
+Tables (markdown and CSV) and plots (PNG and SVG): nDCG and recall of each system on each collection beside published
+figures, the lengths of what is retrieved, loss curves, and what each axis of a sweep does.
+
+  gtr-jax report --results results --model_dir runs/a --model_dir runs/b --output report
+  gtr-jax report --sweep sweeps/sizes --output report"""
 
 
 _CONVERT_DESCRIPTION = """\
@@ -150,8 +171,9 @@ def _model(p):
   _missing(p)
 
 
-def _missing(p):
-  group = p.add_argument_group("what the model may not say", "T5X checkpoints carry no vocabulary and no lengths.")
+def _missing(p, of_several=""):
+  group = p.add_argument_group("what the model may not say", "T5X checkpoints carry no vocabulary and no lengths; a "
+                               f"training run says all of it.{of_several}")
   group.add_argument("--vocabulary", metavar="FILE", help="the SentencePiece model that it was trained with")
   group.add_argument("--extra_ids", type=int, metavar="N", help="sentinels after its pieces (T5: 100, mT5: 0)")
   group.add_argument("--query_length", type=_positive, metavar="N", help="most tokens of a query")

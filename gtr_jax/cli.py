@@ -9,11 +9,13 @@ import textwrap
 from collections.abc import Sequence
 
 from gtr_jax import arguments, distributed
+from gtr_jax.data.prepare import command as prepare
 from gtr_jax.errors import InputError
 from gtr_jax.plan import command as dry_run
 
 _ADVICE = {"train": "; training goes on from its last whole checkpoint",
-           "encode": "; encoding goes on at the first chunk that is missing"}
+           "encode": "; encoding goes on at the first chunk that is missing",
+           "evaluate": "; what is measured is kept, and encoding goes on at the first chunk that is missing"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +104,7 @@ def _join(args):
 
 def _prepare(args):
   _set_data_dir(args)
-  from gtr_jax.data.prepare import pydoc
-  pydoc.prepare(args.vocabulary)
+  prepare.run(args)
 
 
 def _train(args):
@@ -228,8 +229,15 @@ def _typed(prompt: str) -> str:
 
 
 def _evaluate(args):
-  from gtr_jax.evaluation.evaluate import evaluate, tables
+  if not args.collection and not args.suite:
+    raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
+  import dataclasses
+
+  from gtr_jax.data import root
+  from gtr_jax.evaluation.evaluate import Protocol, evaluate, tables
+  from gtr_jax.model import Missing, for_several
   from gtr_jax.partitioning import make_mesh
+  _set_data_dir(args)
   models = {}
   for value in args.model:
     name, _, path = ("", "", value) if os.path.exists(value) else value.rpartition("=")
@@ -237,28 +245,32 @@ def _evaluate(args):
     if name in models:
       raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")
     models[name] = path
-  results = evaluate(models, args.collection, args.output, bm25=args.bm25, split=args.split,
-                     mesh=make_mesh(model=args.model_parallel) if models else None, missing=_missing_of(args),
-                     exclude_own_id=args.exclude_own_id, allow_empty_documents=args.allow_empty_documents)
+  missing = Missing(args.vocabulary, args.extra_ids)
+  if len(models) > 1 or not missing.given():
+    missing = for_several(missing, models.values())
+  # Lengths hold for every model here; a model that has none is also loaded with them.
+  lengths = {"query_length": args.query_length, "document_length": args.document_length}
+  protocol = Protocol(args.split, args.exclude_own_id, similarity=args.similarity,
+                      allow_empty_documents=args.allow_empty_documents, **lengths)
+  results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=root.data_dir(),
+                     protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
+                     missing=dataclasses.replace(missing, **lengths))
   _print(tables(results))
 
 
 def _mine(args):
-  from gtr_jax.retrieval.mine import mine_bm25
-  if os.path.realpath(args.pairs) == os.path.realpath(args.output):
-    raise InputError("--output would overwrite --pairs; give another file")
-  if args.num_negatives > args.last_rank - args.first_rank + 1:
-    raise InputError(f"--num_negatives {args.num_negatives}: ranks {args.first_rank} to {args.last_rank} have fewer")
-  short = mine_bm25(args.pairs, args.output, query_field=args.query_field, passage_field=args.passage_field,
-                    query_id_field=args.query_id_field, passage_id_field=args.passage_id_field,
-                    num_negatives=args.num_negatives, first_rank=args.first_rank, last_rank=args.last_rank,
-                    seed=args.seed)
-  print(f"{args.output}; {short:,} pairs got fewer than {args.num_negatives} negatives")
+  from gtr_jax.mining import command
+  _print(command.run(args, _missing_of(args)))
+
+
+def _sweep(args):
+  from gtr_jax.sweep import command
+  return command.run(args)
 
 
 def _report(args):
   from gtr_jax.evaluation.report import write_report
-  print(write_report(args.output, results=args.results, model_dirs=args.model_dir))
+  print(write_report(args.output, results=args.results, model_dirs=args.model_dir, sweeps=args.sweep))
 
 
 def _demo(args):
@@ -267,4 +279,4 @@ def _demo(args):
 
 
 _COMMANDS = {"prepare": _prepare, "train": _train, "encode": _encode, "search": _search, "evaluate": _evaluate,
-             "convert": _convert, "mine": _mine, "report": _report, "demo": _demo}
+             "convert": _convert, "mine": _mine, "sweep": _sweep, "report": _report, "demo": _demo}

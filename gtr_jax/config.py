@@ -67,7 +67,8 @@ def set_defaults(macros: Mapping[str, Any]) -> None:
 
 def bindings(configurable: Callable) -> dict[str, Any]:
   """What the parsed configuration binds of this function's or class's parameters, references evaluated."""
-  return gin.get_bindings(gin.config._inverse_lookup(configurable).selector)
+  found = gin.config._inverse_lookup(configurable)  # None where no file has imported it.
+  return gin.get_bindings(found.selector) if found else {}
 
 
 def bound(entry: Callable) -> Callable:

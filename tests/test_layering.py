@@ -20,8 +20,9 @@ ALLOWED = {
                   {"jax", "numpy", "tqdm", "etils", "bm25s", "Stemmer"}),
     "evaluation": ({"errors", "models", "partitioning", "text", "model", "retrieval", "distributed"},
                    {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib"}),
-    "data": ({"errors", "text"},
-             {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils"}),
+    "data": ({"__version__", "errors", "text"},
+             {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils", "zstandard",
+              "google_crc32c", "apache_beam", "py7zr"}),
     "checkpoint.py": ({"errors"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
     "convert": ({"errors", "models", "text"},
                 {"jax", "flax", "numpy", "ml_dtypes", "etils", "tensorstore", "sentencepiece", "torch",
@@ -32,6 +33,9 @@ ALLOWED = {
     "embedder.py": ({"errors", "model", "partitioning", "retrieval"}, {"jax", "numpy"}),
     "distributed.py": ({"errors", "partitioning", "process_group"}, {"jax", "etils"}),
     "process_group.py": ({"errors"}, set()),
+    "mining": ({"errors", "model", "partitioning", "distributed", "retrieval", "evaluation"},
+               {"numpy", "etils", "tqdm"}),
+    "sweep": ({"errors", "arguments", "config", "train", "data", "evaluation"}, {"etils", "tqdm"}),
     "plan/hlo.py": (set(), {"numpy"}),
     "plan/chips.py": ({"errors", "plan"}, set()),
     "plan/dry_run.py": ({"errors", "partitioning", "plan", "text", "training"}, {"jax"}),
@@ -76,7 +80,8 @@ def test_imports_only_what_it_may(part):
 
 @pytest.mark.parametrize("package, only_in", [
     ("gin", {"config.py"}), ("orbax", {"checkpoint.py"}), ("clu", {"train.py", "t5x_adapter"}),
-    ("tensorflow", {"data", "t5x_adapter", "convert"}), ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
+    ("tensorflow", {"data", "t5x_adapter", "convert"}), ("apache_beam", {"data"}),
+    ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
     ("transformers", set()), ("t5x", {"t5x_adapter"}),
 ])
 def test_one_place_imports_it(package, only_in):

@@ -3,11 +3,15 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
+from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 
-from gtr_jax.errors import InputError
+from gtr_jax import cli
+from gtr_jax.embedder import load
+from gtr_jax.mining.answers import answer_forms, contains_answer
+from gtr_jax.retrieval import encode
 from gtr_jax.retrieval.bm25 import BM25Index
-from gtr_jax.retrieval.mine import mine_bm25
 
 # The first query is there twice, with two answers; "Lion habitat one" comes back in other spelling under another query.
 PAIRS = [
@@ -25,13 +29,22 @@ def write(path, pairs):
   return path
 
 
-def mined(tmp_path, pairs=PAIRS, **options):
-  short = mine_bm25(write(tmp_path / "pairs.jsonl", pairs), tmp_path / "out.jsonl", progress=False, **options)
-  return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()], short
+def mine(folder, **flags):
+  """`gtr-jax mine` with its output in `folder`; returns its exit code, and what it wrote."""
+  output = folder / flags.pop("output", "out.jsonl")
+  words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+  code = cli.main(["mine", f"--output={output}", *words])
+  return code, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else None
+
+
+def mined(tmp_path, pairs=PAIRS, **flags):
+  code, records = mine(tmp_path, pairs=write(tmp_path / "pairs.jsonl", pairs), **flags)
+  assert code == 0
+  return records
 
 
 def test_answers_of_the_same_query_are_no_negatives(tmp_path):
-  records, short = mined(tmp_path, num_negatives=9)
+  records = mined(tmp_path, num_negatives=9)
   assert [{k: v for k, v in r.items() if k != "negatives"} for r in records] == PAIRS
   negatives = [set(r["negatives"]) for r in records]
   assert negatives[0] == negatives[1] == {"tiger and lion habitat", "lion food"}
@@ -39,26 +52,25 @@ def test_answers_of_the_same_query_are_no_negatives(tmp_path):
   assert negatives[3] == set()
   assert negatives[4] == {"tiger and lion habitat"}
   assert negatives[5] == set()
-  assert short == 6
 
 
 def test_ids_tell_what_is_the_same(tmp_path):
   pairs = [{"q": "lion", "p": "lion one", "qid": 1, "pid": "a"},
            {"q": "big lion", "p": "lion two", "qid": 1, "pid": "b"},
            {"q": "lion food", "p": "lion one, revised", "qid": 2, "pid": "a"},
-           {"q": "x", "p": "lion four", "pid": "d"}]
-  records, _ = mined(tmp_path, pairs, query_field="q", passage_field="p", query_id_field="qid", passage_id_field="pid",
+           {"q": "x", "p": "lion four", "pid": "d"},
+           {"q": "wolf lion", "p": "LION  one", "pid": "e"}]  # The text of the first.
+  records = mined(tmp_path, pairs, query_field="q", passage_field="p", query_id_field="qid", passage_id_field="pid",
                      num_negatives=9)
-  assert [set(r["negative_ids"]) for r in records] == [{"d"}, {"d"}, {"b", "d"}, set()]
-  assert [len(r["negatives"]) for r in records] == [1, 1, 2, 0]
+  assert [set(r["negative_ids"]) for r in records] == [{"d"}, {"d"}, {"b", "d", "e"}, set(), {"b", "d"}]
+  assert [len(r["negatives"]) for r in records] == [1, 1, 3, 0, 2]
 
 
 def test_ranks_and_draw(tmp_path):
   passages = [f"lion {'lion ' * i}word{i}" for i in range(20)]
   pairs = [{"query": f"lion query{i}", "positive": passage} for i, passage in enumerate(passages)]
   ranked = [passages[row] for row in next(BM25Index(passages, progress=False).search(["lion"], 20))[0]]
-  records, short = mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10)
-  assert short == 0
+  records = mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10)
   for record in records:
     ranks = [ranked.index(negative) + 1 for negative in record["negatives"]]
     assert len(set(ranks)) == 3
@@ -66,26 +78,180 @@ def test_ranks_and_draw(tmp_path):
     assert set(ranks) <= set(range(4, 11))
     assert record["positive"] not in record["negatives"]
   assert len({tuple(r["negatives"]) for r in records}) > 5  # Drawn anew for each query.
-  assert mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10)[0] == records
-  assert mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10, seed=1)[0] != records
+  assert mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10) == records
+  assert mined(tmp_path, pairs, num_negatives=3, first_rank=4, last_rank=10, seed=1) != records
 
 
 def test_gzip_in_and_out(tmp_path):
   (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in PAIRS).encode()))
-  mine_bm25(tmp_path / "pairs.jsonl.gz", tmp_path / "new" / "out.jsonl.gz", progress=False)
+  assert cli.main(["mine", f"--pairs={tmp_path}/pairs.jsonl.gz", f"--output={tmp_path}/new/out.jsonl.gz"]) == 0
   lines = gzip.decompress((tmp_path / "new" / "out.jsonl.gz").read_bytes()).splitlines()
   assert len(lines) == len(PAIRS)
   assert [p.name for p in (tmp_path / "new").iterdir()] == ["out.jsonl.gz"]
 
 
-@pytest.mark.parametrize(("pairs", "options", "message"), [
+@pytest.mark.parametrize(("answer", "passage", "there"), [
+    ("Lion", "A LION's den", True),               # DPR: tokens in a row
+    ("lion", "lions", False),
+    ("1945", "1939-1945", True),
+    ("the U.S.", "in US waters", True),           # SQuAD: without punctuation and articles
+    ("U.S.", "in the U.S. army", True),
+    ("caf\u00e9", "CAFE\u0301 noir", True),        # one character or two
+    ("blue whale", "blue. Whale", True),
+    ("blue whale", "blue and whale", False),
+    ("the", "the end", True),                     # DPR drops no article ..
+    ("!", "end", False),
+    ("", "end", False),                           # .. and what is left of nothing is nowhere.
+    ("\u5317\u4eac", "\u5317\u4eac \u5e02", True),
+])
+def test_whether_a_passage_contains_an_answer(answer, passage, there):
+  assert contains_answer(passage, answer_forms([answer])) is there
+  assert contains_answer(passage, answer_forms(["nowhere", answer])) is there
+
+
+def test_passages_with_an_answer_are_no_negatives(tmp_path):
+  pairs = [{"query": "lion", "positive": "lion a", "answers": ["den", "The Cave"]},
+           {"query": "tiger", "positive": "lion in a cave!", "answers": "jungle"},
+           {"query": "zebra", "positive": "lion den", "answers": []},
+           {"query": "horse", "positive": "lion denial", "answers": []}]
+  assert mined(tmp_path, pairs, num_negatives=9, answers_field="answers")[0]["negatives"] == ["lion denial"]
+  assert len(mined(tmp_path, pairs, num_negatives=9)[0]["negatives"]) == 3
+
+
+@pytest.mark.parametrize("flags", [{"margin": 0.3}, {"max_score_ratio": 0.8}, {"margin": 0.1, "max_score_ratio": 0.9}])
+def test_scores_of_bm25_against_the_positives(tmp_path, flags):
+  passages = ["lion " * (i % 4 + 1) + sentence(i, 12) for i in range(30)] + ["zebra finch"]
+  pairs = [{"query": "lion lantern", "positive": passage} for passage in passages]
+  for i, pair in enumerate(pairs):
+    pair["query"] += f" query{i}"  # Each its own.
+  index = BM25Index(passages, progress=False)
+  rows, scores = next(index.search(["lion lantern"], 31))
+  score = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+  assert len(score) == 30
+  for row, record in enumerate(mined(tmp_path, pairs, num_negatives=30, last_rank=30, **flags)):
+    most = min(score[row] - flags.get("margin", 0), score[row] * flags.get("max_score_ratio", 1)) if row < 30 else -1
+    assert set(record["negatives"]) == {passages[i] for i in score if score[i] <= most and i != row}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  return write_model_dir(tmp_path_factory.mktemp("mine_model") / "run")
+
+
+def scores_of(model, queries, passages):
+  """float32 [queries, passages], with a dense product."""
+  embedder = load(model)
+  return embedder.encode_queries(queries) @ embedder.encode_documents(passages).T
+
+
+def test_a_models_own_search(tmp_path, model, monkeypatch):
+  passages = list(dict.fromkeys(sentence(i, 3 + i % 9) for i in range(60)))
+  pairs = [{"query": sentence(i + 1, 4) + f" {i}", "positive": passage} for i, passage in enumerate(passages)]
+  score = scores_of(model, [pair["query"] for pair in pairs], passages)
+  flags = {"model": model, "num_negatives": 5, "first_rank": 3, "last_rank": 12}
+  records = mined(tmp_path, pairs, **flags)
+  for i, record in enumerate(records):
+    ranks = [int((score[i] > score[i][passages.index(negative)]).sum()) + 1 for negative in record["negatives"]]
+    assert len(ranks) == 5 and ranks == sorted(ranks) and set(ranks) <= set(range(3, 13))
+    assert record["positive"] not in record["negatives"]
+
+  # Again, and with the scores compared: the store is there, and nothing is encoded but queries.
+  towers = []
+
+  def watched(*args):
+    towers.append(args[3])
+    return embed_tokens(*args)
+
+  embed_tokens = encode.embed_tokens
+  monkeypatch.setattr(encode, "embed_tokens", watched)
+  assert mined(tmp_path, pairs, **flags) == records
+  assert len(list((tmp_path / "embeddings").iterdir())) == 1
+  for limits in ({"margin": 0.05}, {"max_score_ratio": 0.9}):
+    for i, record in enumerate(mined(tmp_path, pairs, **{**flags, "first_rank": 1, "last_rank": 60,
+                                                         "num_negatives": 60}, **limits)):
+      most = score[i][i] - limits["margin"] if "margin" in limits else score[i][i] * limits["max_score_ratio"]
+      clear = abs(score[i] - most) > 1e-5  # Programs of other shapes round otherwise.
+      clear[i] = False  # The positive: below a ratio of its score where that is negative.
+      assert {passages[j] for j in np.flatnonzero((score[i] < most) & clear)} <= set(record["negatives"])
+      assert not {passages[j] for j in np.flatnonzero((score[i] > most) & clear)} & set(record["negatives"])
+  assert set(towers) == {"query"}
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_corpus_and_its_judgements(tmp_path, model, with_model):
+  documents = corpus(50)
+  folder = write_collection(tmp_path / "made_up", documents)
+  (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
+  flags = {"model": model if with_model else None, "num_negatives": 3, "last_rank": 20}
+  code, records = mine(tmp_path, collection=folder, **flags)
+  assert code == 0
+  texts = dict(zip(documents.ids, documents.full_texts(), strict=True))
+  assert [(r["query_id"], r["passage_id"]) for r in records] == [
+      (f"q{i}", documents.ids[i + j]) for i in range(12) for j in range(2)]
+  for i, record in enumerate(records):
+    assert record["positive"] == texts[record["passage_id"]]
+    assert not {records[i - i % 2]["passage_id"], records[i - i % 2 + 1]["passage_id"]} & set(record["negative_ids"])
+    assert record["negatives"] == [texts[doc_id] for doc_id in record["negative_ids"]]
+  assert sum(len(r["negatives"]) for r in records) > 40
+
+  # The same from files of MS MARCO's kind, and from pairs that name documents.
+  tsv = tmp_path / "made_up_tsv"
+  tsv.mkdir()
+  (tsv / "collection.tsv").write_text("".join(f"{i}\t{texts[i]}\n" for i in documents.ids))
+  (tsv / "queries.train.tsv").write_text("".join(f"q{i}\t{records[2 * i]['query']}\n" for i in range(12)))
+  (tsv / "qrels.train.tsv").write_text("".join(f"{r['query_id']}\t0\t{r['passage_id']}\t1\n" for r in records))
+  assert mine(tmp_path, output="tsv.jsonl", collection=tsv, **flags) == (0, records)
+  pairs = [{name: r[name] for name in ("query_id", "query", "passage_id", "positive")} for r in records]
+  assert mine(tmp_path, output="pairs_out.jsonl", collection=tsv, pairs=write(tmp_path / "pairs.jsonl", pairs),
+              query_id_field="query_id", passage_id_field="passage_id", **flags) == (0, records)
+  for record in mine(tmp_path, output="margin.jsonl", collection=tsv, **{**flags, "max_score_ratio": 0.7})[1]:
+    assert set(record["negative_ids"]) < set(texts)
+
+
+@pytest.mark.parametrize(("pairs", "flags", "message"), [
     ([{"query": "a"}], {}, 'pairs.jsonl:1: no "positive"'),
     ([PAIRS[0], {"query": " ", "positive": "x"}], {}, 'pairs.jsonl:2: "query" is empty'),
     ([PAIRS[0], {"query": "x", "positive": ""}], {}, 'pairs.jsonl:2: "positive" is empty'),
+    ([{**PAIRS[0], "a": [1]}], {"answers_field": "a"}, 'pairs.jsonl:1: "a" is [1]; give a string or a list'),
+    (PAIRS, {"answers_field": "a"}, 'pairs.jsonl:1: "a" is null; give a string or a list'),
     ([], {}, "pairs.jsonl: no pairs"),
     (PAIRS, {"first_rank": 5, "last_rank": 4}, "ranks 5 to 4"),
+    (PAIRS, {"last_rank": 4, "num_negatives": 5}, "5 negatives: ranks 1 to 4 have fewer"),
+    (PAIRS, {"num_negatives": 0}, "--num_negatives 0"),
+    (PAIRS, {"max_score_ratio": 0}, "a score ratio of 0"),
+    (PAIRS, {"max_score_ratio": 1.1}, "BM25 knows the score"),
+    (PAIRS, {"margin": -1}, "BM25 knows the score"),
+    (PAIRS, {"embeddings": "x"}, "--embeddings keeps those of --model"),
+    (PAIRS, {"model": "not/here/at/all"}, "not/here/at/all"),
+    (PAIRS, {"collection": "not_here"}, "not_here: no such folder"),
+    (PAIRS, {"collection": "not_here", "margin": 1}, "say with --passage_id_field"),
+    (PAIRS, {"split": "dev"}, "--split says"),
+    (None, {}, "give --pairs"),
+    (None, {"collection": "x", "query_field": "q"}, "--query_field is a field of --pairs"),
 ])
-def test_bad_input_writes_nothing(tmp_path, pairs, options, message):
-  with pytest.raises(InputError, match=message):
-    mined(tmp_path, pairs, **options)
+def test_bad_input_writes_nothing(tmp_path, capsys, pairs, flags, message):
+  if pairs is not None:
+    flags["pairs"] = write(tmp_path / "pairs.jsonl", pairs)
+  assert mine(tmp_path, **flags)[0] == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith("gtr-jax mine: ") and message in error
   assert [p.name for p in tmp_path.iterdir()] in (["pairs.jsonl"], [])
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("collection.tsv", "1\n", "collection.tsv:1: 1 columns"),
+    ("collection.tsv", "", "no passages"),
+    ("collection.tsv", "1\ta\n1\tb\n", "occurs twice"),
+    ("collection.tsv", "1\t \n", "collection.tsv:1: an empty"),
+    ("qrels.train.tsv", "7\t0\t1\t1\n", "qrels.train.tsv:1: unknown query '7'"),
+    ("qrels.train.tsv", "3\t0\t9\t1\n", "qrels.train.tsv:1: unknown passage '9'"),
+    ("qrels.train.tsv", "3\t0\t1\tx\n", "qrels.train.tsv:1: the grade"),
+    ("queries.train.tsv", None, "queries.train.tsv: no such file; there are collection.tsv, qrels.train.tsv"),
+])
+def test_broken_msmarco_files(tmp_path, capsys, file, text, message):
+  good = {"collection.tsv": "1\ta\n2\tb\n", "queries.train.tsv": "3\tlion\n", "qrels.train.tsv": "3\t0\t1\t1\n"}
+  for name, content in {**good, file: text}.items():
+    if content is not None:
+      (tmp_path / name).write_text(content)
+  assert mine(tmp_path, collection=tmp_path)[0] == 2
+  assert message in capsys.readouterr().err.splitlines()[-1]

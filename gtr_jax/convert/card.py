@@ -103,8 +103,8 @@ def _evaluation(results: epath.PathLike | None) -> str:
   try:
     found: dict[str, Any] = json.loads(place.read_text())
     collections, systems = list(found["collections"]), found["systems"]
-    rows = [[name, *(f"{system['results'][collection]['nDCG@10']:.4f}" for collection in collections)]
-            for name, system in systems.items()]
+    rows = [[name, *(f"{system['results'][of]['nDCG@10']:.4f}" if of in system["results"] else "–"
+                     for of in collections)] for name, system in systems.items()]
   except FileNotFoundError as e:
     raise InputError(f"{place}: no such file; give the --output of `gtr-jax evaluate`") from e
   except (ValueError, KeyError, TypeError) as e:

@@ -38,6 +38,14 @@ def tfrecord(**splits: str | Sequence[str]) -> Source:
   return functools.partial(sources.TfrecordSource, splits)
 
 
+def prepared(name: str, *splits: str) -> Source:
+  """What `gtr-jax prepare … --name NAME` has written, and which of its splits to use (by default "train").
+
+  Its records name their own fields: a task of it need not declare any.
+  """
+  return functools.partial(sources.PreparedSource, name, splits or ("train",))
+
+
 def tfds(name: str, **splits: str) -> Source:
   """A dataset of TensorFlow Datasets, `name:version`, and which of its splits to use, as `train="train[:90%]"`.
 
@@ -47,15 +55,16 @@ def tfds(name: str, **splits: str) -> Source:
 
 
 def add_pair_task(
-    name: str, source: Source, *, query: str | Sequence[str], passage: str | Sequence[str], vocabulary: str,
-    extra_ids: int = 0, negatives: str | None = None, negative_queries: str | None = None, query_id: str | None = None,
-    passage_id: str | None = None, negative_ids: str | None = None, query_prefix: str = "", passage_prefix: str = "",
+    name: str, source: Source, *, vocabulary: str, query: str | Sequence[str] = "query",
+    passage: str | Sequence[str] = "passage", extra_ids: int = 0, negatives: str | None = None,
+    negative_queries: str | None = None, query_id: str | None = None, passage_id: str | None = None,
+    negative_ids: str | None = None, query_prefix: str = "", passage_prefix: str = "",
     sample_negatives: bool = False, prepare: str | None = None, shuffle_buffer_size: int = 1024) -> seqio.Task:
   """Registers a seqio task whose examples are a query, a passage that answers it, and any number of hard negatives.
 
   Args:
     name: of the task.
-    source: `jsonl(…)`, `tfrecord(…)` or `tfds(…)`.
+    source: `jsonl(…)`, `tfrecord(…)`, `tfds(…)` or `prepared(…)`.
     query: the field, or the fields, that make the query; several are joined with a space.
     passage: the same for the passage.
     vocabulary: path of a SentencePiece model, unless the run gives another one.
@@ -107,6 +116,16 @@ def add_pair_task(
       sample_negatives=sample_negatives,
       vocabulary=tokens,
   )
+
+
+def rate_by_size(most: int) -> Callable[[seqio.Task], float]:
+  """A mixing rate: the number of a task's training pairs, but `most` where it has more."""
+
+  def rate(task):
+    size = task.get_cached_stats("train")["examples"] if task.cache_dir else task.num_input_examples("train")
+    return float(min(size, most))
+
+  return rate
 
 
 def _names(field: str | Sequence[str]) -> tuple[str, ...]:

@@ -12,10 +12,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from gtr_jax.data import root, shards
+from gtr_jax.data.prepare import manifests
 from gtr_jax.errors import InputError
 
 # Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
 _OPEN_SHARDS = 8
+
+_OWN_FIELDS = shards.Fields(("query",), ("passage",), "negatives", "negative_queries", "query_id", "passage_id",
+                            "negative_ids")
 
 Patterns = str | Sequence[str]
 
@@ -143,6 +147,36 @@ class TfrecordSource(_RecordSource):
     name = tf.strings.split(file, "/")[-1]
     example_id = tf.strings.join([name, ":", tf.strings.as_string(number)])
     return _from_fields(fields, tf.io.parse_single_example(record, description), example_id)
+
+
+class PreparedSource(_RecordSource):
+  """What `gtr-jax prepare` has written below the data root; its records have all fields under their own names."""
+
+  def __init__(self, name: str, splits: Sequence[str], fields: shards.Fields, prepare: str | None):
+    if any(field not in (None, own) for field, own in zip(fields, _OWN_FIELDS, strict=True)):
+      raise ValueError(f"prepared data {name!r} has fields of its own; declare none")
+    super().__init__(dict.fromkeys(splits, name), fields, prepare)
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    name = self._patterns[split]
+    return [os.fspath(root.resolve(name) / file) for file in self._of(split, "splits")]
+
+  def num_input_examples(self, split: str) -> int:
+    return self._of(split, "examples")
+
+  def _of(self, split, what):
+    name = self._patterns[split]
+    found = manifests.read(name, self._prepare)[what]
+    if split not in found:
+      raise InputError(f"{root.resolve(name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
+                       "--validation_share, or declare the splits that it has")
+    return found[split]
+
+  def _read_shard(self, file):
+    return tf.data.TFRecordDataset(file)
+
+  def _parse(self, record):
+    return tf.io.parse_single_example(record, shards.record_description())
 
 
 class TfdsSource(seqio.DataSource):

@@ -1,0 +1,151 @@
+"""Which examples give away what an evaluation collection tests: its queries, and the documents judged relevant."""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+from gtr_jax.data import root
+from gtr_jax.data.prepare.lines import json_lines, text_lines
+from gtr_jax.data.prepare.records import normalized
+from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.errors import InputError
+
+_GRAM = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
+_SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
+_CORPUS, _QUERIES = (("corpus.jsonl", "corpus.jsonl.gz"), ("queries.jsonl", "queries.jsonl.gz"))
+_TO_WORDS = bytes(b if b > 127 or chr(b).isalnum() else 32 for b in range(256))
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, i + 1, 2**64) | 1 for i in range(_GRAM)], np.uint64)
+
+
+def write_tested(collections: Sequence[str], path: str) -> None:
+  """Gathers what the collections test into a file for `Tested`.
+
+  A collection is a folder in BEIR layout, or a folder of such (CQADupStack), also below the data root.
+
+  Raises:
+    InputError: a collection lacks a file, or has no judgements.
+  """
+  names, found = [], {"texts": ([], []), "grams": ([], [])}
+  for folder in itertools.chain(*map(_folders, collections)):
+    for kind, identifier, text in _tested(folder):
+      owner = len(names)
+      names.append(f"{folder.name} {kind} {identifier}")
+      grams = _grams(text)
+      if kind == "query" or not len(grams):
+        found["texts"][0].append(np.array([_text_hash(text)], np.uint64))
+        found["texts"][1].append(np.array([owner], np.int32))
+      found["grams"][0].append(grams)
+      found["grams"][1].append(np.full(len(grams), owner, np.int32))
+  arrays = {"names": np.frombuffer(json.dumps(names).encode(), np.uint8)}
+  for name, (hashes, owners) in found.items():
+    hashes, first = np.unique(np.concatenate(hashes), return_index=True)
+    arrays |= {name: hashes, f"{name}_owners": np.concatenate(owners)[first]}
+  new = epath.Path(f"{path}.tmp")
+  with new.open("wb") as f:
+    np.savez(f, **arrays)
+  new.replace(path)
+
+
+class Tested:
+  """Looks examples up among what is tested."""
+
+  def __init__(self, path: str):
+    with epath.Path(path).open("rb") as f, np.load(f) as arrays:
+      self._arrays = dict(arrays)
+    self._names = json.loads(self._arrays["names"].tobytes())
+
+  def find(self, query: str, passage: str) -> str | None:
+    """Names what is tested and the example has: its query, 13 words in a row, or the whole of a shorter document."""
+    texts = np.array([_text_hash(query), _text_hash(passage)], np.uint64)
+    return self._owner("texts", texts) or self._owner("grams", np.concatenate([_grams(query), _grams(passage)]))
+
+  def _owner(self, kind, hashes):
+    known = self._arrays[kind]
+    if not len(known) or not len(hashes):
+      return None
+    at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    hits = np.flatnonzero(known[at] == hashes)
+    return self._names[self._arrays[f"{kind}_owners"][at[hits[0]]]] if len(hits) else None
+
+
+@functools.lru_cache(maxsize=1)
+def load(path: str) -> Tested:
+  """Once in a process."""
+  return Tested(path)
+
+
+def files_of(collection: str) -> list[str]:
+  """The files of a collection that are read. Raises InputError where one is missing."""
+  return [file for folder in _folders(collection) for file in _files(folder)]
+
+
+def _folders(collection: str) -> list[epath.Path]:
+  folder = epath.Path(collection).expanduser()
+  folder = folder if folder.exists() else root.resolve(collection)
+  parts = sorted(path.parent for name in _CORPUS for path in folder.glob(f"*/{name}"))
+  return parts if parts and not any((folder / name).exists() for name in _CORPUS) else [folder]
+
+
+def _files(folder: epath.Path) -> list[str]:
+  """Corpus, queries, and the judgements of one or more splits."""
+  found = []
+  for names in (_CORPUS, _QUERIES, [f"qrels/{split}.tsv" for split in _SPLITS]):
+    there = [os.fspath(folder / name) for name in names if (folder / name).exists()]
+    if not there:
+      raise InputError(f"{folder / names[0]}: no such file; --decontaminate takes a folder in BEIR layout")
+    found += there if names[0].startswith("qrels") else there[:1]
+  return found
+
+
+def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str]]:
+  """(kind, id, text) of each tested query and document."""
+  corpus, queries, *qrels = _files(folder)
+  asked, relevant = set(), set()
+  for place, line in itertools.chain(*(text_lines(Part(path), Counts()) for path in qrels)):
+    fields = line.split("\t")
+    try:
+      query, document, score = fields if len(fields) != 4 else (fields[0], *fields[2:])  # Four: TREC's columns.
+      score = int(score)
+    except ValueError:
+      if place.endswith(":1"):
+        continue  # The names of the columns.
+      raise InputError(f"{place}: not a query id, a document id and a whole number; correct the line") from None
+    asked.add(query)
+    if score > 0:
+      relevant.add(document)
+  if not asked:
+    raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
+  for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
+    counts, missing = Counts(), len(wanted)
+    for place, row in json_lines(Part(path), counts):
+      if not isinstance(row, dict) or "_id" not in row or not isinstance(row.get("text"), str):
+        raise InputError(f'{place}: not an object with "_id" and "text"; correct the line')
+      if str(row["_id"]) in wanted:
+        missing -= 1
+        yield kind, row["_id"], f"{row.get('title') or ''} {row['text']}".strip()
+    if counts.places:
+      raise InputError(f"{counts.places[0]}; correct the line")
+    if missing == len(wanted) and kind == "query":
+      raise InputError(f"{', '.join(qrels)}: none of the queries is in {path}; is it another collection's?")
+
+
+def _text_hash(text: str) -> int:
+  return int.from_bytes(hashlib.blake2b(normalized(text), digest_size=8).digest())
+
+
+def _grams(text: str) -> np.ndarray:
+  """uint64 hashes of every 13 words in a row."""
+  words = text.lower().encode(errors="surrogatepass").translate(_TO_WORDS).split()
+  if len(words) < _GRAM:
+    return np.zeros(0, np.uint64)
+  hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words)) + np.uint64(0x517CC1B727220A95)
+  hashes ^= hashes << np.uint64(29)
+  hashes *= np.uint64(0xBF58476D1CE4E5B9)
+  return np.correlate(hashes, _FACTORS, "valid")

@@ -1,0 +1,154 @@
+"""What a folder of prepared data says of itself: manifest.json and dropped.jsonl."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from gtr_jax import __version__
+from gtr_jax.data import root
+from gtr_jax.data.prepare import decontaminate, lines, steps
+from gtr_jax.data.prepare.source import Counts, Source
+from gtr_jax.errors import InputError
+
+FORMAT = 1  # Raise it when records, their order or the manifest change.
+SPLITS = ("train", "validation")
+_EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
+_ALWAYS_MAY_BE_BROKEN = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What decides the prepared data beside the source.
+
+  Args:
+    name: of the folder; None: the source's.
+    validation_share: the share of the queries whose examples become the validation split.
+    without: names of prepared data; pairs of theirs are dropped.
+    decontaminate: folders of collections; examples with what these test are dropped.
+  """
+
+  name: str | None = None
+  validation_share: float = 0.0
+  without: tuple[str, ...] = ()
+  decontaminate: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
+      raise InputError(f"--name {self.name}: give a name of letters, digits, -, _ and . for a folder in the data root")
+    if not 0 <= self.validation_share < 1:
+      raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
+
+
+def describe(source: Source, settings: Settings) -> dict[str, Any]:
+  """All that decides the result; "fingerprint" is its hash. Raises InputError where an input is missing."""
+  parts = source.parts()
+  inputs = list(dict.fromkeys(part.path for part in parts))
+  inputs += [path for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
+  for name in settings.without:
+    if name == (settings.name or source.name):
+      raise InputError(f"--without {name}: that is what is to be prepared; give another --name")
+    inputs.append(os.fspath(root.data_dir() / name / "manifest.json"))
+    shards(name)
+  filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
+  filters["name"] = settings.name or source.name
+  description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
+  whole = json.dumps([description, parts], sort_keys=True, default=str)
+  return json.loads(json.dumps(description | {"fingerprint": hashlib.sha256(whole.encode()).hexdigest()}, default=str))
+
+
+def _identity(path: str) -> dict[str, Any]:
+  size = lines.size_of(path)
+  digest = hashlib.sha256(str(size).encode())
+  with epath.Path(path).open("rb") as f:
+    digest.update(f.read(_EDGE))
+    f.seek(max(0, size - _EDGE))
+    digest.update(f.read(_EDGE))
+  return {"name": os.path.basename(path), "bytes": size, "sha256_of_size_and_ends": digest.hexdigest()}
+
+
+def is_there(folder: epath.Path, description: Mapping[str, Any]) -> bool:
+  """Whether that very preparation is in the folder. Raises InputError where something else is."""
+  if not folder.exists():
+    return False
+  manifest = folder / "manifest.json"
+  if not manifest.exists():
+    if "://" in os.fspath(folder):
+      return False  # An interrupted copy; the manifest comes last.
+    raise InputError(f"{folder} is there, but holds no prepared data; give another --name")
+  if json.loads(manifest.read_text()).get("fingerprint") == description["fingerprint"]:
+    return True
+  raise InputError(f"{folder} holds what was prepared from other files or settings; remove it, or give another --name")
+
+
+def read(name: str, prepare: str | None = None) -> dict[str, Any]:
+  """The manifest of prepared data below the data root, or of a folder's full path.
+
+  Raises:
+    InputError: it is not there, or a file of it is missing or cut off.
+  """
+  folder = root.resolve(name)
+  hint = f"run: {prepare or f'gtr-jax prepare … --name {name}'}"
+  path = folder / "manifest.json"
+  if not path.exists():
+    raise InputError(f"{folder}: no prepared data there; {hint}")
+  return _read(folder, path.stat().mtime, hint)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
+  """Looked at once in a process while the manifest stays: there may be thousands of files, and far away."""
+  manifest = json.loads((folder / "manifest.json").read_text())
+  if manifest.get("format") != FORMAT or "splits" not in manifest:
+    raise InputError(f"{folder}: not prepared data of this version of gtr_jax; remove it, then {hint}")
+  for files in manifest["splits"].values():
+    for file, size in files.items():
+      if not (folder / file).exists() or (folder / file).stat().length != size:
+        raise InputError(f"{folder / file}: missing, or not of the {size:,} bytes in the manifest; remove {folder}, "
+                         f"then {hint}")
+  return manifest
+
+
+def shards(name: str) -> list[steps.Shard]:
+  """All files of prepared data. Raises InputError as `read` does."""
+  return [steps.Shard(name, os.fspath(root.resolve(name) / file))
+          for files in read(name)["splits"].values() for file in files]
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+  """As TensorFlow Datasets names them."""
+  return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+
+
+def check_broken(counts: Counts, max_broken: float) -> None:
+  """Raises InputError where more lines are broken than may be."""
+  broken, read = counts.reasons["broken"], counts.reasons["read"]
+  if broken > max(_ALWAYS_MAY_BE_BROKEN, max_broken * read):
+    raise InputError(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the "
+                     f"first: {counts.places[0]}; mend the files, or allow more")
+
+
+def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tally,
+          splits: Mapping[str, Mapping[str, int]]) -> None:
+  """Writes dropped.jsonl, then manifest.json. Raises InputError where there is no example."""
+  reasons = dict(sorted(tally.reasons.items()))
+  examples = {split: reasons[f"written_{split}"] for split in SPLITS if f"written_{split}" in reasons}
+  if not examples:
+    counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
+    raise InputError(f"no example is left ({counted}); are these the right files and settings?")
+  _write(folder, "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
+  counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
+  counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
+  manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
+                                  "splits": {split: splits[split] for split in examples}}
+  _write(folder, "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write(folder: os.PathLike, name: str, text: str) -> None:
+  (epath.Path(folder) / name).write_text(text)

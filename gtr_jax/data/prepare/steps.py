@@ -1,0 +1,128 @@
+"""What is done with each part, key and pair, whether the engine of this machine does it or Apache Beam."""
+
+import dataclasses
+import marshal
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from gtr_jax.data.prepare import decontaminate, lines, records
+from gtr_jax.data.prepare.records import Pair
+from gtr_jax.data.prepare.source import Counts, Example, Part, Source
+
+MOST_DROPPED = 1000  # That dropped.jsonl shows.
+_SHOWN = 300  # Characters of a text that it shows.
+
+
+class Shard(NamedTuple):
+  """A file of data prepared earlier, whose pairs are not wanted again."""
+
+  name: str
+  path: str
+
+
+class Value(NamedTuple):
+  """What a source has read and joins with the other values of its key."""
+
+  key: str
+  value: bytes  # marshal
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What decides the examples, beside the files."""
+
+  source: Source
+  validation_share: float = 0.0
+  tested: str | None = None  # A file of `decontaminate.write_tested`.
+
+
+class Tally(Counts):
+  """Also the first examples that were dropped because they are somewhere else."""
+
+  def __init__(self):
+    super().__init__()
+    self.dropped = []
+
+  def drop(self, reason: str, place: str, **texts: str) -> None:
+    """Counts an example and keeps it for dropped.jsonl."""
+    self.add(reason.split(" ")[0])
+    if len(self.dropped) < MOST_DROPPED:
+      shown = {name: text[:_SHOWN] for name, text in texts.items() if text}
+      self.dropped.append({"reason": reason, "place": place} | shown)
+
+
+def place_of(part: Part | Shard) -> str:
+  """For messages."""
+  if isinstance(part, Shard) or part.stop is None and not part.start:
+    return part.path
+  return f"{part.path}, from byte {part.start}"
+
+
+def size_of(part: Part | Shard) -> int:
+  """Bytes that are read of its file."""
+  if isinstance(part, Part) and part.stop is not None:
+    return part.stop - part.start
+  return lines.size_of(part.path) - (part.start if isinstance(part, Part) else 0)
+
+
+def read(plan: Plan, part: Part | Shard, tally: Tally) -> Iterator[Pair | Value]:
+  """All that is in a part."""
+  if isinstance(part, Shard):
+    with epath.Path(part.path).open("rb") as f:
+      for record in records.read_records(f, part.path):
+        lines.progress.on_bytes(len(record) + 16)
+        yield Pair(records.digest_in(record), "", f"in_{part.name}".encode())
+    return
+  lines.progress.lines, yielded, place = 0, 0, place_of(part)
+  for key, value in plan.source.read(part, tally):
+    yielded += 1
+    if not isinstance(value, Example):
+      yield Value(key, marshal.dumps(value))
+    elif (pair := pair_of(plan, value, place, tally)) is not None:
+      yield pair
+  tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
+
+
+def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
+  """All that comes of the values of a key."""
+  for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
+    if (pair := pair_of(plan, example, f"key {key}", tally)) is not None:
+      yield pair
+
+
+def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | None:
+  """None, and a reason counted, where the example is not to train on."""
+  if len(example.negative_ids) not in (0, len(example.negatives)):
+    raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
+  query, passage = records.normalized(example.query), records.normalized(example.passage)
+  if not query or not passage:
+    return tally.add("empty")
+  digest = records.digest_of(query, passage)
+  split = example.split
+  what = plan.tested and split == "train" and decontaminate.load(plan.tested).find(example.query, example.passage)
+  if what:
+    return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
+                      query_id=example.query_id, passage_id=example.passage_id)
+  if split == "train" and plan.validation_share and records.share_of(query) < plan.validation_share:
+    split = "validation"
+  try:
+    return Pair(digest, split, records.serialize(example, digest))
+  except UnicodeEncodeError:
+    return tally.add("not_unicode")
+
+
+def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
+  """Of each digest the first pair, and none where a mark comes first. `pairs` are in order of their digests."""
+  last, reason = None, ""
+  for pair in map(Pair._make, pairs):
+    if pair.digest != last:
+      last, reason = pair.digest, "duplicate" if pair.split else pair.record.decode()
+      if pair.split:
+        tally.add(f"written_{pair.split}")
+        yield pair
+    elif pair.split:
+      texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
+      tally.drop(reason, "", **{name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id")
+                                if name in texts})

@@ -1,0 +1,150 @@
+"""`gtr-jax mine`: from its flags to pairs with hard negatives."""
+
+import argparse
+import os
+from typing import Any
+
+from gtr_jax.errors import InputError
+
+DESCRIPTION = """\
+Writes training pairs again, each with `negatives`: passages that rank high for its query and do not answer it.
+
+The first negatives come from BM25, among the passages of all pairs:
+
+  gtr-jax mine --pairs train.jsonl --output train_bm25.jsonl --last_rank 100 --num_negatives 8
+
+Harder ones come from a model, once one is trained (its search runs on all devices). Among what it ranks high are many
+passages that do answer: --max_score_ratio leaves out what it scores almost as high as the pair's own passage,
+--answers_field what contains an answer string:
+
+  gtr-jax mine --model runs/first --pairs train.jsonl --output train_hard.jsonl --last_rank 200 --num_negatives 8 \\
+      --max_score_ratio 0.95 --answers_field answers
+
+From a corpus instead of the passages of the pairs: a folder in BEIR layout, or MS MARCO's collection.tsv. Without
+--pairs, the pairs are what it judges relevant (qrels/train.tsv, or queries.train.tsv and qrels.train.tsv):
+
+  gtr-jax mine --model runs/first --collection data/msmarco --output msmarco_hard.jsonl --last_rank 200
+
+The passages' embeddings are kept (--embeddings), so that a second call, or one after an interruption, encodes none
+again. docs/mining.md says what a corpus of 8.8 million passages takes."""
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+  """The flags, less those of a model that others have too."""
+  p.add_argument("--pairs", metavar="FILE", help="JSONL(.gz) of training pairs; without --collection, their passages "
+                 "are what is searched")
+  p.add_argument("--collection", metavar="DIR", help="search this corpus: a folder in BEIR layout, or with MS MARCO's "
+                 "collection.tsv")
+  p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
+                 "train)")
+  p.add_argument("--output", required=True, metavar="FILE", help="the JSONL to write, gzipped if it ends in .gz")
+  p.add_argument("--model", help="rank with this model instead of BM25; in any form that `gtr-jax encode` reads")
+  p.add_argument("--embeddings", metavar="DIR", help="with --model: where the passages' embeddings are kept, one "
+                 "folder for each corpus and each model's weights (default: embeddings beside --output)")
+  fields = p.add_argument_group("fields of a pair")
+  fields.add_argument("--query_field", metavar="NAME", help="(default: query)")
+  fields.add_argument("--passage_field", metavar="NAME", help="(default: positive)")
+  fields.add_argument("--query_id_field", metavar="NAME", help="pairs with the same query id share their passages")
+  fields.add_argument("--passage_id_field", metavar="NAME", help="passages with the same id are one, and with "
+                      "--collection it is the id there; also writes `negative_ids`")
+  fields.add_argument("--answers_field", metavar="NAME", help="a string or a list of them: a passage that contains one "
+                      "(case, punctuation and articles aside) is no negative")
+  choice = p.add_argument_group("which passages are negatives")
+  choice.add_argument("--num_negatives", type=int, default=1, metavar="N",
+                      help="so many for each pair, drawn at random, reproducibly (default: 1)")
+  choice.add_argument("--first_rank", type=int, default=1, metavar="A", help="the best rank (default: 1)")
+  choice.add_argument("--last_rank", type=int, default=100, metavar="B", help="the worst rank (default: 100)")
+  choice.add_argument("--margin", type=float, metavar="X", help="only with scores of at most the score of the pair's "
+                      "own passage less X")
+  choice.add_argument("--max_score_ratio", type=float, metavar="X",
+                      help="only with scores of at most X times the score of the pair's own passage")
+  choice.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+  p.add_argument("--allow_empty_documents", action="store_true",
+                 help="keep documents of the collection with neither title nor text instead of refusing it")
+
+
+def run(args: argparse.Namespace, missing: Any) -> str:
+  """Mines; returns what to print. `missing` is what the flags say that the model may not."""
+  _check(args)
+  from gtr_jax.mining import mine as mining
+  choice = mining.Choice(args.num_negatives, args.first_rank, args.last_rank, args.margin, args.max_score_ratio,
+                         args.seed)
+  fields = mining.Fields(args.query_field or "query", args.passage_field or "positive", args.query_id_field,
+                         args.passage_id_field, args.answers_field)
+  if args.model:
+    from gtr_jax.model import check_model
+    check_model(args.model, missing)
+
+  def read_pairs():
+    return mining.read_pairs(args.pairs, fields, own_passages=not args.collection)
+
+  id_of = None
+  if args.collection:
+    next(read_pairs()) if args.pairs else None  # Before the corpus, which may take minutes to read.
+    documents, judged = _read_collection(args)
+    id_of = str if args.passage_id_field or not args.pairs else None
+  else:
+    documents, ids = mining.passages_of(read_pairs(), args.passage_id_field)
+    id_of = ids.get if args.passage_id_field else None
+  if args.model:
+    ranker = _model_ranker(args, documents, missing)
+    del documents  # The store has them, on disk.
+  else:
+    from gtr_jax.mining.rankers import Bm25Ranker
+    ranker = Bm25Ranker(documents)
+  if not args.pairs:
+    pairs = mining.judged_pairs(*judged, ranker)
+  mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of)
+  return (f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
+          "negatives")
+
+
+def _check(args: argparse.Namespace) -> None:
+  if not args.pairs and not args.collection:
+    raise InputError("give --pairs, training pairs as JSONL, or --collection, a corpus with judgements, or both")
+  if args.pairs and os.path.realpath(args.pairs) == os.path.realpath(args.output):
+    raise InputError("--output would overwrite --pairs; give another file")
+  if args.num_negatives < 1:
+    raise InputError(f"--num_negatives {args.num_negatives}: give 1 or more")
+  if args.pairs and args.split:
+    raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
+  for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field"):
+    if getattr(args, name) and not args.pairs:
+      raise InputError(f"--{name} is a field of --pairs; the judgements of a collection have none, leave it out")
+  if args.model:
+    return
+  if args.embeddings:
+    raise InputError("--embeddings keeps those of --model; BM25 has none, leave it out")
+  if args.margin is not None and args.margin < 0 or args.max_score_ratio is not None and args.max_score_ratio > 1:
+    raise InputError("BM25 knows the score of the pair's own passage only where it ranks high: give a --margin of at "
+                     "least 0 and a --max_score_ratio of at most 1")
+  by_score = args.margin is not None or args.max_score_ratio is not None
+  if by_score and args.collection and args.pairs and not args.passage_id_field:
+    raise InputError("--margin and --max_score_ratio compare with the score of the pair's own passage: say with "
+                     "--passage_id_field which of --collection that is")
+
+
+def _read_collection(args: argparse.Namespace) -> tuple[Any, Any]:
+  """The documents; and without --pairs (query ids, queries, judgements)."""
+  from gtr_jax.evaluation import collections
+  from gtr_jax.mining import msmarco
+  split = args.split or "train"
+  if os.path.exists(os.path.join(args.collection, msmarco.COLLECTION)):
+    documents = msmarco.read_passages(args.collection)
+    return documents, None if args.pairs else msmarco.read_judged(args.collection, split, documents.ids)
+  if args.pairs:
+    return collections.read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents), None
+  whole = collections.read_collection(args.collection, split, allow_empty_documents=args.allow_empty_documents)
+  return whole.documents, (whole.query_ids, whole.queries, whole.qrels)
+
+
+def _model_ranker(args: argparse.Namespace, documents: Any, missing: Any) -> Any:
+  from gtr_jax.mining.rankers import ModelRanker
+  from gtr_jax.model import load_model
+  from gtr_jax.partitioning import make_mesh
+  from gtr_jax.retrieval.encode import encode_corpus
+  model = load_model(args.model, make_mesh(model=args.model_parallel), missing)
+  source = os.path.basename(os.path.realpath(args.collection or args.pairs)).removesuffix(".gz").removesuffix(".jsonl")
+  folder = args.embeddings or os.path.join(os.path.dirname(args.output) or ".", "embeddings")
+  store = encode_corpus(model, documents, os.path.join(folder, f"{source}-{model.weights_hash[:12]}"))
+  return ModelRanker(model, store)

@@ -1,0 +1,253 @@
+"""Hard negatives: passages that rank high for a query and do not answer it."""
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from gtr_jax import distributed
+from gtr_jax.errors import InputError
+from gtr_jax.mining.answers import answer_forms, contains_answer
+from gtr_jax.mining.rankers import Query, Ranked, Ranker
+from gtr_jax.retrieval.documents import Documents, read_jsonl, string_field
+
+PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
+
+
+@dataclass(frozen=True)
+class Fields:
+  """Where a pair has what: its query, its passage, and if it has them their ids and the strings that answer it."""
+
+  query: str = "query"
+  passage: str = "positive"
+  query_id: str | None = None
+  passage_id: str | None = None
+  answers: str | None = None
+
+
+class Pair(NamedTuple):
+  """A training pair: as it was read, and what it is compared by."""
+
+  record: dict[str, Any]
+  query: Query
+  query_keys: tuple[int, ...]
+  answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+  """Which passages are negatives of a query, and how many are drawn.
+
+  Attributes:
+    num_negatives: per pair.
+    first_rank: the best rank that a negative may have, from 1.
+    last_rank: the worst.
+    margin: a negative's score is at most its pair's passage's less this.
+    max_score_ratio: .. and at most this times it.
+    seed: of the draw.
+
+  Raises:
+    InputError: the numbers do not fit together.
+  """
+
+  num_negatives: int = 1
+  first_rank: int = 1
+  last_rank: int = 100
+  margin: float | None = None
+  max_score_ratio: float | None = None
+  seed: int = 0
+
+  def __post_init__(self):
+    if not 1 <= self.first_rank <= self.last_rank:
+      raise InputError(f"ranks {self.first_rank} to {self.last_rank}: the first must be at least 1, and not above the "
+                       "last")
+    if self.num_negatives > self.last_rank - self.first_rank + 1:
+      raise InputError(f"{self.num_negatives} negatives: ranks {self.first_rank} to {self.last_rank} have fewer")
+    if self.max_score_ratio is not None and not self.max_score_ratio > 0:
+      raise InputError(f"a score ratio of {self.max_score_ratio:g}: give a number above 0, such as 0.95")
+
+  @property
+  def scores_positives(self) -> bool:
+    return self.margin is not None or self.max_score_ratio is not None
+
+  def rows(self, ranked: Ranked) -> np.ndarray:
+    """Of a ranking, the rows whose rank and score allow them, best first."""
+    window = slice(self.first_rank - 1, self.last_rank)
+    rows, scores = ranked.rows[window], ranked.scores[window]
+    most = np.inf
+    if self.margin is not None:
+      most = ranked.positive_score - self.margin
+    if self.max_score_ratio is not None:
+      most = np.minimum(most, ranked.positive_score * self.max_score_ratio)
+    return rows[scores <= most]  # None where the positive's score is not known.
+
+
+class Mined(NamedTuple):
+  """How many pairs were written, and how many of them got fewer negatives than were asked for."""
+
+  pairs: int
+  short: int
+
+
+def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iterator[Pair]:
+  """Yields the pairs of a JSONL(.gz) file.
+
+  Args:
+    path: of the file.
+    fields: of an object.
+    own_passages: the passages of the pairs are what is searched (see `passages_of`), and not a corpus of which
+      `fields.passage_id` names the documents.
+
+  Raises:
+    InputError: a line is malformed, or has no query or no passage; or there is none.
+  """
+  number = 0
+  for number, (place, record) in enumerate(read_jsonl(path), start=1):  # noqa: B007  (read below)
+    query, passage = string_field(place, record, fields.query), string_field(place, record, fields.passage)
+    if not query.strip() or not passage.strip():
+      empty = fields.passage if query.strip() else fields.query
+      raise InputError(f'{place}: "{empty}" is empty; remove the pair')
+    query_id, passage_id = (None if name is None else record.get(name) for name in (fields.query_id, fields.passage_id))
+    if own_passages:
+      document_id = f"{text_key(passage) if passage_id is None else _key(f'id {passage_id}'):016x}"
+    else:
+      document_id = None if passage_id is None else str(passage_id)
+    keys = (text_key(query),) if query_id is None else (text_key(query), _key(f"id {query_id}"))
+    yield Pair(record, Query(query, passage, document_id), keys, _answers(place, record, fields.answers))
+  if not number:
+    raise InputError(f"{path}: no pairs")
+
+
+def _answers(place: str, record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
+  value = [] if name is None else record.get(name)
+  if isinstance(value, str):
+    value = [value]
+  if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+    raise InputError(f'{place}: "{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
+  return tuple(value)
+
+
+def judged_pairs(query_ids: list[str], queries: list[str], qrels: Mapping[str, Mapping[str, int]],
+                 ranker: Ranker) -> list[Pair]:
+  """Pairs of each query and each document that is judged relevant to it, with the texts of the corpus."""
+  relevant = {query_id: [doc_id for doc_id, grade in grades.items() if grade > 0] for query_id, grades in qrels.items()}
+  texts = ranker.passages(list(dict.fromkeys(itertools.chain(*relevant.values()))))
+  pairs = []
+  for query_id, query in zip(query_ids, queries, strict=True):
+    for doc_id in relevant.get(query_id, ()):
+      record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": texts[doc_id]}
+      pairs.append(Pair(record, Query(query, texts[doc_id], doc_id), (text_key(query), _key(f"id {query_id}"))))
+  return pairs
+
+
+def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Documents, dict[str, Any]]:
+  """The different passages of pairs as a corpus, and the id of each document as the pairs have it (or None)."""
+  documents, ids = Documents([], [], []), {}
+  for pair in pairs:
+    document_id = pair.query.passage_id
+    if document_id not in ids:
+      ids[document_id] = None if passage_id_field is None else pair.record.get(passage_id_field)
+      documents.ids.append(document_id)
+      documents.titles.append("")
+      documents.texts.append(pair.query.passage)
+  return documents, ids
+
+
+def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.PathLike, choice: Choice, *,
+         id_of: Callable[[str], Any] | None = None, progress: bool = True) -> Mined:
+  """Gives each training pair hard negatives.
+
+  For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
+  are known to answer it (the passages of all pairs with the same query, by id or normalised text; passages too, by id
+  and by normalised text) and those that contain one of its answers. The draw depends on the seed and the query alone.
+
+  Args:
+    pairs: called twice; gives the same pairs in the same order.
+    ranker: of the passages.
+    output: the JSONL(.gz) to write: each pair as it was, with "negatives" (a list of passages, best ranked first; short
+      or empty where there are too few), and "negative_ids" if `id_of` is given. Appears when whole.
+    choice: which, and how many.
+    id_of: from a document's id to the one that is written.
+    progress: show progress bars on stderr.
+  """
+  known: dict[int, set[int | str | None]] = defaultdict(set)  # a query's key -> ids and text keys of its passages
+  count = 0
+  for pair in pairs():
+    for key in pair.query_keys:
+      known[key] |= {text_key(pair.query.passage), pair.query.passage_id}
+    count += 1
+  output = epath.Path(output)
+  if distributed.is_first():
+    output.parent.mkdir(parents=True, exist_ok=True)
+  temporary = output.parent / f".{output.name}.tmp"
+  short, remaining = 0, iter(pairs())
+  with (_Lines(temporary, output.name.endswith(".gz")) as lines,
+        tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and distributed.is_first())) as bar):
+    while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
+      ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
+      for pair, found in zip(block, ranked, strict=True):
+        if distributed.is_first():
+          answered = set().union(*(known[key] for key in pair.query_keys))
+          drawn = _draw(pair, choice.rows(found), ranker, answered, choice)
+          short += len(drawn) < choice.num_negatives
+          ids = {} if id_of is None else {"negative_ids": [id_of(doc_id) for doc_id, _ in drawn]}
+          lines.write({**pair.record, "negatives": [text for _, text in drawn], **ids})
+        bar.update()
+  if distributed.is_first():
+    temporary.replace(output)
+  return Mined(count, distributed.from_first(lambda: short))
+
+
+def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, known: set, choice: Choice) -> list[tuple[str, str]]:
+  """(id, text) of the negatives, best ranked first. Texts are read until there are enough, and no more."""
+  forms = answer_forms(pair.answers)
+  rng = random.Random(f"{choice.seed} {pair.query.text}")
+  drawn, texts = {}, set()
+  for place in rng.sample(range(len(rows)), len(rows)):
+    doc_id, text = ranker.passage(int(rows[place]))
+    key = text_key(text)
+    if doc_id not in known and key not in known and key not in texts and not contains_answer(text, forms):
+      drawn[place] = doc_id, text
+      texts.add(key)
+      if len(drawn) == choice.num_negatives:
+        break
+  return [drawn[place] for place in sorted(drawn)]
+
+
+def text_key(text: str) -> int:
+  """What texts are the same by: a hash of the words, whatever their case and the space between them."""
+  return _key("text " + " ".join(text.casefold().split()))
+
+
+def _key(text: str) -> int:
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class _Lines:
+  """A JSONL file, gzipped or not, that the first process writes."""
+
+  def __init__(self, path: epath.Path, gzipped: bool):
+    self._raw = path.open("wb") if distributed.is_first() else None
+    self._stream = self._raw
+    if self._raw is not None and gzipped:
+      self._stream = gzip.GzipFile(fileobj=self._raw, mode="wb", filename="", mtime=0)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    for stream in dict.fromkeys([self._stream, self._raw]):
+      if stream is not None:
+        stream.close()
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    self._stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

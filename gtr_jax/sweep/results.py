@@ -1,0 +1,84 @@
+"""What a sweep came to: sweep.json, and a table of the runs."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gtr_jax.evaluation import beir
+from gtr_jax.sweep.plan import BM25, Plan, Sweep
+from gtr_jax.sweep.run import is_done, last_line, log_of
+
+SWEEP_FILE = "sweep.json"
+MEASURE = "nDCG@10"
+
+
+def collect(plan: Plan, sweep: Sweep, output: str, failed: Mapping[str, str]) -> dict[str, Any]:
+  """Writes sweep.json and returns what is in it.
+
+  "runs": for each "name", "axes" (axis -> value), "results" (path of a results.json, from this folder; null where there
+  is none), "model_dir", "failed" (what is missing and why, or null); "bm25": the path of BM25's results.json, or null;
+  "axes": axis -> its values in order, numbers where all are.
+
+  Args:
+    plan: of the sweep.
+    sweep: its configuration.
+    output: its folder.
+    failed: job -> why, of those that failed now.
+  """
+  why: dict[str, str] = {}
+  for job in plan.jobs.values():  # Each after those that it needs.
+    if is_done(output, job):
+      continue
+    before = next((name for name in job.after if name in why), None)
+    log = log_of(output, job)
+    why[job.name] = failed.get(job.name) or (f"not started, for {before} is not done" if before else "not run yet")
+    if job.name not in failed and not before and log.exists():
+      why[job.name] = last_line(log) or "stopped"
+    if log.exists():
+      why[job.name] += f" (log: {log})"
+  values = {axis: dict(zip(map(str, of), _numbers(of), strict=True)) for axis, of in sweep.axes.items()}
+  runs = []
+  for run in plan.runs:
+    missing = next((f"{name}: {why[name]}" for name in run.jobs if name in why), None)
+    runs.append({"name": run.name, "axes": {axis: values[axis][value] for axis, value in run.axes.items()},
+                 "results": os.path.relpath(run.results, output) if run.results and missing is None else None,
+                 "model_dir": run.model_dir, "failed": missing})
+  bm25 = os.path.relpath(plan.bm25_results, output) if BM25 in plan.jobs and BM25 not in why else None
+  whole = {"runs": runs, "bm25": bm25, "axes": {axis: list(of.values()) for axis, of in values.items()}}
+  path = Path(output, SWEEP_FILE)
+  temporary = path.with_name(f".{SWEEP_FILE}.tmp")
+  temporary.write_text(json.dumps(whole, indent=1) + "\n")
+  temporary.replace(path)
+  return whole
+
+
+def _numbers(values: Iterable[Any]) -> list[Any]:
+  """Values of an axis as numbers, where all of them are."""
+  try:
+    return [int(value) if str(value).isdecimal() else float(value) for value in values]
+  except ValueError:
+    return [str(value) for value in values]
+
+
+def table(whole: Mapping[str, Any], output: str) -> str:
+  """nDCG@10 of each run on each collection; what failed, and why, below."""
+  scores: dict[str, Mapping[str, Any]] = {}
+  for name, path in [(BM25, whole["bm25"]), *((run["name"], run["results"]) for run in whole["runs"])]:
+    if path is not None:
+      systems = json.loads(Path(output, path).read_text())["systems"]
+      scores[name] = next(iter(systems.values()))["results"]  # There is one.
+  collections = beir.shown(dict.fromkeys(collection for of in scores.values() for collection in of))
+  averages = {name: beir.averages(of, MEASURE) for name, of in scores.items()}
+  of_papers = list(dict.fromkeys(average for of in averages.values() for average in of))
+  rows = [[MEASURE, *collections, *["average"] * (len(collections) > 1), *of_papers]]
+  for name in [BM25] * (whole["bm25"] is not None) + [run["name"] for run in whole["runs"]]:
+    values = [scores.get(name, {}).get(collection, {}).get(MEASURE) for collection in collections]
+    values += [None if None in values else sum(values) / len(values)] * (len(collections) > 1)
+    values += [averages.get(name, {}).get(average) for average in of_papers]
+    rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
+                                                 zip(row[1:], widths[1:], strict=True))]) for row in rows]
+  return "\n".join(lines + [f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"]])

@@ -1,0 +1,161 @@
+"""Running a sweep's jobs on this machine: some at a time, each in its own process, failures kept apart."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from gtr_jax.errors import InputError
+from gtr_jax.sweep.plan import Job
+
+POLL_SECONDS = 0.2
+_LOCK = ".lock"
+
+
+class Process(Protocol):
+  """A job that runs; as of `subprocess.Popen`."""
+
+  def poll(self) -> int | None: ...
+
+  def terminate(self) -> None: ...
+
+  def kill(self) -> None: ...
+
+
+Start = Callable[[Job, Path, int], Process]
+"""(job, its log, number of the worker) -> the process."""
+
+
+class Outcome(NamedTuple):
+  """Why jobs failed, by name, and the signal that stopped the sweep before all had run, if one did."""
+
+  failed: dict[str, str]
+  stopped_by: int | None
+
+
+def log_of(output: str, job: Job) -> Path:
+  """What a job prints; added to when it is started again."""
+  return Path(output, "logs", f"{job.name}.log")
+
+
+def marker_of(output: str, job: Job) -> Path:
+  """The file that says that a job is done, and for what."""
+  return Path(output, "done", job.name)
+
+
+def is_done(output: str, job: Job) -> bool:
+  """Whether the job was done, with these settings, and what it made is there."""
+  marker = marker_of(output, job)
+  return marker.exists() and marker.read_text().rstrip("\n") == job.stamp and os.path.exists(job.makes)
+
+
+@contextmanager
+def locked(output: str) -> Iterator[int]:
+  """Holds the folder for this process and those that it hands the yielded descriptor.
+
+  Raises:
+    InputError: another sweep, or a process that one started, is at work there.
+  """
+  os.makedirs(output, exist_ok=True)
+  descriptor = os.open(os.path.join(output, _LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    os.close(descriptor)
+    raise InputError(f"{output}: a sweep, or a command that one started, is at work in this folder; wait for it, or "
+                     "stop it") from e
+  try:
+    yield descriptor
+  finally:
+    os.close(descriptor)  # A child that is left over keeps the lock.
+
+
+def starter(lock: int, workers: int) -> Start:
+  """Starts jobs as processes of their own, which ctrl-C at the terminal does not reach.
+
+  Where CUDA_VISIBLE_DEVICES lists GPUs, each worker gets an equal part of them.
+  """
+  gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+
+  def start(job: Job, log: Path, worker: int) -> Process:
+    environment = dict(os.environ)
+    if workers > 1 and len(gpus) >= workers:
+      share = len(gpus) // workers
+      environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share:(worker + 1) * share])
+    with log.open("ab") as out:
+      return subprocess.Popen([sys.executable, "-m", "gtr_jax", *job.words], stdin=subprocess.DEVNULL, stdout=out,
+                              stderr=subprocess.STDOUT, env=environment, start_new_session=True, pass_fds=(lock,))
+
+  return start
+
+
+def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
+             say: Callable[[str], None] = print) -> Outcome:
+  """Runs all jobs that are not done, each when what it needs is.
+
+  The first SIGINT or SIGTERM ends the jobs that run as SIGTERM does (a training saves) and waits for them; the second
+  kills them. What they were doing goes on at the next call.
+  """
+  todo = {name: job for name, job in jobs.items() if not is_done(output, job)}
+  number = {name: i for i, name in enumerate(todo, start=1)}
+  for folder in ("logs", "done"):
+    Path(output, folder).mkdir(parents=True, exist_ok=True)
+  running: dict[str, tuple[Process, int, float]] = {}
+  failed: dict[str, str] = {}
+  signals: list[int] = []
+
+  def stop(received, _):
+    signals.append(received)
+    for process, *_ in running.values():
+      process.terminate() if len(signals) == 1 else process.kill()
+
+  handlers = {of: signal.signal(of, stop) for of in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    while running or todo and not signals:
+      for job in list(todo.values()):  # Each after those that it needs.
+        if before_it := [of for of in job.after if of in failed]:
+          failed[job.name] = f"not started, for {before_it[0]} failed"
+          del todo[job.name]
+      ready = [job for job in todo.values() if not any(of in todo or of in running for of in job.after)]
+      free = sorted(set(range(workers)) - {worker for _, worker, _ in running.values()})
+      for job, worker in zip(ready if not signals else (), free, strict=False):
+        log = log_of(output, job)
+        say(f"[{number[job.name]}/{len(number)}] {job.name} starts; its log: {log}")
+        del todo[job.name]
+        running[job.name] = start(job, log, worker), worker, time.monotonic()
+        if signals:  # It came while the process was being made.
+          running[job.name][0].terminate()
+      for name, (process, _, began) in list(running.items()):
+        if (code := process.poll()) is None:
+          continue
+        del running[name]
+        job, seconds = jobs[name], time.monotonic() - began
+        if code == 0:
+          marker_of(output, job).write_text(job.stamp + "\n")
+          say(f"[{number[name]}/{len(number)}] {name} done in {seconds:,.0f} s")
+        elif signals:
+          say(f"[{number[name]}/{len(number)}] {name} stopped")
+        else:
+          failed[name] = last_line(log_of(output, job)) or f"exit code {code}"
+          say(f"[{number[name]}/{len(number)}] {name} FAILED after {seconds:,.0f} s: {failed[name]}")
+      if running:
+        time.sleep(POLL_SECONDS)
+  finally:
+    for of, handler in handlers.items():
+      signal.signal(of, handler)
+  return Outcome(failed, signals[0] if signals else None)
+
+
+def last_line(log: Path) -> str:
+  """The last line that a job printed; a progress bar is none."""
+  text = log.read_bytes()[-100_000:].decode("utf-8", "replace") if log.exists() else ""
+  lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+  lines = [line for line in lines if line and "it/s" not in line and "%|" not in line]
+  return lines[-1][:500] if lines else ""

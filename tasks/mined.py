@@ -1,0 +1,16 @@
+"""What `gtr-jax mine` wrote into the folder `mined` below the data root: mined/NAME.jsonl(.gz) is the task mined_NAME.
+
+For pairs with the fields "query" and "positive". A sweep puts what its stages mine there (docs/sweeps.md). Vocabulary:
+T5's, unless the run gives another one. In the name of a task, _ stands for what it may not hold.
+"""
+
+import re
+
+from gtr_jax.data import root
+from gtr_jax.data.examples import add_pair_task, jsonl
+
+for _path in sorted(root.resolve("mined").glob("*")):
+  if _match := re.fullmatch(r"(\w.*)\.jsonl(\.gz)?", _path.name):
+    add_pair_task(
+        "mined_" + re.sub(r"\W", "_", _match[1]), jsonl(train=f"mined/{_path.name}"), query="query", passage="positive",
+        negatives="negatives", sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100)

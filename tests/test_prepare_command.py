@@ -1,0 +1,73 @@
+"""`gtr-jax prepare SOURCE`: its flags reach the source and the engine; what is wrong is one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_source
+
+from gtr_jax import cli
+from gtr_jax.data import root
+from gtr_jax.data.prepare import command
+from gtr_jax.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def no_data_dir():
+  yield
+  root.set_data_dir(None)
+
+
+def test_prepares_pairs(tmp_path, capsys):
+  path = toy_source.write(tmp_path / "a.jsonl", [[r["query"], r["passage"]] for r in toy_source.rows(200)])
+  arguments = ["prepare", "pairs", path, "--data_dir", str(tmp_path / "data")]
+  assert cli.main([*arguments, "--workers", "1"]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(f"wrote {tmp_path}/data/pairs\n") and "train 200" in out and "read 200" in out
+  more = ["--name", "mine", "--validation_share", "0.2", "--without", "other", "--max_broken", "0", "--workers", "2"]
+  toy = toy_source.write(tmp_path / "b.jsonl", [["a question", "its answer"]])
+  assert cli.main(["prepare", "pairs", toy, "--name", "other", "--data_dir", str(tmp_path / "data")]) == 0
+  run = subprocess.run([Path(sys.executable).parent / "gtr-jax", *arguments, *more], capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  manifest = json.loads((tmp_path / "data/mine/manifest.json").read_text())
+  assert set(manifest["examples"]) == {"train", "validation"} and sum(manifest["examples"].values()) == 200
+  assert manifest["filters"]["without"] == ["other"] and manifest["filters"]["paths"] == [path]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--workers", "0"], "--workers 0: give 1 or more"),
+    (["--max_broken", "2"], "--max_broken 2.0: give a share, from 0 to 1"),
+    (["--beam=--region=x"], "--beam belongs to --runner; add that, or leave it out"),
+    (["--name", "../x"], "--name ../x: give a name of letters, digits"),
+    ([], "none.jsonl: no such file"),
+])
+def test_wrong_input_is_one_line(tmp_path, capsys, flags, message):
+  assert cli.main(["prepare", "pairs", str(tmp_path / "none.jsonl"), "--data_dir", str(tmp_path), *flags]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1 and error.startswith("gtr-jax prepare: ")
+
+
+@pytest.mark.parametrize("source", ["pydoc", *command.SOURCES])
+def test_each_source_has_its_help(source, capsys):
+  with pytest.raises(SystemExit) as e:
+    cli.main(["prepare", source, "--help"])
+  out = capsys.readouterr().out
+  assert e.value.code == 0 and "--data_dir" in out
+  assert source == "pydoc" or "--decontaminate" in out and out.count("positional arguments") == 1
+
+
+def test_pydoc_gets_its_vocabulary(monkeypatch, tmp_path):
+  from gtr_jax.data.prepare import pydoc
+  got = []
+  monkeypatch.setattr(pydoc, "prepare", got.append)
+  assert cli.main(["prepare", "pydoc", "--data_dir", str(tmp_path), "--vocabulary", "v"]) == 0
+  assert got == ["v"] and root.data_dir() == tmp_path
+
+
+def test_without_beam_it_says_what_to_install(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.delitem(sys.modules, "gtr_jax.data.prepare.beam", raising=False)
+  with pytest.raises(InputError, match=r"--runner needs Apache Beam: pip install 'gtr_jax\[beam\]'"):
+    import gtr_jax.data.prepare.beam  # noqa: F401

@@ -1,0 +1,382 @@
+"""Preparing a source: the same bytes however it is run, nothing twice, nothing tested, what is broken is said."""
+
+import bz2
+import dataclasses
+import gzip
+import itertools
+import json
+import lzma
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_source
+import zstandard
+from toy_source import ToySource, write
+
+from gtr_jax.data import root
+from gtr_jax.data.prepare import buckets, engine, lines, records
+from gtr_jax.data.prepare.manifests import Settings
+from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.errors import InputError
+
+
+@pytest.fixture
+def data(tmp_path):
+  """An empty data root, set as this process's."""
+  root.set_data_dir(str(tmp_path / "data"))
+  yield tmp_path / "data"
+  root.set_data_dir(None)
+
+
+def prepare(source, processes=1, max_broken=0.001, **settings):
+  return Path(engine.prepare(source, Settings(**settings), processes=processes, max_broken=max_broken,
+                             say=lambda line: None))
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def shards(folder):
+  return {name: data for name, data in contents(folder).items() if name.endswith(".tfrecord")}
+
+
+def examples(folder, split="train"):
+  """The texts of a split's examples, in their order."""
+  found = []
+  for path in sorted(folder.glob(f"{split}-*")):
+    with path.open("rb") as f:
+      found += [records.texts_of(record) for record in records.read_records(f, str(path))]
+  return found
+
+
+def pairs(folder, split="train"):
+  return [(e["query"][0], e["passage"][0]) for e in examples(folder, split)]
+
+
+def manifest(folder):
+  return json.loads((folder / "manifest.json").read_text())
+
+
+def dropped(folder):
+  return list(map(json.loads, (folder / "dropped.jsonl").read_text().splitlines()))
+
+
+def test_all_examples_once_shuffled_with_a_manifest(data, tmp_path):
+  rows = toy_source.rows(3000)
+  path = write(tmp_path / "a.jsonl", [rows[0] | {"length": 0}, *rows[1:]])
+  folder = prepare(ToySource((path,)), processes=2)
+  got, expected = pairs(folder), [(r["query"], r["passage"]) for r in rows[1:]]
+  assert folder == data / "toy" and sorted(got) == sorted(expected)
+  order = [expected.index(pair) for pair in got[:300]]
+  assert sorted(order)[:3] != [0, 1, 2] and order != sorted(order)
+  assert sum(b - a == 1 for a, b in zip(order, order[1:], strict=False)) < 5
+  found = manifest(folder)
+  assert found["counts"] == {"read": 3000, "too_short": 1, "broken": 0, "written": 2999}
+  assert found["examples"] == {"train": 2999} and found["filters"]["paths"] == [path]
+  assert found["inputs"][0]["name"] == "a.jsonl" and found["inputs"][0]["bytes"] == os.path.getsize(path)
+  assert found["splits"] == {"train": {n: len(d) for n, d in sorted(shards(folder).items())}}
+  assert len(shards(folder)) == 64 and "train-00063-of-00064.tfrecord" in shards(folder)
+  assert sorted(p.name for p in data.iterdir()) == ["toy"] and dropped(folder) == []
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_the_same_bytes_whatever_the_workers_parts_and_interruptions(data, tmp_path, monkeypatch, joins):
+  source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(400)),), joins)
+  reference = contents(prepare(source))
+  assert sum(len(d) for n, d in reference.items() if n.endswith("tfrecord")) > 10_000
+  (data / "toy").rename(data / "first")
+  assert contents(prepare(source, processes=3)) == reference
+  assert shards(prepare(dataclasses.replace(source, part_bytes=1000), name="parts")) == {
+      name: d for name, d in reference.items() if name.endswith(".tfrecord")}
+
+  (data / "toy").rename(data / "second")
+  for where, name, call in ((engine.Job, "commit", 3), (engine.Job, "commit", 8), (engine.Job, "commit", 40),
+                            (engine.Job, "commit", 15), (engine.manifests, "write", 1)):
+    with monkeypatch.context() as patch:
+      patch.setattr(where, name, interrupted(getattr(where, name), call))
+      with pytest.raises(KeyboardInterrupt):
+        prepare(source)
+    assert not (data / "toy").exists()
+  assert contents(prepare(source)) == reference
+
+
+def interrupted(function, call):
+  """The function, until its call of that number."""
+  numbers = itertools.count(1)
+
+  def replaced(*args):
+    if next(numbers) == call:
+      raise KeyboardInterrupt
+    return function(*args)
+
+  return replaced
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_killed_in_the_middle_it_goes_on_and_its_workers_are_gone(data, tmp_path, signum, code):
+  path, log = write(tmp_path / "a.jsonl", toy_source.rows(300)), tmp_path / "log"
+  source = ToySource((path,), True, log=str(log))
+  parts, wait = [part.start for part in source.parts()], Path(f"{log}.wait")
+  assert len(parts) > 7
+  wait.touch()
+  process = subprocess.Popen([sys.executable, toy_source.__file__, str(data), path, str(log), "True"],
+                             start_new_session=True, stderr=subprocess.PIPE)
+  read = data / "toy.tmp" / "read"
+  while len(list(read.glob("*.json"))) < 4 or len(log.read_text().splitlines()) < 7:
+    assert process.poll() is None
+    time.sleep(0.02)
+  if signum == signal.SIGINT:
+    os.killpg(process.pid, signum)  # As a terminal does.
+  else:
+    process.send_signal(signum)
+  said = process.communicate(timeout=60)[1]  # It ends when no worker has it any more.
+  assert process.returncode == code and b"Traceback" not in said
+  begun = [int(line.split()[0]) for line in log.read_text().splitlines()]
+  assert sorted(begun) == parts[:7]
+  wait.unlink()
+  log.unlink()
+  reference = contents(prepare(dataclasses.replace(source, name="whole")))
+  log.unlink()
+  went_on = contents(prepare(source))
+  assert sorted(int(line.split()[0]) for line in log.read_text().splitlines()) == parts[4:]
+  assert {n: d for n, d in went_on.items() if n != "manifest.json"} == {
+      n: d for n, d in reference.items() if n != "manifest.json"}
+
+
+def test_a_large_bucket_is_read_in_passes_to_the_same_order(tmp_path, monkeypatch):
+  rng = random.Random(0)
+  all_records = [(rng.randbytes(16), f"{i}", b"x" * 100) for i in range(1000)]
+  all_records += [(d, f"again {i}", b"y") for i, (d, *_) in enumerate(all_records[::10])]
+
+  def stored(memory, most_at_once):
+    monkeypatch.setattr(buckets, "_MEMORY", memory)
+    monkeypatch.setattr(buckets, "_MOST_AT_ONCE", most_at_once)
+    paths = [str(tmp_path / name) for name in "ab"]
+    for path, half in zip(paths, (all_records[:700], all_records[700:]), strict=True):
+      writer = buckets.Writer(path, 4)
+      for record in half:
+        writer.add(*record)
+      writer.close()
+    read = [list(buckets.read([*paths, str(tmp_path / "none")], i, 4)) for i in range(4)]
+    return [len(passes) for passes in read], [r for passes in read for records in passes for r in records]
+
+  passes, whole = stored(1 << 20, 1 << 30)
+  assert passes == [1] * 4 and whole == sorted(all_records, key=lambda r: r[0])
+  passes, again = stored(10_000, 20_000)
+  assert min(passes) > 2 and again == whole
+
+
+def test_equal_pairs_are_kept_once(data, tmp_path):
+  first, other = toy_source.rows(200), toy_source.rows(200, seed=1)
+  again = [{"query": r["query"].upper() + "?", "passage": r["passage"].replace(" ", "  "), "query_id": "again"}
+           for r in first[:50]]
+  near = [{"query": r["query"], "passage": r["passage"] + " more"} for r in first[50:60]]
+  path = write(tmp_path / "a.jsonl", [*first, *again, *near, *other])
+  folder = prepare(ToySource((path,)), processes=2)
+  assert sorted(pairs(folder)) == sorted((r["query"], r["passage"]) for r in [*first, *near, *other])
+  assert manifest(folder)["counts"] == {"read": 460, "duplicate": 50, "broken": 0, "written": 410}
+  assert len(dropped(folder)) == 50
+  assert all(row["reason"] == "duplicate" and row["query_id"] == "again" for row in dropped(folder))
+
+
+def test_without_what_other_prepared_data_has(data, tmp_path):
+  rows = toy_source.rows(300)
+  a, b = write(tmp_path / "a.jsonl", rows[:200]), write(tmp_path / "b.jsonl", rows[100:])
+  prepare(ToySource((a,)), name="a", validation_share=0.3)
+  folder = prepare(ToySource((b,)), processes=2, name="b", without=("a",))
+  assert sorted(pairs(folder)) == sorted((r["query"], r["passage"]) for r in rows[200:])
+  assert manifest(folder)["counts"]["in_a"] == 100 and {r["reason"] for r in dropped(folder)} == {"in_a"}
+  with pytest.raises(InputError, match="data/c: no prepared data there; run: gtr-jax prepare … --name c"):
+    prepare(ToySource((b,)), name="d", without=("c",))
+  with pytest.raises(InputError, match="--without d: that is what is to be prepared"):
+    prepare(ToySource((b,)), name="d", without=("d",))
+  with pytest.raises(InputError, match="no example is left .*in_a 200"):
+    prepare(ToySource((a,)), name="d", without=("a",))
+
+
+def collection(folder, split="test"):
+  """A document is found by q1; q2 is not judged in this split; d2 is judged not relevant; d3 is short."""
+  document = "It begins. " + " ".join(f"word{i}" for i in range(20)) + ", and ends."
+  (folder / "qrels").mkdir(parents=True)
+  write(folder / "corpus.jsonl", [{"_id": "d1", "title": "The title", "text": document},
+                                  {"_id": "d2", "title": "", "text": document.replace("word", "other")},
+                                  {"_id": "d3", "title": "", "text": "A short relevant document."}])
+  write(folder / "queries.jsonl", [{"_id": "q1", "text": "What is tested?"}, {"_id": "q2", "text": "What is trained?"},
+                                   {"_id": "q3", "text": " ".join(f"asked{i}" for i in range(14))}])
+  (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t2\n")
+  return str(folder)
+
+
+@pytest.mark.parametrize("split", ["test", "dev"])
+def test_decontamination(data, tmp_path, split):
+  clean = toy_source.rows(20)
+  thirteen, other = (" ".join(f"{word}{i}" for i in range(4, 17)) for word in ("word", "other"))
+  cases = {
+      "query q1": [("what is tested", "anything")], "document d1": [("a", f"x {thirteen.upper()}, y"), (thirteen, "b")],
+      "query q3": [("c " + " ".join(f"asked{i}" for i in range(1, 14)), "d")],
+      "document d3": [("e", "a short, relevant document")]}
+  kept = [("What is trained?", "f"), ("g", thirteen.removesuffix(" word16")), ("h", other),
+          ("i", "a short relevant document and more"), ("j", " ".join(f"asked{i}" for i in range(12)))]
+  bad = [pair for found in cases.values() for pair in found]
+  path = write(tmp_path / "a.jsonl", [*clean, *({"query": q, "passage": p} for q, p in bad + kept)])
+  collection(data / "beir/tested", split)
+  folder = prepare(ToySource((path,)), processes=2, decontaminate=("beir/tested",))
+  assert sorted(pairs(folder)) == sorted([(r["query"], r["passage"]) for r in clean] + kept)
+  assert manifest(folder)["counts"]["contaminated"] == len(bad)
+  found = {row["query"]: row["reason"] for row in dropped(folder)}
+  assert found == {q: f"contaminated by tested {what}" for what, each in cases.items() for q, _ in each}
+  assert all(row["place"].startswith(path) for row in dropped(folder))
+  collection(tmp_path / "forums/b", split)
+  assert contents(prepare(ToySource((path,)), name="of_forums", decontaminate=(str(tmp_path / "forums"),))).keys() >= (
+      shards(folder).keys())
+  rows = [{"query": "What is tested?", "passage": "held out", "split": "validation"}, *clean]
+  folder = prepare(ToySource((write(tmp_path / "b.jsonl", rows),)), name="b", decontaminate=("beir/tested",))
+  assert pairs(folder, "validation") == [("What is tested?", "held out")]
+
+
+def test_wrong_collections(data, tmp_path):
+  source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(5)),))
+  folder = Path(collection(tmp_path / "tested"))
+  with pytest.raises(InputError, match="none/corpus.jsonl: no such file; --decontaminate takes a folder in BEIR"):
+    prepare(source, decontaminate=(str(tmp_path / "none"),))
+  for qrels, message in (("query-id\tcorpus-id\tscore\nq1 d1 1\n", r"test.tsv:2: not a query id"),
+                         ("x1\td1\t1\n", "none of the queries is in"), ("", "no judgements")):
+    (folder / "qrels/test.tsv").write_text(qrels)
+    with pytest.raises(InputError, match=message):
+      prepare(source, decontaminate=(str(folder),))
+
+
+def test_validation_share_is_of_queries(data, tmp_path):
+  path = write(tmp_path / "a.jsonl", toy_source.rows(1000))
+  folder = prepare(ToySource((path,)), validation_share=0.2)
+  train, validation = ({q for q, _ in pairs(folder, split)} for split in ("train", "validation"))
+  assert not train & validation and len(train) + len(validation) == 500 and 70 < len(validation) < 130
+  assert manifest(folder)["examples"] == {"train": 2 * len(train), "validation": 2 * len(validation)}
+  assert not set(pairs(folder)) & set(pairs(folder, "validation"))
+  given = write(tmp_path / "b.jsonl", [*toy_source.rows(10), *(r | {"split": "validation"}
+                                                               for r in toy_source.rows(4, seed=1))])
+  assert manifest(prepare(ToySource((given,)), name="b"))["examples"] == {"train": 10, "validation": 4}
+
+
+def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp_path):
+  rows = toy_source.rows(200)
+  nine = [*rows[:150], b"{broken", b'{"a": "\xff"}', *[b"broken"] * 7, *rows[150:]]
+  folder = prepare(ToySource((write(tmp_path / "a.jsonl", nine),)), processes=2)
+  found = manifest(folder)
+  assert found["counts"] == {"read": 209, "broken": 9, "written": 200} and len(found["broken_places"]) == 9
+  assert all(": not JSON" in place and "a.jsonl" in place for place in found["broken_places"])
+  source = ToySource((write(tmp_path / "b.jsonl", [b"", rows[0], *[b"broken"] * 3, *nine]),), log=str(tmp_path / "log"))
+  with pytest.raises(InputError, match=r"12 of 214 lines are broken, more than --max_broken 0.001 .* first: "
+                     r"\S*b.jsonl:3: not JSON \(.*; mend the files, or allow more"):
+    prepare(source, name="b")
+  (tmp_path / "log").unlink()
+  assert len(pairs(prepare(source, name="b", max_broken=0.06))) == 200
+  assert not (tmp_path / "log").exists()  # What had been read is not read again.
+
+
+LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+FORMS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+         ".zst": lambda data: zstandard.ZstdCompressor(compression_params=LONG).compress(data)}
+
+
+@pytest.mark.parametrize("ending", FORMS)
+def test_archives_whole_cut_off_and_damaged(data, tmp_path, ending):
+  path = tmp_path / f"a.jsonl{ending}"
+  rows = toy_source.rows(300)
+  plain = b"".join(json.dumps(r).encode() + b"\n" for r in rows)
+  packed = FORMS[ending](plain[:5000]) + FORMS[ending](plain[5000:])  # As pzstd, pigz and others write: one after one.
+  path.write_bytes(packed)
+  folder = prepare(ToySource((str(path),)))
+  assert len(pairs(folder)) == 300
+  for cut in (3, len(packed) // 3):
+    path.write_bytes(packed[:-cut])
+    with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is cut off \(.*; fetch it again"):
+      prepare(ToySource((str(path),)), name="cut")
+  path.write_bytes(plain)
+  with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
+    prepare(ToySource((str(path),)), name="damaged")
+
+
+def test_lines_of_byte_ranges(tmp_path):
+  for text in (b"", b"\n", b"a\nbb\n\nccc\r\n" * 20 + b"no end", b"\xef\xbb\xbfone\ntwo\n"):
+    path = tmp_path / "lines"
+    path.write_bytes(text)
+    expected = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    expected = expected if expected[-1] else expected[:-1]
+    for size in (1, 2, 3, 7, 1000):
+      parts = lines.line_parts([path], size)
+      got = [line for part in parts for line in lines.read_lines(part)]
+      assert [line for _, line in got] == expected
+      assert len({place for place, _ in got}) == len(got)
+  assert [place for place, _ in lines.read_lines(Part(str(path)))] == [f"{path}:1", f"{path}:2"]
+  counts = Counts()
+  path.write_bytes(b"good\n\xff\n\nlast")
+  assert [text for _, text in lines.text_lines(Part(str(path)), counts)] == ["good", "last"]
+  assert counts.places == [f"{path}:2: not UTF-8 (invalid start byte)"]
+
+
+def test_what_cannot_be_written_is_counted(data, tmp_path):
+  rows = [*toy_source.rows(5), {"query": " ", "passage": "a"}, {"query": "a", "passage": ""},
+          {"query": "a", "passage": "half \ud800"}, {"query": "?!", "passage": "only signs"}]
+  folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)))
+  assert manifest(folder)["counts"] == {"read": 9, "empty": 2, "not_unicode": 1, "broken": 0, "written": 6}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_errors_of_one_line(data, tmp_path, processes):
+  with pytest.raises(InputError, match="none.jsonl: no such file"):
+    prepare(ToySource((str(tmp_path / "none.jsonl"),)))
+  path = write(tmp_path / "a.jsonl", [*toy_source.rows(200), {"error": "the\nreason"}])
+  with pytest.raises(InputError, match=r"a.jsonl, from byte \d+: KeyError: .*reason.* \(toy_source.py:\d+\); the "
+                     "traceback is in .*traceback.txt") as e:
+    prepare(ToySource((path,)), processes)
+  assert "\n" not in str(e.value) and "in read" in (data / "toy.tmp/traceback.txt").read_text()
+  path = write(tmp_path / "b.jsonl", [r | {"length": 0} for r in toy_source.rows(200)])
+  with pytest.raises(InputError, match=r"no example is left \(read 200, too_short 200\); are these the right files"):
+    prepare(ToySource((path,)), processes)
+  assert not (data / "toy").exists()
+  with pytest.raises(InputError, match="--validation_share 1.5: give a number from 0 to below 1"):
+    prepare(ToySource((path,)), validation_share=1.5)
+  with pytest.raises(InputError, match="--name a/b: give a name of letters"):
+    prepare(ToySource((path,)), name="a/b")
+
+
+def test_a_worker_that_is_killed_is_told_of(data, tmp_path):
+  path, log = write(tmp_path / "a.jsonl", toy_source.rows(300)), tmp_path / "log"
+  Path(f"{log}.wait").touch()
+  process = subprocess.Popen([sys.executable, toy_source.__file__, str(data), path, str(log), "False"],
+                             stderr=subprocess.PIPE, text=True)
+  while not log.exists() or len(log.read_text().splitlines()) < 7:
+    time.sleep(0.02)
+  os.kill(int(log.read_text().splitlines()[-1].split()[1]), signal.SIGKILL)
+  message = process.communicate()[1].splitlines()[-1]
+  assert process.returncode == 1
+  assert "was killed (is memory short?); run the same command again, with fewer --workers, and it goes on" in message
+
+
+def test_what_is_there_is_kept(data, tmp_path):
+  source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(20)),), log=str(tmp_path / "log"))
+  folder, said = prepare(source), []
+  (tmp_path / "log").unlink()
+  engine.prepare(source, Settings(), processes=1, say=said.append)
+  assert said == [f"{folder} is up to date"] and not (tmp_path / "log").exists()
+  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings; remove it, or give"):
+    prepare(source, validation_share=0.5)
+  write(tmp_path / "a.jsonl", toy_source.rows(19))
+  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings"):
+    prepare(source)
+  (data / "mine").mkdir()
+  with pytest.raises(InputError, match="mine is there, but holds no prepared data; give another --name"):
+    prepare(source, name="mine")
+  # What an interrupted run of something else has left is not gone on from.
+  (data / "b.tmp/read").mkdir(parents=True)
+  (data / "b.tmp/description.json").write_text('{"fingerprint": "other"}')
+  (data / "b.tmp/read/000000.json").write_text("{}")
+  assert len(pairs(prepare(source, name="b"))) == 19

@@ -1,0 +1,131 @@
+"""Prepared data as a seqio source: TensorFlow reads the records, tasks train on them, and resume by seeks."""
+
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+import toy_source
+from tiny_text import records, task_name, words
+from toy_source import ToySource, write
+
+from gtr_jax.data import shards
+from gtr_jax.data.examples import add_pair_task, prepared
+from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.data.prepare import engine
+from gtr_jax.data.prepare.manifests import Settings
+from gtr_jax.errors import InputError
+from gtr_jax.text.tokenizer import Tokenizer
+
+pytest_plugins = "data_fixtures"
+
+LENGTHS = {"inputs": 8, "targets": 12, "negative_targets": (2, 12)}
+
+
+@pytest.fixture
+def prepare(data_dir, tmp_path):
+  """Prepares rows under a name."""
+
+  def prepare(name, rows, **settings):
+    source = ToySource((write(tmp_path / f"{name}.jsonl", rows),))
+    return engine.prepare(source, Settings(name, **settings), processes=1, say=lambda line: None)
+
+  return prepare
+
+
+def test_tensorflow_reads_the_records(prepare):
+  rows = [{"query": "a question", "passage": "an answer " * 40, "query_id": "q1", "passage_id": "é",
+           "negatives": ["no"], "negative_ids": ["n"]},
+          {"query": "b", "passage": "c" * 20_000, "negatives": ["d", "e" * 200], "negative_queries": ["f"]},
+          {"query": "Ünïcödé", "passage": "日本語 😀"}]
+  folder = prepare("a", rows)
+  dataset = tf.data.TFRecordDataset(sorted(map(str, folder.glob("train-*"))))  # It checks the checksums.
+  found = {}
+  for record in dataset:
+    ex = tf.io.parse_single_example(record, shards.record_description())
+    assert len(bytes.fromhex(ex["example_id"].numpy().decode())) == 16
+    found[ex["query"].numpy().decode()] = {
+        name: [v.decode() for v in value.numpy()] if name in shards.LISTS else value.numpy().decode()
+        for name, value in ex.items() if name != "example_id"}
+    assert tf.train.Example.FromString(record.numpy()).ByteSize() == len(record.numpy())
+  defaults = dict.fromkeys(set(shards.TEXTS) - {"example_id"}, "") | {name: [] for name in shards.LISTS}
+  assert found == {row["query"]: defaults | row for row in rows}
+
+
+def test_a_task_reads_its_splits(prepare, vocabulary):
+  task = add_pair_task(task_name(), prepared("toy", "train", "validation"), vocabulary=vocabulary)
+  only_train = add_pair_task(task_name(), prepared("toy"), vocabulary=vocabulary,
+                             prepare="gtr-jax prepare reddit RS_*.zst --name toy")
+  assert set(task.splits) == {"train", "validation"} and set(only_train.splits) == {"train"}  # Nothing is there yet.
+  rows = [{"query": words(4, i), "passage": words(9, 50 + i), "negatives": [words(3, i)] * (i % 3)} for i in range(200)]
+  prepare("toy", rows, validation_share=0.2)
+  got = {split: list(task.get_dataset(LENGTHS, split=split, shuffle=False).as_numpy_iterator())
+         for split in ("train", "validation")}
+  assert {split: len(found) for split, found in got.items()} == {
+      split: task.num_input_examples(split) for split in got} and 20 < len(got["validation"]) < 60
+  tokenizer = Tokenizer(vocabulary)
+  assert sorted(ex["targets"].tolist() for found in got.values() for ex in found) == sorted(
+      tokenizer.encode([row["passage"]], 12)[0].tolist() for row in rows)
+  assert sorted(len(ex["negative_targets"]) for found in got.values() for ex in found) == sorted(
+      len(row["negatives"]) for row in rows)
+  with pytest.raises(ValueError, match="prepared data 'toy' has fields of its own; declare none"):
+    add_pair_task(task_name(), prepared("toy"), query="title", vocabulary=vocabulary)
+
+
+def test_what_is_not_there_names_the_command(prepare, vocabulary, data_dir):
+  task = add_pair_task(task_name(), prepared("toy", "train", "validation"), vocabulary=vocabulary)
+  named = add_pair_task(task_name(), prepared("toy"), vocabulary=vocabulary, prepare="gtr-jax prepare reddit R*")
+
+  def read(task, split="train"):
+    return next(iter(task.get_dataset(LENGTHS, split=split)))
+
+  with pytest.raises(InputError, match="data/toy: no prepared data there; run: gtr-jax prepare … --name toy"):
+    read(task)
+  with pytest.raises(InputError, match=r"data/toy: no prepared data there; run: gtr-jax prepare reddit R\*"):
+    read(named)
+  folder = prepare("toy", toy_source.rows(100))
+  with pytest.raises(InputError, match="toy: no split 'validation', only train; prepare it with --validation_share"):
+    read(task, "validation")
+  shutil.copytree(folder, data_dir / "cut")
+  shard = next((data_dir / "cut").glob("train-00007-*"))
+  shard.write_bytes(shard.read_bytes()[:-1])
+  cut = add_pair_task(task_name(), prepared("cut"), vocabulary=vocabulary)
+  with pytest.raises(InputError, match=rf"{shard.name}: missing, or not of the [\d,]+ bytes in the manifest; remove"):
+    read(cut)
+  (data_dir / "other").mkdir()
+  (data_dir / "other/manifest.json").write_text('{"sha256": {}}')
+  other = add_pair_task(task_name(), prepared("other"), vocabulary=vocabulary)
+  with pytest.raises(InputError, match="other: not prepared data of this version of gtr_jax; remove it, then run"):
+    read(other)
+
+
+def test_resuming_reads_no_earlier_record(prepare, vocabulary):
+  folder = prepare("toy", toy_source.rows(1500), validation_share=0.05)
+  name, mixture = task_name(), task_name()
+  add_pair_task(name, prepared("toy", "train", "validation"), vocabulary=vocabulary, shuffle_buffer_size=8)
+  seqio.MixtureRegistry.add(mixture, [(name, 1.0)])
+
+  def make(**kwargs):
+    return TrainingBatches(mixture, None, {"inputs": 8, "targets": 12}, 8, **kwargs)
+
+  batches = make(wants_state=lambda number: number == 100)
+  reference = list(itertools.islice(batches, 120))
+  batches.close()
+  trained = {i for x in reference[:100] for i in x.ids}
+  for path in folder.glob("train-*"):  # What was trained on becomes unreadable, byte by byte.
+    data = bytearray(path.read_bytes())
+    for example_id, start, end in records(path):
+      if example_id in trained:
+        data[start:end] = b"\xff" * (end - start)
+    path.write_bytes(data)
+  resumed = make()
+  resumed.restore(reference[99].input_state)
+  again = list(itertools.islice(resumed, 20))
+  resumed.close()
+  assert [x.ids for x in again] == [x.ids for x in reference[100:]]
+  jax.tree.map(np.testing.assert_array_equal, [x.batch for x in again], [x.batch for x in reference[100:]])
+  validation = list(ValidationBatches(mixture, None, {"inputs": 8, "targets": 12}, 8))
+  assert validation[0].valid.all() and len(validation) > 2

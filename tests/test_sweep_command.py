@@ -1,0 +1,143 @@
+"""`gtr-jax sweep`: one sweep for real, with trainings, mining, evaluation and a run that fails; what is refused before
+anything starts; and the sweeps that come with gtr_jax."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_resume import GIN, sentence
+from tiny_model_dir import corpus, write_collection, write_vocabulary
+
+from gtr_jax import cli
+from gtr_jax.sweep import command
+
+TASKS = """
+from gtr_jax.data.examples import add_pair_task, jsonl
+add_pair_task("sweep_pairs", jsonl(train="pairs.jsonl"), query="query", passage="positive", vocabulary="spiece.model",
+              shuffle_buffer_size=64)
+"""
+TINY = GIN.split("WARMUP_STEPS")[0].replace("include 'models/t5_1_0.gin'", "include 'models/t5_tiny.gin'").replace(
+    "TRAIN_STEPS = 120", "TRAIN_STEPS = 3").replace("in_batch.InBatchLoss.temperature", "TEMPERATURE") + """
+BATCH_SIZE = 8
+TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 12}
+MIXTURE_OR_TASK_MODULE = 'sweep_tasks'
+MIXTURE_OR_TASK_NAME = 'sweep_pairs'
+VOCABULARY = 'spiece.model'
+VALIDATION = None
+"""
+REAL = """
+from __gin__ import dynamic_registration
+from gtr_jax.sweep import plan
+plan.Sweep.stages = {
+  'pretrain': ['tiny.gin'],
+  'mine': 'mine --pairs data/pairs.jsonl --last_rank 10',
+  'finetune': ['tiny.gin', "MIXTURE_OR_TASK_MODULE = 'gtr_jax.tasks.mined'", "MIXTURE_OR_TASK_NAME = 'mined_{mine}'",
+               "NEGATIVES_PER_EXAMPLE = 1"]}
+plan.Sweep.axes = {
+  'stages': {'PT': {'stages': ['pretrain']}, 'PT+FT': {}},
+  'temperature': {'0.05': {'finetune': ['TEMPERATURE = 0.05']}, 'wrong': {'finetune': ['TEMPERATURE = 0.0']}}}
+plan.Sweep.evaluate = '--collection made_up'
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Data, a task, a collection, and the gin files of a small sweep, in the current folder."""
+  (tmp_path / "data").mkdir()
+  write_vocabulary(tmp_path / "data" / "spiece.model")
+  write_collection(tmp_path / "made_up", corpus(30))
+  pairs = [{"query": sentence(i, 3), "positive": sentence(i, 4 + i % 9)} for i in range(60)]
+  (tmp_path / "data" / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+  for name, text in (("sweep_tasks.py", TASKS), ("tiny.gin", TINY), ("real.gin", REAL)):
+    (tmp_path / name).write_text(text)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def test_a_real_sweep(folder):
+  environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_NUM_CPU_DEVICES": "1",
+                 "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+  done = subprocess.run([sys.executable, "-m", "gtr_jax", "sweep", "--gin_file=real.gin", "--output=out",
+                         "--data_dir=data", "--workers=2"], env=environment, capture_output=True, text=True)
+  logs = {path.stem: path.read_text() for path in (folder / "out" / "logs").glob("*.log")}
+  assert done.returncode == 1, (done.stdout, done.stderr, logs)
+  assert sorted(name.partition("_")[0] for name in logs) == ["BM25", "evaluate", "evaluate", "finetune", "finetune",
+                                                             "mine", "pretrain"]
+  sweep = json.loads((folder / "out" / "sweep.json").read_text())
+  by_name = {run["name"]: run for run in sweep["runs"]}
+  assert list(by_name) == ["PT-0.05", "PT-wrong", "PT+FT-0.05", "PT+FT-wrong"]
+  assert sweep["axes"] == {"stages": ["PT", "PT+FT"], "temperature": ["0.05", "wrong"]}
+  assert "TEMPERATURE" in (failed := by_name["PT+FT-wrong"]["failed"]) or "temperature" in failed
+  assert [name for name, run in by_name.items() if run["failed"]] == ["PT+FT-wrong"]
+  values = {}
+  for name in ("PT-0.05", "PT+FT-0.05"):
+    of_run = json.loads((folder / "out" / by_name[name]["results"]).read_text())
+    values[name] = of_run["systems"][name]["results"]["made_up"]["nDCG@10"]
+  assert re.search(rf"PT-0.05 +{values['PT-0.05']:.4f}\nPT-wrong +{values['PT-0.05']:.4f}\n", done.stdout)
+  assert re.search(r"BM25 +0\.\d{4}\n", done.stdout) and re.search(r"PT\+FT-wrong +-\n", done.stdout)
+  finetuned = Path(by_name["PT+FT-0.05"]["model_dir"])
+  assert f"initial_checkpoint_path = 'out/{Path(by_name['PT-0.05']['model_dir']).name}'" in (
+      finetuned / "config.gin").read_text()
+  assert "# Report" in (folder / "out" / "report" / "report.md").read_text()
+  mined, = (folder / "data" / "mined").glob("*.jsonl")
+  assert all(len(json.loads(line)["negatives"]) == 1 for line in mined.read_text().splitlines())
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("'tiny.gin'", "'not_here.gin'", "run PT-0.05, stage pretrain: not_here.gin: no such gin file"),
+    ("TEMPERATURE = 0.05", "TEMPERATUR = 0.05", "nothing in this run uses TEMPERATUR"),
+    ("--last_rank 10", "--last_rnk 10", "unrecognized arguments: --last_rnk 10"),
+    ("--collection made_up", "--colection made_up", "unrecognized arguments: --colection"),
+    ("plan.Sweep.evaluate", "plan.Sweep.evalute", "evalute"),
+    ("plan.Sweep.stages", "plan.Sweep.runs", "binds no plan.Sweep.stages"),
+])
+def test_all_is_checked_before_anything_starts(folder, capsys, old, new, message):
+  (folder / "real.gin").write_text(REAL.replace(old, new))
+  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith("gtr-jax sweep: ") and message in error
+  assert not (folder / "out").exists()
+
+
+def test_the_folder_of_something_else(folder, capsys):
+  def error(*flags):
+    assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", *flags]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+  (folder / "out").mkdir()
+  (folder / "out" / "thesis.tex").touch()
+  assert "not empty, and no sweep made it" in error()
+  (folder / "out" / "thesis.tex").rename(folder / "out" / command.PLAN_FILE)
+  (folder / "out" / command.PLAN_FILE).write_text('{"stages": ["train"], "axes": ["size"]}')
+  assert "holds a sweep of stages train over size" in error()
+  (folder / "out" / command.PLAN_FILE).unlink()
+  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--slurm"]) == 0
+  (folder / "out" / "done" / "evaluate_PT-0.05").write_text("pretrain_00000000 --collection made_up\n")
+  assert "run PT-0.05 was evaluated as pretrain_00000000 and is pretrain_" in error()
+  assert "--workers 0" in error("--workers=0")
+
+
+@pytest.mark.parametrize(("file", "runs", "trainings"), [
+    ("size", "base large xl xxl", {"pretrain": 4, "finetune": 4}),
+    ("data_fraction", "base-0.1 base-1.0 large-0.1 large-1.0 xl-0.1 xl-1.0 xxl-0.1 xxl-1.0",
+     {"pretrain": 4, "finetune": 8}),
+    ("pretraining", "PT-base PT-large PT-xl PT-xxl FT-base FT-large FT-xl FT-xxl PT+FT-base PT+FT-large PT+FT-xl "
+     "PT+FT-xxl", {"pretrain": 4, "finetune": 8}),
+    ("finetuning_data", "base-MSMARCO base-NQ large-MSMARCO large-NQ", {"pretrain": 2, "finetune": 4}),
+    ("temperature", "base-0.005 base-0.01 base-0.02 base-0.05 base-0.1", {"pretrain": 1, "finetune": 5}),
+    ("batch_size", "base-256 base-512 base-1024 base-2048 base-4096", {"pretrain": 1, "finetune": 5}),
+    ("mining", "base-given base-mined", {"pretrain": 1, "finetune": 1, "mine": 1, "again": 1}),
+    ("demo", "PT-0.02 PT-0.1 FT-0.02 FT-0.1 PT+FT-0.02 PT+FT-0.1", {"pretrain": 1, "mine": 2, "finetune": 4}),
+])
+def test_the_sweeps_that_come_with_it(capsys, tmp_path, file, runs, trainings):
+  assert cli.main(["sweep", f"--gin_file=sweeps/{file}.gin", f"--output={tmp_path}/out", "--print"]) == 0
+  printed = capsys.readouterr().out
+  assert set(re.findall(r"# evaluate_([\w.+-]+)", printed)) | {run for shared in re.findall(r"for ([^;\n]+)", printed)
+                                                              for run in shared.split(", ")} == set(runs.split())
+  jobs = re.findall(r"^# (\w+)_[0-9a-f]{8}\b", printed, flags=re.MULTILINE)
+  assert {stage: jobs.count(stage) for stage in jobs} == trainings
