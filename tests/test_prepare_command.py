@@ -20,9 +20,10 @@ def no_data_dir():
   root.set_data_dir(None)
 
 
-def test_prepares_pairs(tmp_path, capsys):
+def test_prepares_pairs(tmp_path, capsys, monkeypatch):
   path = toy_source.write(tmp_path / "a.jsonl", [[r["query"], r["passage"]] for r in toy_source.rows(200)])
-  arguments = ["prepare", "pairs", path, "--data_dir", str(tmp_path / "data")]
+  arguments = ["prepare", "pairs", path, "--data_dir", "data"]
+  monkeypatch.chdir(tmp_path)
   assert cli.main([*arguments, "--workers", "1"]) == 0
   out = capsys.readouterr().out
   assert out.startswith(f"wrote {tmp_path}/data/pairs\n") and "train 200" in out and "read 200" in out

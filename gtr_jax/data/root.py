@@ -21,8 +21,9 @@ def set_data_dir(path: str | None) -> None:
 
 
 def data_dir() -> epath.Path:
-  """The data root: what `set_data_dir` was given, else `GTR_DATA_DIR`, else `~/.cache/gtr_jax`."""
-  return epath.Path(_data_dir or os.environ.get("GTR_DATA_DIR") or "~/.cache/gtr_jax").expanduser()
+  """The data root, absolute: what `set_data_dir` was given, else `GTR_DATA_DIR`, else `~/.cache/gtr_jax`."""
+  path = epath.Path(_data_dir or os.environ.get("GTR_DATA_DIR") or "~/.cache/gtr_jax").expanduser()
+  return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
 
 
 def resolve(path: str) -> epath.Path:
