@@ -74,10 +74,12 @@ def write(path: Path, rows) -> str:
 
 def main():
   """`toy_source.py DATA_DIR JSONL LOG JOINS`: prepares with three workers; exit code 130 on ctrl-C."""
+  import signal
   import sys
 
   from gtr_jax.data import root
   from gtr_jax.data.prepare import engine, manifests
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the tests run in the background.
   data_dir, path, log, joins = sys.argv[1:]
   root.set_data_dir(data_dir)
   try:
