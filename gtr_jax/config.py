@@ -28,7 +28,7 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
   """Reads gin files, then single bindings ("NAME=VALUE"); later ones win. Replaces what was read before.
 
   A relative file name is looked for in the current folder, in `search_paths`, and among the configurations that come
-  with gtr_jax (`runs/pretrain.gin`); an include, in the latter two.
+  with gtr_jax (`runs/pretrain.gin`); an include, in the latter two and then beside the file that has it.
 
   Raises:
     InputError: for a file that is not there, a syntax error, an unknown name or parameter.
@@ -40,6 +40,8 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
   gin.config._LOCATION_PREFIXES[:] = [*(str(Path(p).resolve()) for p in search_paths), str(configs_dir())]
   for name in gin_files:
     path = _find(name, ["", *gin.config._LOCATION_PREFIXES])
+    if (own := str(Path(path).parent)) not in gin.config._LOCATION_PREFIXES:
+      gin.config._LOCATION_PREFIXES.append(own)
     try:
       gin.parse_config_file(path)
       _record_sources(path)
@@ -95,7 +97,9 @@ def resolved(entry: Callable) -> str:
   used, macros = _reachable(entry)
   missing = sorted({value for key, value in _required(used, macros)})
   if missing:
-    hints = {"MODEL": "add a model, such as --gin_file=models/t5_small.gin, before the run"}
+    hints = {"MODEL": "add a model, such as --gin_file=models/t5_small.gin, before the run",
+             "T5_CHECKPOINT": "give --gin.T5_CHECKPOINT=\"'path'\", the T5 model to start from",
+             "INITIAL_CHECKPOINT_PATH": "give --gin.INITIAL_CHECKPOINT_PATH=\"'path'\", the model to start from"}
     raise InputError("; ".join(f"{m} is not set: {hints.get(m, f'give --gin.{m}=VALUE or bind it in a gin file')}"
                                for m in missing))
   own = str(configs_dir())
@@ -152,11 +156,17 @@ def _follow(value, scopes, macros) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _required(used, macros):
   for (key, arg), value in used.items():
-    if value is gin.REQUIRED:
+    if _is_required(value):
       yield key, f"{key.selector}.{arg}"
   for name, value in macros.items():
-    if value is gin.REQUIRED:
+    if _is_required(value):
       yield name, name
+
+
+def _is_required(value):
+  """Whether it is the constant, as `%gin.REQUIRED` in a file or as what stands for a macro that nothing binds."""
+  return value is gin.REQUIRED or isinstance(value, gin.config.ConfigurableReference) and (
+      value.configurable.selector == "gin.constant" and value.scopes == ["gin.REQUIRED"])
 
 
 def _text(value, macros) -> str:

@@ -78,6 +78,12 @@ def test_search_path_comes_before_ours(tmp_path, monkeypatch):
   assert "log_period = 7\n" in config.resolved(train.train)
 
 
+def test_an_include_may_lie_beside_the_file(tmp_path):
+  (tmp_path / "common.gin").write_text("LOG_PERIOD = 7\n")
+  (tmp_path / "mine.gin").write_text("include 'runs/pretrain.gin'\ninclude 'common.gin'\n")
+  assert "log_period = 7\n" in resolve(["models/t5_tiny.gin", str(tmp_path / "mine.gin")], REQUIRED)
+
+
 @pytest.mark.parametrize("binding, message", [
     ("BATCH_SIZ=32", "--gin.BATCH_SIZ=32: nothing in this run uses BATCH_SIZ"),
     ("optimizers.adamw.b1=0.5", "nothing in this run uses gtr_jax.training.optimizers.adamw.b1"),
@@ -104,5 +110,9 @@ def test_wrong_line_of_a_file(tmp_path):
 def test_what_is_required():
   with pytest.raises(InputError, match=r"MODEL_DIR is not set: give --gin.MODEL_DIR=VALUE"):
     resolve(BASE, REQUIRED[1:])
+  with pytest.raises(InputError, match=r"INITIAL_CHECKPOINT_PATH is not set: give --gin.INITIAL_CHECKPOINT"):
+    resolve(["models/t5_base.gin", "recipes/gtr_finetune.gin"], REQUIRED)
+  with pytest.raises(InputError, match="T5_CHECKPOINT is not set: give --gin.T5_CHECKPOINT="):
+    resolve(["models/t5_tiny.gin", "recipes/gtr_pretrain.gin"], REQUIRED)
   with pytest.raises(InputError, match="nowhere.gin: no such gin file"):
     resolve(["nowhere.gin"])
