@@ -200,7 +200,10 @@ def _processes(p):
 
 
 def _positive(text: str) -> int:
-  value = int(text)
+  try:
+    value = int(text)
+  except ValueError:
+    value = 0
   if value < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    raise argparse.ArgumentTypeError(f"{text!r:.80}: give a positive whole number")
   return value

@@ -40,7 +40,8 @@ def _run(args) -> int:
     return _failed(args, _message(e), 2)
   except OSError as e:  # A folder where a file belongs, no permission, a full disk.
     if e.filename is None:
-      raise
+      reason = e.strerror or " ".join(str(e).split()) or type(e).__name__
+      return _failed(args, f"{reason}; check the room on the disk, its limits and the network, then run it again", 2)
     return _failed(args, f"{e.filename}: {e.strerror}; give another path, or mend this one", 2)
   except KeyboardInterrupt:
     return _failed(args, "interrupted", 130)

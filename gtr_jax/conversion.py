@@ -8,6 +8,7 @@ from etils import epath
 
 from gtr_jax.convert import export, saved_model, stablehlo, t5x
 from gtr_jax.convert.card import model_card
+from gtr_jax.convert.location import is_remote, location, reached
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
 from gtr_jax.model import Missing, open_source
@@ -30,9 +31,11 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
   Raises:
     InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
   """
-  output = epath.Path(output)
-  if output.exists():
-    raise InputError(f"{output}: exists; give a new folder, or remove this one")
+  output = location(output)
+  with reached(output):
+    if output.exists() or os.path.islink(output):
+      what = "exists" if output.exists() else "exists, a link to nothing"
+      raise InputError(f"{output}: {what}; give a new folder, or remove this one")
   step = re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name)
   if to == "t5x" and not step:
     raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
@@ -58,7 +61,8 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, missing:
     else:
       saved_model.write(folder, model, tokenizer, dtype)
 
-  _whole_or_nothing(output, write)
+  with reached(source), reached(output):
+    _whole_or_nothing(output, write)
 
 
 def _check_t5x_says_it(model: Source, source: epath.PathLike) -> None:
@@ -78,14 +82,26 @@ def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -
 
   Object stores cannot rename: there it is `output` itself, and the file that makes it a model is written last.
   """
-  output.parent.mkdir(parents=True, exist_ok=True)
-  remote = "://" in os.fspath(output)
+  remote = is_remote(output)
   folder = output if remote else output.parent / f".{output.name}.{os.getpid()}.tmp"
-  folder.mkdir()
   try:
-    write(folder)
-    if not remote:
-      folder.rename(output)
-  except BaseException:
-    folder.rmtree()
-    raise
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    try:
+      write(folder)
+      if not remote:
+        folder.rename(output)
+    except BaseException:
+      folder.rmtree()
+      raise
+  except OSError as e:
+    if remote or e.filename is not None and not _lies_at(os.fspath(e.filename), output, folder):
+      raise  # of the source
+    raise InputError(f"{output}: cannot be written ({e.strerror or e}); give another folder, or make room and rights "
+                     "for this one") from e
+
+
+def _lies_at(name: str, output: epath.Path, folder: epath.Path) -> bool:
+  """Whether it is below `folder`, or `output` or a folder that it is in."""
+  path = epath.Path(name)
+  return folder in (path, *path.parents) or path in (output, *output.parents)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gtr_jax.errors import InputError
-from gtr_jax.model import Missing, Model, load_model
+from gtr_jax.model import Missing, Model, load_model, whole_number
 from gtr_jax.retrieval.documents import full_text
 from gtr_jax.retrieval.encode import embed
 
@@ -89,7 +89,7 @@ class Embedder:
   def encode(self, texts: str | Sequence[str], side: str = "document", *, max_length: int | None = None,
              normalize: bool | None = None, dtype: str = "float32", as_numpy: bool = True,
              progress: bool = False) -> np.ndarray | jax.Array:
-    """Vectors of texts.
+    """Vectors of texts, by default as documents (sentence-transformers' `encode` is of no side and applies no prompt).
 
     Args:
       texts: one, or several.
@@ -117,8 +117,8 @@ class Embedder:
       raise InputError(f"normalize is {normalize!r}: give True, False, or None for the model's own way")
     if normalize is False and self.model.encoder.normalize:
       raise InputError("normalize is False, and the model's vectors have length 1: their length before is not kept")
-    if max_length is not None and (type(max_length) is not int or max_length < 1):
-      raise InputError(f"max_length is {max_length!r}: give a number of tokens, or None for the model's own")
+    if max_length is not None:
+      max_length = whole_number("max_length", max_length)
     for i, text in enumerate(texts):
       if not isinstance(text, str):
         raise InputError(f"text {i} is of type {type(text).__name__}: give strings")
@@ -158,6 +158,8 @@ class Embedder:
 
 
 def _several(texts: Any, name: str) -> list[Any]:
+  if isinstance(texts, Mapping | set | frozenset):  # A set has no order for the vectors to be in.
+    raise InputError(f"{name} is of type {type(texts).__name__}: give a list of texts")
   try:
     return list(texts)
   except TypeError as e:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,11 +24,12 @@ from jax.sharding import Mesh
 
 from gtr_jax import checkpoint, distributed
 from gtr_jax.convert.formats import open_model
+from gtr_jax.convert.location import location, reached
 from gtr_jax.convert.source import Array, Source
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import make_mesh, state_shardings
-from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 MODEL_JSON = "model.json"
 VOCABULARY_FILE = "spiece.model"
@@ -74,7 +76,7 @@ class Missing:
       says all of it, is refused.
 
   Raises:
-    InputError: one of them is of another kind, or too small.
+    InputError: one of them is of another kind, too small or too large.
   """
 
   vocabulary: epath.PathLike | None = None
@@ -85,15 +87,22 @@ class Missing:
 
   def __post_init__(self):
     for name, least in (("extra_ids", 0), ("query_length", 1), ("document_length", 1)):
-      value = getattr(self, name)
-      if value is not None and (type(value) is not int or value < least):
-        raise InputError(f"{name} is {value!r}: give a whole number of at least {least}, or leave it out")
+      if (value := getattr(self, name)) is not None:
+        object.__setattr__(self, name, whole_number(name, value, least))
     if not isinstance(self.vocabulary, str | os.PathLike | None):
       raise InputError(f"vocabulary is {self.vocabulary!r}: give the path of a SentencePiece model, or leave it out")
 
   def given(self) -> list[str]:
     """The names of what is given."""
     return [name for name in ("vocabulary", "extra_ids", *_LENGTHS.values()) if getattr(self, name) is not None]
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+  """`value`, perhaps of numpy; raises InputError unless it is a whole number between `least` and a million."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= MOST_TOKENS:
+    raise InputError(f"{name} is {value!r}: give a whole number of at least {least} and at most {MOST_TOKENS:,}, or "
+                     "leave it out")
+  return int(value)
 
 
 def for_several(missing: Missing, paths: Iterable[epath.PathLike]) -> Missing:
@@ -104,7 +113,7 @@ def for_several(missing: Missing, paths: Iterable[epath.PathLike]) -> Missing:
   """
   unsaid = set()
   for path in paths if missing.given() else ():
-    if _find_model_dir(epath.Path(path)) is None:
+    if _find_model_dir(path) is None:
       source = open_model(path)
       unsaid |= {name for side, name in _LENGTHS.items() if side not in source.lengths}
       unsaid |= {"vocabulary", "extra_ids"} if source.vocabulary is None else set()
@@ -128,14 +137,15 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, missing: Missing 
   Raises:
     InputError: it is no such model, something in it is missing or damaged, or the vocabulary is not the model's.
   """
+  model_dir = _find_model_dir(path)
   mesh = make_mesh() if mesh is None else mesh
-  model_dir = _find_model_dir(epath.Path(path))
-  if model_dir is None:
-    source = _complete(open_model(path), missing or Missing())
-    params = _place_arrays(source, mesh)
-  else:
-    source, step = _open_run(epath.Path(path), model_dir, missing)
-    params = checkpoint.restore_params(step, _abstract_params(source.encoder, mesh))
+  with reached(path):
+    if model_dir is None:
+      source = _complete(open_model(path), missing or Missing())
+      params = _place_arrays(source, mesh)
+    else:
+      source, step = _open_run(epath.Path(path), model_dir, missing)
+      params = checkpoint.restore_params(step, _abstract_params(source.encoder, mesh))
   tokenizer = _tokenizer(source)
   return Model(source.encoder, params, tokenizer, source.lengths, source.prompts, mesh,
                weights_hash(source.encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
@@ -145,7 +155,7 @@ def open_source(path: epath.PathLike, missing: Missing | None = None) -> tuple[S
   """A model with all that it says and `missing` adds, and its vocabulary; no array is read yet. Arguments, errors: as
   `load_model`.
   """
-  model_dir = _find_model_dir(epath.Path(path))
+  model_dir = _find_model_dir(path)
   if model_dir is None:
     source = _complete(open_model(path), missing or Missing())
     return source, _tokenizer(source)
@@ -197,7 +207,7 @@ def _complete(source: Source, missing: Missing) -> Source:
     said |= {name for side, name in _LENGTHS.items() if side in source.lengths}
     given = {name: value for name, value in given.items() if name not in said}
   if "vocabulary" in given:
-    source = dataclasses.replace(source, vocabulary=epath.Path(given["vocabulary"]), vocabulary_model=None)
+    source = dataclasses.replace(source, vocabulary=location(given["vocabulary"]), vocabulary_model=None)
     if not source.vocabulary.is_file():
       raise InputError(f"{source.vocabulary}: no such file; give the vocabulary's SentencePiece model (spiece.model)")
   if source.vocabulary is None:
@@ -225,7 +235,7 @@ def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, token
   """
   abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params,
                           shardings)
-  if _find_model_dir(epath.Path(path)) is not None:
+  if _find_model_dir(path) is not None:
     return {**params, **checkpoint.restore_params(path, abstract)}
   source = open_model(path)
   if source.vocabulary is not None and (theirs := _tokenizer(source)).pieces() != tokenizer.pieces():
@@ -267,7 +277,7 @@ def _placed(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
 
 def check_model(path: epath.PathLike, missing: Missing | None = None) -> None:
   """Raises InputError unless there is a model's description and a whole checkpoint, without loading the parameters."""
-  model_dir = _find_model_dir(epath.Path(path))
+  model_dir = _find_model_dir(path)
   if model_dir is None:
     _tokenizer(_complete(open_model(path), missing or Missing()))
     return
@@ -333,12 +343,14 @@ def _fields(encoder: DualEncoder, but: tuple[str, ...] = ()) -> dict[str, Any]:
   return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in (*_TRAINING_ONLY, *but)}}
 
 
-def _find_model_dir(path: epath.Path) -> epath.Path | None:
+def _find_model_dir(path: epath.PathLike) -> epath.Path | None:
   """The folder with model.json, or None if the path is of no training run."""
-  for folder in (path, path.parent, path.parent.parent):
-    if (folder / MODEL_JSON).exists() and (folder == path or path.name == "checkpoints" or
-                                           path.parent.name == "checkpoints"):
-      return folder
+  path = location(path)
+  with reached(path):
+    for folder in (path, path.parent, path.parent.parent):
+      if (folder / MODEL_JSON).exists() and (folder == path or path.name == "checkpoints" or
+                                             path.parent.name == "checkpoints"):
+        return folder
   return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from gtr_jax.convert.location import location
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
 
@@ -79,6 +80,8 @@ import gtr_jax
 model = gtr_jax.load("{name}")
 scores = model.similarity(model.encode_queries(["a question"]), model.encode_documents(["a passage", "another"]))
 ```
+
+`encode` of gtr_jax reads texts as documents, with their prompt; `SentenceTransformer.encode` applies no prompt.
 """]
   return "\n".join(part for part in parts if part)
 
@@ -99,7 +102,7 @@ def _evaluation(results: epath.PathLike | None) -> str:
   """A section with nDCG@10 of every system in the results, by collection."""
   if results is None:
     return ""
-  place = epath.Path(results) / "results.json"
+  place = location(results) / "results.json"
   try:
     found: dict[str, Any] = json.loads(place.read_text())
     collections, systems = list(found["collections"]), found["systems"]

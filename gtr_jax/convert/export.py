@@ -41,11 +41,12 @@ def write(folder: epath.Path, encoder: DualEncoder, arrays: Mapping[str, Array],
     shard_bytes: of one weight file at most.
 
   Raises:
-    InputError: the model has no such form: two towers.
+    InputError: the model has no such form: two towers, or a vocabulary that tokenizer.json would not read alike.
   """
   if not encoder.shared:
     raise InputError("the model has a tower for queries and one for documents; a sentence-transformers folder of one "
                      "T5 holds one tower: train with shared = True, or keep this one in gtr_jax's form")
+  vocabulary.check_exportable(tokenizer.model, tokenizer.path)
   config, length = encoder.config, max(lengths.values())
   folder.mkdir(parents=True, exist_ok=True)
   modules = [("", "Transformer"), ("1_Pooling", "Pooling")]

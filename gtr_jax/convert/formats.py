@@ -6,6 +6,7 @@ import re
 from etils import epath
 
 from gtr_jax.convert import sentence_transformers, t5x
+from gtr_jax.convert.location import location, reached
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
 
@@ -22,7 +23,12 @@ def open_model(path: epath.PathLike) -> Source:
   Raises:
     InputError: there is no such model, or it is damaged or not one that gtr_jax computes.
   """
-  folder = epath.Path(path)
+  folder = location(path)
+  with reached(path):
+    return _open(path, folder)
+
+
+def _open(path: epath.PathLike, folder: epath.Path) -> Source:
   if not folder.exists() and _is_hub_name(path):
     folder = _download(os.fspath(path))
   if not folder.exists():

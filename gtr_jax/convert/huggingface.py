@@ -13,6 +13,7 @@ from etils import epath
 
 from gtr_jax.convert import safetensors
 from gtr_jax.convert.json_file import read_fields
+from gtr_jax.convert.location import check_regular
 from gtr_jax.convert.names import Name, encoder_names
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
@@ -22,6 +23,8 @@ _EMBEDDING = "shared.weight"
 _COPY_OF_EMBEDDING = "encoder.embed_tokens.weight"
 _ZIP = b"PK"  # how a zip archive begins
 _DROPPED = ("decoder.", "lm_head.")
+# feed_forward_proj -> the activations, and what dense_act_fn and is_gated_act must be where they are there
+_ACTIVATIONS = {"relu": (("relu",), "relu", False), "gated-gelu": (("gelu", "linear"), "gelu_new", True)}
 _SIZES = {"vocab_size": "vocab_size", "emb_dim": "d_model", "num_heads": "num_heads", "head_dim": "d_kv",
           "mlp_dim": "d_ff", "num_layers": "num_layers"}
 
@@ -38,11 +41,18 @@ def read_config(place: epath.Path) -> T5Config:
     own_bias = " (each layer of umT5 has its own position bias)" if kind == "umt5" else ""
     raise InputError(f"{place}: model_type is {kind!r}{own_bias}; gtr_jax reads 't5' and 'mt5'")
   activation = fields.get("feed_forward_proj", str, "relu" if kind == "t5" else "gated-gelu")
-  activations = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}.get(activation)
-  within = fields.get("dense_act_fn", str, None)
-  if activations is None or within not in (None, "relu", "gelu_new"):
-    raise InputError(f"{place}: feed_forward_proj is {activation!r} and dense_act_fn {within!r}; gtr_jax computes "
-                     "'relu' (T5 1.0) and 'gated-gelu' with 'gelu_new' (T5 1.1, mT5)")
+  activations, *expected = _ACTIVATIONS.get(activation, (None, None, None))
+  within, gated = fields.get("dense_act_fn", str, None), fields.get("is_gated_act", bool, None)
+  if activations is None or within not in (None, expected[0]) or gated not in (None, expected[1]):
+    raise InputError(f"{place}: feed_forward_proj is {activation!r}, dense_act_fn {within!r} and is_gated_act {gated}; "
+                     "gtr_jax computes 'relu' with 'relu', not gated (T5 1.0), and 'gated-gelu' with 'gelu_new', gated "
+                     "(T5 1.1, mT5): copy the model's own config.json again")
+  if fields.get("is_decoder", bool, False):
+    raise InputError(f"{place}: is_decoder is true, so a token sees those before it only; gtr_jax computes encoders: "
+                     "take an encoder, or set false if that is meant")
+  if fields.contents.get("quantization_config") is not None:
+    raise InputError(f"{place}: has a quantization_config; gtr_jax reads weights of floating point: take the model "
+                     "that is not quantised")
   epsilon = fields.get("layer_norm_epsilon", float, NORM_EPSILON)
   if not math.isclose(epsilon, NORM_EPSILON, rel_tol=1e-3):
     raise InputError(f"{place}: layer_norm_epsilon is {epsilon}; gtr_jax computes {NORM_EPSILON}")
@@ -120,6 +130,7 @@ def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reaso
   arrays = {}
   for name in names:
     if name.huggingface not in found:
+      _check_no_prefix(found, names)
       raise InputError(f"{where}: has no {name.huggingface}, which {reason} asks for; copy the whole model again")
     path, array = found[name.huggingface]
     wanted = name.shape[::-1] if name.transposed else name.shape
@@ -134,6 +145,16 @@ def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reaso
                      f"{f' ({len(unknown)} such arrays)' if len(unknown) > 1 else ''}; take weights and config of one "
                      "model")
   return arrays
+
+
+def _check_no_prefix(found, names):
+  """Raises InputError where arrays have their names with something before it, as parts of a larger torch module do."""
+  wanted = {f".{name.huggingface}": name.huggingface for name in names}
+  for key, (path, _) in sorted(found.items()):
+    plain = next((plain for end, plain in wanted.items() if key.endswith(end)), None)
+    if plain is not None:
+      raise InputError(f"{path}: names of arrays are prefixed: {key}, where {plain} was expected; save the T5 itself "
+                       f"(save_pretrained), or take {key.removesuffix(plain)!r} away from the names")
 
 
 def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
@@ -175,6 +196,7 @@ def _read_torch(path):
   except ImportError as e:
     raise InputError(f"{path}: only torch can read it: pip install torch; or take a model that has "
                      "model.safetensors") from e
+  check_regular(path)
   with path.open("rb") as f:
     beginning = f.read(4)
   if not beginning:

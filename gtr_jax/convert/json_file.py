@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from gtr_jax.convert.location import check_regular
 from gtr_jax.errors import InputError
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
@@ -57,6 +58,7 @@ def read_fields(place: epath.Path, optional: bool = False) -> Fields:
 
 def read_json(place: epath.Path, kind: type = dict) -> Any:
   """The contents of a JSON file, which must be of this kind."""
+  check_regular(place)
   try:
     contents = json.loads(place.read_text())
   except FileNotFoundError as e:

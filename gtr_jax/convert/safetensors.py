@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from gtr_jax.convert.location import check_regular
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
 
@@ -27,6 +28,7 @@ def read(path: epath.PathLike) -> dict[str, Array]:
     InputError: the file is not there, is cut short, or is no safetensors file; or an array is not of floating point.
   """
   path = epath.Path(path)
+  check_regular(path)
   if not path.exists():
     raise InputError(f"{path}: no such file")
   size = path.stat().length

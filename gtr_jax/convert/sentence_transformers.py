@@ -14,10 +14,11 @@ from gtr_jax.convert import huggingface
 from gtr_jax.convert.json_file import Fields, read_fields, read_json
 from gtr_jax.convert.names import projection_name
 from gtr_jax.convert.source import Source
-from gtr_jax.convert.vocabulary import from_tokenizer_json
+from gtr_jax.convert.vocabulary import check_same, from_tokenizer_json
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
+from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 VOCABULARY_FILE = "spiece.model"
 _SETTINGS = "config_sentence_transformers.json"
@@ -27,7 +28,8 @@ _POOLINGS = {"mean": "mean", "cls": "first"}
 _FLAG = "pooling_mode_"
 _OF_FLAGS = {f"{_FLAG}mean_tokens": "mean", f"{_FLAG}cls_token": "cls"}
 _T5_TOKENS = re.compile(r"<pad>|</s>|<unk>|<extra_id_[0-9]+>")
-_NO_LIMIT = 10**20  # from here on, transformers cuts nothing; it writes 10^30
+# transformers 5 writes the last where it knows tokenizer.json alone.
+_T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast", "TokenizersBackend")
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -48,6 +50,9 @@ def read(folder: epath.Path) -> Source:
         raise InputError(f"{place}: no such file, and {mark} beside it is of a sentence-transformers folder; copy the "
                          f"whole model, or remove {mark} if this is a T5 alone")
     return _read_transformer(folder, folder, settings, {})
+  if (kind := settings.get("model_type", str, "SentenceTransformer")) != "SentenceTransformer":
+    raise InputError(f"{settings.place}: model_type is {kind!r}; gtr_jax computes a 'SentenceTransformer', one vector "
+                     "of each text")
   modules = _modules(folder)
   kinds = [kind for kind, _ in modules]
   if kinds not in (["Transformer", "Pooling", *middle, *last] for middle in ([], ["Dense"])
@@ -88,7 +93,8 @@ def _read_pooling(folder: epath.Path, config: T5Config) -> str:
   if isinstance(mode, list) and len(mode) == 1:
     (mode,) = mode
   if not isinstance(mode, str) or mode not in _POOLINGS:
-    raise InputError(f"{fields.place}: pools by {mode or 'nothing that it names'}; gtr_jax pools by "
+    said = ", ".join(map(str, mode)) if isinstance(mode, list) else mode
+    raise InputError(f"{fields.place}: pools by {said or 'nothing that it names'}; gtr_jax pools by "
                      f"{' or '.join(_POOLINGS)}")
   if not fields.get("include_prompt", bool, True):
     raise InputError(f"{fields.place}: include_prompt is false; gtr_jax pools over the prompt too")
@@ -128,19 +134,30 @@ def _read_transformer(folder, transformer, settings, projection, config=None, **
     raise InputError(f"{settings.place}: truncate_dim is {truncate_dim}; gtr_jax gives whole vectors, here of "
                      f"{encoder.dim}: set it to null, and cut the vectors yourself")
   tokenizer = read_fields(transformer / "tokenizer_config.json", optional=True)
+  if (kind := tokenizer.get("tokenizer_class", str, None)) not in (None, *_T5_TOKENIZERS):
+    raise InputError(f"{tokenizer.place}: tokenizer_class is {kind!r}; gtr_jax reads T5's, "
+                     f"{', '.join(_T5_TOKENIZERS)}: copy the model's own tokenizer_config.json again, or correct it")
   for place, token in _added_tokens(transformer, tokenizer):
     if not isinstance(token, str) or not _T5_TOKENS.fullmatch(token):
       raise InputError(f"{place}: adds the token {token!r:.80} to T5's; gtr_jax reads the pieces of the SentencePiece "
                        "model only")
   file = next((transformer / name for name in (VOCABULARY_FILE, "tokenizer.json") if (transformer / name).is_file()),
               None)
-  # Made when it is asked for: where it cannot be, another vocabulary may be given.
-  model = None if file is None or file.name == VOCABULARY_FILE else lambda: from_tokenizer_json(read_json(file), file)
   # transformers leaves out what it takes for granted: 100 sentinels in a T5, none in an mT5.
   granted = 0 if read_fields(transformer / "config.json").get("model_type", str) == "mt5" else 100
   return Source(folder, encoder, {**huggingface.read_encoder(transformer, config), **projection}, file,
                 tokenizer.get("extra_ids", int, granted, least=0), _lengths(transformer, tokenizer),
-                _prompts(settings), model)
+                _prompts(settings), None if file is None else lambda: _vocabulary(file, transformer / "tokenizer.json"))
+
+
+def _vocabulary(file: epath.Path, fast: epath.Path) -> bytes:
+  """The SentencePiece model. Made when it is asked for: where it cannot be, another vocabulary may be given."""
+  if file == fast:
+    return from_tokenizer_json(read_json(fast), fast)
+  model = Tokenizer(file).model
+  if fast.is_file():
+    check_same(model, read_json(fast), file, fast)
+  return model
 
 
 def _added_tokens(transformer: epath.Path, tokenizer: Fields) -> Iterator[tuple[epath.Path, Any]]:
@@ -166,7 +183,8 @@ def _lengths(transformer: epath.Path, tokenizer: Fields) -> dict[str, int]:
       raise InputError(f"{fields.place}: {name} is {value!r}; gtr_jax computes {wanted!r} only")
   both = fields.get("max_seq_length", int, None, least=1) or tokenizer.get("model_max_length", int, None, least=1)
   lengths = {side: fields.get(f"{side}_length", int, None, least=1) or both for side in ("query", "document")}
-  return {side: length for side, length in lengths.items() if length and length < _NO_LIMIT}
+  # transformers writes 10^30 for no limit.
+  return {side: length for side, length in lengths.items() if length and length <= MOST_TOKENS}
 
 
 def _prompts(fields: Fields) -> dict[str, str]:
@@ -178,12 +196,9 @@ def _prompts(fields: Fields) -> dict[str, str]:
   for name, text in prompts.items():
     if not isinstance(text, str | None):
       raise InputError(f"{fields.place}: the prompt {name!r} is {text!r:.80}; give a text")
+  # It has a prompt of either name, if only an empty one; the other names and the default are for its `encode` alone.
+  prompts = {"query": None, "document": None, **prompts}
   default = fields.get("default_prompt_name", str, None)
-  if default and prompts.get(default) is None:
-    raise InputError(f"{fields.place}: default_prompt_name is {default!r}, and prompts has "
-                     f"{', '.join(prompts) or 'none'}")
-  found = {}
-  for side, keys in (("query", ("query",)), ("document", ("document", "passage", "corpus"))):
-    named = [prompts[key] for key in keys if prompts.get(key) is not None]
-    found[side] = named[0] if named else prompts[default] if default else ""
-  return found
+  if default is not None and default not in prompts:
+    raise InputError(f"{fields.place}: default_prompt_name is {default!r}, and prompts has {', '.join(prompts)}")
+  return {side: prompts[side] or "" for side in ("query", "document")}

@@ -43,7 +43,9 @@ def find(path: epath.Path) -> epath.Path | None:
     return path
   steps = [(int(found[1]), folder) for folder in path.iterdir()
            if (found := re.fullmatch(r"checkpoint_(\d+)", folder.name))]
-  return max(steps)[1] if steps else None
+  if steps:
+    return max(steps)[1]
+  return path if re.match(r"checkpoint_\d", path.name) else None  # half written
 
 
 def read(path: epath.Path) -> Source:
@@ -92,8 +94,12 @@ def write(path: epath.Path, arrays: Mapping[str, Array], step: int = 0) -> None:
     metadata = {"shape": list(array.shape), "chunks": [min(rows, array.shape[0]), *array.shape[1:]],
                 "compressor": {"id": "gzip", "level": 1}}
     spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}
-    store = tensorstore.open({**spec, "kvstore": _kvstore(path / dotted)}, create=True, delete_existing=True).result()
-    store.write(array.read()).result()
+    value = array.read()
+    try:
+      store = tensorstore.open({**spec, "kvstore": _kvstore(path / dotted)}, create=True, delete_existing=True).result()
+      store.write(value).result()
+    except ValueError as e:  # tensorstore's for a full disk too
+      raise OSError(None, " ".join(str(e).split())[:200], str(path)) from e
     metadata["dtype"] = store.spec().to_json()["metadata"]["dtype"]
     target[name] = {**spec, "kvstore": {"driver": "file", "path": dotted}}
   state = {"state": {"step": np.int32(step), "param_states": {}},
@@ -111,8 +117,9 @@ def _target(path: epath.Path) -> dict[str, Array]:
   for place in (path, path / "state"):
     if (place / _MSGPACK).exists():
       return _in_msgpack(place / _MSGPACK)
-  raise InputError(f"{path}: half written: has neither {_MSGPACK} nor state/_METADATA; take another step, or copy it "
-                   "again")
+  lacks = ("no state/_METADATA" if (path / "state").is_dir() else
+           f"neither {_MSGPACK} (a msgpack file) nor state/ (a folder of Orbax)")
+  raise InputError(f"{path}: half written: has {lacks}; take another step, or copy the whole checkpoint again")
 
 
 def _in_msgpack(file: epath.Path) -> dict[str, Array]:

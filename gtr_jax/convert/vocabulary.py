@@ -4,14 +4,17 @@ Since version 5, transformers saves tokenizer.json alone.
 """
 
 import base64
+import itertools
 from typing import Any
 
+import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from gtr_jax.errors import InputError
 
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 _SENTINEL = "<extra_id_"
+_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 def sentinels(count: int) -> list[str]:
@@ -25,6 +28,50 @@ def special_tokens(vocabulary: bytes) -> dict[str, str]:
   ids = {"pad_token": model.trainer_spec.pad_id, "eos_token": model.trainer_spec.eos_id,
          "unk_token": model.trainer_spec.unk_id}
   return {name: model.pieces[max(i, 0)].piece for name, i in ids.items()}
+
+
+def check_exportable(vocabulary: bytes, place: Any) -> None:
+  """Raises InputError where a SentencePiece model reads texts in another way than `to_tokenizer_json` can say."""
+  model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary)
+  trainer, normalizer = model.trainer_spec, model.normalizer_spec
+  kind = trainer.ModelType.Name(trainer.model_type)
+  reasons = [f"model_type {kind.lower()}"] * (kind != "UNIGRAM")
+  for spec, options in ((trainer, {"byte_fallback": False, "treat_whitespace_as_suffix": False,
+                                   "split_by_whitespace": True}),
+                        (normalizer, {"add_dummy_prefix": True, "remove_extra_whitespaces": True,
+                                      "escape_whitespaces": True})):
+    reasons += [f"{name} {str(not usual).lower()}" for name, usual in options.items() if getattr(spec, name) != usual]
+  types = {piece.type for piece in model.pieces}
+  reasons += [f"{name.lower()} pieces" for name in ("USER_DEFINED", "UNUSED") if getattr(_PIECE, name) in types]
+  if reasons:
+    raise InputError(f"{place}: was trained with {', '.join(reasons)}, unlike T5's vocabularies, and tokenizer.json "
+                     "would read texts in another way; keep this model in another form, such as --to stablehlo")
+
+
+def check_same(vocabulary: bytes, fields: Any, place: Any, fast: Any) -> None:
+  """Raises InputError where a SentencePiece model and a tokenizer.json have other pieces, scores or order.
+
+  Args:
+    vocabulary: the SentencePiece model.
+    fields: the contents of tokenizer.json.
+    place: of the SentencePiece model, for the message.
+    fast: of tokenizer.json.
+  """
+  pieces = [(piece.piece, piece.score, piece.type == _PIECE.NORMAL)
+            for piece in sentencepiece_model_pb2.ModelProto.FromString(vocabulary).pieces
+            if not piece.piece.startswith(_SENTINEL)]
+  try:
+    theirs = [(piece, float(np.float32(score))) for piece, score in fields["model"]["vocab"]
+              if not piece.startswith(_SENTINEL)]
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
+    raise InputError(f"{fast}: not T5's tokenizer ({type(e).__name__}: {e}), and {place} is beside it; remove the one "
+                     "that is not the model's") from e
+  for i, (ours, its) in enumerate(itertools.zip_longest(pieces, theirs)):
+    # Pad, EOS and unknown are never chosen by their scores.
+    if ours is None or its is None or ours[0] != its[0] or ours[2] and ours[1] != its[1]:
+      said = ["nothing" if piece is None else f"{piece[0]!r} ({piece[1]:.6g})" for piece in (ours, its)]
+      raise InputError(f"{place} and {fast}: do not agree: piece {i} is {said[0]} and {said[1]}; copy both of one "
+                       "model, or remove the one that is not the model's")
 
 
 def to_tokenizer_json(vocabulary: bytes, extra_ids: int) -> dict[str, Any]:
@@ -66,18 +113,20 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
   model = sentencepiece_model_pb2.ModelProto()
   try:
     kind, pieces, unk_id = fields["model"]["type"], fields["model"]["vocab"], fields["model"]["unk_id"]
-    normalizer = fields["normalizer"] or {"type": "Precompiled", "precompiled_charsmap": ""}
+    normalizer = fields["normalizer"] or {"type": "null"}
     if kind != "Unigram" or normalizer["type"] != "Precompiled" or fields["model"].get("byte_fallback"):
       raise InputError(f"{place}: a {kind} tokenizer with normalizer {normalizer['type']}; gtr_jax reads T5's: "
                        "Unigram, Precompiled, without byte fallback; give its SentencePiece model as vocabulary")
-    charsmap = base64.b64decode(normalizer["precompiled_charsmap"])
+    charsmap = base64.b64decode(normalizer["precompiled_charsmap"] or "")
+    if not charsmap:
+      raise InputError(f"{place}: its normalizer has no precompiled_charsmap, by which T5's vocabularies normalise "
+                       "characters; give its SentencePiece model as vocabulary")
     special = {token["content"]: token["id"] for token in fields["added_tokens"]}
     pad_id, eos_id = special["<pad>"], special["</s>"]
     for i, (piece, score) in enumerate(pieces):
       if not piece.startswith(_SENTINEL):
-        types = sentencepiece_model_pb2.ModelProto.SentencePiece
-        model.pieces.add(piece=piece, score=score, type=types.UNKNOWN if i == unk_id else
-                         types.CONTROL if i in (pad_id, eos_id) else types.NORMAL)
+        model.pieces.add(piece=piece, score=score, type=_PIECE.UNKNOWN if i == unk_id else
+                         _PIECE.CONTROL if i in (pad_id, eos_id) else _PIECE.NORMAL)
   except InputError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
@@ -87,6 +136,6 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
   model.trainer_spec.vocab_size = len(model.pieces)
   model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = pad_id, eos_id, unk_id
   model.trainer_spec.bos_id = -1
-  model.normalizer_spec.name = "nmt_nfkc" if charsmap else "identity"
+  model.normalizer_spec.name = "nmt_nfkc"
   model.normalizer_spec.precompiled_charsmap = charsmap
   return model.SerializeToString()

@@ -10,6 +10,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 
 PAD_ID = 0
+MOST_TOKENS = 1_000_000  # of a text: more is a mistake, or a way to say that there is no limit
 
 
 class Tokenizer:
