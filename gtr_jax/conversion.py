@@ -97,8 +97,10 @@ def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -
   except OSError as e:
     if remote or e.filename is not None and not _lies_at(os.fspath(e.filename), output, folder):
       raise  # of the source
-    raise InputError(f"{output}: cannot be written ({e.strerror or e}); give another folder, or make room and rights "
-                     "for this one") from e
+    above = next((path for path in output.parents if path.exists()), output.parent)
+    reason = e.strerror or e if above.is_dir() else f"{above} is no folder"
+    raise InputError(f"{output}: cannot be written ({reason}); give another folder, or make room and rights for this "
+                     "one") from e
 
 
 def _lies_at(name: str, output: epath.Path, folder: epath.Path) -> bool:

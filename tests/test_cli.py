@@ -1,5 +1,6 @@
 """The command line from end to end, and every wrong input in one line."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -264,6 +265,23 @@ def test_demo_does_not_empty_what_is_not_its_own(tmp_path, capsys):
   (tmp_path / "thesis.txt").write_text("years of work")
   wrong(capsys, cli.main(["demo", "--output", str(tmp_path)]), str(tmp_path))
   assert (tmp_path / "thesis.txt").exists()
+
+
+def test_errors_of_the_system_without_a_file(monkeypatch, tmp_path, capsys):
+  for error, text in ((OSError(errno.ENOSPC, "No space left on device"), "No space left on device; check the room"),
+                      (OSError("a\nb"), "a b; check the room"), (TimeoutError(), "TimeoutError; check")):
+    def fail(args, error=error):
+      raise error
+    monkeypatch.setitem(cli._COMMANDS, "encode", fail)
+    wrong(capsys, cli.main(["encode", "--model=a", "--collection=b", "--output=c"]), text)
+
+
+def test_numbers_that_are_none(capsys):
+  for value in ("x", "0", "2.5", "-1"):
+    with pytest.raises(SystemExit):
+      cli.main(["search", "--model=a", "--embeddings=b", f"--top_k={value}"])
+    assert capsys.readouterr().err.endswith(f"--top_k: {value!r}: give a positive whole number\n")
+  wrong(capsys, cli.main(["convert", "a", "b", "--query_length=99999999999"]), "query_length is 99999999999: give a w")
 
 
 def test_unknown_flags_are_errors():

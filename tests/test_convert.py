@@ -146,6 +146,8 @@ def test_bare_t5_with_a_decoder(folder, both):
      "shared.weight is [151, 16], and {folder}/config.json says [152, 16]"),
     (lambda found: {k.replace("wi_0", "wi"): x for k, x in found.items() if "wi_1" not in k},
      "so the weights are of T5 1.0, and {folder}/config.json says feed_forward_proj 'gated-gelu'"),
+    (lambda found: {f"0.auto_model.{k}": x for k, x in found.items()}, "names of arrays are prefixed: 0.auto_model.en"),
+    (lambda found: {f"transformer.{k}": x for k, x in found.items()}, "was expected; save the T5 itself (save_pretrai"),
 ])
 def test_wrong_weights(folder, spoil, text):
   place = folder / "model.safetensors"
@@ -178,10 +180,16 @@ def test_wrong_numbers(folder, name, value, text, dtype):
     ("config.json", {"model_type": "bert"}, "model_type is 'bert'; gtr_jax reads 't5' and 'mt5'"),
     ("config.json", {"model_type": "umt5"}, "each layer of umT5 has its own position bias"),
     ("config.json", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+    ("config.json", {"is_gated_act": False}, "feed_forward_proj is 'gated-gelu', dense_act_fn 'gelu_new' and is_gated"),
+    ("config.json", {"dense_act_fn": "relu"}, "feed_forward_proj is 'gated-gelu', dense_act_fn 'relu' and is_gated_ac"),
+    ("config.json", {"is_decoder": True}, "is_decoder is true"),
+    ("config.json", {"quantization_config": {"bits": 8}}, "has a quantization_config"),
+    ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type is 'SparseEncoder'"),
+    ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer"}, "tokenizer_class is 'BertTokenizer'; gtr_jax rea"),
     ("config.json", {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05"),
     ("config.json", {"relative_attention_num_buckets": 7}, "use an even number of at least 4 buckets"),
-    ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by ['mean', 'pooling_mode_max_tokens']"),
-    ("1_Pooling/config.json", {"pooling_mode_new": True}, "pools by ['mean', 'pooling_mode_new']"),
+    ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by mean, pooling_mode_max_tokens; "),
+    ("1_Pooling/config.json", {"pooling_mode_new": True}, "pools by mean, pooling_mode_new; gtr"),
     ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "pools by nothing that it names"),
     ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pools by lasttoken"),
     ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt is false"),
@@ -234,11 +242,11 @@ def test_prompts_that_are_no_texts(folder):
   change(folder / "config_sentence_transformers.json", prompts={"query": 3})
   assert message(folder).endswith("the prompt 'query' is 3; give a text")
   change(folder / "config_sentence_transformers.json", prompts={"query": None, "passage": "p: "})
-  assert formats.open_model(folder).prompts == {"query": "", "document": "p: "}
+  assert formats.open_model(folder).prompts == {"query": "", "document": ""}
 
 
 @pytest.mark.parametrize("max_seq_length, model_max_length, expected", [
-    (24, 40, 24), (None, 40, 40), (300_000, 40, 300_000), (None, 10**30, None)])
+    (24, 40, 24), (None, 40, 40), (300_000, 40, 300_000), (None, 10**30, None), (2_000_000, 40, None)])
 def test_lengths(folder, max_seq_length, model_max_length, expected):
   change(folder / "sentence_bert_config.json", max_seq_length=max_seq_length)
   change(folder / "tokenizer_config.json", model_max_length=model_max_length)

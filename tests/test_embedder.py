@@ -26,6 +26,7 @@ def test_queries_and_documents(model):
   assert model.encode([]).shape == (0, 8)
   short = model.encode_queries(TEXTS, max_length=3)
   assert np.abs(short - queries).max() > 1e-3
+  np.testing.assert_array_equal(model.encode_queries(TEXTS, max_length=np.int64(3)), short)
 
 
 def test_dtypes_and_similarity(model):
@@ -63,9 +64,15 @@ def test_wrong_arguments(model):
       model.encode(TEXTS, **arguments)
   with pytest.raises(InputError, match="text 1 is of type NoneType: give strings"):
     model.encode(["a", None])
-  for length in (0, -1, 2.5):
+  for length in (0, -1, 2.5, True, 2**63, 1_000_001):
     with pytest.raises(InputError, match="max_length is"):
       model.encode(TEXTS, max_length=length)
+  for texts in ({"a": 1}, {"a", "b"}, frozenset("a")):
+    for encode in (model.encode, model.encode_queries):
+      with pytest.raises(InputError, match=f"texts is of type {type(texts).__name__}: give a list of texts"):
+        encode(texts)
+  with pytest.raises(InputError, match="documents is of type set: give a list of texts"):
+    model.encode_documents({"a"})
   with pytest.raises(InputError, match="documents is one mapping"):
     model.encode_documents({"text": "a"})
   for document in ({"title": "a"}, {"text": 3}):
@@ -94,9 +101,11 @@ def test_similarity_of_what_does_not_fit(model, queries, documents, text):
 
 @pytest.mark.parametrize("arguments, text", [
     ({"model": None}, "model is None: give the path"), ({"model": 3}, "model is 3: give the path"),
+    ({"model": ""}, "the path is empty; give the path of a model"),
+    ({"model": "https://h/x"}, "https://h/x: gtr_jax reads"),
     ({"mesh": 3}, "mesh is 3: give one of"), ({"vocabulary": 3}, "vocabulary is 3: give the path"),
     *(({"query_length": value}, f"query_length is {value!r}: give a whole number of at least 1") for value in (
-        0, -3, "64", 2.5, True)),
+        0, -3, "64", 2.5, True, 2**63)),
     ({"document_length": 0}, "document_length is 0"), ({"extra_ids": -1}, "extra_ids is -1: .* at least 0"),
     ({"query_length": 8, "vocabulary": "x"}, "a training run says .*; leave vocabulary, query_length out"),
 ])

@@ -1,10 +1,12 @@
 """Models from disk: what comes back, what the hash covers, and one line for all that is wrong."""
 
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from tiny_model_dir import tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
 from gtr_jax.conversion import convert
@@ -74,6 +76,31 @@ def test_what_is_not_a_model_dir(run, tmp_path):
   assert "no such model" in message(load_model, tmp_path / "nothing")
   assert "it has neither model.json (a training run), modules.json or" in message(load_model, tmp_path)
   assert "holds no whole checkpoint" in message(load_model, run / "checkpoints" / "7")
+
+
+@pytest.mark.parametrize("path, text", [
+    ("", "the path is empty; give the path of a model"), ("file:///a/b", "give the path without file://"),
+    ("https://h/x", "https://h/x: gtr_jax reads and writes local paths and gs://…; copy it to this machine"),
+    ("s3://b/x", "copy it to this machine"), ("GS://b/x", "write gs:// in small letters, with two slashes"),
+    ("gs://b/x", "gs://b/x: cannot be reached (no such host); check the name, the network"),
+])
+def test_other_places_than_local_folders(run, tmp_path, path, text, monkeypatch):
+  def unreachable(path):
+    raise type("Unavailable", (Exception,), {"__module__": "tensorflow.errors"})("no such\n host")
+
+  monkeypatch.setattr(type(epath.Path("gs://b/x")), "exists", lambda self: unreachable(self) if "gs://" in str(self)
+                      else os.path.exists(self))
+  for call in (load_model, check_model, lambda path: for_several(Missing(query_length=3), [path]),
+               lambda path: convert(path, tmp_path / "out", "stablehlo"), lambda path: convert(run, path, "t5x")):
+    assert text in message(call, path)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_lengths_of_numpy(run):
+  missing = Missing(query_length=np.int64(5), document_length=np.int32(6))
+  assert (type(missing.query_length), type(missing.document_length)) == (int, int)
+  for length in (2**63, 1_000_001, np.bool_(True)):
+    assert "query_length is" in message(Missing, query_length=length)
 
 
 def test_wrong_vocabulary_and_damaged_files(run, tmp_path):

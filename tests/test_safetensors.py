@@ -1,3 +1,5 @@
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -53,6 +55,15 @@ def test_damaged(tmp_path, spoil, text):
     ours.read(path)
   assert str(path) in str(e.value)
   assert "\n" not in str(e.value)
+
+
+def test_a_named_pipe(tmp_path):
+  os.mkfifo(tmp_path / "model.safetensors")
+  pipe = os.open(tmp_path / "model.safetensors", os.O_RDWR)
+  os.write(pipe, bytes(100))  # If it were read, that would not wait for ever.
+  with pytest.raises(InputError, match="model.safetensors: is no regular file; put the file itself there"):
+    ours.read(tmp_path / "model.safetensors")
+  os.close(pipe)
 
 
 def test_not_there(tmp_path):

@@ -162,7 +162,8 @@ def test_import_of_an_export_is_the_same(folder):
     (lambda folder: (folder / "target.encoder.layers_1.mlp.wo.kernel" / ".zarray").unlink(),
      "target.encoder.layers_1.mlp.wo.kernel: no such array, or damaged, and .*checkpoint names it"),
     (lambda folder: (folder / "checkpoint").write_bytes(b"\x81"), "checkpoint: cannot be read"),
-    (lambda folder: (folder / "checkpoint").unlink(), "it has neither model.json"),
+    (lambda folder: (folder / "checkpoint").unlink(), r"checkpoint_3: half written: has neither checkpoint .* nor"),
+    (lambda folder: ((folder / "checkpoint").unlink(), (folder / "state").mkdir()), "half written: has no state/_META"),
 ])
 def test_damaged(folder, spoil, text):
   write_legacy(folder, values())

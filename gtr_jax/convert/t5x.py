@@ -10,6 +10,7 @@ A checkpoint carries neither vocabulary nor lengths, and does not say how embedd
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -99,7 +100,9 @@ def write(path: epath.Path, arrays: Mapping[str, Array], step: int = 0) -> None:
       store = tensorstore.open({**spec, "kvstore": _kvstore(path / dotted)}, create=True, delete_existing=True).result()
       store.write(value).result()
     except ValueError as e:  # tensorstore's for a full disk too
-      raise OSError(None, " ".join(str(e).split())[:200], str(path)) from e
+      found = re.search(r"os_error_code='(\d+)'", str(e))
+      raise OSError(int(found[1]) if found else None, os.strerror(int(found[1])) if found else
+                    " ".join(str(e).split())[:200], str(path)) from e
     metadata["dtype"] = store.spec().to_json()["metadata"]["dtype"]
     target[name] = {**spec, "kvstore": {"driver": "file", "path": dotted}}
   state = {"state": {"step": np.int32(step), "param_states": {}},

@@ -9,7 +9,8 @@ import transformers
 from etils import epath
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
-from test_convert import GATED, written
+from test_convert import GATED, change, written
+from test_convert_refused import PROMPTS
 from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
 
 from gtr_jax.convert import formats
@@ -42,6 +43,15 @@ def test_an_exported_folder_embeds_the_same(tmp_path, vocabulary, options):
   np.testing.assert_allclose(embed(ours, TEXTS, "passage", progress=False), theirs.encode_document(TEXTS), atol=1e-5,
                              rtol=0)
   np.testing.assert_allclose(embed(ours, TEXTS, "query", progress=False), theirs.encode_query(TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fields, _", PROMPTS)
+def test_prompts_are_those_of_encode_query_and_encode_document(tmp_path, vocabulary, fields, _):
+  folder = written(tmp_path / "model", DualEncoder(GATED, projection_dim=None), vocabulary)
+  change(folder / "config_sentence_transformers.json", **fields)
+  theirs, ours = SentenceTransformer(str(folder), device="cpu", local_files_only=True), load_model(folder)
+  for side, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+    np.testing.assert_allclose(embed(ours, TEXTS[1:3], side, progress=False), encode(TEXTS[1:3]), atol=1e-5, rtol=0)
 
 
 def test_the_slow_tokenizer_agrees(tmp_path, vocabulary):

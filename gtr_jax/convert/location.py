@@ -1,0 +1,53 @@
+"""Where models are read and written: local paths, and gs://, whose errors come from several libraries."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+
+_LIBRARIES = ("tensorflow", "tensorstore", "gcsfs", "fsspec", "aiohttp", "google")  # whose own errors are of no base
+
+
+def location(path: epath.PathLike) -> epath.Path:
+  """`path` as given by the user; raises InputError where it is empty, or of a scheme other than gs://."""
+  text = os.fspath(path)
+  if not text.strip():
+    raise InputError("the path is empty; give the path of a model or of a folder")
+  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)  # pathlib makes one slash of two
+  if scheme and not text.startswith("gs://"):
+    raise InputError(f"{text}: gtr_jax reads and writes local paths and gs://…; " + (
+        "give the path without file://" if scheme[1].lower() == "file" else
+        "write gs:// in small letters, with two slashes" if scheme[1].lower() == "gs" else
+        "copy it to this machine, and give the path"))
+  return epath.Path(path)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether it lies in a bucket."""
+  return os.fspath(path).startswith("gs://")
+
+
+@contextlib.contextmanager
+def reached(path: epath.PathLike) -> Iterator[None]:
+  """Makes InputError of what goes wrong between here and a bucket; of local paths nothing."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as e:
+    library = type(e).__module__.partition(".")[0] in _LIBRARIES
+    if not is_remote(path) or not (library or isinstance(e, OSError | ImportError | ValueError)):
+      raise
+    reason = " ".join(str(e).split()) or type(e).__name__
+    raise InputError(f"{path}: cannot be reached ({reason:.200}); check the name, the network and your rights to the "
+                     "bucket, or copy it to this machine") from e
+
+
+def check_regular(path: epath.Path) -> None:
+  """Raises InputError for a named pipe or a device, which may never end."""
+  if not is_remote(path) and path.exists() and not os.path.isfile(path) and not os.path.isdir(path):
+    raise InputError(f"{path}: is no regular file; put the file itself there")
