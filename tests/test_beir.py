@@ -182,9 +182,15 @@ def test_what_cannot_be_downloaded_is_named_before_anything_is(server, tmp_path)
   server.asked = []
   message = one_line(find_collections, ["beir/scifact"], "beir", tmp_path)
   assert "not there: beir/bioasq, beir/signal1m, beir/trec-news, beir/robust04 (not public" in message
-  assert "qrels/test.tsv" in message and "--suite beir-public" in message and "15 more" in message
+  assert "qrels/test.tsv" in message and "--suite beir-public" in message
+  assert f"into {tmp_path}/beir/NAME" in message
+  downloaded = message.partition("--suite beir-public; ")[2]
+  assert downloaded.count("beir/") == 15 and downloaded.endswith(" would be downloaded once these are there")
+  message = one_line(find_collections, ["beir/robust04"], None, tmp_path)
+  assert f"of each into {tmp_path}/beir/robust04" in message and "would be" not in message
   message = one_line(find_collections, [], "nano-beir", tmp_path)
-  assert message.count("zeta-alpha-ai/Nano") == message.count("nano-beir/") == 13
+  assert message.count("zeta-alpha-ai/Nano") == message.count("nano-beir/") - 1 == 13
+  assert message.endswith(f"into {tmp_path}/nano-beir/NAME")
   assert "no such set; there are msmarco" in one_line(find_collections, ["beir/nothing"], None, tmp_path)
   assert server.asked == []
 

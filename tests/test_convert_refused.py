@@ -58,7 +58,6 @@ def test_a_fast_tokenizer_that_does_not_normalise(folder, normalizer):
 
 @pytest.mark.parametrize("options, text", [
     ({"model_type": "bpe"}, "model_type bpe"), ({"add_dummy_prefix": False}, "add_dummy_prefix false"),
-    ({"byte_fallback": True, "vocab_size": 400}, "byte_fallback true"),
     ({"remove_extra_whitespaces": False}, "remove_extra_whitespaces false"),
     ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix true"),
     ({"split_by_whitespace": False}, "split_by_whitespace false"),
@@ -110,3 +109,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, folder, form, name):
   assert str(e.value).startswith(f"{tmp_path / name}: cannot be written (") and "File too large" in str(e.value)
   assert ".tmp" not in str(e.value) and "\n" not in str(e.value)
   assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_vocabulary_that_spells_unknown_characters_in_bytes(tmp_path):
+  """As mT5's does."""
+  vocabulary = write_vocabulary(epath.Path(tmp_path) / "bytes.model", vocab_size=400, byte_fallback=True)
+  folder = written(tmp_path / "model", tiny_encoder(vocabulary), vocabulary)
+  assert json.loads((folder / "tokenizer.json").read_text())["model"]["byte_fallback"] is True
+  (folder / "spiece.model").unlink()
+  texts = ["lion \u96ea river", "lion"]
+  read = load_model(folder).tokenizer.encode(texts, 40)
+  assert [list(ids) for ids in read] == [list(ids) for ids in vocabulary.encode(texts, 40)]
+  assert len(read[0]) >= 3 + len("\u96ea".encode())

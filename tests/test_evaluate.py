@@ -1,5 +1,6 @@
 """Evaluation end to end on tiny models: values equal trec_eval's on the run files; the evaluator of training."""
 
+import gzip
 import json
 
 import jax
@@ -10,6 +11,7 @@ from tiny_model_dir import corpus, tiny_params, write_collection, write_model_di
 
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import evaluate as evaluation
+from gtr_jax.evaluation.collections import read_collection
 from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate, tables
 from gtr_jax.model import load_model
 from gtr_jax.partitioning import make_mesh
@@ -35,7 +37,7 @@ def test_results_are_trec_evals_on_the_run_files(made):
   assert json.loads((folder / "out" / "results.json").read_text()) == results
   assert list(results["systems"]) == ["BM25", "one", "two"]
   assert results["collections"]["a"] == {
-      "split": "test", "documents": 40, "queries": 12, "beir": False,
+      "split": "test", "documents": 40, "queries": 12, "beir": False, "hash": read_collection(folder / "a").hash,
       "median words": np.median([len(text.split()) for text in corpus(40).full_texts()])}
   for system, of_system in results["systems"].items():
     for name, values in of_system["results"].items():
@@ -161,7 +163,28 @@ def test_results_are_not_mixed_with_those_of_another_split_or_corpus(tmp_path):
   write_collection(tmp_path / "other" / "a", corpus(21))
   with pytest.raises(InputError, match="a: documents 21, and of what the results here call so 20"):
     evaluate({}, [tmp_path / "other" / "a"], tmp_path / "out", bm25=True, progress=False)
+  for changed in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+    other = write_collection(tmp_path / changed / "a", corpus(20)) / changed
+    old, new = ("\t1\n", "\t2\n") if changed.startswith("qrels") else ('"text": "', '"text": "zebra ')
+    other.write_text(other.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match="another collection a than in the results here.*choose another --output"):
+      evaluate({}, [tmp_path / changed / "a"], tmp_path / "out", bm25=True, progress=False)
   assert (tmp_path / "out/results.json").read_text() == before
+  other = write_collection(tmp_path / "copy" / "a", corpus(20))
+  (other / "corpus.jsonl.gz").write_bytes(gzip.compress((other / "corpus.jsonl").read_bytes()))
+  (other / "corpus.jsonl").unlink()
+  evaluate({}, [other], tmp_path / "out", bm25=True, progress=False)
+  assert (tmp_path / "out/results.json").read_text() == before
+
+
+def test_what_other_weights_of_the_same_name_drop_is_said(made, tmp_path, capsys):
+  folder, mesh, _ = made
+  for model, collections, said in (("run", "ab", False), ("run", "a", False), ("run/checkpoints/1", "ab", False),
+                                   ("run", "a", True)):
+    evaluate({"x": folder / model}, [folder / name for name in collections], tmp_path / "out", mesh=mesh)
+    error = capsys.readouterr().err
+    assert ("x: the results here are of other weights; those on b are dropped" in error) is said
+    assert ("dropped" in error) is said
 
 
 def test_what_took_how_long_is_said(made, capsys):

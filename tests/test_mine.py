@@ -238,6 +238,33 @@ def test_bad_input_writes_nothing(tmp_path, capsys, pairs, flags, message):
   assert [p.name for p in tmp_path.iterdir()] in (["pairs.jsonl"], [])
 
 
+def test_ids_of_another_collection(tmp_path, capsys):
+  folder = write_collection(tmp_path / "made_up", documents := corpus(20))
+
+  def told(*ids):
+    pairs = [{"query": "lion", "positive": "x", "pid": pid} for pid in ids]
+    code = mine(tmp_path, pairs=write(tmp_path / "pairs.jsonl", pairs), collection=folder, passage_id_field="pid")[0]
+    return code, (found := capsys.readouterr()).out + found.err.splitlines()[-1]
+
+  there = documents.ids[:2]
+  code, error = told(there[0], "x1", "x1", None)
+  assert code == 2 and "unknown pid 'x1'" in error and "2 of 3 pairs; give the collection" in error
+  code, error = told(None)
+  assert code == 2 and "no pair has a 'pid'" in error
+  assert not (tmp_path / "out.jsonl").exists()
+  code, said = told(*there, "x1", "x2")
+  assert code == 0 and "; 2 have a passage id that" in said
+  code, said = told(*there)
+  assert code == 0 and "passage id" not in said
+
+
+def test_an_output_that_is_a_folder(tmp_path, capsys):
+  (tmp_path / "out.jsonl").mkdir()
+  pairs = write(tmp_path / "pairs.jsonl", [{"not": "read"}])
+  assert cli.main(["mine", f"--pairs={pairs}", f"--output={tmp_path}/out.jsonl"]) == 2
+  assert "out.jsonl: is a folder; name the file" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("file", "text", "message"), [
     ("collection.tsv", "1\n", "collection.tsv:1: 1 columns"),
     ("collection.tsv", "", "no passages"),

@@ -61,6 +61,13 @@ def test_dev_is_the_validation_split(folder):
   assert [e.query_id for e in run(folder, "--validation_split", "other")[0] if e.split == "validation"] == ["q3"]
 
 
+def test_a_collection_below_the_data_folder(folder, tmp_path):
+  folder.rename((tmp_path / "data/beir").mkdir(parents=True) or tmp_path / "data/beir/fiqa")
+  assert len(run("beir/fiqa")[0]) == 3
+  with pytest.raises(InputError, match="beir/nothing: no such folder, nor below .*data; give one in BEIR layout"):
+    run("beir/nothing")
+
+
 def test_min_grade(folder):
   examples, counts = run(folder, "--min_grade", 2)
   assert [(e.passage_id, e.negative_ids) for e in examples] == [("d1", ("d2",))]  # d0, of grade 1, is no negative.

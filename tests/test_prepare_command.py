@@ -26,7 +26,7 @@ def test_prepares_pairs(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert cli.main([*arguments, "--workers", "1"]) == 0
   out = capsys.readouterr().out
-  assert out.startswith(f"wrote {tmp_path}/data/pairs\n") and "train 200" in out and "read 200" in out
+  assert out.startswith(f"wrote {tmp_path}/data/pairs\n") and out.endswith("\nread 200, written 200 (train 200)\n")
   more = ["--name", "mine", "--validation_share", "0.2", "--without", "other", "--max_broken", "0", "--workers", "2"]
   toy = toy_source.write(tmp_path / "b.jsonl", [["a question", "its answer"]])
   assert cli.main(["prepare", "pairs", toy, "--name", "other", "--data_dir", str(tmp_path / "data")]) == 0
@@ -35,6 +35,27 @@ def test_prepares_pairs(tmp_path, capsys, monkeypatch):
   manifest = json.loads((tmp_path / "data/mine/manifest.json").read_text())
   assert set(manifest["examples"]) == {"train", "validation"} and sum(manifest["examples"].values()) == 200
   assert manifest["filters"]["without"] == ["other"] and manifest["filters"]["paths"] == [path]
+
+
+def test_what_was_dropped_and_what_is_broken_is_told(tmp_path, capsys):
+  rows = [*([r["query"], r["passage"]] for r in toy_source.rows(20)), ["a", "a"], b"broken", ["b"], b"{", b"\xff"]
+  path = toy_source.write(tmp_path / "a.jsonl", rows)
+  flags = ["--data_dir", str(tmp_path), "--validation_share", "1e-9", "--workers", "1"]
+  assert cli.main(["prepare", "pairs", path, *flags]) == 0
+  said = capsys.readouterr().out.splitlines()
+  assert said[1:4] == ["read 25, written 20 (train 20)", "dropped or counted: query_is_passage 1",
+                       "broken lines: 4, the first:"]
+  assert [line.split(": ")[0] for line in said[4:7]] == [f"  {path}:{n}" for n in (22, 23, 24)]
+  assert said[7:] == ["the validation split is empty: nothing that was to be in it is left"]
+
+
+@pytest.mark.parametrize("source, example", [
+    ("msmarco", " DIR --negatives DIR/msmarco-hard-negatives.jsonl.gz \\\n        --scores DIR/cross"),
+    ("stack_exchange", "examples:\n  gtr-jax prepare stack_exchange dumps/ --closed\n  gtr-jax")])
+def test_examples_of_the_help_are_lines(source, example, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["prepare", source, "--help"])
+  assert example in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, message", [

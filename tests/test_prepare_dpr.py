@@ -47,7 +47,7 @@ def run(*flags, module=dpr):
 def test_fields(write, name):
   examples, counts = run(write(name, _RECORD))
   assert [tuple(e) for e in examples] == [
-      ("who sings", "Title text 1", "", "1", ("Title text 3", "text 4"), ("3", "4"), (), "train")]
+      ("who sings", "Title text 1", "", "1", ("Title text 3", "text 4"), ("3", "4"), (), "train", "")]
   assert counts.reasons == {"negative_is_positive": 1}
 
 
@@ -64,6 +64,9 @@ def test_how_many_of_what(write):
 def test_validation(write):
   examples, _ = run(write("train.json", _RECORD), "--validation", write("dev.json", _RECORD))
   assert [e.split for e in examples] == ["train", "validation"]
+  examples, _ = run(write("t.json", _RECORD), "--validation", write("d.json", _RECORD), "--validation",
+                    write("e.json", _RECORD))
+  assert [e.split for e in examples] == ["train", "validation", "validation"]
 
 
 def test_tevatron(write):
@@ -93,7 +96,16 @@ def test_what_is_dropped_or_broken_is_counted(write):
   assert len(examples) == 2
   assert counts.reasons == {"negative_is_positive": 1, "without_positive": 1, "empty_question": 1,
                             "question_without_negatives": 2, "broken": 5}
-  assert "nq.json, record 5: not a question with positive_ctxs" in counts.places[0]
+  assert [place.partition("record ")[2] for place in counts.places[:2]] == [
+      f"{n}: not a question with positive_ctxs, or a query with positive_passages: {what}"
+      for n, what in ((5, "no field 'positive_passages'"), (6, "a value of another type"))]
+
+
+def test_files_without_questions(write, tmp_path):
+  for text, says in (("", "is empty"), ("[]", "an empty array of JSON"), (" [\n ]\n", "an empty array of JSON")):
+    (tmp_path / "nq.json").write_text(text)
+    with pytest.raises(InputError, match=f"nq.json: {says}"):
+      run(tmp_path / "nq.json")
 
 
 def test_what_is_not_utf8_is_broken(write):
@@ -166,7 +178,7 @@ def test_nq_open(search, tmp_path, name, text):
 
 
 def test_nq_open_with_a_broken_line(search, tmp_path):
-  for line in ('{"question": "a"}', "{", '{"question": "a", "answer": [3]}'):
+  for line in ('{"question": "a"}', "{", '{"question": "a", "answer": [3]}', "[1]"):
     (tmp_path / "q.jsonl").write_text('{"question": "b", "answer": ["B"]}\n' + line + "\n")
     with pytest.raises(InputError, match="q.jsonl:2: .*correct the line"):
       run(tmp_path / "q.jsonl", *search, module=nq_open)

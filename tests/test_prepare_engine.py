@@ -1,11 +1,9 @@
 """Preparing a source: the same bytes however it is run, nothing twice, nothing tested, what is broken is said."""
 
-import bz2
 import dataclasses
 import gzip
 import itertools
 import json
-import lzma
 import os
 import random
 import signal
@@ -16,13 +14,11 @@ from pathlib import Path
 
 import pytest
 import toy_source
-import zstandard
 from toy_source import ToySource, write
 
 from gtr_jax.data import root
-from gtr_jax.data.prepare import buckets, engine, lines, records
+from gtr_jax.data.prepare import buckets, engine, records
 from gtr_jax.data.prepare.manifests import Settings
-from gtr_jax.data.prepare.source import Counts, Part
 from gtr_jax.errors import InputError
 
 
@@ -246,8 +242,9 @@ def test_wrong_collections(data, tmp_path):
   folder = Path(collection(tmp_path / "tested"))
   with pytest.raises(InputError, match="none/corpus.jsonl: no such file; --decontaminate takes a folder in BEIR"):
     prepare(source, decontaminate=(str(tmp_path / "none"),))
-  for qrels, message in (("query-id\tcorpus-id\tscore\nq1 d1 1\n", r"test.tsv:2: not a query id"),
-                         ("x1\td1\t1\n", "none of the queries is in"), ("", "no judgements")):
+  header = "query-id\tcorpus-id\tscore\n"
+  for qrels, message in ((f"{header}q1 d1 1\n", r"test.tsv:2: not a query id"), (header, "no judgements"),
+                         ("x1\td1\t1\n", "none of the queries is in"), ("", "test.tsv: is empty")):
     (folder / "qrels/test.tsv").write_text(qrels)
     with pytest.raises(InputError, match=message):
       prepare(source, decontaminate=(str(folder),))
@@ -265,13 +262,36 @@ def test_validation_share_is_of_queries(data, tmp_path):
   assert manifest(prepare(ToySource((given,)), name="b"))["examples"] == {"train": 10, "validation": 4}
 
 
+def test_validation_share_is_of_groups_where_there_are_any(data, tmp_path):
+  rows = [r | {"group": f"g{i // 5}"} for i, r in enumerate(toy_source.rows(500))]
+  folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)), validation_share=0.2)
+  group_of = {r["passage"]: r["group"] for r in rows}
+  train, validation = ({group_of[p] for _, p in pairs(folder, split)} for split in ("train", "validation"))
+  assert not train & validation and len(train) + len(validation) == 100 and 8 < len(validation) < 35
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_is_in_both_splits_stays_in_validation(data, tmp_path, first):
+  rows = toy_source.rows(100)
+  held_out = [r | {"split": "validation"} for r in [*rows[:30], rows[0]]]
+  files = [write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", held_out)]
+  folder = prepare(ToySource((files[first], files[1 - first])), processes=2)
+  assert sorted(pairs(folder)) == sorted((r["query"], r["passage"]) for r in rows[30:])
+  assert sorted(pairs(folder, "validation")) == sorted((r["query"], r["passage"]) for r in rows[:30])
+  assert manifest(folder)["counts"]["duplicate"] == 31 == len(dropped(folder))
+  again = write(tmp_path / "c.jsonl", [*rows[:30], *held_out])
+  with pytest.raises(InputError, match="no example is left to train on .*duplicate 31.*written_validation 30"):
+    prepare(ToySource((again,)), name="c")
+
+
 def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp_path):
   rows = toy_source.rows(200)
   nine = [*rows[:150], b"{broken", b'{"a": "\xff"}', *[b"broken"] * 7, *rows[150:]]
   folder = prepare(ToySource((write(tmp_path / "a.jsonl", nine),)), processes=2)
   found = manifest(folder)
   assert found["counts"] == {"read": 209, "broken": 9, "written": 200} and len(found["broken_places"]) == 9
-  assert all(": not JSON" in place and "a.jsonl" in place for place in found["broken_places"])
+  assert all((": not JSON" in place) != (": not UTF-8" in place) for place in found["broken_places"])
+  assert "a.jsonl" in found["broken_places"][0] and "not UTF-8 (invalid start byte)" in found["broken_places"][1]
   source = ToySource((write(tmp_path / "b.jsonl", [b"", rows[0], *[b"broken"] * 3, *nine]),), log=str(tmp_path / "log"))
   with pytest.raises(InputError, match=r"12 of 214 lines are broken, more than --max_broken 0.001 .* first: "
                      r"\S*b.jsonl:3: not JSON \(.*; mend the files, or allow more"):
@@ -279,47 +299,10 @@ def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp
   (tmp_path / "log").unlink()
   assert len(pairs(prepare(source, name="b", max_broken=0.06))) == 200
   assert not (tmp_path / "log").exists()  # What had been read is not read again.
-
-
-LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
-FORMS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
-         ".zst": lambda data: zstandard.ZstdCompressor(compression_params=LONG).compress(data)}
-
-
-@pytest.mark.parametrize("ending", FORMS)
-def test_archives_whole_cut_off_and_damaged(data, tmp_path, ending):
-  path = tmp_path / f"a.jsonl{ending}"
-  rows = toy_source.rows(300)
-  plain = b"".join(json.dumps(r).encode() + b"\n" for r in rows)
-  packed = FORMS[ending](plain[:5000]) + FORMS[ending](plain[5000:])  # As pzstd, pigz and others write: one after one.
-  path.write_bytes(packed)
-  folder = prepare(ToySource((str(path),)))
-  assert len(pairs(folder)) == 300
-  for cut in (3, len(packed) // 3):
-    path.write_bytes(packed[:-cut])
-    with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is cut off \(.*; fetch it again"):
-      prepare(ToySource((str(path),)), name="cut")
-  path.write_bytes(plain)
-  with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
-    prepare(ToySource((str(path),)), name="damaged")
-
-
-def test_lines_of_byte_ranges(tmp_path):
-  for text in (b"", b"\n", b"a\nbb\n\nccc\r\n" * 20 + b"no end", b"\xef\xbb\xbfone\ntwo\n"):
-    path = tmp_path / "lines"
-    path.write_bytes(text)
-    expected = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
-    expected = expected if expected[-1] else expected[:-1]
-    for size in (1, 2, 3, 7, 1000):
-      parts = lines.line_parts([path], size)
-      got = [line for part in parts for line in lines.read_lines(part)]
-      assert [line for _, line in got] == expected
-      assert len({place for place, _ in got}) == len(got)
-  assert [place for place, _ in lines.read_lines(Part(str(path)))] == [f"{path}:1", f"{path}:2"]
-  counts = Counts()
-  path.write_bytes(b"good\n\xff\n\nlast")
-  assert [text for _, text in lines.text_lines(Part(str(path)), counts)] == ["good", "last"]
-  assert counts.places == [f"{path}:2: not UTF-8 (invalid start byte)"]
+  source = ToySource((write(tmp_path / "c.jsonl", [*rows[:10], *[b"broken"] * 10]),))
+  with pytest.raises(InputError, match="10 of 20 lines are broken"):  # It is another kind of file.
+    prepare(source, name="c")
+  assert not (data / "c.tmp").exists()
 
 
 def test_what_cannot_be_written_is_counted(data, tmp_path):
@@ -341,7 +324,12 @@ def test_errors_of_one_line(data, tmp_path, processes):
   path = write(tmp_path / "b.jsonl", [r | {"length": 0} for r in toy_source.rows(200)])
   with pytest.raises(InputError, match=r"no example is left \(read 200, too_short 200\); are these the right files"):
     prepare(ToySource((path,)), processes)
-  assert not (data / "toy").exists()
+  assert not (data / "toy").exists() and not (data / "toy.tmp").exists()  # Nothing to go on from.
+  cut = tmp_path / "c.jsonl.gz"
+  cut.write_bytes(gzip.compress(b"".join(json.dumps(r).encode() + b"\n" for r in toy_source.rows(200)))[:-20])
+  with pytest.raises(InputError, match="cut off"):
+    prepare(ToySource((str(cut),)), processes)
+  assert not (data / "toy.tmp").exists()
   with pytest.raises(InputError, match="--validation_share 1.5: give a number from 0 to below 1"):
     prepare(ToySource((path,)), validation_share=1.5)
   with pytest.raises(InputError, match="--name a/b: give a name of letters"):

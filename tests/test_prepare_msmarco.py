@@ -93,6 +93,34 @@ def test_negatives_of_systems(folder):
   assert next(e for e in examples if e.split == "validation").negatives == ()
 
 
+def test_systems_that_no_line_names(folder):
+  path = write_jsonl(folder / "n.jsonl.gz", {"qid": 2}, [], _NEGATIVES)
+  with pytest.raises(InputError, match=r"--systems bm26: no such system in .*n.jsonl.gz; systems there: ance, bm25"):
+    run(folder, "--negatives", path, "--systems", "bm25", "bm26")
+  with pytest.raises(InputError, match="--systems bm25: .*no file is given; systems there: none"):
+    run(folder, "--systems", "bm25")
+
+
+def test_negatives_of_several_flags(folder):
+  more = write_jsonl(folder / "more.jsonl", {"qid": 2, "pos": [2], "neg": {"other": [30]}})
+  flags = "--negatives", write_jsonl(folder / "n.jsonl", _NEGATIVES), "--negatives", more
+  examples, _ = run(folder, *flags)
+  assert negatives_of(examples, "2") == ["30"] and len(negatives_of(examples)) == 5
+  examples, _ = run(folder, *flags, "--systems", "bm25", "--systems", "other")
+  assert negatives_of(examples, "2") == ["30"] and negatives_of(examples) == ["10", "11", "12"]
+
+
+def test_a_query_id_twice(folder):
+  with (folder / "queries.train.tsv").open("a") as f:
+    f.write("2\tleading space\n")
+  assert len(run(folder)[0]) == 4  # The same text.
+  with (folder / "queries.train.tsv").open("a") as f:
+    f.write("2\tanother text\n")
+  with pytest.raises(InputError, match="train.tsv.*: the query id '2' is there twice, of 'leading space' and of "
+                     "'another text'; ids must be unique"):
+    run(folder)
+
+
 _SCORES = {1185869: {0: 9.0, 1: 5.0, 9: 9.0, 10: 2.0, 11: 2.01, 12: -3.0, 20: 1.5}, 2: {2: 3.0}}
 
 
@@ -148,7 +176,10 @@ def test_broken_lines_are_counted(folder):
   examples, counts = run(folder, "--negatives", negatives)
   assert len(examples) == 4 and counts.reasons["broken"] == 10
   assert any("collection.tsv:63: 1 columns" in place for place in counts.places)
-  assert any("n.jsonl:2: not {qid, pos" in place for place in counts.places)
+  said = [place.partition("n.jsonl")[2] for place in counts.places if "n.jsonl" in place]
+  form = "not {qid, pos: [pid], neg: {system: [pid]}}"
+  assert said == [f":1: {form} (no field 'neg')", f":2: {form} (a value of another type)",
+                  f":3: {form} (a value of another type)", f":4: {form} ([] is no id)"]
 
 
 def test_what_is_missing(folder, tmp_path):
@@ -165,7 +196,8 @@ def test_what_is_missing(folder, tmp_path):
 
 def test_judgements_of_another_collection(folder):
   (folder / "qrels.train.tsv").write_text("1185869\t0\tD301595\t1\n2\t0\tD1359209\t1\n")
-  with pytest.raises(InputError, match="2 of the first 2 judged passages, such as 'D301595'"):
+  with pytest.raises(InputError, match="qrels.train.tsv and .*collection.tsv do not belong together: 2 of the first 2 "
+                     "judged passages, such as 'D301595', are not in .*collection.tsv; one of the two is another"):
     run(folder)
 
 
@@ -200,7 +232,7 @@ def test_pickles_are_read_as_pickle_does(tmp_path):
   assert dict(pickles.read_nested(str(path))) == expected
   for size in (0, 1, 20, 5000):
     path.write_bytes(pickle.dumps(scores)[:size])
-    with pytest.raises(InputError, match="it is cut off"):
+    with pytest.raises(InputError, match="it is cut off" if size else "s.pkl: is empty"):
       list(pickles.read_nested(str(path)))
 
 

@@ -62,14 +62,23 @@ def test_the_texts_of_a_set_are_not_each_others_negatives(file):
   examples, _ = prepared(PairsJsonl((file([{"set": ["a", "b", "c"]}, {"set": ["d", "e"]}, ["f", "g"]]),)))
   assert [(e.query, e.passage) for e in examples] == [("a", "b"), ("b", "c"), ("d", "e"), ("f", "g")]
   ids = [(e.query_id, e.passage_id) for e in examples]
+  assert [e.group for e in examples] == [e.query_id for e in examples]
   assert ids[0] == ids[1] != ids[2] and ids[0][0] == ids[0][1] and ids[3] == ("", "")
+
+
+def test_a_positive_is_no_negative(file):
+  several = {"query": "a", "pos": ["b", "c", "d"], "neg": ["C", "n", "D\n", ""]}
+  path = file([["a", "The  Answer", "the answer ", "n"], several])
+  examples, counts = prepared(PairsJsonl((path,), max_pairs=2))
+  assert [(e.passage, e.negatives) for e in examples] == [("The  Answer", ("n",)), ("b", ("n",)), ("c", ("n",))]
+  assert counts.reasons == {"negative_is_positive": 3, "more_pairs_in_a_line": 1}
 
 
 def test_named_fields(file):
   path = file([{"t": "a", "s": " b ", "long": "c", "bad": ["n"], "n": 7, "url": "u"}])
   source = PairsJsonl((path,), query=("t", "s"), passage=("long",), negatives="bad", query_id="n", passage_id="url")
   (example,), _ = prepared(source)
-  assert example == ("a b", "c", "7", "u", ("n",), (), (), "train")
+  assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
   with pytest.raises(InputError, match="no id in field 'id'"):

@@ -71,6 +71,7 @@ def test_a_thread(made):
   assert {ids: (e.query, e.passage) for ids, e in examples.items()} == {
       ("t3_p", "t3_p"): (title, text), ("t3_p", "t1_b"): (f"{title}\n{text}", say("b")),  # Not d: it answers to a.
       ("t1_a", "t1_d"): (say("a"), say("d")), ("t1_d", "t1_e"): (say("d"), say("e"))}
+  assert {e.group for e in examples.values()} == {"p"}  # All of a thread are of one split.
   assert reasons == {"posts": 1, "comments": 5}
 
 

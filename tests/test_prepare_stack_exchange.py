@@ -7,6 +7,7 @@ StackExchangeAnalysis/src/README.txt of github.com/siva1987c/Stack-Exchange-Anal
 import argparse
 import gzip
 import html.parser
+import itertools
 import random
 from xml.sax.saxutils import quoteattr
 
@@ -15,6 +16,7 @@ from prepared_in_memory import prepared
 
 from gtr_jax.data.prepare import lines, stack_exchange
 from gtr_jax.data.prepare.html_text import html_to_text
+from gtr_jax.data.prepare.source import Counts
 from gtr_jax.data.prepare.stack_exchange import StackExchange
 from gtr_jax.errors import InputError
 
@@ -59,9 +61,10 @@ def test_titles_bodies_and_answers(dump):
   body, answer = examples
   site = "beer.stackexchange.com"
   assert body == ('What is a "citra" hop &amp; why?', 'I & you: "hops" <b>\na second paragraph here', f"{site}/1",
-                  f"{site}/1", (), (), (), "train")
+                  f"{site}/1", (), (), (), "train", f"{site}/1")
   assert answer.query == f"{body.query}\n{body.passage}"
   assert (answer.passage, answer.query_id, answer.passage_id) == ("An answer of five words", f"{site}/1", f"{site}/4")
+  assert answer.group == body.group
   assert counts.reasons == {"questions": 1, "answers": 2}
 
 
@@ -135,9 +138,15 @@ def test_a_file_that_is_cut_off(dump, tmp_path):
   dump([_row(n) for n in range(5)])
   for end, found in [(path.read_bytes().index(b"</posts>"), 5), (path.read_bytes().index(b'Id="4"') - 7, 4)]:
     path.write_bytes(path.read_bytes()[:end])
-    examples, counts = prepared(StackExchange((str(path),), pairs=("title_body",)))
-    assert len(examples) == found
-    assert counts.reasons["broken"] == 1 and "without </posts>; is it cut off?" in counts.places[0]
+    with pytest.raises(InputError, match="Posts.xml: ends without </posts>: cut off; fetch it again"):
+      StackExchange((str(path),)).parts()
+    packed = tmp_path / "beer.stackexchange.com/Posts.xml.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    counts, source = Counts(), StackExchange((str(packed),), pairs=("title_body",))
+    read = source.read(*source.parts(), counts)
+    assert len(list(itertools.islice(read, found))) == found
+    with pytest.raises(InputError, match="Posts.xml.gz: ends without </posts>: cut off; fetch it again"):
+      list(read)
 
 
 def test_what_xml_forbids(dump, tmp_path):
@@ -148,7 +157,7 @@ def test_what_xml_forbids(dump, tmp_path):
   path.write_bytes(raw)
   examples, counts = prepared(StackExchange((str(path),), pairs=("title_body",)))
   assert [e.passage for e in examples] == ["one two three four five é Y", "words enough for a text of some length"]
-  assert counts.reasons["broken"] == 1 and "Posts.xml:4" in counts.places[0]
+  assert counts.reasons["broken"] == 1 and "Posts.xml:4: not UTF-8 (invalid start byte)" in counts.places[0]
 
 
 def test_byte_ranges_are_the_whole_file(dump, monkeypatch):
@@ -209,6 +218,10 @@ def test_seven_zip(tmp_path, monkeypatch):
     archive.write_bytes(bad)
     with pytest.raises(InputError, match="7z: the archive is cut off or damaged"):
       prepared(StackExchange((str(archive),)))
+  with py7zr.SevenZipFile(archive, "w") as f:
+    f.writestr("<posts>\n" + _row(1), "Posts.xml")
+  with pytest.raises(InputError, match="com.7z: ends without </posts>: cut off; fetch it again"):
+    prepared(StackExchange((str(archive),)))
   with py7zr.SevenZipFile(archive, "w") as f:
     f.writestr("<votes/>", "Votes.xml")
   with pytest.raises(InputError, match="no Posts.xml in it, only Votes.xml"):

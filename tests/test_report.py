@@ -108,6 +108,10 @@ def test_several_evaluations_are_put_together(tmp_path):
 def test_bad_input_writes_nothing(tmp_path):
   results = write_results(tmp_path / "results", {"BM25": (None, (0.75, 0.5))})
   other = write_results(tmp_path / "other", {"BM25": (None, (0.75, 0.5))}, documents=11)
+  hashed = {}
+  for digest in ("1", "2"):
+    hashed[digest] = write_results(tmp_path / digest, {"BM25": (None, (0.75, 0.5))}) / "results.json"
+    hashed[digest].write_text(hashed[digest].read_text().replace('"split"', f'"hash": "{digest}", "split"'))
   bad = tmp_path / "bad"
   bad.mkdir()
   (bad / "results.json").write_text('{"systems": {}}')
@@ -116,6 +120,7 @@ def test_bad_input_writes_nothing(tmp_path):
       ([], [], "nothing to report"), ([tmp_path], [], "results.json: no such file; give the --output of gtr-jax"),
       ([bad], [], "bad/results.json: not the results of an evaluation .KeyError: 'collections'"),
       ([results, other], [], "another collection 'alpha'"),
+      ([hashed["1"], results, hashed["2"]], [], "another collection 'alpha'"),
       ([], [tmp_path], "metrics.jsonl: no such file; give the MODEL_DIR"),
       ([], [bad], "metrics.jsonl:2: not a line of metrics"),
   ]:

@@ -212,13 +212,52 @@ def test_failures_are_kept_apart_and_tried_again(tmp_path, monkeypatch):
   runner.run()
   assert runner.started == []
 
-  # What was made has to be there, and to have been made for the same.
-  Path(runner.plan.runs[0].model_dir).unlink()
-  runner.run()
-  assert runner.started == [runner.plan.runs[0].model]
+  # What was made has to have been made for the same.
   runner.plan = planned(evaluate="--collection c --collection d")
   runner.run()
   assert all(name.startswith(("evaluate", "BM25")) for name in runner.started) and len(runner.started) == 11
+
+
+def test_what_depends_on_what_is_made_again_is_made_again(tmp_path, monkeypatch):
+  runner = Runner(tmp_path, monkeypatch)
+  runner.run()
+  jobs, run = runner.plan.jobs, next(run for run in runner.plan.runs if run.name == "PT+FT-small-0.1")
+  pretrain, mine, finetune, evaluation = run.jobs
+
+  def depending(*names):
+    found = set(names)
+    for job in jobs.values():
+      found |= {job.name} if found & set(job.after) else set()
+    return found
+
+  # A training: the interrupted sweep has made it, and nothing of what depends on it.
+  Path(jobs[pretrain].makes).rename(tmp_path / "elsewhere")
+  Path(jobs[finetune].makes).write_text("of the first")
+  assert running.done_jobs("out", jobs) == jobs.keys() - depending(pretrain)
+  assert len(depending(pretrain)) == 1 + 1 + 1 + 2 + 2
+  assert runner.run(workers=1, on_start=lambda job: os.kill(os.getpid(), signal.SIGINT)).stopped_by
+  assert runner.started == [pretrain]
+  assert not Path(jobs[finetune].makes).exists()
+  assert Path(f"{jobs[finetune].makes}.old1").read_text() == "of the first"
+  runner.run(failing=lambda job: job.name == finetune)
+  Path(jobs[finetune].makes).write_text("half of it")
+  runner.run()
+  assert set(runner.started) == {finetune, evaluation}
+  assert Path(jobs[finetune].makes).read_text() == "half of it"  # It went on.
+  assert running.done_jobs("out", jobs) == jobs.keys()
+
+  # An evaluation is of the training that is there, however it came there.
+  running.marker_of("out", finetune).write_text(f"{finetune}\n1\n")
+  assert jobs.keys() - running.done_jobs("out", jobs) == {evaluation}
+  runner.run()
+  assert runner.started == [evaluation]
+
+  Path(jobs[mine].makes).unlink()
+  runner.run()
+  assert set(runner.started) == depending(mine) and len(runner.started) == 5
+  assert Path(f"{jobs[finetune].makes}.old2").exists()
+  runner.run()
+  assert runner.started == []
 
 
 @pytest.mark.parametrize("received", [signal.SIGINT, signal.SIGTERM])
@@ -315,7 +354,9 @@ print(f"{{number}};cluster")
   subprocess.run(["bash", path, "--partition=gpu"], check=True, cwd=tmp_path,
                  env={**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"})
   for job in runner.plan.jobs.values():
-    assert running.marker_of("out", job).read_text() == job.stamp + "\n"
+    assert re.fullmatch(re.escape(job.stamp) + r"\n\d+\n", running.marker_of("out", job.name).read_text())
+    assert running.started_of("out", job.name).read_text() == "".join(
+        running.marker_of("out", name).read_text() for name in job.after)
     assert running.log_of("out", job).read_text() == f"-m gtr_jax {' '.join(job.words)}\n"
   submit = path.read_text()
   for job in runner.plan.jobs.values():

@@ -104,6 +104,36 @@ def test_all_is_checked_before_anything_starts(folder, capsys, old, new, message
   assert not (folder / "out").exists()
 
 
+def test_collections_are_looked_for_before_anything_starts(folder, capsys, monkeypatch):
+  flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
+  for given, message in [
+      ("--collection nowhere", "plan.Sweep.evaluate: nowhere: no such folder"),
+      ("--collection made_up --split dev", "dev.tsv: no such file; splits here: test"),
+      ("--collection data", "data: no corpus.jsonl"),
+      ("--collection beir/robust04 --collection beir/nq", f"into {folder}/data/beir/robust04; beir/nq would be"),
+      ("--bm25_is_missing", "unrecognized arguments"), ("--similarity dot", "nothing to evaluate on"),
+  ]:
+    (folder / "real.gin").write_text(REAL.replace("--collection made_up", given))
+    assert cli.main(flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "out").exists()
+    if "nowhere" in given:  # Commands can be printed for another machine.
+      assert cli.main([*flags, "--print"]) == 0
+      assert message in capsys.readouterr().err
+  (folder / "real.gin").write_text(REAL.replace("--collection made_up", "--collection made_up --collection beir/nq"))
+  assert cli.main([*flags, "--slurm"]) == 0
+  assert "downloaded to" in (error := capsys.readouterr().err) and error.endswith(": beir/nq\n")
+
+
+def test_printed_commands_name_the_data_folder(folder, capsys, monkeypatch):
+  monkeypatch.setenv("GTR_DATA_DIR", "data")
+  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--slurm"]) == 0
+  for line in (folder / "out" / "commands.sh").read_text().splitlines():
+    if line.startswith(("gtr-jax train", "gtr-jax evaluate")):
+      assert f"--data_dir {folder}/data" in line
+  assert f"--data_dir {folder}/data --collect" in (folder / "out" / "slurm" / "submit.sh").read_text()
+
+
 def test_the_folder_of_something_else(folder, capsys):
   def error(*flags):
     assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", *flags]) == 2
@@ -117,7 +147,7 @@ def test_the_folder_of_something_else(folder, capsys):
   assert "holds a sweep of stages train over size" in error()
   (folder / "out" / command.PLAN_FILE).unlink()
   assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--slurm"]) == 0
-  (folder / "out" / "done" / "evaluate_PT-0.05").write_text("pretrain_00000000 --collection made_up\n")
+  (folder / "out" / "done" / "evaluate_PT-0.05").write_text("pretrain_00000000 --collection made_up\n17\n")
   assert "run PT-0.05 was evaluated as pretrain_00000000 and is pretrain_" in error()
   assert "--workers 0" in error("--workers=0")
 

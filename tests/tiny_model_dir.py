@@ -33,12 +33,12 @@ def corpus(documents: int) -> Documents:
                    [sentence(i + 1, 1 + i * 11 % 40) for i in range(documents)])
 
 
-def write_vocabulary(path) -> Tokenizer:
-  """Trains a SentencePiece model with T5's special ids."""
+def write_vocabulary(path, vocab_size=150, **options) -> Tokenizer:
+  """Trains a SentencePiece model with T5's special ids; `options` are those of its trainer."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=(sentence(i, 8) for i in range(200)), model_writer=model, vocab_size=150, model_type="unigram",
-      pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+      sentence_iterator=(sentence(i, 8) for i in range(200)), model_writer=model, vocab_size=vocab_size,
+      model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2, **options)
   path.write_bytes(model.getvalue())
   return Tokenizer(path)
 

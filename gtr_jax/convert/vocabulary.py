@@ -5,6 +5,7 @@ Since version 5, transformers saves tokenizer.json alone.
 
 import base64
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from gtr_jax.errors import InputError
 
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 _SENTINEL = "<extra_id_"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
@@ -36,8 +38,7 @@ def check_exportable(vocabulary: bytes, place: Any) -> None:
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
   kind = trainer.ModelType.Name(trainer.model_type)
   reasons = [f"model_type {kind.lower()}"] * (kind != "UNIGRAM")
-  for spec, options in ((trainer, {"byte_fallback": False, "treat_whitespace_as_suffix": False,
-                                   "split_by_whitespace": True}),
+  for spec, options in ((trainer, {"treat_whitespace_as_suffix": False, "split_by_whitespace": True}),
                         (normalizer, {"add_dummy_prefix": True, "remove_extra_whitespaces": True,
                                       "escape_whitespaces": True})):
     reasons += [f"{name} {str(not usual).lower()}" for name, usual in options.items() if getattr(spec, name) != usual]
@@ -97,7 +98,8 @@ def to_tokenizer_json(vocabulary: bytes, extra_ids: int) -> dict[str, Any]:
           "pair": [first, closing, {"Sequence": {"id": "B", "type_id": 0}}, closing],
           "special_tokens": {eos: {"id": eos, "ids": [ids[eos]], "tokens": [eos]}}},
       "decoder": words,
-      "model": {"type": "Unigram", "unk_id": model.trainer_spec.unk_id, "vocab": pieces, "byte_fallback": False}}
+      "model": {"type": "Unigram", "unk_id": model.trainer_spec.unk_id, "vocab": pieces,
+                "byte_fallback": model.trainer_spec.byte_fallback}}
 
 
 def from_tokenizer_json(fields: Any, place: Any) -> bytes:
@@ -114,9 +116,10 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
   try:
     kind, pieces, unk_id = fields["model"]["type"], fields["model"]["vocab"], fields["model"]["unk_id"]
     normalizer = fields["normalizer"] or {"type": "null"}
-    if kind != "Unigram" or normalizer["type"] != "Precompiled" or fields["model"].get("byte_fallback"):
+    by_bytes = bool(fields["model"].get("byte_fallback"))
+    if kind != "Unigram" or normalizer["type"] != "Precompiled":
       raise InputError(f"{place}: a {kind} tokenizer with normalizer {normalizer['type']}; gtr_jax reads T5's: "
-                       "Unigram, Precompiled, without byte fallback; give its SentencePiece model as vocabulary")
+                       "Unigram and Precompiled; give its SentencePiece model as vocabulary")
     charsmap = base64.b64decode(normalizer["precompiled_charsmap"] or "")
     if not charsmap:
       raise InputError(f"{place}: its normalizer has no precompiled_charsmap, by which T5's vocabularies normalise "
@@ -126,14 +129,15 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
     for i, (piece, score) in enumerate(pieces):
       if not piece.startswith(_SENTINEL):
         model.pieces.add(piece=piece, score=score, type=_PIECE.UNKNOWN if i == unk_id else
-                         _PIECE.CONTROL if i in (pad_id, eos_id) else _PIECE.NORMAL)
+                         _PIECE.CONTROL if i in (pad_id, eos_id) else
+                         _PIECE.BYTE if by_bytes and _BYTE.fullmatch(piece) else _PIECE.NORMAL)
   except InputError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
     raise InputError(f"{place}: not T5's tokenizer ({type(e).__name__}: {e}); give its SentencePiece model "
                      "as vocabulary") from e
   model.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
-  model.trainer_spec.vocab_size = len(model.pieces)
+  model.trainer_spec.vocab_size, model.trainer_spec.byte_fallback = len(model.pieces), by_bytes
   model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = pad_id, eos_id, unk_id
   model.trainer_spec.bos_id = -1
   model.normalizer_spec.name = "nmt_nfkc"

@@ -120,8 +120,8 @@ def with_forums(collections: Mapping[str, Mapping[str, Any]]) -> dict[str, Mappi
   found = dict(collections)
   if all(forum in found for forum in _FORUMS):
     of_forums = [found[forum] for forum in _FORUMS]
-    found[_CQADUPSTACK] = {**of_forums[0], **{name: sum(of[name] for of in of_forums)
-                                              for name in ("documents", "queries")},
+    found[_CQADUPSTACK] = {**{name: value for name, value in of_forums[0].items() if name != "hash"},
+                           **{name: sum(of[name] for of in of_forums) for name in ("documents", "queries")},
                            "median words": sum(of["median words"] for of in of_forums) / len(of_forums)}
   return found
 

@@ -2,8 +2,10 @@
 
 import array
 import dataclasses
+import hashlib
 import os
 from collections.abc import Container
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -27,6 +29,7 @@ class Collection:
     query_ids: in file order.
     queries: their texts.
     qrels: grades by query and document id; grades of 0 and below are judged not relevant.
+    hash: of all of these, the same however the files are written.
     unknown: judgements of documents that are not in the corpus.
   """
 
@@ -37,6 +40,7 @@ class Collection:
   query_ids: list[str]
   queries: list[str]
   qrels: Qrels
+  hash: str
   unknown: int = 0
 
 
@@ -53,13 +57,24 @@ def read_collection(folder: epath.PathLike, split: str = "test", *, allow_empty_
       everyone has to put together from what is still there (Signal-1M). They count as not found.
   """
   folder = epath.Path(folder)
-  documents, words, lines = _read_documents(folder, allow_empty_documents)
+  hashed = hashlib.blake2b(digest_size=16)
+  documents, words, lines = _read_documents(folder, allow_empty_documents, hashed)
   query_ids, queries = read_queries(_jsonl_file(folder, "queries"))
-  path = folder / "qrels" / f"{split}.tsv"
-  qrels, unknown = _read_qrels(path, set(query_ids), lines, allow_unknown)
+  qrels, unknown = _read_qrels(_qrels_file(folder, split), set(query_ids), lines, allow_unknown)
   judged = [i for i, query_id in enumerate(query_ids) if query_id in qrels]
-  return Collection(name or folder.resolve().name, split, documents, words, [query_ids[i] for i in judged],
-                    [queries[i] for i in judged], qrels, unknown)
+  query_ids, queries = [query_ids[i] for i in judged], [queries[i] for i in judged]
+  hashed.update(repr((query_ids, queries, sorted((query_id, sorted(of.items())) for query_id, of in qrels.items())))
+                .encode())
+  return Collection(name or folder.resolve().name, split, documents, words, query_ids, queries, qrels,
+                    hashed.hexdigest(), unknown)
+
+
+def check_files(folder: epath.PathLike, split: str) -> None:
+  """Raises InputError where a file of a collection is not there; nothing is read."""
+  folder = epath.Path(folder)
+  for name in ("corpus", "queries"):
+    _jsonl_file(folder, name)
+  _qrels_file(folder, split)
 
 
 def read_corpus(folder: epath.PathLike, *, allow_empty_documents: bool = False) -> Documents:
@@ -73,8 +88,9 @@ def read_corpus(folder: epath.PathLike, *, allow_empty_documents: bool = False) 
   return _read_documents(epath.Path(folder), allow_empty_documents)[0]
 
 
-def _read_documents(folder: epath.Path, allow_empty: bool) -> tuple[Documents, np.ndarray, dict[str, int]]:
-  """(documents, words of each, id -> line)."""
+def _read_documents(folder: epath.Path, allow_empty: bool,
+                    hashed: Any = None) -> tuple[Documents, np.ndarray, dict[str, int]]:
+  """(documents, words of each, id -> line). Adds the documents to `hashed`, while they are read."""
   path = _jsonl_file(folder, "corpus")
   on_disk = "://" not in os.fspath(path) and not path.name.endswith(".gz")
   documents, lines = Documents([], [], []), {}
@@ -85,6 +101,8 @@ def _read_documents(folder: epath.Path, allow_empty: bool) -> tuple[Documents, n
     if not allow_empty and not title.strip() and not text.strip():
       raise InputError(f"{place}: document {documents.ids[-1]!r} has neither title nor text; remove it, or keep it "
                        "with --allow_empty_documents")
+    if hashed is not None:
+      hashed.update(f"{len(documents.ids[-1])} {len(title)} {len(text)} {documents.ids[-1]}{title}{text}".encode())
     words.append(len(title.split()) + len(text.split()))
     ends.append(end)
     if not on_disk:
@@ -116,10 +134,6 @@ def _read_qrels(path: epath.Path, query_ids: Container[str], doc_ids: Container[
   """Judgements: tab-separated query-id, corpus-id, score under a header line of these names; and how many of them are
   of documents that are not in the corpus.
   """
-  if not path.exists():
-    there = sorted(p.name.removesuffix(".tsv") for p in path.parent.glob("*.tsv")) if path.parent.exists() else []
-    raise InputError(f"{path}: no such file; " + (f"splits here: {', '.join(there)}" if there else
-                                                  "a collection needs qrels/<split>.tsv"))
   qrels: Qrels = {}
   unknown, unknown_queries = [], []
   for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -155,6 +169,15 @@ def _read_qrels(path: epath.Path, query_ids: Container[str], doc_ids: Container[
       others = f" and {len(wrong) - 1:,} more like it" if len(wrong) > 1 else ""
       raise InputError(f"{wrong[0]}: remove the line{others}, or add what is missing")
   return qrels, len(unknown)
+
+
+def _qrels_file(folder: epath.Path, split: str) -> epath.Path:
+  path = folder / "qrels" / f"{split}.tsv"
+  if not path.exists():
+    there = sorted(p.name.removesuffix(".tsv") for p in path.parent.glob("*.tsv")) if path.parent.exists() else []
+    raise InputError(f"{path}: no such file; " + (f"splits here: {', '.join(there)}" if there else
+                                                  "a collection needs qrels/<split>.tsv"))
+  return path
 
 
 def _jsonl_file(folder: epath.Path, name: str) -> epath.Path:

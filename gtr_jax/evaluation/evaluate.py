@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import beir
-from gtr_jax.evaluation.collections import Collection, read_collection
-from gtr_jax.evaluation.find import Found, find_collections
+from gtr_jax.evaluation.collections import Collection, check_files, read_collection
+from gtr_jax.evaluation.find import Found, find_collections, look_for_collections
 from gtr_jax.evaluation.measures import MEASURES, measure
 from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
@@ -97,8 +97,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
 
   Returns:
     What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "median
-    words", "beir": whether it is that set, "warnings") and "systems" (name -> "model", "weights_hash", "similarity",
-    "results": collection -> measure -> value).
+    words", "hash", "beir": whether it is that set, "warnings") and "systems" (name -> "model", "weights_hash",
+    "similarity", "results": collection -> measure -> value).
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
@@ -116,8 +116,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   found = distributed.first_before_others(lambda: find_collections(collections, suite, data_root))
   tasks = [_read(one, protocol.of(one)) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
-  distributed.check_same({f"the hash of {task.collection.name}'s queries": _queries_hash(task.collection)
-                          for task in tasks})
+  distributed.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
   results = {"depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks},
              "systems": {}}
   say = (lambda text: print(text, file=sys.stderr)) if progress and distributed.is_first() else lambda text: None
@@ -133,6 +132,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       name = name if model is loaded else f"{name} ({similarity})"
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "weights_hash": model and model.weights_hash, "results": {}}
+    there = earlier.get("systems", {}).get(name, of_system)
+    again = beir.with_forums(results["collections"])
+    dropped = [of_earlier for of_earlier in beir.shown(there["results"]) if of_earlier not in again]
+    if there["weights_hash"] != of_system["weights_hash"] and dropped:
+      say(f"{name}: the results here are of other weights; those on {', '.join(dropped)} are dropped")
     for task in tasks:
       collection, clock = task.collection, _Clock()
       say(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
@@ -154,14 +158,25 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   return distributed.from_first(lambda: _merged({}, results))
 
 
+def check_collections(collections: Sequence[epath.PathLike], suite: str | None, data_root: epath.PathLike,
+                      protocol: Protocol = Protocol()) -> list[str]:
+  """Looks for what `evaluate` would read, without reading it; returns the sets that it would download first.
+
+  Raises:
+    InputError: a collection is neither there nor to be downloaded, or none is given.
+  """
+  if not collections and not suite:
+    raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
+  there, downloads = look_for_collections(collections, suite, data_root)
+  for found in there:
+    check_files(found.folder, protocol.of(found).split)
+  return downloads
+
+
 def _read(found: Found, protocol: Protocol) -> _Task:
   return _Task(read_collection(found.folder, protocol.split, name=found.name,
                                allow_empty_documents=protocol.allow_empty_documents,
                                allow_unknown=_UNKNOWN_JUDGEMENTS if found.beir else 0.0), protocol, found.beir)
-
-
-def _queries_hash(collection: Collection) -> str:
-  return hashlib.sha256(repr((collection.query_ids, collection.queries, collection.qrels)).encode()).hexdigest()
 
 
 def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,13 +186,16 @@ def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
   of = task.beir or beir.SETS.get(collection.name)
   warnings = beir.warnings(of, documents, queries, collection.unknown) if of else []
   described = {"split": collection.split, "documents": documents, "queries": queries,
-               "median words": float(np.median(collection.words)),
+               "median words": float(np.median(collection.words)), "hash": collection.hash,
                "beir": task.beir is not None or of is not None and not warnings}
   there = earlier.get("collections", {}).get(collection.name, described)
   for name in ("split", "documents", "queries"):
     if there.get(name) != described[name]:
       raise InputError(f"{collection.name}: {name} {described[name]}, and of what the results here call so "
                        f"{there.get(name)}; choose another --output")
+  if there.get("hash", described["hash"]) != described["hash"]:
+    raise InputError(f"{collection.name}: another collection {collection.name} than in the results here, with other "
+                     "documents, queries or judgements; choose another --output, or rename the folder")
   return described if task.beir is None or not warnings else {**described, "warnings": warnings}
 
 

@@ -43,13 +43,7 @@ def find_collections(references: Sequence[epath.PathLike], suite: str | None, ro
   Raises:
     InputError: sets are neither there nor to be had; names all of them, and what to put where.
   """
-  references = [*map(os.fspath, references), *(name if name.startswith(_NANO) else _BEIR + name
-                                               for name in SUITES.get(suite, ()))]
-  places = {reference: _place(reference, epath.Path(root)) for reference in dict.fromkeys(references)}
-  missing = {reference: place for reference, place in places.items() if _is_name(reference) and not place.exists()}
-  by_hand = [reference for reference in missing if not _archive_of(reference).md5]
-  if by_hand:
-    raise InputError(_how_to_get(by_hand, missing, epath.Path(root)))
+  places, missing = _look(references, suite, root)
   for reference, place in missing.items():
     archive = _archive_of(reference)
     try:
@@ -60,6 +54,29 @@ def find_collections(references: Sequence[epath.PathLike], suite: str | None, ro
       addresses = ", ".join(dict.fromkeys(ADDRESS.format(name=_archive_of(name).name) for name in left))
       raise InputError(f"{', '.join(left)}: not there, and not to be had ({getattr(e, 'reason', e)}); put {addresses}, "
                        f"or what is in {'it' if len(left) == 1 else 'them'}, into {epath.Path(root) / 'beir'}") from e
+  return _found(places)
+
+
+def look_for_collections(references: Sequence[epath.PathLike], suite: str | None,
+                         root: epath.PathLike) -> tuple[list[Found], list[str]]:
+  """As `find_collections`, without downloading: those that are there, and the sets that would be downloaded."""
+  places, missing = _look(references, suite, root)
+  return _found({reference: place for reference, place in places.items() if reference not in missing}), list(missing)
+
+
+def _look(references, suite, root) -> tuple[dict[str, epath.Path], dict[str, epath.Path]]:
+  """Where all are, or will be; and those of them that can be downloaded."""
+  references = [*map(os.fspath, references), *(name if name.startswith(_NANO) else _BEIR + name
+                                               for name in SUITES.get(suite, ()))]
+  places = {reference: _place(reference, epath.Path(root)) for reference in dict.fromkeys(references)}
+  missing = {reference: place for reference, place in places.items() if _is_name(reference) and not place.exists()}
+  by_hand = [reference for reference in missing if not _archive_of(reference).md5]
+  if by_hand:
+    raise InputError(_how_to_get(by_hand, missing, epath.Path(root)))
+  return places, missing
+
+
+def _found(places: dict[str, epath.Path]) -> list[Found]:
   found = []
   for reference, place in places.items():
     of = _set_of(reference)
@@ -112,11 +129,13 @@ def _how_to_get(names: Sequence[str], missing: dict[str, epath.Path], root: epat
   if nano:
     hub_names = ", ".join(_set_of(name).hub_name for name in nano)
     whose.append(f"{', '.join(nano)} (data sets on huggingface.co: {hub_names})")
-  others = len(missing) - len(names)
-  rest = f"; {others} more can be downloaded once these are there" if others else ""
+  others = [name for name in missing if name not in names]
+  rest = f"; {', '.join(others)} would be downloaded once these are there" if others else ""
   instead = ", or take --suite beir-public" if len(private) > 1 else ""
-  return (f"not there: {'; '.join(whose)}: put corpus.jsonl, queries.jsonl and qrels/test.tsv of each into {root}/NAME"
-          f"{instead}{rest}")
+  folders = [root / names[0]] if len(names) == 1 else [root / kind / "NAME" for kind, of in (
+      ("beir", private), ("nano-beir", nano)) if of]
+  return (f"not there: {'; '.join(whose)}: put corpus.jsonl, queries.jsonl and qrels/test.tsv of each into "
+          f"{' and '.join(map(os.fspath, folders))}{instead}{rest}")
 
 
 def _download(of: BeirSet, folder: epath.Path) -> None:

@@ -232,7 +232,8 @@ def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, 
     read = studies.read_results(path)
     for collection, of in read["collections"].items():
       there = collections.setdefault(collection, of)
-      if any(there[key] != of[key] for key in ("documents", "queries", "median words")):
+      if any(there.get(key, of.get(key)) != of.get(key, there.get(key))
+             for key in ("documents", "queries", "median words", "hash")):
         raise InputError(f"{path}: another collection {collection!r} than in the evaluations before; rename its folder "
                          "and evaluate again")
     for system, of_system in read["systems"].items():

@@ -1,7 +1,9 @@
 """`gtr-jax mine`: from its flags to pairs with hard negatives."""
 
 import argparse
+import collections
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gtr_jax.errors import InputError
@@ -78,10 +80,12 @@ def run(args: argparse.Namespace, missing: Any) -> str:
   def read_pairs():
     return mining.read_pairs(args.pairs, fields, own_passages=not args.collection)
 
-  id_of = None
+  id_of, unknown = None, 0
   if args.collection:
     next(read_pairs()) if args.pairs else None  # Before the corpus, which may take minutes to read.
     documents, judged = _read_collection(args)
+    if args.passage_id_field:
+      unknown = _unknown_ids(args, (pair.query.passage_id for pair in read_pairs()), documents.ids)
     id_of = str if args.passage_id_field or not args.pairs else None
   else:
     documents, ids = mining.passages_of(read_pairs(), args.passage_id_field)
@@ -96,7 +100,23 @@ def run(args: argparse.Namespace, missing: Any) -> str:
     pairs = mining.judged_pairs(*judged, ranker)
   mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of)
   return (f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
-          "negatives")
+          "negatives" + (f"; {unknown:,} have a passage id that {args.collection} does not have" if unknown else ""))
+
+
+def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], document_ids: Sequence[str]) -> int:
+  """How many pairs have a passage id that no document has. Raises InputError where more than half of them do."""
+  counts = collections.Counter(passage_id for passage_id in of_pairs if passage_id is not None)
+  whole = counts.total()
+  if not whole:
+    raise InputError(f"{args.pairs}: no pair has a {args.passage_id_field!r}; name the field of their ids in "
+                     f"{args.collection} with --passage_id_field, or leave it out")
+  for document_id in document_ids:
+    counts.pop(document_id, None)
+  if counts.total() > whole / 2:
+    raise InputError(f"{args.pairs}: unknown {args.passage_id_field} {next(iter(counts))!r}; it is not in "
+                     f"{args.collection}, as for {counts.total():,} of {whole:,} pairs; give the collection that the "
+                     "ids are of, or leave --passage_id_field out")
+  return counts.total()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -104,6 +124,9 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError("give --pairs, training pairs as JSONL, or --collection, a corpus with judgements, or both")
   if args.pairs and os.path.realpath(args.pairs) == os.path.realpath(args.output):
     raise InputError("--output would overwrite --pairs; give another file")
+  if os.path.isdir(args.output):
+    raise InputError(f"--output {args.output}: is a folder; name the file to write, for instance "
+                     f"{os.path.join(args.output, 'mined.jsonl')}")
   if args.num_negatives < 1:
     raise InputError(f"--num_negatives {args.num_negatives}: give 1 or more")
   if args.pairs and args.split:
@@ -126,15 +149,15 @@ def _check(args: argparse.Namespace) -> None:
 
 def _read_collection(args: argparse.Namespace) -> tuple[Any, Any]:
   """The documents; and without --pairs (query ids, queries, judgements)."""
-  from gtr_jax.evaluation import collections
+  from gtr_jax.evaluation.collections import read_collection, read_corpus
   from gtr_jax.mining import msmarco
   split = args.split or "train"
   if os.path.exists(os.path.join(args.collection, msmarco.COLLECTION)):
     documents = msmarco.read_passages(args.collection)
     return documents, None if args.pairs else msmarco.read_judged(args.collection, split, documents.ids)
   if args.pairs:
-    return collections.read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents), None
-  whole = collections.read_collection(args.collection, split, allow_empty_documents=args.allow_empty_documents)
+    return read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents), None
+  whole = read_collection(args.collection, split, allow_empty_documents=args.allow_empty_documents)
   return whole.documents, (whole.query_ids, whole.queries, whole.qrels)
 
 

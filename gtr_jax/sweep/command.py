@@ -61,6 +61,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Does what the flags ask; returns the exit code: 1 where something failed."""
+  from gtr_jax.data import root
   from gtr_jax.sweep import plan as plans
   from gtr_jax.sweep import results, scripts
   from gtr_jax.sweep import run as running
@@ -70,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
   if args.workers < 1:
     raise InputError(f"--workers {args.workers}: give 1 or more")
   sys.path.append(os.getcwd())
+  root.set_data_dir(args.data_dir)
+  if not args.data_dir and os.environ.get("GTR_DATA_DIR"):  # The commands are to find it without the variable.
+    args = argparse.Namespace(**{**vars(args), "data_dir": os.fspath(root.data_dir())})
   search_paths = [p for p in args.gin_search_paths.split(",") if p]
   sweep = _read(args, search_paths)
   whole = plans.make_plan(sweep, _folders(args), _resolver(search_paths))
@@ -77,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     if job.words[0] != "train" and (problem := _problem(job.words)):  # Trainings are resolved.
       raise InputError(f"{job.name}: {problem}")
   _check_folder(args.output, sweep, whole)
-  done = {job.name for job in whole.jobs.values() if running.is_done(args.output, job)}
+  done = running.done_jobs(args.output, whole.jobs)
+  if not args.collect:
+    _check_collections(whole, done, root.data_dir(), args.print_only)
   text = scripts.commands(whole, done)
   if args.print_only:
     print(text, end="")
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     Path(args.output, PLAN_FILE).write_text(json.dumps(_identity(sweep), indent=1) + "\n")
     Path(args.output, "commands.sh").write_text(text)
     if args.slurm:
+      running.set_aside(args.output, whole.jobs, print)
       path = scripts.write_slurm({name: job for name, job in whole.jobs.items() if name not in done}, args.output,
                                  [*_own_words(args), "--collect"])
       print(f"{len(whole.jobs) - len(done)} jobs; submit them with: bash {shlex.quote(str(path))} [sbatch's options]")
@@ -121,7 +128,6 @@ def _folders(args: argparse.Namespace) -> Any:
   from gtr_jax.data import root
   from gtr_jax.sweep.plan import Folders
   given = ("--data_dir", args.data_dir) if args.data_dir else ()
-  root.set_data_dir(args.data_dir)
   train_flags = (*given, *(("--gin_search_paths", args.gin_search_paths) if args.gin_search_paths else ()))
   return Folders(args.output, os.fspath(root.data_dir()), train_flags,
                  () if _problem(["evaluate", "--bm25", "--collection", "x", "--output", "x", *given]) else given)
@@ -151,6 +157,24 @@ def _problem(words: Sequence[str]) -> str | None:
   return None
 
 
+def _check_collections(whole: Any, done: set[str], data_root: Any, print_only: bool) -> None:
+  """Says which collections will be downloaded. Raises InputError (where commands are printed: says) what is missing."""
+  from gtr_jax import arguments
+  from gtr_jax.evaluation.evaluate import Protocol, check_collections
+  job = next((job for job in whole.jobs.values() if job.words[0] == "evaluate" and job.name not in done), None)
+  if job is None:
+    return
+  flags = arguments.parser().parse_args(job.words)  # The same for all.
+  try:
+    if downloads := check_collections(flags.collection, flags.suite, data_root, Protocol(flags.split)):
+      print(f"not there, and downloaded to {data_root} by the first evaluation: {', '.join(downloads)}",
+            file=sys.stderr)
+  except InputError as e:
+    if not print_only:
+      raise InputError(f"plan.Sweep.evaluate: {e}") from e
+    print(f"plan.Sweep.evaluate: {e}", file=sys.stderr)
+
+
 def _identity(sweep: Any) -> dict[str, list[str]]:
   return {"stages": list(sweep.stages), "axes": list(sweep.axes)}
 
@@ -169,11 +193,11 @@ def _check_folder(output: str, sweep: Any, whole: Any) -> None:
                      "give another --output")
   for run in whole.runs:
     job = whole.jobs.get(f"evaluate_{run.name}")
-    if job is not None and marker_of(output, job).exists():
-      trained = marker_of(output, job).read_text().split(" ")[0].strip()
+    if job is not None and (marker := marker_of(output, job.name)).exists():
+      trained = marker.read_text().split()[0]
       if trained != run.model:
         raise InputError(f"{output}: run {run.name} was evaluated as {trained} and is {run.model} now, so its "
-                         f"configuration is another one; give another --output, or remove {marker_of(output, job)} and "
+                         f"configuration is another one; give another --output, or remove {marker} and "
                          f"{os.path.dirname(run.results)}")
 
 

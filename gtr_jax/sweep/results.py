@@ -8,7 +8,7 @@ from typing import Any
 
 from gtr_jax.evaluation import beir
 from gtr_jax.sweep.plan import BM25, Plan, Sweep
-from gtr_jax.sweep.run import is_done, last_line, log_of
+from gtr_jax.sweep.run import done_jobs, last_line, log_of
 
 SWEEP_FILE = "sweep.json"
 MEASURE = "nDCG@10"
@@ -28,8 +28,9 @@ def collect(plan: Plan, sweep: Sweep, output: str, failed: Mapping[str, str]) ->
     failed: job -> why, of those that failed now.
   """
   why: dict[str, str] = {}
+  done = done_jobs(output, plan.jobs)
   for job in plan.jobs.values():  # Each after those that it needs.
-    if is_done(output, job):
+    if job.name in done:
       continue
     before = next((name for name in job.after if name in why), None)
     log = log_of(output, job)

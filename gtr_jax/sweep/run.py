@@ -1,6 +1,7 @@
 """Running a sweep's jobs on this machine: some at a time, each in its own process, failures kept apart."""
 
 import fcntl
+import itertools
 import os
 import re
 import signal
@@ -45,15 +46,46 @@ def log_of(output: str, job: Job) -> Path:
   return Path(output, "logs", f"{job.name}.log")
 
 
-def marker_of(output: str, job: Job) -> Path:
-  """The file that says that a job is done, and for what."""
-  return Path(output, "done", job.name)
+def marker_of(output: str, name: str) -> Path:
+  """The file that says that a job is done, for what (its stamp), and when: another time, another result."""
+  return Path(output, "done", name)
 
 
-def is_done(output: str, job: Job) -> bool:
-  """Whether the job was done, with these settings, and what it made is there."""
-  marker = marker_of(output, job)
-  return marker.exists() and marker.read_text().rstrip("\n") == job.stamp and os.path.exists(job.makes)
+def started_of(output: str, name: str) -> Path:
+  """The markers of the jobs that a job came after, one after the other, as they were when it was started."""
+  return Path(output, "started", name)
+
+
+def done_jobs(output: str, jobs: Mapping[str, Job]) -> set[str]:
+  """The jobs that were done with these settings, whose results are there, and were made from what is there."""
+  done: set[str] = set()
+  for job in jobs.values():  # Each after those that it needs.
+    marker = marker_of(output, job.name)
+    text = marker.read_text() if marker.exists() and os.path.exists(job.makes) else ""
+    if re.fullmatch(re.escape(job.stamp) + r"\n(\d+\n)?", text) and _has_its_inputs(output, job, done):
+      done.add(job.name)
+  return done
+
+
+def set_aside(output: str, jobs: Mapping[str, Job], say: Callable[[str], None]) -> None:
+  """Renames folders of trainings that started from what is made again, so that they do not go on from there."""
+  done = done_jobs(output, jobs)
+  for job in jobs.values():
+    begun = started_of(output, job.name).exists() or marker_of(output, job.name).exists()
+    if job.words[0] == "train" and begun and os.path.exists(job.makes) and not _has_its_inputs(output, job, done):
+      old = next(old for i in itertools.count(1) if not os.path.exists(old := f"{job.makes}.old{i}"))
+      os.rename(job.makes, old)
+      say(f"{job.name}: what it was trained from is made again, and so is it; the earlier one is {old}")
+
+
+def _has_its_inputs(output: str, job: Job, done: set[str]) -> bool:
+  """Whether what the job came after is done, and was not done again since the job was started."""
+  started = started_of(output, job.name)
+  return done.issuperset(job.after) and (not started.exists() or started.read_text() == _inputs(output, job))
+
+
+def _inputs(output: str, job: Job) -> str:
+  return "".join(marker_of(output, name).read_text() for name in job.after)
 
 
 @contextmanager
@@ -103,9 +135,11 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
   The first SIGINT or SIGTERM ends the jobs that run as SIGTERM does (a training saves) and waits for them; the second
   kills them. What they were doing goes on at the next call.
   """
-  todo = {name: job for name, job in jobs.items() if not is_done(output, job)}
+  set_aside(output, jobs, say)
+  done = done_jobs(output, jobs)
+  todo = {name: job for name, job in jobs.items() if name not in done}
   number = {name: i for i, name in enumerate(todo, start=1)}
-  for folder in ("logs", "done"):
+  for folder in ("logs", "started", "done"):
     Path(output, folder).mkdir(parents=True, exist_ok=True)
   running: dict[str, tuple[Process, int, float]] = {}
   failed: dict[str, str] = {}
@@ -129,6 +163,8 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         log = log_of(output, job)
         say(f"[{number[job.name]}/{len(number)}] {job.name} starts; its log: {log}")
         del todo[job.name]
+        marker_of(output, job.name).unlink(missing_ok=True)  # Of an earlier time.
+        started_of(output, job.name).write_text(_inputs(output, job))
         running[job.name] = start(job, log, worker), worker, time.monotonic()
         if signals:  # It came while the process was being made.
           running[job.name][0].terminate()
@@ -138,7 +174,7 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         del running[name]
         job, seconds = jobs[name], time.monotonic() - began
         if code == 0:
-          marker_of(output, job).write_text(job.stamp + "\n")
+          marker_of(output, name).write_text(f"{job.stamp}\n{time.time_ns()}\n")
           say(f"[{number[name]}/{len(number)}] {name} done in {seconds:,.0f} s")
         elif signals:
           say(f"[{number[name]}/{len(number)}] {name} stopped")

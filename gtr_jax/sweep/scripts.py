@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gtr_jax.sweep.plan import Job, Plan
-from gtr_jax.sweep.run import log_of, marker_of
+from gtr_jax.sweep.run import log_of, marker_of, started_of
 
 _SUBMIT = """\
 #!/bin/bash
@@ -59,7 +59,7 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
     The script that submits all.
   """
   folder = Path(output, "slurm")
-  for path in (folder, Path(output, "logs"), Path(output, "done")):
+  for path in (folder, *(Path(output, name) for name in ("logs", "started", "done"))):
     path.mkdir(parents=True, exist_ok=True)
   groups: dict[tuple[str, ...], list[Job]] = defaultdict(list)
   for job in jobs.values():
@@ -85,5 +85,8 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
 
 def _shell(output: str, job: Job) -> str:
   command = shlex.join([sys.executable, "-m", "gtr_jax", *job.words])
-  return (f"{command} >> {shlex.quote(str(log_of(output, job)))} 2>&1 && "
-          f"echo {shlex.quote(job.stamp)} > {shlex.quote(str(marker_of(output, job)))}")
+  inputs = shlex.join([str(marker_of(output, name)) for name in job.after] or ["/dev/null"])
+  marker = shlex.quote(str(marker_of(output, job.name)))
+  return (f"rm -f {marker} && cat {inputs} > {shlex.quote(str(started_of(output, job.name)))} && "
+          f"{command} >> {shlex.quote(str(log_of(output, job)))} 2>&1 && "
+          f"{{ echo {shlex.quote(job.stamp)}; date +%s%N; }} > {marker}")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from etils import epath
@@ -52,6 +53,17 @@ def test_prompts_are_those_of_encode_query_and_encode_document(tmp_path, vocabul
   theirs, ours = SentenceTransformer(str(folder), device="cpu", local_files_only=True), load_model(folder)
   for side, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
     np.testing.assert_allclose(embed(ours, TEXTS[1:3], side, progress=False), encode(TEXTS[1:3]), atol=1e-5, rtol=0)
+
+
+def test_bytes_of_unknown_characters(tmp_path):
+  vocabulary = write_vocabulary(epath.Path(tmp_path) / "bytes.model", vocab_size=400, byte_fallback=True)
+  folder = written(tmp_path / "model", tiny_encoder(vocabulary), vocabulary)
+  theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  assert [list(x) for x in vocabulary.encode(TEXTS, 400)] == [theirs.encode(text).ids for text in TEXTS]
+  # The class of transformers reads no such flag: there these characters are unknown.
+  known = [text for text in TEXTS if text.isascii()]
+  ids = SentenceTransformer(str(folder), device="cpu", local_files_only=True).tokenizer(known)["input_ids"]
+  assert len(known) == 198 and [list(x) for x in vocabulary.encode(known, 400)] == [list(x) for x in ids]
 
 
 def test_the_slow_tokenizer_agrees(tmp_path, vocabulary):

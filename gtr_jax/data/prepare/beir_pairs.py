@@ -6,6 +6,7 @@
 import argparse
 import os
 
+from gtr_jax.data import root
 from gtr_jax.data.prepare import msmarco
 from gtr_jax.data.prepare.judged import JudgedPairs
 from gtr_jax.data.prepare.passages import cache_folder
@@ -16,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare beir`."""
   parser.epilog = __doc__
   parser.add_argument("folder", metavar="DIR",
-                      help="corpus.jsonl, queries.jsonl (each also as .gz) and qrels/train.tsv, as BEIR publishes "
+                      help="also below the data folder (beir/scifact): corpus.jsonl, queries.jsonl (each also as .gz) "
+                      "and qrels/train.tsv, as BEIR publishes "
                       "nq-train, hotpotqa, fever, fiqa, nfcorpus, scifact and msmarco. qrels/dev.tsv, where it is "
                       "there, becomes the validation split. What is judged with grade 0 becomes a negative")
   parser.add_argument("--split", default="train", metavar="NAME", help="train on qrels/NAME.tsv (default: %(default)s)")
@@ -31,16 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(args: argparse.Namespace) -> JudgedPairs:
   """The source that the flags describe. Raises InputError where a file is missing, with the splits that are there."""
-  if not os.path.isdir(args.folder):
-    raise InputError(f"{args.folder}: no such folder; give one in BEIR layout")
+  folder = args.folder if os.path.isdir(args.folder) else os.fspath(root.resolve(args.folder))
+  if not os.path.isdir(folder):
+    raise InputError(f"{args.folder}: no such folder, nor below {root.data_dir()}; give one in BEIR layout")
   if args.min_grade < 1:
     raise InputError(f"--min_grade {args.min_grade}: give 1 or more; grade 0 is judged not relevant")
-  dev = _qrels(args.folder, "dev")
+  dev = _qrels(folder, "dev")
   validation = (dev if os.path.exists(dev) else "") if args.validation_split is None else (
-      _existing_qrels(args.folder, args.validation_split) if args.validation_split else "")
+      _existing_qrels(folder, args.validation_split) if args.validation_split else "")
   return JudgedPairs(
-      name=os.path.basename(os.path.abspath(args.folder)), passages=_jsonl(args.folder, "corpus"),
-      queries=(args.queries or _jsonl(args.folder, "queries"),), qrels=_existing_qrels(args.folder, args.split),
+      name=os.path.basename(os.path.abspath(folder)), passages=_jsonl(folder, "corpus"),
+      queries=(args.queries or _jsonl(folder, "queries"),), qrels=_existing_qrels(folder, args.split),
       validation_qrels=validation, cache=cache_folder(), min_grade=args.min_grade, **msmarco.negatives(args))
 
 

@@ -40,12 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   _add_data_dir(pydoc)
   for name, (module, what) in SOURCES.items():
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
-                                allow_abbrev=False)
+                                allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = source.add_argument_group("every source")
     group.add_argument("--name", help=f"of the folder in the data folder (default: {name})")
     _add_data_dir(group)
     group.add_argument("--validation_share", type=float, default=0.0, metavar="SHARE",
-                       help="make this share of the queries, drawn by a hash, the validation split (default: 0)")
+                       help="make this share of the queries, drawn by a hash, the validation split; of reddit and "
+                       "stack_exchange, whole threads and questions (default: 0)")
     group.add_argument("--without", action="append", default=[], metavar="NAME",
                        help="drop pairs that this prepared data has; repeatable")
     group.add_argument("--decontaminate", action="append", default=[], metavar="COLLECTION",
@@ -104,5 +105,21 @@ def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
   else:
     from gtr_jax.data.prepare import engine
     folder = engine.prepare(source, settings, processes=args.workers, max_broken=args.max_broken, say=say)
-  manifest = manifests.read(folder)
-  say("  ".join(f"{what} {n:,}" for what, n in (manifest["examples"] | manifest["counts"]).items()))
+  _tell(manifests.read(folder), say)
+
+
+def _tell(manifest: dict[str, Any], say: Callable[[str], None]) -> None:
+  """What was read and written, what was dropped, and where lines are broken."""
+  listed = lambda counts: ", ".join(f"{what} {n:,}" for what, n in counts.items())  # noqa: E731
+  counts = dict(manifest["counts"])
+  read, written, broken = (counts.pop(what) for what in ("read", "written", "broken"))
+  say(f"read {read:,}, written {written:,} ({listed(manifest['examples'])})")
+  if counts:
+    say(f"dropped or counted: {listed(counts)}")
+  if broken:
+    say(f"broken lines: {broken:,}, the first:")
+    for place in manifest["broken_places"][:3]:
+      say(f"  {place}")
+  asked = any(manifest["filters"].get(name) for name in ("validation_share", "validation", "validation_qrels"))
+  if asked and "validation" not in manifest["examples"]:
+    say("the validation split is empty: nothing that was to be in it is left")

@@ -60,7 +60,8 @@ class Dpr:
       except UnicodeEncodeError:
         counts.broken(place, "not UTF-8, or not valid Unicode")
       except (KeyError, TypeError, AttributeError, ValueError) as e:
-        counts.broken(place, f"not a question with positive_ctxs, or a query with positive_passages ({e!r})")
+        counts.broken(place, "not a question with positive_ctxs, or a query with positive_passages: "
+                      f"{lines.what_is_wrong(e)}")
       else:
         yield from (("", example) for example in examples)
 
@@ -101,8 +102,12 @@ def _distinct(passages) -> list[tuple[str, str]]:
 
 
 def _is_array(path: str) -> bool:
+  """Raises InputError where it is an empty one."""
   with lines.open_file(path) as f:
-    return f.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    head = f.read(4096).removeprefix(codecs.BOM_UTF8).split()
+  if b"".join(head[:2]) == b"[]":
+    raise InputError(f"{path}: an empty array of JSON; give a file with questions in it")
+  return bool(head) and head[0].startswith(b"[")
 
 
 def array_records(path: str) -> Iterator[tuple[str, Any]]:
@@ -174,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="biencoder-nq-train.json.gz, -trivia-, -squad1-, -webquestions-, -curatedtrec- or "
                       "nq-adv-hn-train of DPR (data.retriever.* of its download_data.py), or JSON lines with the same "
                       "fields or with Tevatron's (query_id, query, positive_passages, negative_passages)")
-  parser.add_argument("--validation", nargs="+", default=[], metavar="FILE",
+  parser.add_argument("--validation", nargs="+", action="extend", default=[], metavar="FILE",
                       help="the same for the validation split: biencoder-nq-dev.json.gz")
   parser.add_argument("--num_positives", type=int, default=Dpr.num_positives, metavar="N",
                       help="pairs of a question: its first N positives, 0 for all (default: %(default)s, as DPR)")

@@ -22,7 +22,7 @@ from gtr_jax.data import root
 from gtr_jax.data.prepare import buckets, manifests, records, steps, workers
 from gtr_jax.data.prepare.lines import is_compressed
 from gtr_jax.data.prepare.records import Pair
-from gtr_jax.data.prepare.source import Part, Source
+from gtr_jax.data.prepare.source import Part, Resumable, Source
 from gtr_jax.errors import InputError
 
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
@@ -96,10 +96,16 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   work = work / f"{name}.tmp"
   work.mkdir(parents=True, exist_ok=True)
   with _locked(work):
-    _begin(work, description, say)
-    job = make_job(source, settings, work)
-    _run_all(job, processes or os.cpu_count(), max_broken)
-    _finish(job, description, final)
+    try:
+      _begin(work, description, say)
+      job = make_job(source, settings, work)
+      _run_all(job, processes or os.cpu_count(), max_broken)
+      _finish(job, description, final)
+    except Resumable:
+      raise
+    except InputError:  # The next run has other files or settings.
+      shutil.rmtree(work, ignore_errors=True)
+      raise
   shutil.rmtree(work, ignore_errors=True)
   say(f"wrote {final}")
   return final
@@ -157,7 +163,7 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
   except workers.TaskError as e:
     path = f"{job.work}/traceback.txt"
     pathlib.Path(path).write_text(e.traceback)
-    raise InputError(f"{e}; the traceback is in {path}") from e
+    raise Resumable(f"{e}; the traceback is in {path}") from e
 
 
 def _shares(paths, number) -> list[float]:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gtr_jax.data.prepare import lines, pickles
-from gtr_jax.data.prepare.passages import PassageTable, full_text, open_table
+from gtr_jax.data.prepare.judgements import check_ids, check_systems, identifier, read_qrels, read_queries
+from gtr_jax.data.prepare.passages import full_text, open_table
 from gtr_jax.data.prepare.source import Counts, Example, Part
 from gtr_jax.errors import InputError
 
-_CHECKED = 5000  # Judgements that are looked up before anything else is done.
 _SPLITS = ("train", "validation")
 
 
@@ -70,7 +70,9 @@ class JudgedPairs:
       lines.size_of(self.scores)
       parts += [Part(self.scores, kind="scores")] if pickled else lines.line_parts([self.scores], kind="scores")
     table, _ = self._tables()
-    _check_ids(self.qrels, self.queries, table)
+    check_ids(self.qrels, self.queries, table)
+    if self.systems:
+      check_systems(self.negatives, self.systems)
     # Nothing is read of these, but they are inputs too.
     return parts + [Part(path, kind="passages") for path in (self.passages, self.titles) if path]
 
@@ -94,6 +96,9 @@ class JudgedPairs:
     query, judged, ranked, sampled, scores, known = None, {}, [], [], {}, set()
     for what, *rest in values:
       if what == "query":
+        if query not in (None, rest[0]):
+          raise InputError(f"{', '.join(self.queries)}: the query id {key!r} is there twice, of {query[:60]!r} and of "
+                           f"{rest[0][:60]!r}; ids must be unique: remove one")
         query = rest[0]
       elif what == "judged":
         judged.setdefault(rest[0], {})[rest[1]] = rest[2]
@@ -174,11 +179,11 @@ class JudgedPairs:
         ranked = [found for name, found in systems if not self.systems or name in self.systems]
         scores = {str(p["pid"]): float(p["ce-score"]) for found in [record["pos"], *ranked] for p in found
                   if isinstance(p, dict)}
-        ranked = [[_passage_id(p) for p in found] for found in ranked]
-        value = ["ranked", ranked, [_passage_id(p) for p in record["pos"]], scores]
-        query_id = _passage_id(record["qid"])
+        ranked = [[identifier(p) for p in found] for found in ranked]
+        value = ["ranked", ranked, [identifier(p) for p in record["pos"]], scores]
+        query_id = identifier(record["qid"])
       except (KeyError, TypeError, ValueError, AttributeError) as e:
-        counts.broken(place, f"not {{qid, pos: [pid], neg: {{system: [pid]}}}} ({type(e).__name__}: {e})")
+        counts.broken(place, f"not {{qid, pos: [pid], neg: {{system: [pid]}}}} ({lines.what_is_wrong(e)})")
         continue
       if not ranked:
         counts.add("query_of_other_systems")
@@ -214,45 +219,6 @@ def _once(values):
   return list(dict.fromkeys(values))
 
 
-def _passage_id(value: Any) -> str:
-  if isinstance(value, dict):
-    value = value["pid"]
-  if not isinstance(value, str | int) or value == "":
-    raise TypeError(f"{value!r} is no id")
-  return str(value)
-
-
-def read_queries(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
-  """(id, text) of a file of queries: JSONL with `_id` and `text`, or TSV of two columns."""
-  if ".jsonl" in os.path.basename(part.path):
-    for place, record in lines.json_lines(part, counts):
-      try:
-        record["text"].encode()
-        yield _passage_id(record["_id"]), record["text"].strip()
-      except (KeyError, TypeError, ValueError, AttributeError):
-        counts.broken(place, "not an object with _id and text")
-    return
-  for place, line in lines.text_lines(part, counts):
-    query_id, tab, text = line.partition("\t")
-    if not tab or "\t" in text or not query_id:
-      counts.broken(place, f"{line.count(chr(9)) + 1} columns, not query id and text with a tab between them")
-    else:
-      yield query_id, text.strip()
-
-
-def read_qrels(part: Part, counts: Counts) -> Iterator[tuple[str, str, str, int]]:
-  """(place, query id, passage id, grade) of a file of judgements in one of the forms of `JudgedPairs.qrels`."""
-  for place, line in lines.text_lines(part, counts):
-    fields = line.split()
-    if fields[:1] == ["query-id"] or not fields:
-      continue
-    grade = fields[-1] if len(fields) > 2 else "1"
-    if not 2 <= len(fields) <= 4 or not grade.removeprefix("-").isdigit():
-      counts.broken(place, "not query and passage; query, passage and grade; or query, 0, passage and grade")
-    else:
-      yield place, fields[0], fields[2] if len(fields) == 4 else fields[1], int(grade)
-
-
 def _read_scores(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:
   if ".pkl" in os.path.basename(part.path):
     for query_id, scores in pickles.read_nested(part.path):
@@ -261,29 +227,6 @@ def _read_scores(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:
   for place, record in lines.json_lines(part, counts):
     try:
       scores = {str(p): float(score) for p, score in record["scores"].items()}
-      yield _passage_id(record["qid"]), ["scores", list(scores), list(scores.values())]
+      yield identifier(record["qid"]), ["scores", list(scores), list(scores.values())]
     except (KeyError, TypeError, ValueError, AttributeError):
       counts.broken(place, 'not {"qid": ..., "scores": {"pid": ...}}')
-
-
-def _check_ids(qrels: str, queries: tuple[str, ...], table: PassageTable) -> None:
-  """Raises InputError where most judgements are of passages or queries that are not there: of another collection."""
-  ignored = Counts()
-  head = list(itertools.islice(read_qrels(Part(qrels), ignored), _CHECKED))
-  if not head:
-    place = f"; {ignored.places[0]}" if ignored.places else ""
-    raise InputError(f"{qrels}: no judgements in it{place}; give query, 0, passage and grade with tabs between them")
-  unknown = [passage_id for _, _, passage_id, _ in head if passage_id not in table]
-  if len(unknown) > len(head) / 2:
-    raise InputError(f"{qrels}: {len(unknown):,} of the first {len(head):,} judged passages, such as {unknown[0]!r}, "
-                     f"are not in {table.path}; give the judgements and the passages of one collection")
-  wanted = {query_id for _, query_id, _, _ in head}
-  missing = set(wanted)
-  for path in queries:
-    for query_id, _ in read_queries(Part(path), ignored):
-      missing.discard(query_id)
-      if not missing:
-        return
-  if len(missing) > len(wanted) / 2:
-    raise InputError(f"{qrels}: {len(missing):,} of the first {len(wanted):,} judged queries, such as "
-                     f"{min(missing)!r}, are not in {', '.join(queries)}; give the queries of these judgements")

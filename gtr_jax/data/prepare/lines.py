@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -26,6 +27,11 @@ _BUFFER = 1 << 20
 _ZSTD_INPUT = 16 << 10  # Little at a time: what comes out of it lies in memory.
 _LONGEST_LINE = 256 << 20
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".7z")
+_ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+              codecs.BOM_UTF16_BE: "UTF-16"}  # In this order: one begins as another does.
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh91AY&SY": ".bz2", b"\xfd7zXZ\0": ".xz",
+          b"7z\xbc\xaf\x27\x1c": ".7z", b"PK\3\4": ".zip"}
+_ARRAY = re.compile(rb"\s*\[\s*([\[{]|$)")
 
 
 class Progress:
@@ -70,7 +76,8 @@ def open_file(path: str, start: int = 0) -> Iterator[BinaryIO]:
   """The decompressed bytes of a file, with progress; from byte `start`, if it is plain.
 
   Raises:
-    InputError: while it is read, where an archive is cut off or damaged.
+    InputError: it is empty, in another encoding, or compressed without saying so; or, while it is read, the archive is
+      cut off or damaged.
   """
   with epath.Path(path).open("rb") as raw:
     if start:
@@ -87,7 +94,10 @@ def open_file(path: str, start: int = 0) -> Iterator[BinaryIO]:
     else:
       whole = counted
     try:
-      yield io.BufferedReader(whole, _BUFFER) if path.endswith((".gz", ".bz2", ".xz")) else whole
+      whole = io.BufferedReader(whole, _BUFFER) if path.endswith((".gz", ".bz2", ".xz")) else whole
+      if not start:
+        _check_begin(path, whole.peek(16))
+      yield whole
     except EOFError as e:
       raise InputError(f"{path}: the archive is cut off ({e}); fetch it again") from e
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
@@ -96,6 +106,34 @@ def open_file(path: str, start: int = 0) -> Iterator[BinaryIO]:
       if e.errno is not None or not path.endswith(".bz2"):
         raise
       raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
+
+
+def _check_begin(path, begin):
+  if not begin:
+    raise InputError(f"{path}: is empty; fetch it again, or leave it out")
+  for mark, name in _ENCODINGS.items():
+    if begin.startswith(mark):
+      raise InputError(f"{path}: {name}; convert it to UTF-8: iconv -f {name} -t UTF-8")
+  for mark, ending in _MAGIC.items():
+    if begin.startswith(mark) and not path.endswith(ending):
+      does = "rename it" if ending in _COMPRESSED else "unpack it"
+      raise InputError(f"{path}: holds a {ending} archive, which its name does not say; {does}")
+
+
+def not_utf8(line: bytes) -> str:
+  """What is wrong with the encoding of a line; empty: nothing."""
+  try:
+    line.decode()
+  except UnicodeDecodeError as e:
+    return f"not UTF-8 ({e.reason}); convert the file, of Latin-1: iconv -f LATIN1 -t UTF-8"
+  return ""
+
+
+def what_is_wrong(e: Exception) -> str:
+  """In words, what a record of another form has raised."""
+  if isinstance(e, KeyError):
+    return f"no field {e.args[0]!r}"
+  return "a value of another type" if isinstance(e, TypeError | AttributeError) else str(e)
 
 
 def read_lines(part: Part) -> Iterator[tuple[str, bytes]]:
@@ -126,24 +164,28 @@ def read_lines(part: Part) -> Iterator[tuple[str, bytes]]:
 def text_lines(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
   """`read_lines`, decoded; what is not UTF-8 is broken. Empty lines are skipped."""
   for place, line in read_lines(part):
-    try:
-      text = line.decode()
-    except UnicodeDecodeError as e:
-      counts.broken(place, f"not UTF-8 ({e.reason})")
-      continue
-    if text:
-      yield place, text
+    if wrong := not_utf8(line):
+      counts.broken(place, wrong)
+    elif line:
+      yield place, line.decode()
 
 
 def json_lines(part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
-  """(place, value) of the lines of JSON; what is not JSON is broken. Empty lines are skipped."""
+  """(place, value) of the lines of JSON; what is not JSON is broken. Empty lines are skipped.
+
+  Raises InputError also where the file is one array of objects or lists.
+  """
+  first = not part.start
   for place, line in read_lines(part):
     if not line or line.isspace():
       continue
+    if first and _ARRAY.match(line):
+      raise InputError(f"{part.path}: a JSON array, where one JSON value a line is expected; convert it: jq -c '.[]'")
+    first = False
     try:
       value = json.loads(line)
-    except ValueError as e:  # Also what is not UTF-8.
-      counts.broken(place, f"not JSON ({e})")
+    except ValueError as e:
+      counts.broken(place, not_utf8(line) or f"not JSON ({e})")
     except RecursionError:
       counts.broken(place, "not JSON (nested too deeply)")
     else:

@@ -14,7 +14,7 @@ from etils import epath
 from gtr_jax import __version__
 from gtr_jax.data import root
 from gtr_jax.data.prepare import decontaminate, lines, steps
-from gtr_jax.data.prepare.source import Counts, Source
+from gtr_jax.data.prepare.source import Counts, Resumable, Source
 from gtr_jax.errors import InputError
 
 FORMAT = 1  # Raise it when records, their order or the manifest change.
@@ -127,21 +127,23 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 
 def check_broken(counts: Counts, max_broken: float) -> None:
-  """Raises InputError where more lines are broken than may be."""
+  """Raises InputError where more lines are broken than may be; a `Resumable` where most are not."""
   broken, read = counts.reasons["broken"], counts.reasons["read"]
   if broken > max(_ALWAYS_MAY_BE_BROKEN, max_broken * read):
-    raise InputError(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the "
-                     f"first: {counts.places[0]}; mend the files, or allow more")
+    error = Resumable if broken < read / 2 else InputError
+    raise error(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the first: "
+                f"{counts.places[0]}; mend the files, or allow more")
 
 
 def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tally,
           splits: Mapping[str, Mapping[str, int]]) -> None:
-  """Writes dropped.jsonl, then manifest.json. Raises InputError where there is no example."""
+  """Writes dropped.jsonl, then manifest.json. Raises InputError where there is nothing to train on."""
   reasons = dict(sorted(tally.reasons.items()))
   examples = {split: reasons[f"written_{split}"] for split in SPLITS if f"written_{split}" in reasons}
-  if not examples:
+  if "train" not in examples:
     counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
-    raise InputError(f"no example is left ({counted}); are these the right files and settings?")
+    left = "is left to train on" if examples else "is left"
+    raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
   _write(folder, "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
   counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_negatives(parser: argparse.ArgumentParser) -> None:
   """The flags of hard negatives."""
-  parser.add_argument("--negatives", nargs="+", default=[], metavar="FILE",
+  parser.add_argument("--negatives", nargs="+", action="extend", default=[], metavar="FILE",
                       help="hard negatives: msmarco-hard-negatives.jsonl.gz of sentence-transformers (systems, best "
                       "first; taken by turns), or triples of ids (qidpidtriples.train.full.2.tsv.gz; drawn by hash). "
                       "RocketQA's negatives are texts: gtr-jax prepare rocketqa")
@@ -51,7 +51,7 @@ def add_negatives(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--margin", type=float, default=JudgedPairs.margin, metavar="X",
                       help="with scores, keep only negatives that score X below the worst positive (default: "
                       "%(default)s)")
-  parser.add_argument("--systems", nargs="+", default=[], metavar="NAME",
+  parser.add_argument("--systems", nargs="+", action="extend", default=[], metavar="NAME",
                       help="take negatives of these systems only, such as bm25 (default: all)")
   parser.add_argument("--num_negatives", type=int, default=JudgedPairs.num_negatives, metavar="N",
                       help="for each query at most, 0 for all; a run draws from them anew in every epoch (default: "

@@ -103,8 +103,8 @@ def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
       if not question or not all(isinstance(a, str) for a in answers):
         raise ValueError("no question, or an answer that is not a text")
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as e:
-      raise InputError(f"{place}: not a question with answers ({e}); correct the line: its number is the id in the run"
-                       ) from e
+      raise InputError(f"{place}: not a question with answers ({lines.what_is_wrong(e)}); correct the line: its number "
+                       "is the id in the run") from e
     yield str(number), [question, answers]
   if counts.reasons["broken"]:
     raise InputError(f"{counts.places[0]}; correct the line: the number of a question is its id in the run")

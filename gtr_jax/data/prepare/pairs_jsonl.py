@@ -32,6 +32,7 @@ class _Pair(NamedTuple):
   negatives: list
   query_id: str = ""
   passage_id: str = ""
+  group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,11 @@ class PairsJsonl:
     parts = []
     for path in self.paths:
       file_parts = lines.line_parts([path])
-      with contextlib.closing(lines.json_lines(file_parts[0]._replace(stop=None), Counts())) as rows:
+      counts = Counts()
+      with contextlib.closing(lines.json_lines(file_parts[0]._replace(stop=None), counts)) as rows:
         place, row = next(rows, (path, None))
+      if row is None and counts.places:
+        raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
       try:
         self._pairs(row)
       except ValueError as e:
@@ -100,7 +104,7 @@ class PairsJsonl:
     for place, row in lines.json_lines(part, counts):
       try:
         pairs = self._pairs(row)
-        examples = [self._example(pair) for pair in pairs[:self.max_pairs]]
+        examples = self._examples(pairs, counts)
       except ValueError as e:
         counts.broken(place, str(e))
         continue
@@ -126,7 +130,7 @@ class PairsJsonl:
     if isinstance(row.get("set"), list):
       texts = row["set"]
       mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
-      return [_Pair(a, b, [], mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
+      return [_Pair(a, b, [], mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
     if isinstance(row.get("texts"), list) and len(row["texts"]) == 2:
       return [_Pair(*row["texts"], [])]
     if "query" in row and "pos" in row:
@@ -137,9 +141,17 @@ class PairsJsonl:
         return [_Pair(row[query], row[passage], negatives)]
     raise ValueError(f"fields {', '.join(map(repr, row)) or 'none'} are of no kind that is known")
 
-  def _example(self, pair):
-    texts = [self._text(t) for t in (pair.query, pair.passage, *pair.negatives)]
-    return Example(texts[0], texts[1], pair.query_id, pair.passage_id, tuple(t for t in texts[2:] if t))
+  def _examples(self, pairs, counts):
+    """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
+    positives = {_folded(self._text(pair.passage)) for pair in pairs} if any(pair.negatives for pair in pairs) else ()
+    examples = []
+    for pair in pairs[:self.max_pairs]:
+      query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
+      negatives = tuple(text for text in found if text and _folded(text) not in positives)
+      if (dropped := sum(map(bool, found)) - len(negatives)) and not examples:  # They are the same for all pairs.
+        counts.add("negative_is_positive", dropped)
+      examples.append(Example(query, passage, pair.query_id, pair.passage_id, negatives, group=pair.group))
+    return examples
 
   def _text(self, value):
     if not isinstance(value, str):
@@ -158,6 +170,10 @@ class PairsJsonl:
     if self.min_words > 1 and any(len(t.split(None, self.min_words)) < self.min_words for t in texts):
       return "too_short"
     return "too_long" if any(len(t) > self.max_characters for t in texts) else None
+
+
+def _folded(text):
+  return " ".join(text.casefold().split())
 
 
 def _joined(row, names):

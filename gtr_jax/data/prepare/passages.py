@@ -160,10 +160,10 @@ def _index(path, size, columns, folder):
         start, line = start + bom, line[bom:]
       try:
         row_id = parse(line.decode().rstrip("\r\n")).id
-      except ValueError as e:  # Also what is not UTF-8.
+      except ValueError as e:
         if line.strip():
           broken += 1
-          broken_places += [f"{path}:{number}: {e}"][:_KEPT_PLACES - len(broken_places)]
+          broken_places += [f"{path}:{number}: {lines.not_utf8(line) or e}"][:_KEPT_PLACES - len(broken_places)]
         continue
       if hashes is not None:
         hashes.append(_hash(row_id))

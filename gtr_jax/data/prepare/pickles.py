@@ -55,7 +55,9 @@ class _Refused(Exception):
 
 
 def _reason(e):
-  return "it is cut off" if isinstance(e, struct.error) else str(e)
+  if isinstance(e, struct.error):
+    return "it is cut off"
+  return str(e) if isinstance(e, _Refused) else "it holds something else than dicts, strings and numbers"
 
 
 def _items(f: BinaryIO) -> Iterator[tuple[Any, dict]]:

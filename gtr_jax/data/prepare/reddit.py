@@ -94,7 +94,7 @@ class Reddit:
     for place, row in lines.json_lines(part, counts):
       try:
         if not isinstance(row["id"], str):
-          raise TypeError(f"id {row['id']!r}")
+          raise ValueError(f"id {row['id']!r}")
         if "title" in row and "link_id" not in row:
           yield row["id"], self._post(row, counts)
         elif (comment := self._comment(row, counts)) is not None:
@@ -102,7 +102,7 @@ class Reddit:
       except KeyError as e:
         counts.broken(place, f"no field {e.args[0]!r}, only {', '.join(row)[:200]}")
       except (TypeError, ValueError, AttributeError) as e:
-        counts.broken(place, f"a field of the wrong type ({e})")
+        counts.broken(place, f"not a post or comment: {lines.what_is_wrong(e)}")
 
   @functools.cached_property
   def _bots(self):
@@ -201,15 +201,15 @@ class Reddit:
           counts.add("reply_without_comment", len(of))
       for _, comment, _, text, author, *_ in things.values():
         if reply := _best(replies.get(f"t1_{comment}", ()), author):
-          yield Example(text, reply[3], f"t1_{comment}", f"t1_{reply[1]}")
+          yield Example(text, reply[3], f"t1_{comment}", f"t1_{reply[1]}", group=key)
 
   def _pairs_of_post(self, post, comments, counts):
     _, number, _, title, body, author = post
     if "title_body" in self.pairs and self._fits(body, "body", counts):
-      yield Example(title, body, f"t3_{number}", f"t3_{number}")
+      yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
     if "post_comment" in self.pairs:
       if comment := _best(comments, author):
-        yield Example(f"{title}\n{body}".strip(), comment[3], f"t3_{number}", f"t1_{comment[1]}")
+        yield Example(f"{title}\n{body}".strip(), comment[3], f"t3_{number}", f"t1_{comment[1]}", group=number)
       else:
         counts.add("post_without_comment")
 

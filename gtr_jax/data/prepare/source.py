@@ -8,11 +8,16 @@ import collections
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from gtr_jax.errors import InputError
+
 KEPT_PLACES = 20  # Of broken lines, in a part and in the manifest.
 
 
 class Example(NamedTuple):
-  """A pair to train on. Empty ids: the source has none. `negative_ids` is empty or as long as `negatives`."""
+  """A pair to train on. Empty ids: the source has none. `negative_ids` is empty or as long as `negatives`.
+
+  All pairs of a `group`, such as a thread, fall into one split where a share is drawn; if it is empty, all of a query.
+  """
 
   query: str
   passage: str
@@ -22,6 +27,7 @@ class Example(NamedTuple):
   negative_ids: tuple[str, ...] = ()
   negative_queries: tuple[str, ...] = ()
   split: str = "train"  # Or "validation".
+  group: str = ""
 
 
 class Part(NamedTuple):
@@ -48,6 +54,10 @@ class Source(Protocol):
   def join(self, key: str, values: list[Any], counts: "Counts") -> Iterator[Example]:
     """The examples of all values of one key, which come in the order of parts and of positions in them. A source whose
     `read` yields only Examples needs no `join`."""
+
+
+class Resumable(InputError):
+  """The same files and settings may do better next time; what is done of them is kept."""
 
 
 class Counts:

@@ -62,14 +62,14 @@ class StackExchange:
     parts = []
     for path in _files(self.paths):
       site = _site(path)
-      parts += [part._replace(kind=site) for part in
-                ([Part(path)] if path.endswith(".7z") else lines.line_parts([path]))]
+      file_parts = [Part(path)] if path.endswith(".7z") else lines.line_parts([path])
       _check(Part(path, kind=site))
+      parts += [part._replace(kind=site) for part in file_parts]
     return parts
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     """Yields (`site/question`, [type, id, date, text, ...]); a question's text is None where it is not to be used."""
-    for place, row in _rows(part, counts):
+    for place, row in _rows(part):
       try:
         post = _attributes(row)
         kind, number = post["PostTypeId"], post["Id"]
@@ -82,7 +82,7 @@ class StackExchange:
         else:
           counts.add("not_a_question_or_answer")
       except expat.ExpatError as e:
-        counts.broken(place, f"not a row of XML ({e})")
+        counts.broken(place, lines.not_utf8(row) or f"not a row of XML ({e})")
       except KeyError as e:
         counts.broken(place, f"no {e.args[0]}, only {', '.join(post)}")
       except ValueError:
@@ -138,7 +138,7 @@ class StackExchange:
       return
     _, _, _, title, body, accepted = question
     if "title_body" in self.pairs and self._fits(body, "body", counts):
-      yield Example(title, body, key, key)
+      yield Example(title, body, key, key, group=key)
     if "question_answer" in self.pairs:
       answer = posts.get((_ANSWER, accepted))
       if answer is None:
@@ -147,7 +147,7 @@ class StackExchange:
       if answer is None:
         counts.add("question_without_answer")
       else:
-        yield Example(f"{title}\n{body}".strip(), answer[3], key, f"{site}/{answer[1]}")
+        yield Example(f"{title}\n{body}".strip(), answer[3], key, f"{site}/{answer[1]}", group=key)
 
 
 def _date(post):
@@ -174,15 +174,20 @@ def _parsed(row):
   return found
 
 
-def _rows(part: Part, counts: Counts) -> Iterator[tuple[str, bytes]]:
-  """(place, line) of those that hold a post. A file that ends without `</posts>` has one broken line more."""
-  place, line, archived = "", b"", part.path.endswith(".7z")
+def _rows(part: Part) -> Iterator[tuple[str, bytes]]:
+  """(place, line) of those that hold a post. Raises InputError where the file ends without `</posts>`."""
+  last, archived = b"", part.path.endswith(".7z")
   for place, line in seven_zip.read_lines(part.path, "Posts.xml") if archived else lines.read_lines(part):
     line = line.strip()
+    last = line or last
     if line and not line.startswith((b"<?xml", b"<posts", b"</posts")):
       yield place, line
-  if place and part.stop is None and not line.startswith(b"</posts"):
-    counts.broken(place, "the file ends here, without </posts>; is it cut off?")
+  if part.stop is None and last and not last.endswith(b"</posts>"):
+    raise _cut_off(part.path)
+
+
+def _cut_off(path):
+  return InputError(f"{path}: ends without </posts>: cut off; fetch it again")
 
 
 def _files(paths: tuple[str, ...]) -> list[str]:
@@ -212,8 +217,8 @@ def _site(path: str) -> str:
 
 
 def _check(part: Part) -> None:
-  """Raises InputError unless the file begins as Posts.xml does."""
-  with contextlib.closing(_rows(part, Counts())) as rows:
+  """Raises InputError unless the file begins as Posts.xml does, and, if it is plain, ends so."""
+  with contextlib.closing(_rows(part)) as rows:
     _, row = next(rows, ("", b""))
   try:
     names = _attributes(row)
@@ -223,6 +228,11 @@ def _check(part: Part) -> None:
     what = f"its rows have {', '.join(names)}" if names else f"it begins with {row[:60].decode(errors='replace')!r}"
     raise InputError(f"{part.path}: not the Posts.xml of a Stack Exchange dump, {what}; expected <row Id= PostTypeId= "
                      "Body= ... /> in every line")
+  if not lines.is_compressed(part.path):  # Or else its end is seen when it is read.
+    with epath.Path(part.path).open("rb") as f:
+      f.seek(max(0, lines.size_of(part.path) - 1024))
+      if b"</posts>" not in f.read():
+        raise _cut_off(part.path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """What is done with each part, key and pair, whether the engine of this machine does it or Apache Beam."""
 
 import dataclasses
+import itertools
 import marshal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -105,7 +106,8 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   if what:
     return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
                       query_id=example.query_id, passage_id=example.passage_id)
-  if split == "train" and plan.validation_share and records.share_of(query) < plan.validation_share:
+  group = example.group.encode(errors="surrogatepass") or query
+  if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
     return Pair(digest, split, records.serialize(example, digest))
@@ -114,15 +116,24 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
 
 
 def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
-  """Of each digest the first pair, and none where a mark comes first. `pairs` are in order of their digests."""
-  last, reason = None, ""
-  for pair in map(Pair._make, pairs):
-    if pair.digest != last:
-      last, reason = pair.digest, "duplicate" if pair.split else pair.record.decode()
-      if pair.split:
-        tally.add(f"written_{pair.split}")
-        yield pair
-    elif pair.split:
+  """Of each digest the first pair for validation, else the first, and none where there is a mark.
+
+  `pairs` are in order of their digests; of one digest, marks come first.
+  """
+  for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
+    mark, kept, others = None, None, []
+    for pair in group:
+      if not pair.split:
+        mark = mark or pair
+      elif mark or kept and not (pair.split == "validation" != kept.split):
+        others.append(pair)
+      else:
+        others += [kept] if kept else []
+        kept = pair
+    if kept:
+      tally.add(f"written_{kept.split}")
+      yield kept
+    for pair in others:
       texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
-      tally.drop(reason, "", **{name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id")
-                                if name in texts})
+      tally.drop(mark.record.decode() if mark else "duplicate", "", **{
+          name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts})

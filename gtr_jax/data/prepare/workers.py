@@ -13,6 +13,7 @@ from multiprocessing import connection
 from typing import Any, NamedTuple
 
 from gtr_jax.data.prepare.lines import progress
+from gtr_jax.data.prepare.source import Resumable
 from gtr_jax.errors import InputError
 
 _REPORT_SECONDS = 0.2
@@ -69,7 +70,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
         try:
           kind, value = ours.recv()
         except (EOFError, ConnectionResetError) as e:
-          raise InputError(f"the worker at {busy[ours].place} was killed (is memory short?); run the same command "
+          raise Resumable(f"the worker at {busy[ours].place} was killed (is memory short?); run the same command "
                            "again, with fewer --workers, and it goes on") from e
         if kind == "bytes":
           on_bytes(value)

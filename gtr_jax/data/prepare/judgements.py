@@ -1,0 +1,90 @@
+"""The small files of a collection: queries and judgements, and whether they, the passages and the negatives match."""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gtr_jax.data.prepare import lines
+from gtr_jax.data.prepare.passages import PassageTable
+from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.errors import InputError
+
+_CHECKED = 5000  # Lines that are looked at before anything else is done.
+
+
+def identifier(value: Any) -> str:
+  """An id, or that of an object with `pid`. Raises ValueError, KeyError or TypeError where it is none."""
+  if isinstance(value, dict):
+    value = value["pid"]
+  if not isinstance(value, str | int) or value == "":
+    raise ValueError(f"{value!r} is no id")
+  return str(value)
+
+
+def read_queries(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
+  """(id, text) of a file of queries: JSONL with `_id` and `text`, or TSV of two columns."""
+  if ".jsonl" in os.path.basename(part.path):
+    for place, record in lines.json_lines(part, counts):
+      try:
+        record["text"].encode()
+        yield identifier(record["_id"]), record["text"].strip()
+      except (KeyError, TypeError, ValueError, AttributeError):
+        counts.broken(place, "not an object with _id and text")
+    return
+  for place, line in lines.text_lines(part, counts):
+    query_id, tab, text = line.partition("\t")
+    if not tab or "\t" in text or not query_id:
+      counts.broken(place, f"{line.count(chr(9)) + 1} columns, not query id and text with a tab between them")
+    else:
+      yield query_id, text.strip()
+
+
+def read_qrels(part: Part, counts: Counts) -> Iterator[tuple[str, str, str, int]]:
+  """(place, query id, passage id, grade) of a file of judgements in one of the forms of `JudgedPairs.qrels`."""
+  for place, line in lines.text_lines(part, counts):
+    fields = line.split()
+    if fields[:1] == ["query-id"] or not fields:
+      continue
+    grade = fields[-1] if len(fields) > 2 else "1"
+    if not 2 <= len(fields) <= 4 or not grade.removeprefix("-").isdigit():
+      counts.broken(place, "not query and passage; query, passage and grade; or query, 0, passage and grade")
+    else:
+      yield place, fields[0], fields[2] if len(fields) == 4 else fields[1], int(grade)
+
+
+def check_ids(qrels: str, queries: tuple[str, ...], table: PassageTable) -> None:
+  """Raises InputError where most judgements are of passages or queries that are not there: of another collection."""
+  ignored = Counts()
+  head = list(itertools.islice(read_qrels(Part(qrels), ignored), _CHECKED))
+  if not head:
+    place = f"; {ignored.places[0]}" if ignored.places else ""
+    raise InputError(f"{qrels}: no judgements in it{place}; give query, 0, passage and grade with tabs between them")
+  unknown = [passage_id for _, _, passage_id, _ in head if passage_id not in table]
+  if len(unknown) > len(head) / 2:
+    raise InputError(f"{qrels} and {table.path} do not belong together: {len(unknown):,} of the first {len(head):,} "
+                     f"judged passages, such as {unknown[0]!r}, are not in {table.path}; one of the two is another "
+                     "collection's, or a file of queries: give the right one")
+  wanted = {query_id for _, query_id, _, _ in head}
+  missing = set(wanted)
+  for path in queries:
+    for query_id, _ in read_queries(Part(path), ignored):
+      missing.discard(query_id)
+      if not missing:
+        return
+  if len(missing) > len(wanted) / 2:
+    raise InputError(f"{qrels}: {len(missing):,} of the first {len(wanted):,} judged queries, such as "
+                     f"{min(missing)!r}, are not in {', '.join(queries)}; give the queries of these judgements")
+
+
+def check_systems(negatives: Sequence[str], systems: Sequence[str]) -> None:
+  """Raises InputError where the first lines of the negatives name a system nowhere."""
+  named = set()
+  for path in (path for path in negatives if ".jsonl" in os.path.basename(path)):
+    for _, record in itertools.islice(lines.json_lines(Part(path), Counts()), _CHECKED):
+      if isinstance(record, dict) and isinstance(record.get("neg"), dict):
+        named.update(record["neg"])
+  if unknown := [name for name in systems if name not in named]:
+    raise InputError(f"--systems {' '.join(unknown)}: no such system in the first {_CHECKED:,} lines of "
+                     f"{', '.join(negatives) or 'negatives, of which no file is given'}; systems there: "
+                     f"{', '.join(sorted(named)) or 'none'}")

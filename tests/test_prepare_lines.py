@@ -1,0 +1,93 @@
+"""Files of lines: whole, in byte ranges, compressed, cut off, and such as are something else."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+import toy_source
+import zstandard
+
+from gtr_jax.data.prepare import lines
+from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.errors import InputError
+
+
+def read(path):
+  """(values of the JSON lines, counts)."""
+  counts = Counts()
+  return [value for _, value in lines.json_lines(Part(str(path)), counts)], counts
+
+
+LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+FORMS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+         ".zst": lambda data: zstandard.ZstdCompressor(compression_params=LONG).compress(data)}
+
+
+@pytest.mark.parametrize("ending", FORMS)
+def test_archives_whole_cut_off_and_damaged(tmp_path, ending):
+  path = tmp_path / f"a.jsonl{ending}"
+  rows = toy_source.rows(300)
+  plain = b"".join(json.dumps(r).encode() + b"\n" for r in rows)
+  packed = FORMS[ending](plain[:5000]) + FORMS[ending](plain[5000:])  # As pzstd, pigz and others write: one after one.
+  path.write_bytes(packed)
+  assert len(read(path)[0]) == 300
+  for cut in (3, len(packed) // 3):
+    path.write_bytes(packed[:-cut])
+    with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is cut off \(.*; fetch it again"):
+      read(path)
+  path.write_bytes(plain)
+  with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
+    read(path)
+
+
+def test_lines_of_byte_ranges(tmp_path):
+  for text in (b"\n", b"a\nbb\n\nccc\r\n" * 20 + b"no end", b"\xef\xbb\xbfone\ntwo\n"):
+    path = tmp_path / "lines"
+    path.write_bytes(text)
+    expected = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    expected = expected if expected[-1] else expected[:-1]
+    for size in (1, 2, 3, 7, 1000):
+      parts = lines.line_parts([path], size)
+      got = [line for part in parts for line in lines.read_lines(part)]
+      assert [line for _, line in got] == expected
+      assert len({place for place, _ in got}) == len(got)
+  assert [place for place, _ in lines.read_lines(Part(str(path)))] == [f"{path}:1", f"{path}:2"]
+  counts = Counts()
+  path.write_bytes(b"good\n\xff\n\nlast")
+  assert [text for _, text in lines.text_lines(Part(str(path)), counts)] == ["good", "last"]
+  assert counts.places == [f"{path}:2: not UTF-8 (invalid start byte); convert the file, of Latin-1: iconv -f LATIN1 "
+                           "-t UTF-8"]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "is empty; fetch it again"), (json.dumps(["a", "b"]).encode("utf-16"), "UTF-16; convert it to UTF-8: iconv"),
+    (json.dumps(["a", "b"]).encode("utf-32"), "UTF-32; convert it to UTF-8: iconv -f UTF-32 -t UTF-8"),
+    (b"\xfe\xff\0[", "UTF-16; convert"),
+    (gzip.compress(b"x"), "holds a .gz archive, which its name does not say; rename"),
+    (zstandard.compress(b"x"), "holds a .zst archive, .*; rename it"),
+    (lzma.compress(b"x"), "holds a .xz archive"), (b"PK\3\4", "holds a .zip archive, .*; unpack it"),
+    (b'[\n["a", "b"]\n]\n', "a JSON array, where one JSON value a line is expected; convert it: jq"),
+    (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array, where")])
+def test_files_that_are_not_what_they_seem(tmp_path, content, message):
+  for path, packed in ((tmp_path / "a.jsonl", content), (tmp_path / "b.jsonl.bz2", bz2.compress(content))):
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match=f"{path.name}: {message}"):
+      read(path)
+
+
+def test_the_whole_of_an_archive_may_be_nothing_too(tmp_path):
+  for ending, compress in FORMS.items():
+    (tmp_path / f"a{ending}").write_bytes(compress(b""))
+    with pytest.raises(InputError, match=f"a{ending}: is empty"):
+      read(tmp_path / f"a{ending}")
+
+
+def test_what_is_not_utf8_is_said_of_its_line(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_bytes('["a", "b"]\n["é", "c"]\n["d", "f"]'.encode("latin-1"))
+  values, counts = read(path)
+  assert values == [["a", "b"], ["d", "f"]]
+  assert counts.places == [f"{path}:2: not UTF-8 (invalid continuation byte); convert the file, of Latin-1: iconv -f "
+                           "LATIN1 -t UTF-8"]
