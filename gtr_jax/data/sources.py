@@ -80,7 +80,7 @@ def _strings(value: tf.Tensor) -> tf.Tensor:
 
 
 class _RecordSource(seqio.DataSource):
-  """Pairs in TFRecord shards. Subclasses say which files a split has and how a record is read."""
+  """Pairs in TFRecord shards, of `shards`' records. Subclasses say which files a split has."""
 
   def __init__(self, splits: Mapping[str, Patterns], fields: shards.Fields, prepare: str | None):
     self._patterns = dict(splits)
@@ -93,10 +93,10 @@ class _RecordSource(seqio.DataSource):
     return False
 
   def _read_shard(self, file: tf.Tensor) -> tf.data.Dataset:
-    raise NotImplementedError
+    return tf.data.TFRecordDataset(file)
 
-  def _parse(self, *element) -> dict[str, tf.Tensor]:
-    raise NotImplementedError
+  def _parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
+    return tf.io.parse_single_example(record, shards.record_description())
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
                   use_cached=False, num_epochs=1) -> tf.data.Dataset:
@@ -121,12 +121,6 @@ class JsonlSource(_RecordSource):
 
   def _shards(self, split):
     return shards.shards_of(_find(self._patterns[split], self._prepare), self._fields)
-
-  def _read_shard(self, file):
-    return tf.data.TFRecordDataset(file)
-
-  def _parse(self, record):
-    return tf.io.parse_single_example(record, shards.record_description())
 
 
 class TfrecordSource(_RecordSource):
@@ -171,12 +165,6 @@ class PreparedSource(_RecordSource):
       raise InputError(f"{root.resolve(name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
                        "--validation_share, or declare the splits that it has")
     return found[split]
-
-  def _read_shard(self, file):
-    return tf.data.TFRecordDataset(file)
-
-  def _parse(self, record):
-    return tf.io.parse_single_example(record, shards.record_description())
 
 
 class TfdsSource(seqio.DataSource):
