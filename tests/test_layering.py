@@ -33,7 +33,7 @@ ALLOWED = {
     "embedder.py": ({"errors", "model", "partitioning", "retrieval"}, {"jax", "numpy"}),
     "distributed.py": ({"errors", "partitioning", "process_group"}, {"jax", "etils"}),
     "process_group.py": ({"errors"}, set()),
-    "mining": ({"errors", "model", "partitioning", "distributed", "retrieval", "evaluation"},
+    "mining": ({"errors", "model", "partitioning", "distributed", "retrieval", "evaluation", "text"},
                {"numpy", "etils", "tqdm"}),
     "sweep": ({"errors", "arguments", "config", "train", "data", "evaluation"}, {"etils", "tqdm"}),
     "plan/hlo.py": (set(), {"numpy"}),

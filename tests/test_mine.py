@@ -9,9 +9,9 @@ from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 
 from gtr_jax import cli
 from gtr_jax.embedder import load
-from gtr_jax.mining.answers import answer_forms, contains_answer
 from gtr_jax.retrieval import encode
 from gtr_jax.retrieval.bm25 import BM25Index
+from gtr_jax.text.answers import answer_forms, contains_answer
 
 # The first query is there twice, with two answers; "Lion habitat one" comes back in other spelling under another query.
 PAIRS = [

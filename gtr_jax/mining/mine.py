@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
-from gtr_jax.mining.answers import answer_forms, contains_answer
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
 from gtr_jax.retrieval.documents import Documents, read_jsonl, string_field
+from gtr_jax.text.answers import answer_forms, contains_answer
 
 PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
 

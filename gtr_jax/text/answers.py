@@ -1,7 +1,7 @@
 """Whether a passage contains an answer string, as the readers of open questions decide it.
 
-In either of two senses: DPR's (arXiv 2004.04906), the answer's tokens in a row among the passage's, and SQuAD's (arXiv
-1606.05250), where punctuation and articles are dropped first. A passage that holds an answer in either is no negative.
+There are two senses: DPR's (arXiv 2004.04906), the answer's tokens in a row among the passage's, and SQuAD's (arXiv
+1606.05250), where punctuation and articles are dropped first.
 """
 
 import re
@@ -14,19 +14,29 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+def contains_answer_as_dpr(passage: str, answers: Iterable[str]) -> bool:
+  """Whether one of the answers is in the passage, in DPR's sense."""
+  passage_form = _dpr(passage)
+  return any(_within(_dpr(answer), passage_form) for answer in answers)
+
+
 def answer_forms(answers: Iterable[str]) -> list[tuple[str, str]]:
-  """The two forms of each answer, to give to `contains_answer`; empty ones are found nowhere."""
+  """Each answer in the form of either sense, to give to `contains_answer`; empty ones are found nowhere."""
   return [(_dpr(answer), _squad(answer)) for answer in answers]
 
 
 def contains_answer(passage: str, forms: Iterable[tuple[str, str]]) -> bool:
-  """Whether one of the answers is in the passage, at the boundaries of words."""
+  """Whether one of the answers is in the passage, in either sense: then it is no negative."""
   forms = list(forms)
   if not forms:
     return False
   passage_forms = _dpr(passage), _squad(passage)
-  return any(answer.strip() and answer in text for form in forms
-             for answer, text in zip(form, passage_forms, strict=True))
+  return any(_within(answer, text) for form in forms for answer, text in zip(form, passage_forms, strict=True))
+
+
+def _within(answer: str, passage: str) -> bool:
+  """Of two in the same form, at the boundaries of words."""
+  return bool(answer.strip()) and answer in passage
 
 
 def _dpr(text: str) -> str:
