@@ -12,7 +12,7 @@ from typing import Any
 
 from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
 from gtr_jax.errors import InputError
 
 _CHUNK = 4 << 20
@@ -192,8 +192,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(args: argparse.Namespace) -> Dpr:
   """The source that the flags describe. Raises InputError where a number makes no sense."""
-  for name in ("num_positives", "num_negatives"):
-    if getattr(args, name) < 0:
-      raise InputError(f"--{name} {getattr(args, name)}: give 0 (all) or more")
+  check_numbers(args, num_positives=0, num_negatives=0)
   return Dpr(tuple(args.paths), tuple(args.validation), num_positives=args.num_positives,
              negatives=tuple(args.negative_kinds), num_negatives=args.num_negatives)

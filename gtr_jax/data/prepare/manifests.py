@@ -14,13 +14,12 @@ from etils import epath
 from gtr_jax import __version__
 from gtr_jax.data import root
 from gtr_jax.data.prepare import decontaminate, lines, steps
-from gtr_jax.data.prepare.source import Counts, Resumable, Source
+from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
 from gtr_jax.errors import InputError
 
 FORMAT = 1  # Raise it when records, their order or the manifest change.
 SPLITS = ("train", "validation")
 _EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
-_ALWAYS_MAY_BE_BROKEN = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ def shard_name(split: str, number: int, count: int) -> str:
 def check_broken(counts: Counts, max_broken: float) -> None:
   """Raises InputError where more lines are broken than may be; a `Resumable` where most are not."""
   broken, read = counts.reasons["broken"], counts.reasons["read"]
-  if broken > max(_ALWAYS_MAY_BE_BROKEN, max_broken * read):
+  if broken > max(ALWAYS_MAY_BE_BROKEN, max_broken * read):
     error = Resumable if broken < read / 2 else InputError
     raise error(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the first: "
                 f"{counts.places[0]}; mend the files, or allow more")
@@ -144,13 +143,10 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tall
     counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
     left = "is left to train on" if examples else "is left"
     raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
-  _write(folder, "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
+  folder = epath.Path(folder)
+  (folder / "dropped.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
   counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
   manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
                                   "splits": {split: splits[split] for split in examples}}
-  _write(folder, "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write(folder: os.PathLike, name: str, text: str) -> None:
-  (epath.Path(folder) / name).write_text(text)
+  (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ import os
 
 from gtr_jax.data.prepare.judged import JudgedPairs
 from gtr_jax.data.prepare.passages import COLUMNS, cache_folder
+from gtr_jax.data.prepare.source import check_numbers
 from gtr_jax.errors import InputError
 
 # As published, and as RocketQA publishes them again, with titles.
@@ -60,8 +61,7 @@ def add_negatives(parser: argparse.ArgumentParser) -> None:
 
 def negatives(args: argparse.Namespace) -> dict:
   """The fields of `JudgedPairs` that `add_negatives` has flags for. Raises InputError where a number makes no sense."""
-  if args.num_negatives < 0:
-    raise InputError(f"--num_negatives {args.num_negatives}: give 0 (all) or more")
+  check_numbers(args, num_negatives=0)
   return {"negatives": tuple(args.negatives), "scores": args.scores, "margin": args.margin,
           "systems": tuple(args.systems), "num_negatives": args.num_negatives}
 

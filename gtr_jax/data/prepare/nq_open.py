@@ -11,17 +11,14 @@ import ast
 import csv
 import dataclasses
 import os
-import re
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import COLUMNS, cache_folder, full_text, open_table
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
 from gtr_jax.errors import InputError
-
-_TOKEN = re.compile(r"[^\W_]+|\S")  # A run of letters and digits, or one other character, as in DPR's tokenizer.
+from gtr_jax.text.answers import contains_answer_as_dpr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +78,7 @@ class NqOpen:
       if (row := table.get(passage_id)) is None:
         counts.add("unknown_passage")
       else:
-        found_in = positives if has_answer(row.text, answers) else negatives
+        found_in = positives if contains_answer_as_dpr(row.text, answers) else negatives
         found_in.append((passage_id, full_text(row.title, row.text)))
     if not positives:
       counts.add("question_without_positive")
@@ -110,16 +107,6 @@ def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
     raise InputError(f"{counts.places[0]}; correct the line: the number of a question is its id in the run")
 
 
-def has_answer(text: str, answers: list[str]) -> bool:
-  """Whether the tokens of an answer are in a row among those of the text, whatever their case, as DPR decides it."""
-  text = _tokens(text)
-  return any(answer.strip() and answer in text for answer in map(_tokens, answers))
-
-
-def _tokens(text: str) -> str:
-  return f" {' '.join(_TOKEN.findall(unicodedata.normalize('NFD', text).lower()))} "
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare nq_open`."""
   parser.epilog = __doc__
@@ -144,8 +131,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(args: argparse.Namespace) -> NqOpen:
   """The source that the flags describe. Raises InputError where a number makes no sense."""
-  for name, least in (("depth", 1), ("num_positives", 1), ("num_negatives", 0)):
-    if getattr(args, name) < least:
-      raise InputError(f"--{name} {getattr(args, name)}: give {least} or more")
+  check_numbers(args, depth=1, num_positives=1, num_negatives=0)
   return NqOpen(args.questions, args.run, args.passages, cache_folder(), args.passage_columns, depth=args.depth,
                 num_positives=args.num_positives, num_negatives=args.num_negatives)

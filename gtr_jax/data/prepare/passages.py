@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from gtr_jax.data import root
 from gtr_jax.data.prepare import lines
+from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
 
 _FORMAT = 1  # Part of the key: raise it when the index changes.
-_MAX_BROKEN, _ALWAYS_MAY_BE_BROKEN = 0.001, 9
-_KEPT_PLACES = 20
+_MAX_BROKEN = 0.001
 COLUMNS = ("id,text", "id,text,title", "id,title,text")
 
 
@@ -163,7 +163,7 @@ def _index(path, size, columns, folder):
       except ValueError as e:
         if line.strip():
           broken += 1
-          broken_places += [f"{path}:{number}: {lines.not_utf8(line) or e}"][:_KEPT_PLACES - len(broken_places)]
+          broken_places += [f"{path}:{number}: {lines.not_utf8(line) or e}"][:KEPT_PLACES - len(broken_places)]
         continue
       if hashes is not None:
         hashes.append(_hash(row_id))
@@ -174,7 +174,7 @@ def _index(path, size, columns, folder):
         hashes.append(_hash(row_id))
         first = None
       starts.append(start)
-  if broken > max(_ALWAYS_MAY_BE_BROKEN, _MAX_BROKEN * len(starts)) or not starts:
+  if broken > max(ALWAYS_MAY_BE_BROKEN, _MAX_BROKEN * len(starts)) or not starts:
     found = f"{broken:,} of {broken + len(starts):,} lines are broken, the first: {broken_places[0]}" if broken else (
         f"{path}: no passages in it")
     raise InputError(f"{found}; is this the passage file ({_named(columns or COLUMNS[0])})?")

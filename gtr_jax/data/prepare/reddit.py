@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from gtr_jax.data.prepare import lines, reddit_text
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example, Part, newest
 from gtr_jax.errors import InputError
 
 PAIRS = ("title_body", "post_comment", "comment_reply")
@@ -174,13 +174,7 @@ class Reddit:
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
     """The pairs of one thread."""
-    things = {}
-    for value in values:
-      at = value[0], value[1]
-      if at in things:
-        counts.add("copy_of_another_dump")
-      if at not in things or value[2] > things[at][2]:
-        things[at] = value
+    things = newest(values, counts)
     post = things.pop((_POST, key), None)
     if post is not None and post[3] is None:
       if post[4] in _WHOLE_THREAD:

@@ -10,8 +10,7 @@ from typing import Any
 
 from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, Part
-from gtr_jax.errors import InputError
+from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(args: argparse.Namespace) -> RocketQA:
   """The source that the flags describe. Raises InputError where a number makes no sense."""
-  if args.num_negatives < 0:
-    raise InputError(f"--num_negatives {args.num_negatives}: give 0 (all) or more")
+  check_numbers(args, num_negatives=0)
   return RocketQA(tuple(args.paths), num_negatives=args.num_negatives)

@@ -4,6 +4,7 @@ A source is a frozen dataclass of plain values, so that it can be sent to a work
 manifest records, and an interrupted run goes on only where they are the same.
 """
 
+import argparse
 import collections
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from gtr_jax.errors import InputError
 
 KEPT_PLACES = 20  # Of broken lines, in a part and in the manifest.
+ALWAYS_MAY_BE_BROKEN = 9  # Lines, however few there are.
 
 
 class Example(NamedTuple):
@@ -81,3 +83,23 @@ class Counts:
     """Takes in the counts of another part."""
     self.reasons.update(reasons)
     self.places = [*self.places, *places][:KEPT_PLACES]
+
+
+def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str], list[Any]]:
+  """Of values [kind, id, when, ...], such as a post in several dumps, the newest for each (kind, id); of equals, the
+  first."""
+  found = {}
+  for value in values:
+    at = value[0], value[1]
+    if at in found:
+      counts.add("copy_of_another_dump")
+    if at not in found or value[2] > found[at][2]:
+      found[at] = value
+  return found
+
+
+def check_numbers(args: argparse.Namespace, **least: int) -> None:
+  """Raises InputError where a flag is below the least that makes sense; 0, where that is allowed, stands for all."""
+  for name, number in least.items():
+    if getattr(args, name) < number:
+      raise InputError(f"--{name} {getattr(args, name)}: give {number or '0 (all)'} or more")

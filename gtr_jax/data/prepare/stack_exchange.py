@@ -16,7 +16,7 @@ from etils import epath
 
 from gtr_jax.data.prepare import lines, seven_zip
 from gtr_jax.data.prepare.html_text import html_to_text
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example, Part, newest
 from gtr_jax.errors import InputError
 
 PAIRS = ("title_body", "question_answer")
@@ -123,13 +123,7 @@ class StackExchange:
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
     """The pairs of one question, from it and its answers."""
-    posts = {}
-    for value in values:
-      at = value[0], value[1]
-      if at in posts:
-        counts.add("copy_of_another_dump")
-      if at not in posts or value[2] > posts[at][2]:
-        posts[at] = value
+    posts = newest(values, counts)
     site, _, number = key.rpartition("/")
     question = posts.pop((_QUESTION, number), None)
     if question is None or question[3] is None:
