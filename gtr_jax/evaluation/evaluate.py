@@ -20,6 +20,7 @@ from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.collections import Collection, check_files, read_collection
 from gtr_jax.evaluation.find import Found, find_collections, look_for_collections
 from gtr_jax.evaluation.measures import MEASURES, measure
+from gtr_jax.evaluation.tables import aligned
 from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.bm25 import bm25_run
@@ -294,10 +295,7 @@ def tables(results: Mapping[str, Any]) -> str:
       values = [of_system["results"][collection][name] for collection in collections]
       values += [float(np.mean(values))] * (len(collections) > 1)
       rows.append([system, *(f"{value:.4f}" for value in (*values, *(means[system][mean] for mean in of_papers)))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    blocks.append("\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                                                                  zip(row[1:], widths[1:], strict=True))])
-                            for row in rows))
+    blocks.append(aligned(rows))
   return "\n\n".join(blocks)
 
 

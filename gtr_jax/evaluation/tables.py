@@ -1,8 +1,8 @@
-"""Tables of numbers, as markdown and as CSV."""
+"""Tables of numbers: as markdown, as CSV, and as text for a terminal."""
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -49,3 +49,9 @@ def as_csv(table: Table) -> str:
   for name, row in table.rows.items():
     writer.writerow([name, *("" if row[column] is None else repr(row[column]) for column in columns)])
   return stream.getvalue()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Columns two spaces apart: the first to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

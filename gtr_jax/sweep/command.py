@@ -62,6 +62,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Does what the flags ask; returns the exit code: 1 where something failed."""
   from gtr_jax.data import root
+  from gtr_jax.evaluation.studies import SWEEP_FILE
   from gtr_jax.sweep import plan as plans
   from gtr_jax.sweep import results, scripts
   from gtr_jax.sweep import run as running
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
       return 128 + outcome.stopped_by
     collected = results.collect(whole, sweep, args.output, outcome.failed)
   print("\n" + results.table(collected, args.output))
-  print(f"\n{args.output}/{results.SWEEP_FILE}", flush=True)
+  print(f"\n{args.output}/{SWEEP_FILE}", flush=True)
   _report(args.output)
   return 1 if any(run["failed"] for run in collected["runs"]) else 0
 
@@ -129,8 +130,7 @@ def _folders(args: argparse.Namespace) -> Any:
   from gtr_jax.sweep.plan import Folders
   given = ("--data_dir", args.data_dir) if args.data_dir else ()
   train_flags = (*given, *(("--gin_search_paths", args.gin_search_paths) if args.gin_search_paths else ()))
-  return Folders(args.output, os.fspath(root.data_dir()), train_flags,
-                 () if _problem(["evaluate", "--bm25", "--collection", "x", "--output", "x", *given]) else given)
+  return Folders(args.output, os.fspath(root.data_dir()), train_flags, given)
 
 
 def _resolver(search_paths: list[str]) -> Callable:
@@ -212,7 +212,5 @@ def _own_words(args: argparse.Namespace) -> list[str]:
 def _report(output: str) -> None:
   """Tables and plots, if there are results."""
   words = ["report", "--sweep", output, "--output", os.path.join(output, "report")]
-  if _problem(words):
-    return
   print(shlex.join(["gtr-jax", *words]), flush=True)
   subprocess.run([sys.executable, "-m", "gtr_jax", *words], check=False)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gtr_jax.evaluation import beir
+from gtr_jax.evaluation.studies import SWEEP_FILE
+from gtr_jax.evaluation.tables import aligned
 from gtr_jax.sweep.plan import BM25, Plan, Sweep
 from gtr_jax.sweep.run import done_jobs, last_line, log_of
 
-SWEEP_FILE = "sweep.json"
 MEASURE = "nDCG@10"
 
 
@@ -79,7 +80,4 @@ def table(whole: Mapping[str, Any], output: str) -> str:
     values += [None if None in values else sum(values) / len(values)] * (len(collections) > 1)
     values += [averages.get(name, {}).get(average) for average in of_papers]
     rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
-  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-  lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                                                 zip(row[1:], widths[1:], strict=True))]) for row in rows]
-  return "\n".join(lines + [f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"]])
+  return "\n".join([aligned(rows), *(f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"])])
