@@ -82,7 +82,8 @@ def run(args: argparse.Namespace, missing: Any) -> str:
 
   id_of, unknown = None, 0
   if args.collection:
-    next(read_pairs()) if args.pairs else None  # Before the corpus, which may take minutes to read.
+    if args.pairs:
+      next(read_pairs())  # Raises before the corpus, which may take minutes to read.
     documents, judged = _read_collection(args)
     if args.passage_id_field:
       unknown = _unknown_ids(args, (pair.query.passage_id for pair in read_pairs()), documents.ids)

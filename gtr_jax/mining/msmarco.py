@@ -7,27 +7,21 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.retrieval.documents import Documents
+from gtr_jax.retrieval.documents import Documents, View
 
 COLLECTION = "collection.tsv"
 
 
-class _Texts(Sequence):
-  """The second column of a file, read when asked for: only where lines begin is in memory."""
+def _texts(path: epath.Path, ends: Sequence[int]) -> Sequence[str]:
+  """The second column of a file, read when asked for: only where lines end is in memory."""
+  file = open(path, "rb")  # noqa: SIM115  (as long as its texts are in use)
 
-  def __init__(self, path: epath.Path, ends: Sequence[int]):
-    self._ends, self._file = ends, open(path, "rb")  # noqa: SIM115  (as long as its texts are in use)
-
-  def __len__(self) -> int:
-    return len(self._ends)
-
-  def __getitem__(self, key):
-    if isinstance(key, slice):
-      return [self[row] for row in range(len(self))[key]]
-    row = range(len(self))[key]
-    start = self._ends[row - 1] if row else 0
-    line = os.pread(self._file.fileno(), self._ends[row] - start, start).decode("utf-8")
+  def text(row):
+    start = ends[row - 1] if row else 0
+    line = os.pread(file.fileno(), ends[row] - start, start).decode("utf-8")
     return line.rstrip("\r\n").partition("\t")[2]
+
+  return View(len(ends), text)
 
 
 def read_passages(folder: epath.PathLike) -> Documents:
@@ -46,7 +40,7 @@ def read_passages(folder: epath.PathLike) -> Documents:
     raise InputError(f"{path}: no passages")
   if len(set(ids)) < len(ids):
     raise InputError(f"{path}: a passage id occurs twice; ids must be unique")
-  return Documents(ids, [""] * len(ids), _Texts(path, ends))
+  return Documents(ids, [""] * len(ids), _texts(path, ends))
 
 
 def read_judged(folder: epath.PathLike, split: str, doc_ids: list[str]) -> tuple[list[str], list[str], dict]:

@@ -25,15 +25,15 @@ class Documents(NamedTuple):
 
   def full_texts(self) -> Sequence[str]:
     """What is encoded and indexed: title + space + text; each put together when asked for."""
-    return _View(len(self.ids), lambda row: full_text(self.titles[row], self.texts[row]))
+    return View(len(self.ids), lambda row: full_text(self.titles[row], self.texts[row]))
 
   def reordered(self, order: np.ndarray) -> "Documents":
     """Its documents `order[0]`, `order[1]`, …; no text is read."""
     return Documents([self.ids[row] for row in order.tolist()], *(
-        _View(len(order), lambda row, column=column: column[order[row]]) for column in (self.titles, self.texts)))
+        View(len(order), lambda row, column=column: column[order[row]]) for column in (self.titles, self.texts)))
 
 
-class _View(Sequence):
+class View(Sequence):
   """A sequence whose items are made when asked for."""
 
   def __init__(self, length: int, item: Any):
@@ -61,7 +61,7 @@ class Lines:
 
   def column(self, name: str) -> Sequence[str]:
     """A field of all objects, "" where there is none."""
-    return _View(len(self._starts) - 1, lambda row: self._record(row).get(name) or "")
+    return View(len(self._starts) - 1, lambda row: self._record(row).get(name) or "")
 
   def _record(self, row: int) -> dict[str, Any]:
     last = self._last  # Another thread may replace it.
