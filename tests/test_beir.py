@@ -8,11 +8,14 @@ import threading
 import zipfile
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from tiny_model_dir import corpus, write_collection, write_model_dir
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir, find
+from gtr_jax.evaluation import beir, download, find
+from gtr_jax.evaluation.collections import read_collection
 from gtr_jax.evaluation.evaluate import Protocol, evaluate
 from gtr_jax.evaluation.find import find_collections
 from gtr_jax.evaluation.measures import MEASURES
@@ -106,7 +109,8 @@ def server(monkeypatch):
 
   with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as serving:
     threading.Thread(target=serving.serve_forever, daemon=True).start()
-    monkeypatch.setattr(find, "ADDRESS", f"http://localhost:{serving.server_port}/{{name}}.zip")
+    monkeypatch.setattr(download, "ZIP_FILE", f"http://localhost:{serving.server_port}/{{name}}.zip")
+    monkeypatch.setattr(download, "HUB", f"http://localhost:{serving.server_port}")
     yield Handler
     serving.shutdown()
 
@@ -166,8 +170,48 @@ def test_what_is_not_the_set_is_not_unpacked(server, monkeypatch, tmp_path):
   assert [p.name for p in (tmp_path / "beir").iterdir()] == ["scifact"]
 
 
+def serve_nano(server, **tables):
+  """A data set of NanoBEIR, with the columns of its card on the hub; in `tables` some are other ones."""
+  tables = {"corpus": {"_id": ["7", "a"], "text": ["one\nline", "zwei “Wörter”"]},
+            "queries": {"_id": ["q"], "text": ["two"]}, "qrels": {"query-id": ["q"], "corpus-id": ["a"]}, **tables}
+  server.files, server.asked, server.cut = {}, [], None
+  for name, columns in tables.items():
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), stream)
+    address = f"/zeta-alpha-ai/NanoSciFact/resolve/main/{name}/train-00000-of-00001.parquet"
+    server.files[address] = stream.getvalue()
+
+
+def test_nano_beir_is_downloaded_as_a_collection(server, tmp_path):
+  serve_nano(server)
+  server.cut = 100
+  assert "corpus.parquet.part: the connection ended at 100 of" in one_line(
+      find_collections, ["nano-beir/scifact"], None, tmp_path)
+  server.cut = None
+  for _ in range(2):
+    (found,) = find_collections(["nano-beir/scifact"], None, tmp_path)
+    assert found == (str(tmp_path / "nano-beir/scifact"), "nano-beir/scifact", beir.SETS["nano-beir/scifact"])
+  assert [start for _, start in server.asked] == [0, 100, 0, 0]
+  assert [p.name for p in (tmp_path / "nano-beir").iterdir()] == ["scifact"]
+  collection = read_collection(found.folder)
+  assert collection.documents.ids == ["7", "a"] and collection.queries == ["two"]
+  assert list(collection.documents.texts) == ["one\nline", "zwei “Wörter”"] and collection.qrels == {"q": {"a": 1}}
+
+
+def test_what_is_not_nano_beir_is_refused(server, tmp_path):
+  serve_nano(server, qrels={"query-id": ["q"], "document": ["a"]})
+  for _ in range(2):
+    message = one_line(find_collections, ["nano-beir/scifact"], None, tmp_path)
+    assert "qrels.parquet: not the qrels of NanoBEIR" in message and "expected columns query-id, corpus-id" in message
+  assert not (tmp_path / "nano-beir/scifact").exists()
+  serve_nano(server)
+  find_collections(["nano-beir/scifact"], None, tmp_path)
+  assert len(server.asked) == 1  # Corpus and queries were there already.
+
+
 def test_without_a_network_all_that_is_missing_is_named(monkeypatch, tmp_path):
-  monkeypatch.setattr(find, "ADDRESS", "http://localhost:1/{name}.zip")
+  monkeypatch.setattr(download, "ZIP_FILE", "http://localhost:1/{name}.zip")
+  monkeypatch.setattr(download, "HUB", "http://localhost:1")
   write_collection(tmp_path / "beir/nq", corpus(5), queries=1)
   message = one_line(find_collections, [], "beir-public", tmp_path)
   for name in beir.SUITES["beir-public"]:
@@ -176,6 +220,9 @@ def test_without_a_network_all_that_is_missing_is_named(monkeypatch, tmp_path):
   message = one_line(find_collections, ["beir/cqadupstack/tex"], None, tmp_path)
   assert "localhost:1/cqadupstack.zip" in message
   assert sorted(p.name for p in (tmp_path / "beir").iterdir()) == ["nq"]
+  message = one_line(find_collections, ["beir/fiqa"], "nano-beir", tmp_path)
+  assert message.count("localhost:1/zeta-alpha-ai/Nano") == 13 and f"into {tmp_path}/nano-beir/NAME" in message
+  assert f"put http://localhost:1/fiqa.zip, or what is in it, into {tmp_path}/beir, and write" in message
 
 
 def test_what_cannot_be_downloaded_is_named_before_anything_is(server, tmp_path):
@@ -188,9 +235,6 @@ def test_what_cannot_be_downloaded_is_named_before_anything_is(server, tmp_path)
   assert downloaded.count("beir/") == 15 and downloaded.endswith(" would be downloaded once these are there")
   message = one_line(find_collections, ["beir/robust04"], None, tmp_path)
   assert f"of each into {tmp_path}/beir/robust04" in message and "would be" not in message
-  message = one_line(find_collections, [], "nano-beir", tmp_path)
-  assert message.count("zeta-alpha-ai/Nano") == message.count("nano-beir/") - 1 == 13
-  assert message.endswith(f"into {tmp_path}/nano-beir/NAME")
   assert "no such set; there are msmarco" in one_line(find_collections, ["beir/nothing"], None, tmp_path)
   assert server.asked == []
 

@@ -131,12 +131,12 @@ def test_goes_on_at_the_first_missing_chunk(run, small_batches, tmp_path, monkey
   whole = encode_corpus(model, documents, tmp_path / "whole", progress=False)
   real, calls = store.StoreWriter.write_chunk, []
 
-  def dies_in_the_second(writer, rows, embeddings):
+  def dies_in_the_second(writer, rows, *arrays):
     calls.append(rows)
     if len(calls) == 2:
       (writer.path / ".embeddings-00001.npy.tmp").write_bytes(b"half")
       raise KeyboardInterrupt
-    real(writer, rows, embeddings)
+    real(writer, rows, *arrays)
 
   monkeypatch.setattr(store.StoreWriter, "write_chunk", dies_in_the_second)
   with pytest.raises(KeyboardInterrupt):

@@ -72,7 +72,7 @@ def test_tables(made):
 def test_a_second_evaluation_uses_the_stores(made):
   folder, mesh, results = made
   chunks = {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")}
-  assert len(chunks) == 8  # a chunk and offsets, for two models on two collections
+  assert len(chunks) == 12  # a chunk, its norms and offsets, for two models on two collections
   again = evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False)
   assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")} == chunks
   assert again["systems"]["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]
@@ -112,24 +112,44 @@ def test_bad_input_writes_nothing(made, tmp_path):
     assert not out.exists()
 
 
-def test_cosine_and_dot_have_stores_and_results_of_their_own(made):
+def test_cosine_and_dot_have_one_store_and_results_of_their_own(made):
   folder, mesh, results = made
-  found = {}
+  found, written = {}, {path: path.stat().st_mtime_ns for path in (folder / "out/embeddings").rglob("*.npy")}
   for similarity in ("dot", "cosine"):
     found |= evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False,
                       protocol=Protocol(similarity=similarity))["systems"]
   assert {name: of["similarity"] for name, of in found.items()} == {"two (dot)": "dot", "two": "cosine"}
   assert found["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]  # As the model was trained.
-  stores = {name: Store(folder / "out/embeddings" / f"a-{of['weights_hash'][:12]}") for name, of in found.items()}
-  norms = np.linalg.norm(stores["two (dot)"][:], axis=1, keepdims=True)
+  assert {path: path.stat().st_mtime_ns for path in (folder / "out/embeddings").rglob("*.npy")} == written
+  store = Store(folder / "out/embeddings" / f"a-{found['two']['weights_hash'][:12]}")
+  dot = evaluation._with_similarity(load_model(folder / "run", mesh), "dot")
+  documents = dict(zip(corpus(40).ids, corpus(40).full_texts(), strict=True))
+  vectors = encode.embed(dot, [documents[doc_id] for doc_id in store.ids], "passage", progress=False)
+  norms = np.linalg.norm(vectors, axis=1)
   assert np.ptp(norms) > 0.01
-  np.testing.assert_allclose(stores["two (dot)"][:] / norms, stores["two"][:], atol=1e-6)
-  run = read_run(folder / "out" / "runs" / "two_dot_-a.trec")
-  queries = encode.embed(evaluation._with_similarity(load_model(folder / "run", mesh), "dot"),
-                         [" ".join(corpus(40).texts[0].split()[:4])], "query", progress=False)
-  np.testing.assert_allclose(run["q0"].scores[0], (stores["two (dot)"][:] @ queries[0]).max(), rtol=1e-5)
+  np.testing.assert_allclose(store.norms(slice(None)), norms, rtol=1e-5)
+  np.testing.assert_allclose(store[:], vectors / norms[:, None], atol=1e-6)
+  query = encode.embed(dot, [" ".join(corpus(40).texts[0].split()[:4])], "query", progress=False)[0]
+  ranked = read_run(folder / "out" / "runs" / "two_dot_-a.trec")["q0"]
+  assert ranked.doc_ids == [store.ids[row] for row in np.argsort(-(vectors @ query), kind="stable")]
+  np.testing.assert_allclose(ranked.scores, np.sort(vectors @ query)[::-1], rtol=1e-5)
   with pytest.raises(InputError, match="similarity 'euclid': give one of cosine, dot"):
     evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", protocol=Protocol(similarity="euclid"))
+
+
+def test_cosine_of_a_model_that_does_not_normalise(made, tmp_path):
+  """The same weights: scores are those of the model that does."""
+  folder, mesh, results = made
+  write_model_dir(tmp_path / "run", seeds=(0, 1), normalize=False)
+  found = [evaluate({"raw": tmp_path / "run"}, [folder / "a"], tmp_path / "out", mesh=mesh, progress=False,
+                    protocol=Protocol(similarity=similarity))["systems"] for similarity in (None, "cosine")]
+  assert [[*of] for of in found] == [["raw"], ["raw (cosine)"]] and found[0]["raw"]["similarity"] == "dot"
+  assert found[1]["raw (cosine)"]["results"]["a"] == pytest.approx(results["systems"]["two"]["results"]["a"])
+  ours, expected = (read_run(path) for path in (tmp_path / "out/runs/raw_cosine_-a.trec",
+                                                folder / "out/runs/two-a.trec"))
+  for query, ranking in expected.items():
+    np.testing.assert_allclose(ours[query].scores, ranking.scores, atol=1e-6)
+  assert len([*(tmp_path / "out/embeddings").iterdir()]) == 1
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has_measured(tmp_path, monkeypatch):

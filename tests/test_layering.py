@@ -19,7 +19,7 @@ ALLOWED = {
     "retrieval": ({"errors", "models", "partitioning", "text", "model", "distributed"},
                   {"jax", "numpy", "tqdm", "etils", "bm25s", "Stemmer"}),
     "evaluation": ({"errors", "models", "partitioning", "text", "model", "retrieval", "distributed"},
-                   {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib"}),
+                   {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib", "pyarrow"}),
     "data": ({"__version__", "errors", "text"},
              {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils", "zstandard",
               "google_crc32c", "apache_beam", "py7zr"}),

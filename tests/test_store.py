@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
   monkeypatch.setattr(store, "CHUNK_ROWS", 3)
   writer = StoreWriter(tmp_path / "store", DOCUMENTS, 2, SETTINGS)
   for chunk in writer.missing_chunks():
-    writer.write_chunk(chunk, np.asarray([[row, -row] for row in chunk], np.float32))
+    writer.write_chunk(chunk, np.asarray([[row, -row] for row in chunk], np.float32), 10 + np.asarray(chunk))
   writer.finish()
   return tmp_path / "store"
 
@@ -38,6 +38,7 @@ def test_rows_descend_by_id_and_documents_are_there_to_show(folder):
 def test_slices_cross_chunks(folder, rows):
   whole = np.asarray([[row, -row] for row in range(4)], np.float32)
   np.testing.assert_array_equal(Store(folder)[rows], whole[rows])
+  np.testing.assert_array_equal(Store(folder).norms(rows), np.arange(10, 14, dtype=np.float32)[rows])
 
 
 def test_can_be_searched(folder):
@@ -60,6 +61,7 @@ def of_another_size(path):
 @pytest.mark.parametrize(("name", "spoil"), [
     ("embeddings-00001.npy", cut_off), ("embeddings-00000.npy", overwrite), ("embeddings-00000.npy", of_another_size),
     ("embeddings-00001.npy", lambda path: path.unlink()), ("offsets.npy", cut_off), ("ids.txt", cut_off),
+    ("norms-00001.npy", cut_off), ("norms-00000.npy", lambda path: path.unlink()),
     ("ids.txt", lambda path: path.unlink()), ("manifest.json", cut_off),
     ("manifest.json", lambda path: path.write_text("[]")),
 ])
@@ -78,14 +80,15 @@ def test_a_damaged_document_is_named(folder):
     there.document(3)
 
 
-def test_the_advice_for_a_damaged_chunk_works(folder):
-  cut_off(folder / "embeddings-00001.npy")
-  for name in ("embeddings-00001.npy", "COMPLETE"):
+@pytest.mark.parametrize("damaged", ["embeddings-00001.npy", "norms-00001.npy"])
+def test_the_advice_for_a_damaged_chunk_works(folder, damaged):
+  cut_off(folder / damaged)
+  for name in (damaged, "COMPLETE"):
     (folder / name).unlink()
   writer = StoreWriter(folder, DOCUMENTS, 2, SETTINGS)
   assert writer.missing_chunks() == [range(3, 4)]
-  writer.write_chunk(range(3, 4), np.float32([[3, -3]]))
-  assert writer.finish()[3:4].tolist() == [[3, -3]]
+  writer.write_chunk(range(3, 4), np.float32([[3, -3]]), np.float32([4]))
+  assert writer.finish()[3:4].tolist() == [[3, -3]] and Store(folder).norms(slice(3, 4)).tolist() == [4]
 
 
 def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
@@ -96,5 +99,5 @@ def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
     Store(folder).check_model("x" * 64)
   manifest = json.loads((folder / "manifest.json").read_text())
   (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
-  with pytest.raises(InputError, match="format 9, this version reads 1"):
+  with pytest.raises(InputError, match="format 9, this version reads 2"):
     Store(folder)

@@ -27,6 +27,7 @@ from gtr_jax.retrieval.bm25 import bm25_run
 from gtr_jax.retrieval.encode import embed, embed_tokens, encode_corpus
 from gtr_jax.retrieval.runs import Run, write_run
 from gtr_jax.retrieval.search import Searcher, search_run
+from gtr_jax.retrieval.store import Store, normalized
 from gtr_jax.text.tokenizer import Tokenizer
 
 DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
@@ -143,7 +144,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       say(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
           "queries")
       if model is not None:
-        run = _model_run(model, task, output / "embeddings", clock, progress)
+        run = _model_run(loaded, model, task, output / "embeddings", clock, progress)
       elif distributed.is_first():
         with clock.times("indexing and searching"):
           run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
@@ -235,7 +236,7 @@ def _write(output: epath.Path, results: Mapping[str, Any]) -> None:
 
 
 def _with_similarity(model: Model, similarity: str | None) -> Model:
-  """The model with its vectors normalised, or not; its hash, by which stores are kept apart, says so."""
+  """The model with its vectors normalised, or not; its hash says so."""
   normalize = similarity == "cosine"
   if similarity is None or normalize == model.encoder.normalize:
     return model
@@ -244,17 +245,34 @@ def _with_similarity(model: Model, similarity: str | None) -> Model:
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
 
-def _model_run(model: Model, task: _Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
+def _model_run(trained: Model, model: Model, task: _Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
+  """The ranking by `model`, which is `trained`, maybe with the other similarity; both have one store."""
   collection, protocol = task.collection, task.protocol
-  name, length = f"{_file_name(collection.name)}-{model.weights_hash[:12]}", protocol.document_length
+  name, length = f"{_file_name(collection.name)}-{trained.weights_hash[:12]}", protocol.document_length
   with clock.times("encoding documents"):
-    store = encode_corpus(model, collection.documents, stores / (f"{name}-{length}" if length not in (
+    store = encode_corpus(trained, collection.documents, stores / (f"{name}-{length}" if length not in (
         None, model.lengths["document"]) else name), length, progress=progress)
   with clock.times("encoding queries"):
     queries = embed(model, collection.queries, "query", protocol.query_length, progress=progress)
   with clock.times("searching"):
-    return search_run(Searcher(store, model.mesh, keep=False), store.ids, collection.query_ids, queries, DEPTH,
+    vectors = store if model is trained else _Rescaled(store, model.encoder.normalize)
+    return search_run(Searcher(vectors, model.mesh, keep=False), store.ids, collection.query_ids, queries, DEPTH,
                       exclude_own_id=protocol.exclude_own_id, progress=progress)
+
+
+class _Rescaled(NamedTuple):
+  """The embeddings of a store for the similarity that its model was not trained with."""
+
+  store: Store
+  normalize: bool
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self.store.shape
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    norms = self.store.norms(rows)
+    return normalized(self.store[rows], norms) if self.normalize else self.store[rows] * norms[:, None]
 
 
 def _median_words(run: Run, collection: Collection) -> float | None:

@@ -4,6 +4,7 @@ Letters: G groups (data shards of the mesh), R rows of a group, L length, D embe
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from gtr_jax.model import Model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import batch_sharding, num_groups
 from gtr_jax.retrieval.documents import Documents, full_text
-from gtr_jax.retrieval.store import Store, StoreWriter
+from gtr_jax.retrieval.store import Store, StoreWriter, normalized
 from gtr_jax.text.packing import Texts, best_fit
 
 LONGEST_IN_SHORT_ROWS = 256  # tokens; a longer text opens a row that is made for twice as many, ..
@@ -69,6 +70,7 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     InputError: the folder holds something else, or the embeddings of another model or corpus; nothing is changed.
   """
   max_length = max_length or model.lengths["document"]
+  not_normalized = dataclasses.replace(model.encoder, normalize=False)
   writer = StoreWriter(output, documents, dim=model.encoder.dim, settings={
       "weights_hash": model.weights_hash, "max_length": max_length, "prompt": model.prompts["document"]})
   ids, titles, texts = writer.documents
@@ -84,9 +86,12 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     for number, chunk in enumerate(chunks):
       tokens = coming.pop().result()
       coming = [thread.submit(tokens_of, later) for later in chunks[number + 1:number + 2]]
-      embeddings = embed_tokens(model.encoder, model.params, tokens, "passage", max_length, model.mesh, bar)
-      _check_finite(embeddings, [ids[row] for row in chunk], model)
-      writer.write_chunk(chunk, embeddings)
+      embeddings = embed_tokens(not_normalized, model.params, tokens, "passage", max_length, model.mesh, bar)
+      norms = np.linalg.norm(embeddings, axis=1)
+      _check_finite(norms[:, None], [ids[row] for row in chunk], model)
+      if model.encoder.normalize:
+        embeddings = normalized(embeddings, norms)
+      writer.write_chunk(chunk, embeddings, norms)
   return writer.finish()
 
 

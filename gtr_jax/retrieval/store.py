@@ -5,6 +5,7 @@
     documents.jsonl         {"title", "text"} a line, in the same order
     offsets.npy             int64 [documents + 1], where each line of documents.jsonl begins
     embeddings-00000.npy    float32 [CHUNK_ROWS, D], and so on, in the same order
+    norms-00000.npy         float32 [CHUNK_ROWS], their lengths, or those that they had before they were normalised
     COMPLETE                written last
 
 Rows descend by id because a search gives ties to the lower row, and trec_eval to the higher id. Each file appears under
@@ -28,9 +29,10 @@ from gtr_jax.retrieval.documents import Documents
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST, _COMPLETE = "manifest.json", "COMPLETE"
 _IDS, _DOCUMENTS, _OFFSETS = "ids.txt", "documents.jsonl", "offsets.npy"
+_EMBEDDINGS, _NORMS = "embeddings-{:05}.npy", "norms-{:05}.npy"  # of each chunk
 
 
 class Store:
@@ -57,23 +59,32 @@ class Store:
     if len(self.ids) != self.shape[0]:
       raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
     self._offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
-    self._chunk = functools.lru_cache(_OPEN_CHUNKS)(self._open_chunk)
+    self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._open_chunk)
     for number in range(-(-self.shape[0] // self._chunk_rows)):
-      self._chunk(number)
+      for name in (_EMBEDDINGS, _NORMS):
+        self._chunk(name, number)
 
-  def _open_chunk(self, number: int) -> np.ndarray:
+  def _open_chunk(self, name: str, number: int) -> np.ndarray:
     rows = min(self._chunk_rows, self.shape[0] - number * self._chunk_rows)
-    return _read_array(self.path / _chunk_name(number), (rows, self.shape[1]), np.float32)
+    shape = (rows, self.shape[1]) if name == _EMBEDDINGS else (rows,)
+    return _read_array(self.path / name.format(number), shape, np.float32)
 
-  def __getitem__(self, rows: slice) -> np.ndarray:
-    """Embeddings float32 `[rows, D]` of consecutive rows."""
+  def _rows(self, name: str, rows: slice) -> np.ndarray:
     start, stop, step = rows.indices(self.shape[0])
     if step != 1:
       raise ValueError("a store is read in consecutive rows")
     size = self._chunk_rows
-    parts = [self._chunk(chunk)[max(start - chunk * size, 0):stop - chunk * size]
+    parts = [self._chunk(name, chunk)[max(start - chunk * size, 0):stop - chunk * size]
              for chunk in range(start // size, -(-stop // size))]
-    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros((0, self.shape[1]), np.float32), *parts])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts or [self._chunk(name, 0)[:0]])
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Embeddings float32 `[rows, D]` of consecutive rows."""
+    return self._rows(_EMBEDDINGS, rows)
+
+  def norms(self, rows: slice) -> np.ndarray:
+    """The lengths float32 `[rows]` of these embeddings, where they are normalised those that they had before."""
+    return self._rows(_NORMS, rows)
 
   def document(self, row: int) -> tuple[str, str, str]:
     """(id, title, text) of a row."""
@@ -165,14 +176,16 @@ class StoreWriter:
     rows, total = self._manifest["chunk_rows"], self._manifest["documents"]
 
     def look():
-      return [i for i in range(-(-total // rows)) if not (self.path / _chunk_name(i)).exists()]
+      return [i for i in range(-(-total // rows))
+              if not all((self.path / name.format(i)).exists() for name in (_EMBEDDINGS, _NORMS))]
 
     return [range(i * rows, min((i + 1) * rows, total)) for i in distributed.from_first(look)]
 
-  def write_chunk(self, rows: range, embeddings: np.ndarray) -> None:
-    """Writes the embeddings `[rows, D]` of one of the missing chunks."""
+  def write_chunk(self, rows: range, embeddings: np.ndarray, norms: np.ndarray) -> None:
+    """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
     if distributed.is_first():
-      _write(self.path / _chunk_name(rows.start // self._manifest["chunk_rows"]), [_npy(embeddings.astype(np.float32))])
+      for name, array in ((_EMBEDDINGS, embeddings), (_NORMS, norms)):
+        _write(self.path / name.format(rows.start // self._manifest["chunk_rows"]), [_npy(array.astype(np.float32))])
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""
@@ -182,8 +195,9 @@ class StoreWriter:
     return Store(self.path)
 
 
-def _chunk_name(number: int) -> str:
-  return f"embeddings-{number:05}.npy"
+def normalized(embeddings: np.ndarray, norms: np.ndarray) -> np.ndarray:
+  """Embeddings `[rows, D]` divided by their lengths `[rows]`; zero where these are below 1e-12, as in a model."""
+  return embeddings / np.where(norms <= 1e-12, np.inf, norms)[:, None]
 
 
 def _npy(array: np.ndarray) -> bytes:
