@@ -117,10 +117,11 @@ def _by_hand(names: Sequence[str], root: epath.Path) -> str:
   """What to do where sets cannot be downloaded."""
   zipped = list(dict.fromkeys(download.address(_archive_of(name)) for name in names if name.startswith(_BEIR)))
   nano = list(dict.fromkeys(download.address(_archive_of(name)) for name in names if name.startswith(_NANO)))
-  how = [f"put {', '.join(zipped)}, or what is in {'it' if len(zipped) == 1 else 'them'}, into {root / 'beir'}"] * bool(
-      zipped)
-  how += [f"write {', '.join(nano)} as corpus.jsonl, queries.jsonl and qrels/test.tsv into {root / _NANO / 'NAME'}"] * bool(
-      nano)
+  how = []
+  if zipped:
+    how.append(f"put {', '.join(zipped)}, or what is in {'it' if len(zipped) == 1 else 'them'}, into {root / _BEIR}")
+  if nano:
+    how.append(f"write {', '.join(nano)} as corpus.jsonl, queries.jsonl and qrels/test.tsv into {root / _NANO}/NAME")
   return ", and ".join(how)
 
 
