@@ -83,7 +83,7 @@ def test_every_task_says_how_to_prepare_it(tmp_path):
   root.set_data_dir(str(tmp_path))
   try:
     for name in (*NAMES, "msmarco", "trivia_qa", "squad", *(f"beir_{name}" for name in (
-        "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "scifact"))):
+        "bioasq", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "scifact"))):
       task = seqio.TaskRegistry.get(name)
       with pytest.raises(InputError, match=r"no prepared data there; run: gtr-jax prepare ") as e:
         task.source.list_shards("train")
@@ -99,13 +99,14 @@ def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
   import gtr_jax.tasks.beir
   import gtr_jax.tasks.community_qa
   import gtr_jax.tasks.natural_questions  # noqa: F401
-  for name in ("reddit_summaries", "natural_questions_pages", "squad_paragraphs", *(f"beir_{name}_tfds" for name in (
-      "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "scifact"))):
+  sets = {f"beir_{config.name.replace('.', '_')}_tfds": config.qrel_splits
+          for config in tfds.builder_cls("beir").BUILDER_CONFIGS}
+  for name in ("reddit_summaries", "natural_questions_pages", "squad_paragraphs", *sets):
     source = seqio.TaskRegistry.get(name).source
     assert isinstance(source, TfdsSource)
     builder = tfds.builder(source._name, data_dir=tmp_path)
     fields = source._fields
     used = {*fields.query, *fields.passage, *filter(None, (fields.query_id, fields.passage_id))}
     assert used <= set(builder.info.features), name
-    if splits := getattr(builder.builder_config, "qrel_splits", None):
-      assert set(source._tfds_splits.values()) <= set(splits), name
+    if name in sets:
+      assert source._tfds_splits == {split: split for split in sets[name]}, name
