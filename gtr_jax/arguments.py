@@ -81,8 +81,9 @@ def parser() -> argparse.ArgumentParser:
                  help="MS MARCO and BEIR's 18 sets, MS MARCO and the 14 public ones, or NanoBEIR's 13")
   _data_dir(p)
   p.add_argument("--bm25", action="store_true", help="also BM25, in the same table (needs no model)")
-  p.add_argument("--similarity", choices=["cosine", "dot"],
-                 help="normalise the model's vectors, or do not (default: as it was trained)")
+  p.add_argument("--similarity", action="append", default=[], choices=["cosine", "dot"],
+                 help="normalise the model's vectors, or do not (default: as it was trained); repeatable, to have both "
+                 "beside each other: documents are encoded once")
   p.add_argument("--split", help="which qrels/SPLIT.tsv (default: test; beir/msmarco: dev)")
   p.add_argument("--exclude_own_id", action=argparse.BooleanOptionalAction,
                  help="never rank the document whose id is the query's own (default: on beir/arguana and beir/quora)")

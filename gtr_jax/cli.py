@@ -251,7 +251,7 @@ def _evaluate(args):
     missing = for_several(missing, models.values())
   # Lengths hold for every model here; a model that has none is also loaded with them.
   lengths = {"query_length": args.query_length, "document_length": args.document_length}
-  protocol = Protocol(args.split, args.exclude_own_id, similarity=args.similarity,
+  protocol = Protocol(args.split, args.exclude_own_id, similarities=tuple(args.similarity),
                       allow_empty_documents=args.allow_empty_documents, **lengths)
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=root.data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,

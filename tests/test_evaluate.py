@@ -114,10 +114,9 @@ def test_bad_input_writes_nothing(made, tmp_path):
 
 def test_cosine_and_dot_have_one_store_and_results_of_their_own(made):
   folder, mesh, results = made
-  found, written = {}, {path: path.stat().st_mtime_ns for path in (folder / "out/embeddings").rglob("*.npy")}
-  for similarity in ("dot", "cosine"):
-    found |= evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False,
-                      protocol=Protocol(similarity=similarity))["systems"]
+  written = {path: path.stat().st_mtime_ns for path in (folder / "out/embeddings").rglob("*.npy")}
+  found = evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False,
+                   protocol=Protocol(similarities=("dot", "cosine")))["systems"]
   assert {name: of["similarity"] for name, of in found.items()} == {"two (dot)": "dot", "two": "cosine"}
   assert found["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]  # As the model was trained.
   assert {path: path.stat().st_mtime_ns for path in (folder / "out/embeddings").rglob("*.npy")} == written
@@ -134,7 +133,7 @@ def test_cosine_and_dot_have_one_store_and_results_of_their_own(made):
   assert ranked.doc_ids == [store.ids[row] for row in np.argsort(-(vectors @ query), kind="stable")]
   np.testing.assert_allclose(ranked.scores, np.sort(vectors @ query)[::-1], rtol=1e-5)
   with pytest.raises(InputError, match="similarity 'euclid': give one of cosine, dot"):
-    evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", protocol=Protocol(similarity="euclid"))
+    evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", protocol=Protocol(similarities=("euclid",)))
 
 
 def test_cosine_of_a_model_that_does_not_normalise(made, tmp_path):
@@ -142,7 +141,7 @@ def test_cosine_of_a_model_that_does_not_normalise(made, tmp_path):
   folder, mesh, results = made
   write_model_dir(tmp_path / "run", seeds=(0, 1), normalize=False)
   found = [evaluate({"raw": tmp_path / "run"}, [folder / "a"], tmp_path / "out", mesh=mesh, progress=False,
-                    protocol=Protocol(similarity=similarity))["systems"] for similarity in (None, "cosine")]
+                    protocol=Protocol(similarities=similarities))["systems"] for similarities in ((), ("cosine",))]
   assert [[*of] for of in found] == [["raw"], ["raw (cosine)"]] and found[0]["raw"]["similarity"] == "dot"
   assert found[1]["raw (cosine)"]["results"]["a"] == pytest.approx(results["systems"]["two"]["results"]["a"])
   ours, expected = (read_run(path) for path in (tmp_path / "out/runs/raw_cosine_-a.trec",

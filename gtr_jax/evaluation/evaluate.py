@@ -47,7 +47,8 @@ class Protocol:
     exclude_own_id: never rank the document whose id is the query's own (else: on ArguAna and Quora).
     query_length: most tokens of a query (else: the model's own; on BEIR 64, on ArguAna 512).
     document_length: most tokens of a document (else: the model's own; on BEIR 512, on TREC-NEWS and Robust04 768).
-    similarity: "cosine" normalises a model's vectors, "dot" does not (else: as the model was trained).
+    similarities: "cosine" normalises a model's vectors, "dot" does not; each makes a system (else: as the model was
+      trained).
     allow_empty_documents: keep documents with neither title nor text; those of BEIR are kept anyway.
   """
 
@@ -55,7 +56,7 @@ class Protocol:
   exclude_own_id: bool | None = None
   query_length: int | None = None
   document_length: int | None = None
-  similarity: str | None = None
+  similarities: tuple[str, ...] = ()
   allow_empty_documents: bool = False
 
   def of(self, found: Found) -> "Protocol":
@@ -85,8 +86,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   and, after each of these, results.json, in which results of other systems and collections that it holds are kept.
 
   Args:
-    models: name -> where the model is. One is loaded at a time. Where the protocol's similarity is not the model's own,
-      the system is called "NAME (dot)" or "NAME (cosine)".
+    models: name -> where the model is. One is loaded at a time. Where a similarity is not the model's own, the system
+      is called "NAME (dot)" or "NAME (cosine)".
     collections: folders in BEIR layout, "beir/NAME" or "nano-beir/NAME"; all are read and checked first.
     output: folder.
     bm25: also rank with BM25.
@@ -108,8 +109,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   output = epath.Path(output)
   if not models and not bm25:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
-  if protocol.similarity not in (None, *SIMILARITIES):
-    raise InputError(f"similarity {protocol.similarity!r}: give one of {', '.join(SIMILARITIES)}")
+  for similarity in protocol.similarities:
+    if similarity not in SIMILARITIES:
+      raise InputError(f"similarity {similarity!r}: give one of {', '.join(SIMILARITIES)}")
   earlier = distributed.from_first(lambda: _earlier_results(output))
   names = [BM25] * bm25 + list(models)
   _check_names(names, "systems")
@@ -125,13 +127,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for name, of in results["collections"].items():
     for warning in of.get("warnings", ()):
       say(f"{name}: {warning}")
-  for name in names:
-    model = similarity = None
-    if name != BM25:
-      loaded = load_model(models[name], mesh, missing)
-      model = _with_similarity(loaded, protocol.similarity)
-      similarity = "cosine" if model.encoder.normalize else "dot"
-      name = name if model is loaded else f"{name} ({similarity})"
+
+  def evaluate_system(name, trained=None, similarity=None):
+    """BM25, or a model with one of the similarities."""
+    model = trained and _with_similarity(trained, similarity)
+    name = name if model is trained else f"{name} ({similarity})"
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "weights_hash": model and model.weights_hash, "results": {}}
     there = earlier.get("systems", {}).get(name, of_system)
@@ -144,7 +144,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       say(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
           "queries")
       if model is not None:
-        run = _model_run(loaded, model, task, output / "embeddings", clock, progress)
+        run = _model_run(trained, model, task, output / "embeddings", clock, progress)
       elif distributed.is_first():
         with clock.times("indexing and searching"):
           run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
@@ -157,6 +157,14 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
                                                  MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
       say(f"{name} on {collection.name}: {clock}")
       _write(output, _merged(earlier, results))
+
+  if bm25:
+    evaluate_system(BM25)
+  for name, path in models.items():
+    trained = load_model(path, mesh, missing)
+    for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
+      evaluate_system(name, trained, similarity)
+    del trained  # Before the next one is loaded.
   return distributed.from_first(lambda: _merged({}, results))
 
 
@@ -235,12 +243,16 @@ def _write(output: epath.Path, results: Mapping[str, Any]) -> None:
   temporary.replace(output / RESULTS_FILE)
 
 
-def _with_similarity(model: Model, similarity: str | None) -> Model:
+def _similarity(model: Model) -> str:
+  """The one that the model was trained with."""
+  return "cosine" if model.encoder.normalize else "dot"
+
+
+def _with_similarity(model: Model, similarity: str) -> Model:
   """The model with its vectors normalised, or not; its hash says so."""
-  normalize = similarity == "cosine"
-  if similarity is None or normalize == model.encoder.normalize:
+  if similarity == _similarity(model):
     return model
-  encoder = dataclasses.replace(model.encoder, normalize=normalize)
+  encoder = dataclasses.replace(model.encoder, normalize=similarity == "cosine")
   return dataclasses.replace(model, encoder=encoder, weights_hash=weights_hash(
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
