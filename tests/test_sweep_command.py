@@ -40,7 +40,7 @@ plan.Sweep.stages = {
 plan.Sweep.axes = {
   'stages': {'PT': {'stages': ['pretrain']}, 'PT+FT': {}},
   'temperature': {'0.05': {'finetune': ['TEMPERATURE = 0.05']}, 'wrong': {'finetune': ['TEMPERATURE = 0.0']}}}
-plan.Sweep.evaluate = '--collection made_up'
+plan.Sweep.evaluate = '--collection made_up --similarity cosine --similarity dot'
 """
 
 
@@ -77,13 +77,18 @@ def test_a_real_sweep(folder):
   values = {}
   for name in ("PT-0.05", "PT+FT-0.05"):
     of_run = json.loads((folder / "out" / by_name[name]["results"]).read_text())
-    values[name] = of_run["systems"][name]["results"]["made_up"]["nDCG@10"]
-  assert re.search(rf"PT-0.05 +{values['PT-0.05']:.4f}\nPT-wrong +{values['PT-0.05']:.4f}\n", done.stdout)
+    assert list(of_run["systems"]) == [name, f"{name} (dot)"]
+    values[name] = [f"{of['results']['made_up']['nDCG@10']:.4f}" for of in of_run["systems"].values()]
+  cosine, dot = values["PT-0.05"]
+  rows = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("PT-")]
+  assert rows == [["PT-0.05 (cosine)", cosine], ["PT-0.05 (dot)", dot], ["PT-wrong (cosine)", cosine],
+                  ["PT-wrong (dot)", dot]]
   assert re.search(r"BM25 +0\.\d{4}\n", done.stdout) and re.search(r"PT\+FT-wrong +-\n", done.stdout)
   finetuned = Path(by_name["PT+FT-0.05"]["model_dir"])
   assert f"initial_checkpoint_path = 'out/{Path(by_name['PT-0.05']['model_dir']).name}'" in (
       finetuned / "config.gin").read_text()
-  assert "# Report" in (folder / "out" / "report" / "report.md").read_text()
+  report = (folder / "out" / "report" / "report.md").read_text()
+  assert "# Report" in report and "### similarity" in report
   mined, = (folder / "data" / "mined").glob("*.jsonl")
   assert all(len(json.loads(line)["negatives"]) == 1 for line in mined.read_text().splitlines())
 

@@ -65,19 +65,21 @@ def _numbers(values: Iterable[Any]) -> list[Any]:
 
 
 def table(whole: Mapping[str, Any], output: str) -> str:
-  """nDCG@10 of each run on each collection; what failed, and why, below."""
+  """nDCG@10 of each run on each collection, with each similarity; what failed, and why, below."""
   scores: dict[str, Mapping[str, Any]] = {}
   for name, path in [(BM25, whole["bm25"]), *((run["name"], run["results"]) for run in whole["runs"])]:
     if path is not None:
-      systems = json.loads(Path(output, path).read_text())["systems"]
-      scores[name] = next(iter(systems.values()))["results"]  # There is one.
+      systems = json.loads(Path(output, path).read_text())["systems"].values()
+      scores |= {f"{name} ({of['similarity']})" if len(systems) > 1 else name: of["results"] for of in systems}
+    elif name != BM25:
+      scores[name] = {}
   collections = beir.shown(dict.fromkeys(collection for of in scores.values() for collection in of))
   averages = {name: beir.averages(of, MEASURE) for name, of in scores.items()}
   of_papers = list(dict.fromkeys(average for of in averages.values() for average in of))
   rows = [[MEASURE, *collections, *["average"] * (len(collections) > 1), *of_papers]]
-  for name in [BM25] * (whole["bm25"] is not None) + [run["name"] for run in whole["runs"]]:
-    values = [scores.get(name, {}).get(collection, {}).get(MEASURE) for collection in collections]
+  for name, of in scores.items():
+    values = [of.get(collection, {}).get(MEASURE) for collection in collections]
     values += [None if None in values else sum(values) / len(values)] * (len(collections) > 1)
-    values += [averages.get(name, {}).get(average) for average in of_papers]
+    values += [averages[name].get(average) for average in of_papers]
     rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
   return "\n".join([aligned(rows), *(f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"])])
