@@ -193,7 +193,8 @@ def test_each_axis_of_a_sweep_with_the_others_fixed(tmp_path):
   assert list(table)[2:] == ["BM25", "0.01; size small", "0.1; size small", "1.0; size small", "0.1; size base",
                              "1.0; size base"]
   assert rows(text.split("### share")[1], "Median number")["0.01; size small"] == ["55", "55"]
-  for name in ("data_size_1", "data_size_2", "data_share_1", "data_share_2"):
+  for name in (f"data_{axis}_{number}{kind}" for axis in ("size", "share") for number in (1, 2) for kind in (
+      "", "_lengths")):
     assert f"]({name}.png)" in text and has_a_picture(place.parent / f"{name}.png"), name
   assert (place.parent / "data_share_ndcg_at_10.csv").read_text().startswith("share,alpha,beta_gamma,average\n")
 

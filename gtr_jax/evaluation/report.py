@@ -148,7 +148,7 @@ def _of_papers(name: str, measure: str) -> str:
 
 
 def _sweep(report: _Report, study: studies.Study) -> None:
-  """For each axis a table of its values by collections, and a plot for each choice of the other axes."""
+  """For each axis tables of its values by collections, and plots for each choice of the other axes."""
   report.parts.append(f"## Sweep {study.name}")
   names = beir.shown(study.collections)
   if study.failed:
@@ -173,8 +173,10 @@ def _sweep(report: _Report, study: studies.Study) -> None:
       draw = (plots.over_axis, "nDCG@10", axis, dict(zip(values, _with_average(texts, names, "nDCG@10").values(),
                                                          strict=True))) if scale else (
           plots.bars, "nDCG@10", _with_average({**bm25, **texts}, names, "nDCG@10"))
-      report.plot(f"nDCG@10 by {axis}" + (f", {fixed}" if fixed else ""),
-                  f"{slug}_{number}" if len(compared) > 1 else slug, *draw)
+      of_fixed, place = f", {fixed}" if fixed else "", f"{slug}_{number}" if len(compared) > 1 else slug
+      report.plot(f"nDCG@10 by {axis}{of_fixed}", place, *draw)
+      report.plot(f"Median words of the top 10 by {axis}{of_fixed}", f"{place}_lengths", plots.bars, "median words",
+                  _length_rows(texts, study.collections))
     for measure in _HEADLINES:
       report.table(f"{measure}:", f"{slug}_{_file(measure)}",
                    Table(axis, _with_average(rows, names, measure, of_papers=True), 4, best=True))
