@@ -8,9 +8,14 @@ import re
 
 from gtr_jax.data import root
 from gtr_jax.data.examples import add_pair_task, jsonl
+from gtr_jax.errors import InputError
 
+_files = {}
 for _path in sorted(root.resolve("mined").glob("*")):
   if _match := re.fullmatch(r"(\w.*)\.jsonl(\.gz)?", _path.name):
+    _name = "mined_" + re.sub(r"\W", "_", _match[1])
+    if _files.setdefault(_name, _path) is not _path:
+      raise InputError(f"{_files[_name]} and {_path}: both would be the task {_name}; rename one")
     add_pair_task(
-        "mined_" + re.sub(r"\W", "_", _match[1]), jsonl(train=f"mined/{_path.name}"), query="query", passage="positive",
-        negatives="negatives", sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100)
+        _name, jsonl(train=f"mined/{_path.name}"), query="query", passage="positive", negatives="negatives",
+        sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100)

@@ -141,7 +141,7 @@ def test_goes_on_at_the_first_missing_chunk(run, small_batches, tmp_path, monkey
   monkeypatch.setattr(store.StoreWriter, "write_chunk", dies_in_the_second)
   with pytest.raises(KeyboardInterrupt):
     encode_corpus(model, documents, tmp_path / "store", progress=False)
-  with pytest.raises(InputError, match="not complete; run the same gtr-jax encode again"):
+  with pytest.raises(InputError, match="not complete; run the same command again"):
     store.Store(tmp_path / "store")
   first = (tmp_path / "store" / "embeddings-00000.npy").stat().st_mtime_ns
   encode_corpus(model, documents, tmp_path / "store", progress=False)

@@ -203,10 +203,12 @@ def collection(folder, split="test"):
   (folder / "qrels").mkdir(parents=True)
   write(folder / "corpus.jsonl", [{"_id": "d1", "title": "The title", "text": document},
                                   {"_id": "d2", "title": "", "text": document.replace("word", "other")},
-                                  {"_id": "d3", "title": "", "text": "A short relevant document."}])
+                                  {"_id": "d3", "title": "", "text": "A short relevant document."},
+                                  {"_id": "d4", "title": "It has a title",
+                                   "text": "Twelve words of a text: one two three four five six seven"}])
   write(folder / "queries.jsonl", [{"_id": "q1", "text": "What is tested?"}, {"_id": "q2", "text": "What is trained?"},
                                    {"_id": "q3", "text": " ".join(f"asked{i}" for i in range(14))}])
-  (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t2\n")
+  (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t2\nq3\td4\t1\n")
   return str(folder)
 
 
@@ -215,9 +217,12 @@ def test_decontamination(data, tmp_path, split):
   clean = toy_source.rows(20)
   thirteen, other = (" ".join(f"{word}{i}" for i in range(4, 17)) for word in ("word", "other"))
   cases = {
-      "query q1": [("what is tested", "anything")], "document d1": [("a", f"x {thirteen.upper()}, y"), (thirteen, "b")],
+      "query q1": [("what is tested", "anything"), ("What is tested?\nIt has a body", "anything")],
+      "document d1": [("a", f"x {thirteen.upper()}, y"), (thirteen, "b"),
+                      ("k", thirteen.replace(" ", "\u00a0")), ("m", thirteen.replace(" ", " — "))],
       "query q3": [("c " + " ".join(f"asked{i}" for i in range(1, 14)), "d")],
-      "document d3": [("e", "a short, relevant document")]}
+      "document d3": [("e", "a short, relevant document")],
+      "document d4": [("l", "Twelve words of a text: one two three four five six seven.")]}
   kept = [("What is trained?", "f"), ("g", thirteen.removesuffix(" word16")), ("h", other),
           ("i", "a short relevant document and more"), ("j", " ".join(f"asked{i}" for i in range(12)))]
   bad = [pair for found in cases.values() for pair in found]
@@ -237,6 +242,18 @@ def test_decontamination(data, tmp_path, split):
   assert pairs(folder, "validation") == [("What is tested?", "held out")]
 
 
+def test_negatives_that_are_tested_are_left_out(data, tmp_path):
+  collection(data / "beir/tested")
+  negatives = ["harmless", "A short relevant document.", "harmless too"]
+  rows = [{"query": "a", "passage": "b", "negatives": negatives, "negative_ids": ["1", "2", "3"],
+           "negative_queries": ["What is tested?", "What else?"]}, *toy_source.rows(5)]
+  folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)), decontaminate=("beir/tested",))
+  found = [texts for texts in examples(folder) if texts["query"] == ["a"]]
+  assert [(texts["negatives"], texts["negative_ids"], texts["negative_queries"]) for texts in found] == [
+      (["harmless", "harmless too"], ["1", "3"], ["What else?"])]
+  assert manifest(folder)["counts"]["contaminated_negative"] == 2
+
+
 def test_wrong_collections(data, tmp_path):
   source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(5)),))
   folder = Path(collection(tmp_path / "tested"))
@@ -244,7 +261,9 @@ def test_wrong_collections(data, tmp_path):
     prepare(source, decontaminate=(str(tmp_path / "none"),))
   header = "query-id\tcorpus-id\tscore\n"
   for qrels, message in ((f"{header}q1 d1 1\n", r"test.tsv:2: not a query id"), (header, "no judgements"),
-                         ("x1\td1\t1\n", "none of the queries is in"), ("", "test.tsv: is empty")):
+                         ("x1\td1\t1\n", "1 of 1 judged queries, such as 'x1', are not"),
+                         (f"{header}q1\td1\t1\nq3\tx3\t1\n", "1 of 2 judged documents, such as 'x3', are not"),
+                          ("", "test.tsv: is empty")):
     (folder / "qrels/test.tsv").write_text(qrels)
     with pytest.raises(InputError, match=message):
       prepare(source, decontaminate=(str(folder),))
@@ -355,8 +374,11 @@ def test_what_is_there_is_kept(data, tmp_path):
   (tmp_path / "log").unlink()
   engine.prepare(source, Settings(), processes=1, say=said.append)
   assert said == [f"{folder} is up to date"] and not (tmp_path / "log").exists()
-  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings; remove it, or give"):
+  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings, or"):
     prepare(source, validation_share=0.5)
+  (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())  # As if something in it had changed.
+  with pytest.raises(InputError, match="before one of the files changed; remove it, or give another --name"):
+    prepare(source)
   write(tmp_path / "a.jsonl", toy_source.rows(19))
   with pytest.raises(InputError, match="toy holds what was prepared from other files or settings"):
     prepare(source)

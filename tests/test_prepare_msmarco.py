@@ -56,6 +56,28 @@ def test_pairs(folder):
   assert counts.reasons == {"query_without_judgement": 1}
 
 
+def test_negatives_of_another_collection(folder):
+  for record, message in (({"qid": 7, "pos": [0], "neg": {"bm25": [3]}}, "none of its first 1 queries, such as '7'"),
+                          ({"qid": 2, "pos": [0], "neg": {"bm25": [900, 901, 3]}}, "2 of the first 3 negatives")):
+    path = write_jsonl(folder / "hard.jsonl", record)
+    with pytest.raises(InputError, match=message):
+      run(folder, "--negatives", path)
+  (folder / "triples.tsv").write_text("7\t0\t3\n")
+  with pytest.raises(InputError, match="triples.tsv: none of its first 1 queries"):
+    run(folder, "--negatives", folder / "triples.tsv")
+
+
+def test_scores_that_are_no_numbers(folder):
+  ranked = [{"pid": 30, "ce-score": float("nan")}, {"pid": 31, "ce-score": 1.0}]
+  path = write_jsonl(folder / "hard.jsonl", {"qid": 2, "pos": [{"pid": 2, "ce-score": 9.0}], "neg": {"a": ranked}})
+  _, counts = run(folder, "--negatives", path)
+  assert counts.reasons["broken"] == 1 and "the score nan is not a number" in counts.places[0]
+  with pytest.raises(InputError, match="--margin nan"):
+    run(folder, "--negatives", path, "--margin", "nan")
+  (folder / "qrels.train.tsv").write_text("2\t0\t2\t1\n2\t0\t3\t\u00b2\n")
+  assert "not query and passage" in run(folder)[1].places[0]
+
+
 def test_judgements_of_two_columns_and_titles(folder):
   # RocketQA's corpus/marco: data_process/utils.py, load_id_text (para.txt, para.title.txt, train.query.txt: id, text)
   # and load_pos_examples (qrels.train.tsv: query, passage); a passage without a title has "-".

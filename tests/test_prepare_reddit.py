@@ -94,6 +94,8 @@ def test_a_link_has_a_title_only(made):
     ("deleted", {"selftext": "[removed]"}, False), ("deleted", {"title": "[deleted by user]"}, False),
     ("deleted", {"removed_by_category": "moderator"}, False),
     ("deleted", {"_meta": {"was_deleted_later": True}}, False),
+    ("deleted", {"_meta": {"removal_type": "moderator"}}, False), ("deleted", {"removed": True}, False),
+    ("deleted", {"spam": True}, False),
     ("bot", {"author": "AutoModerator"}, False), ("bot", {"author": "dadbot_2"}, False),
     ("bot", {"author": "listed"}, False), ("bot", {"selftext": "Beep boop, I am a bot."}, False),
     ("official", {"stickied": True}, False), ("official", {"distinguished": "moderator"}, False),
@@ -111,6 +113,7 @@ def test_posts_that_are_dropped(made, reason, fields, comments_go):
 
 @pytest.mark.parametrize(("reason", "fields"), [
     ("deleted", {"body": "[deleted]", "author": "[deleted]"}), ("deleted", {"body": "[ Removed by Reddit ]"}),
+    ("deleted", {"removed": True}), ("deleted", {"_meta": {"removal_type": "deleted"}}),
     ("bot", {"author": "RemindMeBot"}), ("bot", {"body": "Your link is broken. I'm just a bot, do not answer me."}),
     ("official", {"distinguished": "admin"}), ("quarantined", {"quarantined": True}), ("score", {"score": -3}),
     ("too_short", {"body": "me too"}), ("too_long", {"body": "long and " * 1001}),
@@ -165,6 +168,12 @@ def test_copies_in_several_dumps(dump):
     examples, counts = prepared(Reddit(paths, pairs=("title_body",)))
     assert [e.query for e in examples] == ["An edited title it is"]
     assert counts.reasons["copy_of_another_dump"] == 2
+  comments = dump([_comment("a", "p"), _comment("b", "p"), _comment("c", "p", "a")], "RC.jsonl")
+  for change in ({"body": "[removed]"}, {"score": -4}, {"body": "no"}):
+    later = dump([_comment("a", "p", retrieved_on=1500000000, **change)], "RC_later.jsonl")
+    for paths in ((first, comments, later), (later, comments, first)):
+      examples, _ = prepared(Reddit(paths))
+      assert {e.passage_id for e in examples} == {"t3_p", "t3_q", "t1_b"}
   twice = dump([_comment("a", "p", body="The first of two copies it is."), _comment("a", "p"), _comment("b", "p", "a")],
                "c.jsonl")
   assert [e.query for e in prepared(Reddit((twice,), ("comment_reply",)))[0]] == ["The first of two copies it is."]
@@ -172,15 +181,16 @@ def test_copies_in_several_dumps(dump):
 
 def test_broken_lines_are_counted(dump):
   rows = [_post("p"), '{"id": "q", "title": "cut', "[]", "7", {"id": "r"}, {"id": "s", "title": None},
-          _post("t", score="x"), {"id": "u", "body": "x", "link_id": "t3_p"}, _comment("v", "p", parent_id=123),
-          _comment("w", "p", link_id="p"), _post("x", _meta="?"), _post(3), _post("y")]
+          _post("t", score="x"), _post("i", score=float("inf")), {"id": "u", "body": "x", "link_id": "t3_p"},
+          _comment("v", "p", parent_id=123), _comment("w", "p", link_id="p"), _post("x", _meta="?"), _post(3),
+          _post("y")]
   path = dump(rows, "RS.jsonl")
   with open(path, "ab") as f:
     f.write(b'{"id": "z", "title": "\xe9"}\n')
   examples, counts = prepared(Reddit((path,), ("title_body",)))
   assert [e.query_id for e in examples] == ["t3_p", "t3_y"]
-  assert counts.reasons == {"broken": 12, "posts": 4}
-  assert [int(place.split(":")[1]) for place in counts.places] == list(range(2, 13)) + [14]
+  assert counts.reasons == {"broken": 13, "posts": 5}
+  assert [int(place.split(":")[1]) for place in counts.places] == list(range(2, 14)) + [15]
   assert "no field 'parent_id', only id, body, link_id" in "".join(counts.places)
 
 

@@ -122,6 +122,15 @@ def test_copies_in_several_dumps(tmp_path):
     assert counts.reasons["copy_of_another_dump"] == 2
 
 
+@pytest.mark.parametrize("change", [{"Score": -4}, {"DeletionDate": "2024-01-21"}, {"body": "<p>gone</p>"}])
+def test_an_answer_that_a_later_dump_would_not_give(tmp_path, change):
+  """Votes do not change when a post was last active."""
+  first = _dump(tmp_path / "2014/a.com/Posts.xml", [_row(1), _row(2, 2, ParentId=1, Score=9), _row(3, 2, ParentId=1)])
+  last = _dump(tmp_path / "2024/a.com/Posts.xml", [_row(1), _row(2, 2, ParentId=1, **change)])
+  for paths in [(first, last), (last, first)]:
+    assert _pairs(StackExchange(paths), "question_answer")["1"].passage_id == "a.com/3"
+
+
 def test_broken_rows_are_counted(dump):
   rows = [_row(1), _row(2)[:-30], "<row>", "garbage", '  <row Id="7" Score="1" />', _row(3, Score="many"), _row(4),
           '  <row Id="8" PostTypeId="2" Score="1" Body="x" />']

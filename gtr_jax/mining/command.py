@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -168,7 +169,9 @@ def _model_ranker(args: argparse.Namespace, documents: Any, missing: Any) -> Any
   from gtr_jax.partitioning import make_mesh
   from gtr_jax.retrieval.encode import encode_corpus
   model = load_model(args.model, make_mesh(model=args.model_parallel), missing)
-  source = os.path.basename(os.path.realpath(args.collection or args.pairs)).removesuffix(".gz").removesuffix(".jsonl")
+  path = os.path.realpath(args.collection or args.pairs)
+  name = os.path.basename(path).removesuffix(".gz").removesuffix(".jsonl")
+  of_path = hashlib.sha256(path.encode()).hexdigest()[:6]  # There may be several of the name.
   folder = args.embeddings or os.path.join(os.path.dirname(args.output) or ".", "embeddings")
-  store = encode_corpus(model, documents, os.path.join(folder, f"{source}-{model.weights_hash[:12]}"))
+  store = encode_corpus(model, documents, os.path.join(folder, f"{name}-{of_path}-{model.weights_hash[:12]}"))
   return ModelRanker(model, store)

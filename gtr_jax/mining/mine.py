@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import itertools
 import json
+import math
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
-from gtr_jax.retrieval.documents import Documents, read_jsonl, string_field
+from gtr_jax.retrieval.documents import Documents, full_text, read_jsonl, string_field
 from gtr_jax.text.answers import answer_forms, contains_answer
 
 PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
@@ -52,7 +54,7 @@ class Choice:
     first_rank: the best rank that a negative may have, from 1.
     last_rank: the worst.
     margin: a negative's score is at most its pair's passage's less this.
-    max_score_ratio: .. and at most this times it.
+    max_score_ratio: .. and at most this times it (below 0, as far below it as above: s - (1 - ratio) |s|).
     seed: of the draw.
 
   Raises:
@@ -72,6 +74,8 @@ class Choice:
                        "last")
     if self.num_negatives > self.last_rank - self.first_rank + 1:
       raise InputError(f"{self.num_negatives} negatives: ranks {self.first_rank} to {self.last_rank} have fewer")
+    if self.margin is not None and math.isnan(self.margin):
+      raise InputError("a margin of nan: give a number")
     if self.max_score_ratio is not None and not self.max_score_ratio > 0:
       raise InputError(f"a score ratio of {self.max_score_ratio:g}: give a number above 0, such as 0.95")
 
@@ -87,7 +91,7 @@ class Choice:
     if self.margin is not None:
       most = ranked.positive_score - self.margin
     if self.max_score_ratio is not None:
-      most = np.minimum(most, ranked.positive_score * self.max_score_ratio)
+      most = np.minimum(most, ranked.positive_score - (1 - self.max_score_ratio) * abs(ranked.positive_score))
     return rows[scores <= most]  # None where the positive's score is not known.
 
 
@@ -108,15 +112,16 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
       `fields.passage_id` names the documents.
 
   Raises:
-    InputError: a line is malformed, or has no query or no passage; or there is none.
+    InputError: a line is malformed, or has no query or no passage; or there is none, or none has the ids asked for.
   """
-  number = 0
+  number, without = 0, {fields.query_id, fields.passage_id} - {None}
   for number, (place, record) in enumerate(read_jsonl(path), start=1):  # noqa: B007  (read below)
     query, passage = string_field(place, record, fields.query), string_field(place, record, fields.passage)
     if not query.strip() or not passage.strip():
       empty = fields.passage if query.strip() else fields.query
       raise InputError(f'{place}: "{empty}" is empty; remove the pair')
     query_id, passage_id = (None if name is None else record.get(name) for name in (fields.query_id, fields.passage_id))
+    without -= record.keys()
     if own_passages:
       document_id = f"{text_key(passage) if passage_id is None else _key(f'id {passage_id}'):016x}"
     else:
@@ -125,6 +130,8 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
     yield Pair(record, Query(query, passage, document_id), keys, _answers(place, record, fields.answers))
   if not number:
     raise InputError(f"{path}: no pairs")
+  if without:
+    raise InputError(f"{path}: no pair has a {min(without)!r}; name the field of their ids, or leave it out")
 
 
 def _answers(place: str, record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
@@ -188,7 +195,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
   output = epath.Path(output)
   if distributed.is_first():
     output.parent.mkdir(parents=True, exist_ok=True)
-  temporary = output.parent / f".{output.name}.tmp"
+  temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"  # Another run may write the same output.
   short, remaining = 0, iter(pairs())
   with (_Lines(temporary, output.name.endswith(".gz")) as lines,
         tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and distributed.is_first())) as bar):
@@ -213,11 +220,12 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, known: set, choice: Choi
   rng = random.Random(f"{choice.seed} {pair.query.text}")
   drawn, texts = {}, set()
   for place in rng.sample(range(len(rows)), len(rows)):
-    doc_id, text = ranker.passage(int(rows[place]))
-    key = text_key(text)
-    if doc_id not in known and key not in known and key not in texts and not contains_answer(text, forms):
-      drawn[place] = doc_id, text
-      texts.add(key)
+    doc_id, title, text = ranker.passage(int(rows[place]))
+    whole = full_text(title, text)
+    keys = {text_key(whole), text_key(text)}  # A pair may have its passage without the title.
+    if doc_id not in known and known.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms):
+      drawn[place] = doc_id, whole
+      texts.add(text_key(whole))
       if len(drawn) == choice.num_negatives:
         break
   return [drawn[place] for place in sorted(drawn)]

@@ -40,8 +40,8 @@ class Ranker(Protocol):
   def rank(self, queries: Sequence[Query], k: int, score_positives: bool) -> Iterator[Ranked]:
     """The best `k` (or more) passages for each query, in the order of the queries."""
 
-  def passage(self, row: int) -> tuple[str, str]:
-    """(id, title + space + text) of a row."""
+  def passage(self, row: int) -> tuple[str, str, str]:
+    """(id, title, text) of a row."""
 
   def passages(self, ids: Sequence[str]) -> dict[str, str]:
     """id -> title + space + text of those that are there."""
@@ -64,11 +64,11 @@ class Bm25Ranker:
       score = found[query.text][1][positive[0]] if len(positive) else np.nan
       yield Ranked(*found[query.text], float(score))
 
-  def passage(self, row: int) -> tuple[str, str]:
-    return self._documents.ids[row], full_text(self._documents.titles[row], self._documents.texts[row])
+  def passage(self, row: int) -> tuple[str, str, str]:
+    return tuple(column[row] for column in self._documents)
 
   def passages(self, ids: Sequence[str]) -> dict[str, str]:
-    return {doc_id: self.passage(row)[1] for doc_id, row in _rows(self._documents.ids, set(ids)).items()}
+    return {doc_id: full_text(*self.passage(row)[1:]) for doc_id, row in _rows(self._documents.ids, set(ids)).items()}
 
 
 class ModelRanker:
@@ -97,12 +97,11 @@ class ModelRanker:
                         strict=True))
     return lambda query: stored[query.passage_id] if query.passage_id in stored else embedded[query.passage]
 
-  def passage(self, row: int) -> tuple[str, str]:
-    doc_id, title, text = self._store.document(row)
-    return doc_id, full_text(title, text)
+  def passage(self, row: int) -> tuple[str, str, str]:
+    return self._store.document(row)
 
   def passages(self, ids: Sequence[str]) -> dict[str, str]:
-    return {doc_id: self.passage(row)[1] for doc_id, row in _rows(self._store.ids, set(ids)).items()}
+    return {doc_id: full_text(*self.passage(row)[1:]) for doc_id, row in _rows(self._store.ids, set(ids)).items()}
 
 
 def _rows(all_ids: Sequence[str], wanted: set[str | None]) -> dict[str, int]:

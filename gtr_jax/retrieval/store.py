@@ -51,7 +51,7 @@ class Store:
       raise InputError(f"{self.path}: not an embedding store (it has no {_MANIFEST}); make one with gtr-jax encode")
     manifest = _read_manifest(self.path)
     if not (self.path / _COMPLETE).exists():
-      raise InputError(f"{self.path}: not complete; run the same gtr-jax encode again, and it goes on where it stopped")
+      raise InputError(f"{self.path}: not complete; run the same command again, and it goes on where it stopped")
     self.settings = manifest["settings"]
     self.shape = (manifest["documents"], manifest["dim"])
     self._chunk_rows = manifest["chunk_rows"]
@@ -239,4 +239,4 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndar
 
 def _damaged(path: epath.Path, what: str) -> InputError:
   lost = "the folder" if path.name == _MANIFEST else f"{path.name} and {_COMPLETE}"
-  return InputError(f"{path}: damaged or cut off ({what}); remove {lost}, and run the same gtr-jax encode again")
+  return InputError(f"{path}: damaged or cut off ({what}); remove {lost}, and run the command that made it again")

@@ -43,7 +43,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
   """
   final = root.data_dir() / (settings.name or source.name)
   description = manifests.describe(source, settings)
-  if manifests.is_there(final, description):
+  if manifests.is_there(final, description, max_broken):
     say(f"{final} is up to date")
     return final
   new = final.parent / f"{final.name}.{uuid.uuid4().hex}.tmp"

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +20,10 @@ from gtr_jax.errors import InputError
 
 _GRAM = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
 _SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
+_PLURALS = {"query": "queries", "document": "documents"}
 _CORPUS, _QUERIES = (("corpus.jsonl", "corpus.jsonl.gz"), ("queries.jsonl", "queries.jsonl.gz"))
+_MOST_MISSING = 0.05  # Of what is judged: of some collections not all documents are to be had any more.
+_NO_WORDS = re.compile(r"[^\w\s]|_|\s")  # Dashes, quotes and spaces of all alphabets.
 _TO_WORDS = bytes(b if b > 127 or chr(b).isalnum() else 32 for b in range(256))
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, i + 1, 2**64) | 1 for i in range(_GRAM)], np.uint64)
 
@@ -34,15 +38,16 @@ def write_tested(collections: Sequence[str], path: str) -> None:
   """
   names, found = [], {"texts": ([], []), "grams": ([], [])}
   for folder in itertools.chain(*map(_folders, collections)):
-    for kind, identifier, text in _tested(folder):
+    for kind, identifier, title, text in _tested(folder):
       owner = len(names)
       names.append(f"{folder.name} {kind} {identifier}")
-      grams = _grams(text)
-      if kind == "query" or not len(grams):
-        found["texts"][0].append(np.array([_text_hash(text)], np.uint64))
-        found["texts"][1].append(np.array([owner], np.int32))
-      found["grams"][0].append(grams)
-      found["grams"][1].append(np.full(len(grams), owner, np.int32))
+      for whole in dict.fromkeys((f"{title} {text}".strip(), text)):
+        grams = _grams(whole)
+        if kind == "query" or not len(grams):
+          found["texts"][0].append(np.array([_text_hash(whole)], np.uint64))
+          found["texts"][1].append(np.array([owner], np.int32))
+        found["grams"][0].append(grams)
+        found["grams"][1].append(np.full(len(grams), owner, np.int32))
   arrays = {"names": np.frombuffer(json.dumps(names).encode(), np.uint8)}
   for name, (hashes, owners) in found.items():
     hashes, first = np.unique(np.concatenate(hashes), return_index=True)
@@ -62,8 +67,10 @@ class Tested:
     self._names = json.loads(self._arrays["names"].tobytes())
 
   def find(self, query: str, passage: str) -> str | None:
-    """Names what is tested and the example has: its query, 13 words in a row, or the whole of a shorter document."""
-    texts = np.array([_text_hash(query), _text_hash(passage)], np.uint64)
+    """Names what is tested and the example has: a query (also as a line of the example's), 13 words in a row, or the
+    whole of a shorter document."""
+    texts = np.array([_text_hash(text) for text in dict.fromkeys((query, passage, *query.split("\n"))) if text],
+                     np.uint64)
     return self._owner("texts", texts) or self._owner("grams", np.concatenate([_grams(query), _grams(passage)]))
 
   def _owner(self, kind, hashes):
@@ -104,8 +111,8 @@ def _files(folder: epath.Path) -> list[str]:
   return found
 
 
-def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str]]:
-  """(kind, id, text) of each tested query and document."""
+def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
+  """(kind, id, title, text) of each tested query and document."""
   corpus, queries, *qrels = _files(folder)
   asked, relevant = set(), set()
   for place, line in itertools.chain(*(text_lines(Part(path), Counts()) for path in qrels)):
@@ -123,17 +130,18 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str]]:
   if not asked:
     raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
   for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
-    counts, missing = Counts(), len(wanted)
+    counts, missing = Counts(), set(wanted)
     for place, row in json_lines(Part(path), counts):
       if not isinstance(row, dict) or "_id" not in row or not isinstance(row.get("text"), str):
         raise InputError(f'{place}: not an object with "_id" and "text"; correct the line')
       if str(row["_id"]) in wanted:
-        missing -= 1
-        yield kind, row["_id"], f"{row.get('title') or ''} {row['text']}".strip()
+        missing.discard(str(row["_id"]))
+        yield kind, row["_id"], row.get("title") or "", row["text"].strip()
     if counts.places:
       raise InputError(f"{counts.places[0]}; correct the line")
-    if missing == len(wanted) and kind == "query":
-      raise InputError(f"{', '.join(qrels)}: none of the queries is in {path}; is it another collection's?")
+    if len(missing) > _MOST_MISSING * len(wanted):
+      raise InputError(f"{', '.join(qrels)}: {len(missing):,} of {len(wanted):,} judged {_PLURALS[kind]}, such as "
+                       f"{min(missing)!r}, are not in {path}; is it cut off, or another collection's?")
 
 
 def _text_hash(text: str) -> int:
@@ -142,6 +150,7 @@ def _text_hash(text: str) -> int:
 
 def _grams(text: str) -> np.ndarray:
   """uint64 hashes of every 13 words in a row."""
+  text = text if text.isascii() else _NO_WORDS.sub(" ", text)
   words = text.lower().encode(errors="surrogatepass").translate(_TO_WORDS).split()
   if len(words) < _GRAM:
     return np.zeros(0, np.uint64)

@@ -88,7 +88,7 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   name = settings.name or source.name
   final = root.data_dir() / name
   description = manifests.describe(source, settings)
-  if manifests.is_there(final, description):
+  if manifests.is_there(final, description, max_broken):
     say(f"{final} is up to date")
     return final
   # Seeks and renames need files of this machine.

@@ -6,12 +6,13 @@ MS MARCO and the collections in BEIR layout differ in the form of their files al
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gtr_jax.data.prepare import lines, pickles
-from gtr_jax.data.prepare.judgements import check_ids, check_systems, identifier, read_qrels, read_queries
+from gtr_jax.data.prepare import judgements, lines, pickles
+from gtr_jax.data.prepare.judgements import identifier, read_qrels, read_queries
 from gtr_jax.data.prepare.passages import full_text, open_table
 from gtr_jax.data.prepare.source import Counts, Example, Part
 from gtr_jax.errors import InputError
@@ -70,9 +71,10 @@ class JudgedPairs:
       lines.size_of(self.scores)
       parts += [Part(self.scores, kind="scores")] if pickled else lines.line_parts([self.scores], kind="scores")
     table, _ = self._tables()
-    check_ids(self.qrels, self.queries, table)
+    judgements.check_ids(self.qrels, self.queries, table)
+    judgements.check_negatives(self.negatives, self.qrels, table)
     if self.systems:
-      check_systems(self.negatives, self.systems)
+      judgements.check_systems(self.negatives, self.systems)
     # Nothing is read of these, but they are inputs too.
     return parts + [Part(path, kind="passages") for path in (self.passages, self.titles) if path]
 
@@ -166,7 +168,7 @@ class JudgedPairs:
         yield passage_id
       elif worst is None or passage_id not in scores:
         counts.add("negative_without_score")
-      elif scores[passage_id] > worst - self.margin:
+      elif not scores[passage_id] <= worst - self.margin:
         counts.add("negative_scores_too_high")
       else:
         yield passage_id
@@ -177,7 +179,7 @@ class JudgedPairs:
         systems = record["neg"]
         systems = systems.items() if isinstance(systems, dict) else [("", systems)]
         ranked = [found for name, found in systems if not self.systems or name in self.systems]
-        scores = {str(p["pid"]): float(p["ce-score"]) for found in [record["pos"], *ranked] for p in found
+        scores = {str(p["pid"]): _score(p["ce-score"]) for found in [record["pos"], *ranked] for p in found
                   if isinstance(p, dict)}
         ranked = [[identifier(p) for p in found] for found in ranked]
         value = ["ranked", ranked, [identifier(p) for p in record["pos"]], scores]
@@ -210,6 +212,13 @@ class JudgedPairs:
     return (self.num_negatives * (10 if self.scores else 2)) or None
 
 
+def _score(value: Any) -> float:
+  """Raises ValueError where a score is no number: a comparison with NaN would keep every negative."""
+  if not math.isfinite(score := float(value)):
+    raise ValueError(f"the score {value!r} is not a number")
+  return score
+
+
 def _sample(query_id: str, passage_ids: list[str]) -> list[str]:
   """In an order drawn by hash: the same, whichever came first; the best of the parts are the best of the whole."""
   return sorted(_once(passage_ids), key=lambda p: hashlib.blake2b(f"{query_id} {p}".encode(), digest_size=8).digest())
@@ -226,7 +235,7 @@ def _read_scores(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:
     return
   for place, record in lines.json_lines(part, counts):
     try:
-      scores = {str(p): float(score) for p, score in record["scores"].items()}
+      scores = {str(p): _score(score) for p, score in record["scores"].items()}
       yield identifier(record["qid"]), ["scores", list(scores), list(scores.values())]
     except (KeyError, TypeError, ValueError, AttributeError):
       counts.broken(place, 'not {"qid": ..., "scores": {"pid": ...}}')

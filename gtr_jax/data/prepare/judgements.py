@@ -1,5 +1,6 @@
 """The small files of a collection: queries and judgements, and whether they, the passages and the negatives match."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ def read_qrels(part: Part, counts: Counts) -> Iterator[tuple[str, str, str, int]
     if fields[:1] == ["query-id"] or not fields:
       continue
     grade = fields[-1] if len(fields) > 2 else "1"
-    if not 2 <= len(fields) <= 4 or not grade.removeprefix("-").isdigit():
+    if not 2 <= len(fields) <= 4 or not grade.removeprefix("-").isdecimal():
       counts.broken(place, "not query and passage; query, passage and grade; or query, 0, passage and grade")
     else:
       yield place, fields[0], fields[2] if len(fields) == 4 else fields[1], int(grade)
@@ -75,6 +76,33 @@ def check_ids(qrels: str, queries: tuple[str, ...], table: PassageTable) -> None
   if len(missing) > len(wanted) / 2:
     raise InputError(f"{qrels}: {len(missing):,} of the first {len(wanted):,} judged queries, such as "
                      f"{min(missing)!r}, are not in {', '.join(queries)}; give the queries of these judgements")
+
+
+def check_negatives(negatives: Sequence[str], qrels: str, table: PassageTable) -> None:
+  """Raises InputError where negatives are of none of the judged queries, or mostly of passages that are not there."""
+  ignored, judged = Counts(), None
+  for path in negatives:
+    queries, passages = set(), []
+    if ".jsonl" in os.path.basename(path):
+      for _, record in itertools.islice(lines.json_lines(Part(path), ignored), _CHECKED):
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # Counted when it is read.
+          systems = record["neg"].values() if isinstance(record["neg"], dict) else [record["neg"]]
+          passages += [identifier(p) for found in systems for p in found[:3]]
+          queries.add(identifier(record["qid"]))
+    else:
+      for _, line in itertools.islice(lines.text_lines(Part(path), ignored), _CHECKED):
+        if len(fields := line.split()) == 3:  # Or else counted when it is read.
+          queries.add(fields[0])
+          passages.append(fields[2])
+    unknown = [passage_id for passage_id in passages if passage_id not in table]
+    if len(unknown) > len(passages) / 2:
+      raise InputError(f"{path} and {table.path} do not belong together: {len(unknown):,} of the first "
+                       f"{len(passages):,} negatives, such as {unknown[0]!r}, are not there; give the passages of "
+                       "these negatives")
+    judged = judged or {query_id for _, query_id, *_ in read_qrels(Part(qrels), ignored)}
+    if queries and not queries & judged:
+      raise InputError(f"{path}: none of its first {len(queries):,} queries, such as {min(queries)!r}, is judged in "
+                       f"{qrels}; give the negatives of these judgements")
 
 
 def check_systems(negatives: Sequence[str], systems: Sequence[str]) -> None:

@@ -58,8 +58,14 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
   filters["name"] = settings.name or source.name
   description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
-  whole = json.dumps([description, parts], sort_keys=True, default=str)
+  times = [_changed(part.path) for part in parts]  # A file may have changed in its middle alone.
+  whole = json.dumps([description, parts, times], sort_keys=True, default=str)
   return json.loads(json.dumps(description | {"fingerprint": hashlib.sha256(whole.encode()).hexdigest()}, default=str))
+
+
+def _changed(path: str) -> int:
+  """When a file was last written to."""
+  return epath.Path(path).stat().mtime if "://" in path else os.stat(path).st_mtime_ns
 
 
 def _identity(path: str) -> dict[str, Any]:
@@ -72,8 +78,9 @@ def _identity(path: str) -> dict[str, Any]:
   return {"name": os.path.basename(path), "bytes": size, "sha256_of_size_and_ends": digest.hexdigest()}
 
 
-def is_there(folder: epath.Path, description: Mapping[str, Any]) -> bool:
-  """Whether that very preparation is in the folder. Raises InputError where something else is."""
+def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: float) -> bool:
+  """Whether that very preparation is in the folder. Raises InputError where something else is, or of that more lines
+  are broken than may be."""
   if not folder.exists():
     return False
   manifest = folder / "manifest.json"
@@ -81,9 +88,14 @@ def is_there(folder: epath.Path, description: Mapping[str, Any]) -> bool:
     if "://" in os.fspath(folder):
       return False  # An interrupted copy; the manifest comes last.
     raise InputError(f"{folder} is there, but holds no prepared data; give another --name")
-  if json.loads(manifest.read_text()).get("fingerprint") == description["fingerprint"]:
+  there = json.loads(manifest.read_text())
+  if there.get("fingerprint") == description["fingerprint"]:
+    counts = Counts()
+    counts.update(there["counts"], there["broken_places"])
+    check_broken(counts, max_broken)
     return True
-  raise InputError(f"{folder} holds what was prepared from other files or settings; remove it, or give another --name")
+  raise InputError(f"{folder} holds what was prepared from other files or settings, or before one of the files "
+                   "changed; remove it, or give another --name")
 
 
 def read(name: str, prepare: str | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import os
 
 from gtr_jax.data.prepare.judged import JudgedPairs
@@ -62,6 +63,8 @@ def add_negatives(parser: argparse.ArgumentParser) -> None:
 def negatives(args: argparse.Namespace) -> dict:
   """The fields of `JudgedPairs` that `add_negatives` has flags for. Raises InputError where a number makes no sense."""
   check_numbers(args, num_negatives=0)
+  if math.isnan(args.margin):
+    raise InputError("--margin nan: give a number")
   return {"negatives": tuple(args.negatives), "scores": args.scores, "margin": args.margin,
           "systems": tuple(args.systems), "num_negatives": args.num_negatives}
 

@@ -177,7 +177,8 @@ def _index(path, size, columns, folder):
   if broken > max(ALWAYS_MAY_BE_BROKEN, _MAX_BROKEN * len(starts)) or not starts:
     found = f"{broken:,} of {broken + len(starts):,} lines are broken, the first: {broken_places[0]}" if broken else (
         f"{path}: no passages in it")
-    raise InputError(f"{found}; is this the passage file ({_named(columns or COLUMNS[0])})?")
+    raise InputError(f"{found}; is this the passage file ({_named(columns or COLUMNS[0])})? Of passages no more than "
+                     f"{_MAX_BROKEN:.1%} may be broken: mend them, or remove these lines")
   starts.append(position)
   np.save(folder / "starts.npy", np.frombuffer(starts, np.int64))
   if hashes is not None:

@@ -97,11 +97,11 @@ class Reddit:
           raise ValueError(f"id {row['id']!r}")
         if "title" in row and "link_id" not in row:
           yield row["id"], self._post(row, counts)
-        elif (comment := self._comment(row, counts)) is not None:
-          yield row["link_id"].removeprefix("t3_"), comment
+        else:
+          yield row["link_id"].removeprefix("t3_"), self._comment(row, counts)
       except KeyError as e:
         counts.broken(place, f"no field {e.args[0]!r}, only {', '.join(row)[:200]}")
-      except (TypeError, ValueError, AttributeError) as e:
+      except (TypeError, ValueError, AttributeError, OverflowError) as e:
         counts.broken(place, f"not a post or comment: {lines.what_is_wrong(e)}")
 
   @functools.cached_property
@@ -120,7 +120,8 @@ class Reddit:
       return "over_18"
     if not self.quarantined and (row.get("quarantine") or row.get("quarantined")):
       return "quarantined"
-    if reddit_text.taken_away(text) or row.get("removed_by_category") or meta.get("was_deleted_later"):
+    if (reddit_text.taken_away(text) or row.get("removed_by_category") or row.get("removed") or row.get("spam")
+        or meta.get("was_deleted_later") or meta.get("removal_type")):
       return "deleted"
     if reddit_text.by_bot(author, self._bots, text):
       return "bot"
@@ -157,10 +158,10 @@ class Reddit:
         reason = "language"
     if reason:
       counts.add(f"comment_{reason}")
-    elif self._fits(text, "comment", counts):
-      created = int(float(row.get("created_utc") or 0))
-      return [_COMMENT, row["id"], _time(row), text, row.get("author") or "", parent, _score(row), created]
-    return None
+    if reason or not self._fits(text, "comment", counts):  # Copies in other dumps must learn of it.
+      return [_COMMENT, row["id"], _time(row), None]
+    created = int(float(row.get("created_utc") or 0))
+    return [_COMMENT, row["id"], _time(row), text, row.get("author") or "", parent, _score(row), created]
 
   def _fits(self, text, what, counts):
     words = len(text.split())
@@ -176,6 +177,7 @@ class Reddit:
     """The pairs of one thread."""
     things = newest(values, counts)
     post = things.pop((_POST, key), None)
+    things = {at: comment for at, comment in things.items() if comment[3] is not None}
     if post is not None and post[3] is None:
       if post[4] in _WHOLE_THREAD:
         if things:

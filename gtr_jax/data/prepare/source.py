@@ -86,14 +86,14 @@ class Counts:
 
 
 def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str], list[Any]]:
-  """Of values [kind, id, when, ...], such as a post in several dumps, the newest for each (kind, id); of equals, the
-  first."""
+  """Of values [kind, id, when, text, ...], such as a post in several dumps, the newest for each (kind, id); of equals
+  one without a text, which was dropped, else the first."""
   found = {}
   for value in values:
     at = value[0], value[1]
     if at in found:
       counts.add("copy_of_another_dump")
-    if at not in found or value[2] > found[at][2]:
+    if at not in found or (value[2], value[3] is None) > (found[at][2], found[at][3] is None):
       found[at] = value
   return found
 

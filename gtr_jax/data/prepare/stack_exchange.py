@@ -33,8 +33,8 @@ class StackExchange:
 
   Attributes:
     paths: `Posts.xml` (also .gz, .bz2, .xz, .zst), a site's .7z, or folders that hold either, or folders of sites. A
-      site is named by its archive or its folder; ids are `site/number`, so that the pairs of a question know of each
-      other.
+      site is named by its archive or its folder (two of one name are two dumps of one site); ids are `site/number`, so
+      that the pairs of a question know of each other.
     pairs: what to make: `title_body` (title -> text of the question) and `question_answer` (title and text -> accepted
       answer, or where none is accepted, the one with the highest score, the oldest of equals).
     min_question_score: questions below are dropped, with their answers.
@@ -68,7 +68,7 @@ class StackExchange:
     return parts
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
-    """Yields (`site/question`, [type, id, date, text, ...]); a question's text is None where it is not to be used."""
+    """Yields (`site/question`, [type, id, date, text, ...]); the text is None where the post is not to be used."""
     for place, row in _rows(part):
       try:
         post = _attributes(row)
@@ -77,8 +77,8 @@ class StackExchange:
           yield f"{part.kind}/{number}", self._question(post, counts)
         elif kind == _ANSWER:
           question = post["ParentId"]
-          if "question_answer" in self.pairs and (answer := self._answer(post, counts)):
-            yield f"{part.kind}/{question}", answer
+          if "question_answer" in self.pairs:
+            yield f"{part.kind}/{question}", self._answer(post, counts)
         else:
           counts.add("not_a_question_or_answer")
       except expat.ExpatError as e:
@@ -110,7 +110,7 @@ class StackExchange:
       counts.add("answer_score")
     elif self._fits(text := html_to_text(post["Body"]), "answer", counts):
       return [_ANSWER, post["Id"], _date(post), text, score]
-    return None
+    return [_ANSWER, post["Id"], _date(post), None, score]  # Older dumps' copies must learn of it.
 
   def _fits(self, text, what, counts):
     if len(text) > self.max_characters:
@@ -126,6 +126,7 @@ class StackExchange:
     posts = newest(values, counts)
     site, _, number = key.rpartition("/")
     question = posts.pop((_QUESTION, number), None)
+    posts = {at: answer for at, answer in posts.items() if answer[3] is not None}
     if question is None or question[3] is None:
       if posts:
         counts.add("answer_without_question" if question is None else "answer_of_dropped_question", len(posts))
@@ -176,6 +177,8 @@ def _rows(part: Part) -> Iterator[tuple[str, bytes]]:
     last = line or last
     if line and not line.startswith((b"<?xml", b"<posts", b"</posts")):
       yield place, line
+    else:
+      lines.progress.lines -= 1  # Only rows count as read.
   if part.stop is None and last and not last.endswith(b"</posts>"):
     raise _cut_off(part.path)
 
@@ -240,7 +243,8 @@ HTML becomes text with code kept as it is. What is dropped, and why, is counted 
   default = StackExchange(("",))
   parser.add_argument("paths", nargs="+", metavar="DUMP",
                       help="Posts.xml of a site (plain, .gz, .bz2, .xz or .zst), its .7z, or a folder of these; a "
-                      "plain file is read on all cores. From https://archive.org/details/stackexchange")
+                      "plain file is read on all cores. The archive or the folder names the site: two of one name are "
+                      "taken for dumps of one site. From https://archive.org/details/stackexchange")
   parser.add_argument("--pairs", default=",".join(PAIRS), metavar="KIND,...",
                       help="title_body: title -> text of the question; question_answer: title and text -> accepted or "
                       "best answer (default: %(default)s)")

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import marshal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from etils import epath
@@ -102,10 +102,12 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
     return tally.add("empty")
   digest = records.digest_of(query, passage)
   split = example.split
-  what = plan.tested and split == "train" and decontaminate.load(plan.tested).find(example.query, example.passage)
-  if what:
-    return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
-                      query_id=example.query_id, passage_id=example.passage_id)
+  if plan.tested and split == "train":
+    find = decontaminate.load(plan.tested).find
+    if what := find(example.query, example.passage):
+      return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
+                        query_id=example.query_id, passage_id=example.passage_id)
+    example = _clean_negatives(example, find, tally)
   group = example.group.encode(errors="surrogatepass") or query
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
@@ -113,6 +115,18 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
     return Pair(digest, split, records.serialize(example, digest))
   except UnicodeEncodeError:
     return tally.add("not_unicode")
+
+
+def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
+  """The example without the negatives that have what is tested."""
+  clean = [i for i, text in enumerate(example.negatives) if not find("", text)]
+  clean_queries = tuple(text for text in example.negative_queries if not find(text, ""))
+  dropped = len(example.negatives) - len(clean) + len(example.negative_queries) - len(clean_queries)
+  if not dropped:
+    return example
+  tally.add("contaminated_negative", dropped)
+  return example._replace(negatives=tuple(example.negatives[i] for i in clean), negative_queries=clean_queries,
+                          negative_ids=tuple(example.negative_ids[i] for i in clean) if example.negative_ids else ())
 
 
 def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
