@@ -16,7 +16,7 @@ for _name, _folder, *_splits in (
     ("bioasq", "bioasq", _TRAIN), ("fever", "fever", _TRAIN, _VALIDATION), ("fiqa", "fiqa", _TRAIN, _VALIDATION),
     ("hotpotqa", "hotpotqa", _TRAIN, _VALIDATION), ("msmarco", "msmarco", _TRAIN, _VALIDATION),
     ("nfcorpus", "nfcorpus", _TRAIN, _VALIDATION), ("nq", "nq-train", _TRAIN), ("scifact", "scifact", _TRAIN)):
-  add_pair_task(f"beir_{_name}", prepared(_folder, *_splits), sample_negatives=True,
+  add_pair_task(f"beir_{_name}", prepared(f"beir_{_folder}", *_splits), sample_negatives=True,
                 prepare=f"gtr-jax prepare beir datasets/{_folder}", **_T5)
 
 _FORUMS = ("android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",

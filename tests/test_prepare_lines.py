@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 import toy_source
@@ -40,6 +41,26 @@ def test_archives_whole_cut_off_and_damaged(tmp_path, ending):
   path.write_bytes(plain)
   with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
     read(path)
+
+
+@pytest.mark.parametrize("ending", [".zst", ".gz", ""])
+def test_cut_off_where_the_archive_does_not_show_it(tmp_path, ending):
+  """Between the frames of an archive that was packed in several, or in a plain file."""
+  path, plain = tmp_path / f"a.jsonl{ending}", b'{"a": 1}\n{"a": 2}\n'
+  pack = FORMS.get(ending, bytes)
+  path.write_bytes(pack(plain[:9]) + pack(plain[9:13]))
+  with pytest.raises(InputError, match=r"a.jsonl\S*:2: not JSON .*no line end: the file is cut off"):
+    read(path)
+  path.write_bytes(pack(plain[:9]) + pack(plain[9:-1]))
+  assert read(path)[0] == [{"a": 1}, {"a": 2}]
+  path.write_bytes(pack(plain[:13] + b"\n" + plain[:8]))
+  assert read(path)[0] == [{"a": 1}, {"a": 1}] and read(path)[1].reasons["broken"] == 1
+
+
+def test_a_pipe_is_refused(tmp_path):
+  os.mkfifo(tmp_path / "pipe.jsonl")
+  with pytest.raises(InputError, match="pipe.jsonl: a pipe or a device, which can be read only once"):
+    lines.line_parts([tmp_path / "pipe.jsonl"])
 
 
 def test_lines_of_byte_ranges(tmp_path):

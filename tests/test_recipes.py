@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_every_task_says_how_to_prepare_it(tmp_path):
       folder = re.search(r"(\S+): no prepared data", str(e.value))[1].rpartition("/")[2]
       command = str(e.value).partition("run: ")[2].split()
       named = command[command.index("--name") + 1] if "--name" in command else command[2]
-      assert folder == (command[3].rpartition("/")[2] if named == "beir" else named), str(e.value)
+      assert folder == (f"beir_{command[3].rpartition('/')[2]}" if named == "beir" else named), str(e.value)
   finally:
     root.set_data_dir(None)
 
@@ -110,3 +111,16 @@ def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
     assert used <= set(builder.info.features), name
     if name in sets:
       assert source._tfds_splits == {split: split for split in sets[name]}, name
+
+
+def test_two_mined_files_that_would_be_one_task(tmp_path):
+  (tmp_path / "mined").mkdir()
+  for name in ("same-name.jsonl", "same_name.jsonl.gz"):
+    (tmp_path / "mined" / name).touch()
+  root.set_data_dir(str(tmp_path))
+  try:
+    with pytest.raises(InputError, match="both would be the task mined_same_name; rename one"):
+      runpy.run_module("gtr_jax.tasks.mined")
+  finally:
+    root.set_data_dir(None)
+    seqio.TaskRegistry.remove("mined_same_name")

@@ -361,7 +361,8 @@ def _input_errors(name):
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", e.message, flags=re.DOTALL)
     message = re.sub(r'assertion failed: \["?(.*?)"?\]', r"\1", " ".join(message.split()))
     if isinstance(e, tf.errors.DataLossError):
-      message += f"; fetch the file again, or delete {root.data_dir() / 'cache'} if it is there: that is made again"
+      message += (f"; fetch the file again, or delete {root.data_dir() / 'cache'} if it is there: that is made again; "
+                  "what gtr-jax prepare has written, remove and prepare again")
     raise InputError(f"{name}: {message}") from e
 
 

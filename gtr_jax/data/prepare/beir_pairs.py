@@ -1,6 +1,6 @@
 """Training pairs of a collection in BEIR layout that has judgements to train on: nq-train, hotpotqa, fever, fiqa, ...
 
-    gtr-jax prepare beir datasets/fiqa
+    gtr-jax prepare beir datasets/fiqa      # writes DATA_DIR/beir_fiqa
 """
 
 import argparse
@@ -42,7 +42,7 @@ def source(args: argparse.Namespace) -> JudgedPairs:
   validation = (dev if os.path.exists(dev) else "") if args.validation_split is None else (
       _existing_qrels(folder, args.validation_split) if args.validation_split else "")
   return JudgedPairs(
-      name=os.path.basename(os.path.abspath(folder)), passages=_jsonl(folder, "corpus"),
+      name=f"beir_{os.path.basename(os.path.abspath(folder))}", passages=_jsonl(folder, "corpus"),
       queries=(args.queries or _jsonl(folder, "queries"),), qrels=_existing_qrels(folder, args.split),
       validation_qrels=validation, cache=cache_folder(), min_grade=args.min_grade, **msmarco.negatives(args))
 

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
                                 allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = source.add_argument_group("every source")
-    group.add_argument("--name", help=f"of the folder in the data folder (default: {name})")
+    default = "beir_ and the folder's name" if name == "beir" else name
+    group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
     _add_data_dir(group)
     group.add_argument("--validation_share", type=float, default=0.0, metavar="SHARE",
                        help="make this share of the queries, drawn by a hash, the validation split; of reddit and "
@@ -50,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--without", action="append", default=[], metavar="NAME",
                        help="drop pairs that this prepared data has; repeatable")
     group.add_argument("--decontaminate", action="append", default=[], metavar="COLLECTION",
-                       help="train on nothing that has a test or dev query of this collection, or 13 words in a row of "
-                       "one or of a document judged relevant; a folder in BEIR layout, also below the data folder "
-                       "(beir/scifact); repeatable")
+                       help="train on nothing that has a test or dev query of this collection (also as one line of "
+                       "its query), or 13 words in a row of one or of a document judged relevant; a folder in BEIR "
+                       "layout, also below the data folder (beir/scifact); repeatable")
     group.add_argument("--max_broken", type=float, default=0.001, metavar="SHARE",
                        help="stop where more of the lines are broken; fewer than 10 never stop it (default: 0.001)")
     group.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")

@@ -39,6 +39,7 @@ class Progress:
 
   def __init__(self):
     self.lines = 0
+    self.last_ended = True  # Whether the last line read ended with a line end.
     self.on_bytes = lambda n: None  # Called with the number of bytes read of a file, before decompression.
 
 
@@ -68,6 +69,8 @@ def size_of(path: str) -> int:
     raise InputError(f"{path}: no such file; correct the path")
   if path.is_dir():
     raise InputError(f"{path}: a folder, where a file was expected; name the files in it")
+  if "://" not in os.fspath(path) and not os.path.isfile(path):
+    raise InputError(f"{path}: a pipe or a device, which can be read only once; write it to a file first")
   return path.stat().length
 
 
@@ -154,6 +157,7 @@ def read_lines(part: Part) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{part.path}: a line of more than {_LONGEST_LINE >> 20} MB; is it a file of lines?")
       number += 1
       progress.lines += 1
+      progress.last_ended = line.endswith(b"\n")
       place = f"{part.path}, byte {position}" if part.start else f"{part.path}:{number}"
       position += len(line)
       if number == 1 and not part.start:
@@ -173,10 +177,11 @@ def text_lines(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
 def json_lines(part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
   """(place, value) of the lines of JSON; what is not JSON is broken. Empty lines are skipped.
 
-  Raises InputError also where the file is one array of objects or lists.
+  Raises InputError also where the file is one array of objects or lists, or ends in the middle of a value.
   """
-  first = not part.start
+  first, broken = not part.start, ""
   for place, line in read_lines(part):
+    broken = ""
     if not line or line.isspace():
       continue
     if first and _ARRAY.match(line):
@@ -185,11 +190,14 @@ def json_lines(part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     try:
       value = json.loads(line)
     except ValueError as e:
-      counts.broken(place, not_utf8(line) or f"not JSON ({e})")
+      broken = not_utf8(line) or f"not JSON ({e})"
+      counts.broken(place, broken)
     except RecursionError:
       counts.broken(place, "not JSON (nested too deeply)")
     else:
       yield place, value
+  if broken and not progress.last_ended:
+    raise InputError(f"{place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the line")
 
 
 class _Counted(io.RawIOBase):

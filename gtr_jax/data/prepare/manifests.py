@@ -19,6 +19,7 @@ from gtr_jax.errors import InputError
 
 FORMAT = 1  # Raise it when records, their order or the manifest change.
 SPLITS = ("train", "validation")
+_NAME = re.compile(r"[\w-][\w.-]*")
 _EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
 
 
@@ -39,24 +40,25 @@ class Settings:
   decontaminate: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
-      raise InputError(f"--name {self.name}: give a name of letters, digits, -, _ and . for a folder in the data root")
     if not 0 <= self.validation_share < 1:
       raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
 
 
 def describe(source: Source, settings: Settings) -> dict[str, Any]:
   """All that decides the result; "fingerprint" is its hash. Raises InputError where an input is missing."""
+  name = settings.name or source.name
+  if not _NAME.fullmatch(name):
+    raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
   parts = source.parts()
   inputs = list(dict.fromkeys(part.path for part in parts))
   inputs += [path for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
-  for name in settings.without:
-    if name == (settings.name or source.name):
+  for other in settings.without:
+    if other == name:
       raise InputError(f"--without {name}: that is what is to be prepared; give another --name")
-    inputs.append(os.fspath(root.data_dir() / name / "manifest.json"))
-    shards(name)
+    inputs.append(os.fspath(root.data_dir() / other / "manifest.json"))
+    shards(other)
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
-  filters["name"] = settings.name or source.name
+  filters["name"] = name
   description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
   times = [_changed(part.path) for part in parts]  # A file may have changed in its middle alone.
   whole = json.dumps([description, parts, times], sort_keys=True, default=str)
