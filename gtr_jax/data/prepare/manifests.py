@@ -17,7 +17,7 @@ from gtr_jax.data.prepare import decontaminate, lines, steps
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
 from gtr_jax.errors import InputError
 
-FORMAT = 1  # Raise it when records, their order or the manifest change.
+FORMAT = 2  # Raise it when records, their order or the manifest change.
 SPLITS = ("train", "validation")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
