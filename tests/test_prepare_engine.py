@@ -303,6 +303,21 @@ def test_what_is_in_both_splits_stays_in_validation(data, tmp_path, first):
     prepare(ToySource((again,)), name="c")
 
 
+def test_a_pair_gets_the_negatives_of_its_copies(data, tmp_path):
+  pair = {"query": "a", "passage": "b"}
+  rows = [pair | {"negatives": ["n1"], "negative_ids": ["1"]}, pair | {"negatives": ["n2", "n1"]},
+          pair | {"negatives": ["n3"], "negative_ids": ["3"], "negative_queries": ["m"]}, pair, {**pair, "query": "c"}]
+  folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)))
+  (found,) = [texts for texts in examples(folder) if texts["query"] == ["a"]]
+  assert [found[name] for name in ("negatives", "negative_ids", "negative_queries")] == [
+      ["n1", "n2", "n3"], ["1", "", "3"], ["m"]]
+  assert manifest(folder)["counts"] == {"read": 5, "duplicate": 3, "negative_of_duplicate": 3, "broken": 0,
+                                        "written": 2}
+  held_out = [pair | {"split": "validation"}, pair | {"negatives": ["n1"]}, *toy_source.rows(2)]
+  folder = prepare(ToySource((write(tmp_path / "b.jsonl", held_out),)), name="b")
+  assert examples(folder, "validation")[0]["negatives"] == []
+
+
 def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp_path):
   rows = toy_source.rows(200)
   nine = [*rows[:150], b"{broken", b'{"a": "\xff"}', *[b"broken"] * 7, *rows[150:]]

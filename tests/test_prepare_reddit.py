@@ -97,6 +97,7 @@ def test_a_link_has_a_title_only(made):
     ("deleted", {"_meta": {"removal_type": "moderator"}}, False), ("deleted", {"removed": True}, False),
     ("deleted", {"spam": True}, False),
     ("bot", {"author": "AutoModerator"}, False), ("bot", {"author": "dadbot_2"}, False),
+    ("bot", {"author": "autowikibot"}, False),
     ("bot", {"author": "listed"}, False), ("bot", {"selftext": "Beep boop, I am a bot."}, False),
     ("official", {"stickied": True}, False), ("official", {"distinguished": "moderator"}, False),
     ("official", {"promoted": True}, False), ("subreddit", {"subreddit": "Wine"}, False),
@@ -109,6 +110,17 @@ def test_posts_that_are_dropped(made, reason, fields, comments_go):
   assert reasons[f"post_{reason}"] == 1
   assert examples.keys() == {("t3_q", "t3_q")} | (set() if comments_go else {("t1_a", "t1_b")})
   assert reasons[f"comment_on_{reason}"] == (2 if comments_go else 0)
+
+
+@pytest.mark.parametrize("author", ["redrobot5050", "Nanobot", "D-Bot2000", "botanist", "Abbot_of_x"])
+def test_people_are_no_bots(made, author):
+  assert len(made([_post("p", author=author)])[0]) == 1
+
+
+def test_a_body_that_is_its_title(made):
+  posts = [_post("p", title="Have you ever dated someone?", selftext="have you ever  dated someone"), _post("q")]
+  examples, reasons = made(posts)
+  assert examples.keys() == {("t3_q", "t3_q")} and reasons["body_is_title"] == 1
 
 
 @pytest.mark.parametrize(("reason", "fields"), [
@@ -263,6 +275,12 @@ def test_flags_are_the_fields(tmp_path):
     ("|a|b|\n|:--|--:|\n|1|2|", "|a|b|\n|1|2|"),
     ("^(small words) ^^tiny 2^10 &gt;!hidden!&lt;", "small words tiny 2^10 hidden"),
     ("&gt; quoted\n&gt;&gt; twice\n\nsaid", "said"), ("", ""),
+    # As in dumps of 2006: RC_2006-02 and -03.
+    ("[Less than 2% die.](  http://www-medlib.med.utah.edu/a.html)", "Less than 2% die."),
+    ("**He is with us in\r\nchoosing a range!** No.", "He is with us in\nchoosing a range! No."),
+    ("on my site ( http://chir.ag/stuff/sand/ ) was", "on my site was"),
+    ("[[vid]]() and [x](https://y.org/Foo_(bar_(baz))) f()", "[vid] and x f()"),
+    ("*one\n*two and f() at www.a.com", "*one\n*two and f() at"),
 ])
 def test_markdown_to_text(markdown, text):
   assert reddit_text.plain_text(markdown, quotes=False) == text
@@ -281,6 +299,14 @@ def test_quotes_of_posts_stay():
     ("Eu comprei uma cerveja ontem que estava muito boa e eu quero comprar de novo no mesmo lugar", False),
     ("Wczoraj kupiłem piwo i było tak dobre że chcę je kupić jeszcze raz ale nie wiem gdzie to jest", False),
     ("пиво", False), ("これはビールです", False),
+    ("Great site for resources on Seymour Papert - Logo meets Legos", True),
+    ("Bush administration claims: President's power is beyond congressional ability to regulate", True),
+    ("North Korea's official name is the Democratic People's Republic of Korea.", True),
+    ("Favorite rainy Saturday dinner? I was thinking soup or maybe potatoes.", True),
+    ("Das ist doch in der Stadt so gut wie an jedem anderen Tag im Sommer", False),
+    ("Je me demande a quoi on sert dans la vie en no limit", False),
+    ("Het is in de stad zo warm en of de bus op tijd is", False),
+    ("Wat is het in dit land toch zo warm op de eerste dag van mei", False),
 ])
 def test_english(text, english):
   assert reddit_text.is_english(text) == english

@@ -10,7 +10,6 @@ import argparse
 import ast
 import csv
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,7 +87,8 @@ class NqOpen:
 
 
 def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
-  in_json = ".json" in os.path.basename(part.path)
+  with lines.open_file(part.path) as f:
+    in_json = f.peek(64).lstrip()[:1] == b"{"
   for number, (place, line) in enumerate(lines.json_lines(part, counts) if in_json else lines.text_lines(part, counts)):
     try:
       if in_json:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from gtr_jax.data.prepare import lines, reddit_text
+from gtr_jax.data.prepare.records import normalized
 from gtr_jax.data.prepare.source import Counts, Example, Part, newest
 from gtr_jax.errors import InputError
 
@@ -202,7 +203,10 @@ class Reddit:
   def _pairs_of_post(self, post, comments, counts):
     _, number, _, title, body, author = post
     if "title_body" in self.pairs and self._fits(body, "body", counts):
-      yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
+      if normalized(body) == normalized(title):
+        counts.add("body_is_title")
+      else:
+        yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
     if "post_comment" in self.pairs:
       if comment := _best(comments, author):
         yield Example(f"{title}\n{body}".strip(), comment[3], f"t3_{number}", f"t1_{comment[1]}", group=number)

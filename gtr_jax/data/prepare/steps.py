@@ -130,7 +130,8 @@ def _clean_negatives(example: Example, find: Callable[[str, str], str | None], t
 
 
 def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
-  """Of each digest the first pair for validation, else the first, and none where there is a mark.
+  """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
+  of the others of its split: some publish a line for each negative.
 
   `pairs` are in order of their digests; of one digest, marks come first.
   """
@@ -145,9 +146,28 @@ def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
         others += [kept] if kept else []
         kept = pair
     if kept:
+      if copies := [pair for pair in others if pair.split == kept.split]:
+        kept = _with_negatives_of(kept, copies, tally)
       tally.add(f"written_{kept.split}")
       yield kept
     for pair in others:
       texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
       tally.drop(mark.record.decode() if mark else "duplicate", "", **{
           name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts})
+
+
+def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
+  """A pair with the negatives that its copies have beside its own."""
+  whole = records.texts_of(kept.record)
+  negatives, queries, own = {}, {}, len(whole["negatives"]) + len(whole["negative_queries"])
+  for texts in itertools.chain([whole], (records.texts_of(copy.record) for copy in copies)):
+    for text, number in itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue=""):
+      negatives.setdefault(text, number)
+    queries |= dict.fromkeys(texts["negative_queries"])
+  if len(negatives) + len(queries) <= own:
+    return kept
+  tally.add("negative_of_duplicate", len(negatives) + len(queries) - own)
+  example = Example(**{name: whole[name][0] for name in ("query", "passage", "query_id", "passage_id")},
+                    negatives=tuple(negatives), negative_queries=tuple(queries),
+                    negative_ids=tuple(negatives.values()) if any(negatives.values()) else ())
+  return kept._replace(record=records.serialize(example, kept.digest))
