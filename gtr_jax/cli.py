@@ -235,7 +235,8 @@ def _evaluate(args):
   import dataclasses
 
   from gtr_jax.data import root
-  from gtr_jax.evaluation.evaluate import Protocol, evaluate, tables
+  from gtr_jax.evaluation.evaluate import Protocol, evaluate
+  from gtr_jax.evaluation.results_file import tables
   from gtr_jax.model import Missing, for_several
   from gtr_jax.partitioning import make_mesh
   _set_data_dir(args)

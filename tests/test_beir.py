@@ -24,6 +24,8 @@ from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
+ALL = dict.fromkeys(beir.SETS, {"beir": True})  # What results say of collections that are BEIR's.
+
 
 def test_the_table():
   assert {name: len(sets) for name, sets in beir.SUITES.items()} == {"beir": 19, "beir-public": 15, "nano-beir": 13}
@@ -51,7 +53,7 @@ def test_published_averages_are_those_of_the_published_rows():
     values = {name: {row.measure: value, beir.SETS[name].recall: value} for name, value in row.values.items()
               if name in beir.SETS and value is not None}
     assert set(row.values) <= beir.SETS.keys() | beir.AVERAGES.keys()
-    for name, value in beir.averages(values, row.measure).items():
+    for name, value in beir.averages(values, row.measure, ALL).items():
       if (stated := row.values.get(name)) is not None:
         assert value == pytest.approx(stated, abs=0.00061), (row.name, row.measure, name)
         seen.add((row.name, row.measure, name))
@@ -62,13 +64,15 @@ def test_published_averages_are_those_of_the_published_rows():
 def test_means_only_where_everything_is_there():
   names = beir.AVERAGES["BEIR-18"]
   results = {name: {"nDCG@10": i / 100, "Recall@100": 0.5, "Capped recall@100": 0.9} for i, name in enumerate(names)}
-  averages = beir.averages(results, "nDCG@10")
+  averages = beir.averages(results, "nDCG@10", ALL)
   assert averages["BEIR-18"] == pytest.approx(sum(range(18)) / 18 / 100) and "BEIR-14" in averages
-  assert beir.averages(results, "Recall@100")["BEIR-18"] == pytest.approx((17 * 0.5 + 0.9) / 18)  # TREC-COVID's capped.
+  recall = beir.averages(results, "Recall@100", ALL)["BEIR-18"]
+  assert recall == pytest.approx((17 * 0.5 + 0.9) / 18)  # TREC-COVID's is capped.
+  assert beir.averages(results, "nDCG@10", {**ALL, "scifact": {"beir": False}}) == {}  # A folder of that name.
   del results["bioasq"]
-  assert list(beir.averages(results, "nDCG@10")) == ["BEIR-14"]
+  assert list(beir.averages(results, "nDCG@10", ALL)) == ["BEIR-14"]
   del results["scifact"]
-  assert beir.averages(results, "nDCG@10") == {}
+  assert beir.averages(results, "nDCG@10", ALL) == {}
   forums = {name: {"nDCG@10": float(i)} for i, name in enumerate(beir.parts("cqadupstack"))}
   assert beir.with_means(forums)["cqadupstack"] == {"nDCG@10": 5.5}
   del forums["cqadupstack/tex"]

@@ -105,6 +105,15 @@ def test_bad_queries(folder, line, message):
   assert message in error(read_collection, folder)
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("query-id\tcorpus-id\tscore\nq1\td1\t0\n", "test.tsv: no document is judged relevant, every grade is 0"),
+    ("query_id\tcorpus_id\tscore\nq1\td1\t1\n", "if this is the header, write query-id, corpus-id and score"),
+])
+def test_judgements_that_are_of_no_use(folder, text, message):
+  (folder / "qrels/test.tsv").write_text(text)
+  assert message in error(read_collection, folder)
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("q1\td9\t1", "test.tsv:5: unknown document 'd9'"),
     ("q9\td1\t1", "test.tsv:5: unknown query 'q9'"),

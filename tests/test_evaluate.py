@@ -11,8 +11,10 @@ from tiny_model_dir import corpus, tiny_params, write_collection, write_model_di
 
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import evaluate as evaluation
+from gtr_jax.evaluation import results_file
 from gtr_jax.evaluation.collections import read_collection
-from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate, tables
+from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate
+from gtr_jax.evaluation.results_file import tables
 from gtr_jax.model import load_model
 from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval import encode, search
@@ -26,6 +28,7 @@ def made(tmp_path_factory):
   write_model_dir(folder / "run", seeds=(0, 1))
   write_collection(folder / "a", corpus(40))
   write_collection(folder / "b", corpus(30), queries=5)
+  write_collection(folder / "y-a", corpus(30), queries=5)
   mesh = make_mesh(2, devices=jax.devices()[:2])
   results = evaluate({"one": folder / "run" / "checkpoints" / "1", "two": folder / "run"},
                      [folder / "a", folder / "b"], folder / "out", bm25=True, mesh=mesh, progress=False)
@@ -38,6 +41,7 @@ def test_results_are_trec_evals_on_the_run_files(made):
   assert list(results["systems"]) == ["BM25", "one", "two"]
   assert results["collections"]["a"] == {
       "split": "test", "documents": 40, "queries": 12, "beir": False, "hash": read_collection(folder / "a").hash,
+      "query_length": None, "document_length": None, "exclude_own_id": False,
       "median words": np.median([len(text.split()) for text in corpus(40).full_texts()])}
   for system, of_system in results["systems"].items():
     for name, values in of_system["results"].items():
@@ -105,6 +109,9 @@ def test_bad_input_writes_nothing(made, tmp_path):
       ({"x": good}, [folder / "a", folder / "run" / ".." / "a"], {}, "two collections are called 'a'"),
       ({"BM25": good}, [folder / "a"], {"bm25": True}, "two systems are called 'BM25'"),
       ({"x y": good, "x_y": good}, [folder / "a"], {}, "two systems are called"),
+      ({"x": good, "x (dot)": good}, [folder / "a"], {"protocol": Protocol(similarities=("cosine", "dot"))},
+       "two systems are called 'x .dot.'"),
+      ({"x": good, "x-y": good}, [folder / "a", folder / "y-a"], {}, "two run files are called 'x-y-a'"),
       ({"x": good}, [folder / "a"], {"protocol": Protocol(split="dev")}, "splits here: test"),
   ]:
     with pytest.raises(InputError, match=message):
@@ -134,6 +141,35 @@ def test_cosine_and_dot_have_one_store_and_results_of_their_own(made):
   np.testing.assert_allclose(ranked.scores, np.sort(vectors @ query)[::-1], rtol=1e-5)
   with pytest.raises(InputError, match="similarity 'euclid': give one of cosine, dot"):
     evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", protocol=Protocol(similarities=("euclid",)))
+
+
+def test_results_of_another_protocol_or_another_call_at_once(tmp_path, capsys):
+  folder, out = write_collection(tmp_path / "a", corpus(20)), tmp_path / "out"
+  write_collection(tmp_path / "b", corpus(20))
+  write_model_dir(tmp_path / "run")
+  models = {"one": tmp_path / "run"}
+  evaluate(models, [folder, tmp_path / "b"], out, bm25=True, progress=False)
+  results = json.loads((out / "results.json").read_text())
+  evaluate(models, [folder], out, protocol=Protocol(document_length=4))
+  assert "BM25: the results here on a are of other lengths" in capsys.readouterr().err
+  now = json.loads((out / "results.json").read_text())
+  assert now["collections"]["a"]["document_length"] == 4 and now["collections"]["b"] == results["collections"]["b"]
+  assert {name: list(of["results"]) for name, of in now["systems"].items()} == {"BM25": ["b"], "one": ["b", "a"]}
+  assert now["systems"]["one"]["results"]["a"] != results["systems"]["one"]["results"]["a"]
+
+  # What another call has written in the meantime stays.
+  before = json.loads((out / "results.json").read_text())
+  before["systems"]["other"] = before["systems"]["one"]
+  (out / "results.json").write_text(json.dumps(before))
+  results_file.write(out, {**results, "collections": {}, "systems": {}})
+  assert json.loads((out / "results.json").read_text())["systems"].keys() == {"BM25", "one", "other"}
+  for damaged in ('{"depth":1000,"systems":{"BM25":{"weights_hash":null}},"collections":{}}',
+                  '{"depth":1000,"systems":{},"collections":{"a":3}}', '{"depth":1000,"systems":[],"collections":[]}'):
+    (out / "results.json").write_text(damaged)
+    with pytest.raises(InputError, match="results.json: damaged; remove it"):
+      evaluate({}, [folder], out, bm25=True, progress=False)
+  with pytest.raises(InputError, match="exists and holds no evaluation"):
+    evaluate({}, [folder], tmp_path, bm25=True, progress=False)
 
 
 def test_cosine_of_a_model_that_does_not_normalise(made, tmp_path):

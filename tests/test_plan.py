@@ -246,6 +246,13 @@ def test_the_command(capsys):
   assert "v5e    " not in out
 
 
+def test_a_recipe_that_starts_from_another_model(capsys):
+  assert cli.main(["train", "--dry_run", "--gin_file=models/t5_tiny.gin", "--gin_file=recipes/gtr_finetune.gin",
+                   "--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 16}",
+                   "--gin.ROW_LENGTHS=None"]) == 0
+  assert "8 devices" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--chip", "v9"], "--chip v9: there is none of that name; use one of v4, v5e,"),
     (["--described_devices", "0"], "--described_devices 0: give 1 to 10,000"),

@@ -64,9 +64,13 @@ def test_a_runs_commands():
   assert pretrain.words == ("train", "--gin_file=large.gin", "--gin_file=pretrain.gin", "--gin.TRAIN_STEPS=5",
                             "--gin.BATCH_SIZE=2", f"--gin.MODEL_DIR='out/{pretrain.name}'", "--data_dir", "data")
   assert mine.words == ("mine", "--pairs", "p.jsonl", "--model", f"out/{pretrain.name}", "--embeddings",
-                        "out/embeddings", "--output", f"data/mined/{mine.name}.jsonl")
+                        "out/embeddings", "--output", mine.makes)
+  mined = Path(mine.makes).stem  # Another sweep of the same words has a file of its own.
+  assert os.path.dirname(mine.makes) == "data/mined" and re.fullmatch(rf"{mine.name}_[0-9a-f]{{8}}", mined)
+  elsewhere = planned("out2").jobs[mine.name]
+  assert elsewhere.makes != mine.makes and os.path.dirname(elsewhere.makes) == "data/mined"
   assert finetune.words == (
-      "train", "--gin_file=large.gin", "--gin_file=finetune.gin", f"--gin.MIXTURE_OR_TASK_NAME='mined_{mine.name}'",
+      "train", "--gin_file=large.gin", "--gin_file=finetune.gin", f"--gin.MIXTURE_OR_TASK_NAME='mined_{mined}'",
       "--gin.BATCH_SIZE=2", "--gin.T=0.2", f"--gin.INITIAL_CHECKPOINT_PATH='out/{pretrain.name}'",
       f"--gin.MODEL_DIR='out/{finetune.name}'", "--data_dir", "data")
   assert evaluation.words == ("evaluate", "--model", f"PT+FT-large-0.2=out/{finetune.name}", "--collection", "c",
@@ -174,8 +178,10 @@ class Runner:
   def write_results(self):
     for number, run in enumerate(self.plan.runs):
       if os.path.exists(run.results):
-        Path(run.results).write_text(json.dumps({"systems": {run.name: {"results": {"c": {"nDCG@10": number / 10}}}}}))
-    Path(self.plan.bm25_results).write_text(json.dumps({"systems": {"BM25": {"results": {"c": {"nDCG@10": 0.5}}}}}))
+        Path(run.results).write_text(json.dumps({
+            "systems": {run.name: {"results": {"c": {"nDCG@10": number / 10}}}}, "collections": {}}))
+    Path(self.plan.bm25_results).write_text(json.dumps({
+        "systems": {"BM25": {"results": {"c": {"nDCG@10": 0.5}}}}, "collections": {}}))
 
 
 def test_failures_are_kept_apart_and_tried_again(tmp_path, monkeypatch):
@@ -307,11 +313,11 @@ def test_one_sweep_at_a_time_in_a_folder(tmp_path, monkeypatch):
     pass
 
 
-def test_the_last_line_of_a_log(tmp_path):
+def test_why_a_job_ended(tmp_path):
   log = tmp_path / "log"
-  assert running.last_line(log) == ""
-  log.write_text("a\ngtr-jax train: wrong\n 50%|###  | 1/2 [00:01, 1.2it/s]\r\n\n")
-  assert running.last_line(log) == "gtr-jax train: wrong"
+  assert running.last_error(log) == ""
+  log.write_text("a\ngtr-jax train: wrong\nI0000 cudart_stub.cc:31] no GPU\n 50%|###  | 1/2 [00:01, 1.2it/s]\r\n\n")
+  assert running.last_error(log) == "gtr-jax train: wrong"
 
 
 def test_the_script_can_be_run_by_hand_and_by_slurm(tmp_path, monkeypatch):

@@ -130,6 +130,24 @@ def test_collections_are_looked_for_before_anything_starts(folder, capsys, monke
   assert "downloaded to" in (error := capsys.readouterr().err) and error.endswith(": beir/nq\n")
 
 
+def test_what_mining_needs_is_looked_for(folder, capsys):
+  (folder / "real.gin").write_text(REAL.replace("data/pairs.jsonl", "data/nothing.jsonl"))
+  flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
+  assert cli.main(flags) == 2
+  assert "data/nothing.jsonl: no such file or folder" in capsys.readouterr().err.splitlines()[-1]
+  assert not (folder / "out").exists()
+  assert cli.main([*flags, "--print"]) == 0
+  assert "data/nothing.jsonl: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_is_one_line(folder, capsys):
+  flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
+  assert cli.main([*flags, "--slurm"]) == 0
+  (folder / "out/plan.json").write_text("")
+  assert cli.main([*flags, "--print"]) == 2
+  assert "out/plan.json: damaged (JSONDecodeError" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_printed_commands_name_the_data_folder(folder, capsys, monkeypatch):
   monkeypatch.setenv("GTR_DATA_DIR", "data")
   assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--slurm"]) == 0

@@ -131,10 +131,19 @@ def shown(collections: Mapping[str, object]) -> list[str]:
   return [name for name in collections if not (name in _FORUMS and _CQADUPSTACK in collections)]
 
 
-def averages(results: Mapping[str, Mapping[str, float]], measure: str) -> dict[str, float]:
-  """The averages of `AVERAGES` whose sets are all there; recall as the papers take it, capped for TREC-COVID."""
+def averages(results: Mapping[str, Mapping[str, float]], measure: str,
+             collections: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The averages of `AVERAGES` whose sets are all there; recall as the papers take it, capped for TREC-COVID.
+
+  Args:
+    results: collection -> measure -> value.
+    measure: which.
+    collections: what is said about them; only those that are "beir" count.
+  """
   found = {}
   for name, of_suite in AVERAGES.items():
+    if not all(collections.get(one, {}).get("beir") for one in of_suite):
+      continue
     measures = [SETS[one].recall if measure == "Recall@100" else measure for one in of_suite]
     values = [results.get(one, {}).get(of_set) for one, of_set in zip(of_suite, measures, strict=True)]
     if None not in values:

@@ -151,7 +151,8 @@ def _read_qrels(path: epath.Path, query_ids: Container[str], doc_ids: Container[
     try:
       grade = int(grade)
     except ValueError as e:
-      raise InputError(f"{place}: the grade {grade!r} is not an integer; write 0, 1, 2, ...") from e
+      header = "; if this is the header, write query-id, corpus-id and score" if number == 1 else ""
+      raise InputError(f"{place}: the grade {grade!r} is not an integer; write 0, 1, 2, ...{header}") from e
     if query_id not in query_ids:
       unknown_queries.append(f"{place}: unknown query {query_id!r}; it is not in the queries file")
     if doc_id not in doc_ids:
@@ -161,6 +162,8 @@ def _read_qrels(path: epath.Path, query_ids: Container[str], doc_ids: Container[
                        f"and {grade} here; keep one")
   if not qrels:
     raise InputError(f"{path}: no judgements")
+  if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
+    raise InputError(f"{path}: no document is judged relevant, every grade is 0 or below; nothing could be measured")
   judgements = sum(map(len, qrels.values()))
   for wrong, allowed in ((unknown_queries, 0), (unknown, allow_unknown * judgements)):
     if len(wrong) > judgements / 2:

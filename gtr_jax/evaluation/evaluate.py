@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 import sys
 import time
@@ -16,11 +15,11 @@ from jax.sharding import Mesh
 
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir
+from gtr_jax.evaluation import beir, results_file
 from gtr_jax.evaluation.collections import Collection, check_files, read_collection
 from gtr_jax.evaluation.find import Found, find_collections, look_for_collections
-from gtr_jax.evaluation.measures import MEASURES, measure
-from gtr_jax.evaluation.tables import aligned
+from gtr_jax.evaluation.measures import measure
+from gtr_jax.evaluation.results_file import DEPTH
 from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.bm25 import bm25_run
@@ -30,9 +29,7 @@ from gtr_jax.retrieval.search import Searcher, search_run
 from gtr_jax.retrieval.store import Store, normalized
 from gtr_jax.text.tokenizer import Tokenizer
 
-DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
 BM25 = "BM25"
-RESULTS_FILE = "results.json"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
 SIMILARITIES = ("cosine", "dot")
 _UNKNOWN_JUDGEMENTS = 0.05  # of those of a set of BEIR: documents of some are not to be had any more
@@ -112,14 +109,16 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for similarity in protocol.similarities:
     if similarity not in SIMILARITIES:
       raise InputError(f"similarity {similarity!r}: give one of {', '.join(SIMILARITIES)}")
-  earlier = distributed.from_first(lambda: _earlier_results(output))
-  names = [BM25] * bm25 + list(models)
+  earlier = distributed.from_first(lambda: results_file.read_earlier(output))
+  names = [BM25] * bm25 + [of_model for name in models for of_model in (name, *(
+      f"{name} ({similarity})" for similarity in dict.fromkeys(protocol.similarities)))]
   _check_names(names, "systems")
   for path in models.values():
     check_model(path, missing)
   found = distributed.first_before_others(lambda: find_collections(collections, suite, data_root))
   tasks = [_read(one, protocol.of(one)) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
+  _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
   distributed.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
   results = {"depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks},
              "systems": {}}
@@ -127,6 +126,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for name, of in results["collections"].items():
     for warning in of.get("warnings", ()):
       say(f"{name}: {warning}")
+  for line in results_file.other_protocols(earlier, results):
+    say(line)
 
   def evaluate_system(name, trained=None, similarity=None):
     """BM25, or a model with one of the similarities."""
@@ -156,7 +157,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
         of_system["results"][collection.name] = {**measure(run, collection.qrels),
                                                  MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
       say(f"{name} on {collection.name}: {clock}")
-      _write(output, _merged(earlier, results))
+      results_file.write(output, results)
 
   if bm25:
     evaluate_system(BM25)
@@ -165,7 +166,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
       evaluate_system(name, trained, similarity)
     del trained  # Before the next one is loaded.
-  return distributed.from_first(lambda: _merged({}, results))
+  return distributed.from_first(lambda: results_file.merged({}, results))
 
 
 def check_collections(collections: Sequence[epath.PathLike], suite: str | None, data_root: epath.PathLike,
@@ -191,13 +192,15 @@ def _read(found: Found, protocol: Protocol) -> _Task:
 
 def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
   """What results.json says about a collection. Raises InputError where it says otherwise already."""
-  collection = task.collection
+  collection, protocol = task.collection, task.protocol
   documents, queries = len(collection.documents.ids), len(collection.queries)
-  of = task.beir or beir.SETS.get(collection.name)
-  warnings = beir.warnings(of, documents, queries, collection.unknown) if of else []
+  warnings = beir.warnings(task.beir, documents, queries, collection.unknown) if task.beir else []
+  if task.beir is None and collection.name in beir.SETS:
+    warnings = [f"evaluated as any folder, not by BEIR's protocol; for that, name it beir/{collection.name}"]
   described = {"split": collection.split, "documents": documents, "queries": queries,
                "median words": float(np.median(collection.words)), "hash": collection.hash,
-               "beir": task.beir is not None or of is not None and not warnings}
+               "beir": task.beir is not None,
+               **{name: getattr(protocol, name) for name in results_file.PROTOCOL}}
   there = earlier.get("collections", {}).get(collection.name, described)
   for name in ("split", "documents", "queries"):
     if there.get(name) != described[name]:
@@ -206,41 +209,7 @@ def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
   if there.get("hash", described["hash"]) != described["hash"]:
     raise InputError(f"{collection.name}: another collection {collection.name} than in the results here, with other "
                      "documents, queries or judgements; choose another --output, or rename the folder")
-  return described if task.beir is None or not warnings else {**described, "warnings": warnings}
-
-
-def _earlier_results(output: epath.Path) -> dict[str, Any]:
-  """What results.json holds already, to be added to."""
-  path = output / RESULTS_FILE
-  if not path.exists():
-    if output.exists() and not {"runs", "embeddings"} & {p.name for p in output.iterdir()} and any(output.iterdir()):
-      raise InputError(f"{output}: exists and holds no evaluation; choose another folder")
-    return {}
-  try:
-    earlier = json.loads(path.read_text())
-    depth, _, _ = earlier["depth"], dict(earlier["systems"]), dict(earlier["collections"])
-  except (ValueError, KeyError, TypeError) as e:
-    raise InputError(f"{path}: damaged; remove it") from e
-  if depth != DEPTH:
-    raise InputError(f"{path}: results to depth {depth}; choose another folder")
-  return earlier
-
-
-def _merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-  """`results`, and of the earlier ones those of other systems, and of the same weights on other collections."""
-  systems = dict(earlier.get("systems", {}))
-  for name, new in results["systems"].items():
-    same = name in systems and systems[name]["weights_hash"] == new["weights_hash"]
-    systems[name] = {**new, "results": beir.with_means({**(systems[name]["results"] if same else {}),
-                                                        **new["results"]})}
-  collections = {**earlier.get("collections", {}), **results["collections"]}
-  return {**results, "systems": systems, "collections": beir.with_forums(collections)}
-
-
-def _write(output: epath.Path, results: Mapping[str, Any]) -> None:
-  temporary = output / f".{RESULTS_FILE}.tmp"
-  temporary.write_text(json.dumps(results, indent=2) + "\n")
-  temporary.replace(output / RESULTS_FILE)
+  return {**described, "warnings": warnings} if warnings else described
 
 
 def _similarity(model: Model) -> str:
@@ -311,22 +280,6 @@ class _Clock:
     whole = sum(self._seconds.values())
     return f"{whole:,.1f} s (" + ", ".join(f"{what} {seconds:,.1f} s, {seconds / max(whole, 1e-9):.1%}"
                                            for what, seconds in self._seconds.items()) + ")"
-
-
-def tables(results: Mapping[str, Any]) -> str:
-  """The results as text: for each measure, systems by collections, their plain mean, and the means of BEIR's papers."""
-  collections = beir.shown(results["collections"])
-  blocks = []
-  for name in MEASURES:
-    means = {system: beir.averages(of["results"], name) for system, of in results["systems"].items()}
-    of_papers = list(dict.fromkeys(mean for found in means.values() for mean in found))
-    rows = [[name, *collections, *["average"] * (len(collections) > 1), *of_papers]]
-    for system, of_system in results["systems"].items():
-      values = [of_system["results"][collection][name] for collection in collections]
-      values += [float(np.mean(values))] * (len(collections) > 1)
-      rows.append([system, *(f"{value:.4f}" for value in (*values, *(means[system][mean] for mean in of_papers)))])
-    blocks.append(aligned(rows))
-  return "\n\n".join(blocks)
 
 
 class RetrievalEvaluator:

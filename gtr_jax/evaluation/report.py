@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir, plots, studies
+from gtr_jax.evaluation import beir, plots, results_file, studies
 from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.plots import AVERAGE
@@ -84,7 +84,7 @@ def _quality(report: _Report, scores: Mapping, collections: Mapping) -> None:
                 _with_average(scores, beir.shown(collections), measure))
   for measure in MEASURES:
     report.table(f"### {measure}", _file(measure),
-                 Table("system", _with_average(scores, beir.shown(collections), measure, of_papers=True), 4, best=True))
+                 Table("system", _with_average(scores, beir.shown(collections), measure, collections), 4, best=True))
   rows = {name: {"documents": of["documents"], "queries": of["queries"], "median words": of["median words"]}
           for name, of in collections.items()}
   report.table("### Collections", "collections", Table("collection", rows, 1))
@@ -92,13 +92,13 @@ def _quality(report: _Report, scores: Mapping, collections: Mapping) -> None:
 
 
 def _with_average(scores: Mapping, names: Sequence[str], measure: str,
-                  of_papers: bool = False) -> dict[str, dict[str, float | None]]:
+                  collections: Mapping | None = None) -> dict[str, dict[str, float | None]]:
   """system -> collection -> value, and the plain mean for systems that ran on all of several collections.
 
-  `of_papers` adds the averages of papers on BEIR that a system has all sets of.
+  `collections`, what is said about them, adds the averages of papers on BEIR that a system has all sets of.
   """
   out = {}
-  means = {system: beir.averages(of, measure) if of_papers else {} for system, of in scores.items()}
+  means = {system: beir.averages(of, measure, collections or {}) for system, of in scores.items()}
   columns = dict.fromkeys(mean for of in means.values() for mean in of)
   for system, of_system in scores.items():
     out[system] = {name: of_system.get(name, {}).get(measure) for name in names}
@@ -121,7 +121,7 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
   notes = {}
   for measure in ("nDCG@10", "Recall@100", "MRR@10"):
     own = {system: {**{beir.SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
-                    **beir.averages(of, measure)} for system, of in scores.items()}
+                    **beir.averages(of, measure, collections)} for system, of in scores.items()}
     columns = list(dict.fromkeys(column for row in own.values() for column in row))
     theirs = {}
     for row in published():
@@ -156,6 +156,8 @@ def _sweep(report: _Report, study: studies.Study) -> None:
                                                               study.failed.items())]))
   if not study.points:
     return
+  if study.common:
+    report.parts.append("All runs: " + ", ".join(f"{axis} {value}" for axis, value in study.common.items()) + ".")
   bm25 = {BM25: study.bm25} if study.bm25 else {}
   for axis in study.axes:
     compared = studies.comparisons(study, axis)
@@ -179,7 +181,7 @@ def _sweep(report: _Report, study: studies.Study) -> None:
                   _length_rows(texts, study.collections))
     for measure in _HEADLINES:
       report.table(f"{measure}:", f"{slug}_{_file(measure)}",
-                   Table(axis, _with_average(rows, names, measure, of_papers=True), 4, best=True))
+                   Table(axis, _with_average(rows, names, measure, study.collections), 4, best=True))
     report.table(_LENGTHS, f"{slug}_lengths", Table(axis, _length_rows(rows, study.collections), 1))
 
 
@@ -231,13 +233,16 @@ def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, 
   """
   scores, collections, hashes = {}, {}, {}
   for name, path in _named(paths).items():
-    read = studies.read_results(path)
+    read = results_file.read(path)
     for collection, of in read["collections"].items():
       there = collections.setdefault(collection, of)
       if any(there.get(key, of.get(key)) != of.get(key, there.get(key))
              for key in ("documents", "queries", "median words", "hash")):
         raise InputError(f"{path}: another collection {collection!r} than in the evaluations before; rename its folder "
                          "and evaluate again")
+      if any(there.get(key, of.get(key)) != of.get(key, there.get(key)) for key in results_file.PROTOCOL):
+        raise InputError(f"{path}: {collection} was evaluated otherwise than in the evaluations before (lengths, or "
+                         "queries' own documents); report on them apart")
     for system, of_system in read["systems"].items():
       if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
         system = f"{system} ({name})"

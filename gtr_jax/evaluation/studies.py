@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.evaluate import BM25, RESULTS_FILE
+from gtr_jax.evaluation import results_file
+from gtr_jax.evaluation.evaluate import BM25
 
 SWEEP_FILE = "sweep.json"
 SIMILARITY = "similarity"  # An axis of its own where runs are evaluated with both.
@@ -29,6 +30,7 @@ class Study(NamedTuple):
   Attributes:
     name: its folder's.
     axes: axis -> its values, in order; those on which runs differ.
+    common: axis -> the one value of all runs that have results.
     points: the runs that have results.
     bm25: its results; empty if it was not evaluated.
     collections: what the evaluations say about them.
@@ -37,6 +39,7 @@ class Study(NamedTuple):
 
   name: str
   axes: Mapping[str, Sequence[Any]]
+  common: Mapping[str, Any]
   points: Sequence[Point]
   bm25: Scores
   collections: Mapping[str, Mapping[str, Any]]
@@ -59,7 +62,7 @@ def read_study(folder: epath.PathLike) -> Study:
   points, failed, collections, bm25 = [], {}, {}, {}
 
   def read(results):
-    found = read_results(path.parent / results)
+    found = results_file.read(path.parent / results)
     collections.update(found["collections"])
     bm25.update(found["systems"].get(BM25, {}).get("results", {}))
     return {name: of for name, of in found["systems"].items() if name != BM25}
@@ -79,26 +82,9 @@ def read_study(folder: epath.PathLike) -> Study:
                for similarity, system in by_similarity.items()]
   found = {axis: _in_order([point.axes.get(axis) for point in points], order.get(axis, ()))
            for axis in dict.fromkeys(axis for point in points for axis in point.axes)}
-  return Study(path.parent.resolve().name, {axis: values for axis, values in found.items() if len(values) > 1}, points,
-               bm25, collections, failed)
-
-
-def read_results(path: epath.PathLike) -> dict[str, Any]:
-  """The results in an evaluation's folder, or in a file. Raises InputError where they are not what they should be."""
-  path = epath.Path(path)
-  place = path / RESULTS_FILE if path.is_dir() else path
-  try:
-    read = json.loads(place.read_text())
-    for of in read["collections"].values():
-      _ = of["documents"], of["queries"], of["median words"]
-    for system in read["systems"].values():
-      _ = system["weights_hash"], [values["nDCG@10"] for values in system["results"].values()]
-  except FileNotFoundError as e:
-    raise InputError(f"{place}: no such file; give the --output of gtr-jax evaluate") from e
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise InputError(f"{place}: not the results of an evaluation ({type(e).__name__}: {e}); run gtr-jax evaluate "
-                     "again") from e
-  return read
+  return Study(path.parent.resolve().name, {axis: values for axis, values in found.items() if len(values) > 1},
+               {axis: values[0] for axis, values in found.items() if len(values) == 1}, points, bm25, collections,
+               failed)
 
 
 def _of_run(systems: Mapping[str, Mapping[str, Any]], model_dir: str | None) -> list[Mapping[str, Any]]:

@@ -84,13 +84,16 @@ def run(args: argparse.Namespace) -> int:
   _check_folder(args.output, sweep, whole)
   done = running.done_jobs(args.output, whole.jobs)
   if not args.collect:
+    _check_mined(whole, done, args.print_only)
     _check_collections(whole, done, root.data_dir(), args.print_only)
   text = scripts.commands(whole, done)
   if args.print_only:
     print(text, end="")
     return 0
   with running.locked(args.output) as lock:
-    Path(args.output, PLAN_FILE).write_text(json.dumps(_identity(sweep), indent=1) + "\n")
+    new = Path(args.output, f".{PLAN_FILE}.tmp")
+    new.write_text(json.dumps(_identity(sweep), indent=1) + "\n")
+    new.replace(Path(args.output, PLAN_FILE))
     Path(args.output, "commands.sh").write_text(text)
     if args.slurm:
       running.set_aside(args.output, whole.jobs, print)
@@ -157,6 +160,22 @@ def _problem(words: Sequence[str]) -> str | None:
   return None
 
 
+def _check_mined(whole: Any, done: set[str], print_only: bool) -> None:
+  """Raises InputError (where commands are printed: says) where mining has nothing to mine from."""
+  from gtr_jax import arguments
+  made = {job.makes for job in whole.jobs.values()}
+  for job in whole.jobs.values():
+    if job.words[0] != "mine" or job.name in done:
+      continue
+    flags = arguments.parser().parse_args(job.words)
+    for path in filter(None, (flags.pairs, flags.collection)):
+      if path not in made and "://" not in path and not os.path.exists(path):
+        message = f"{job.name}: {path}: no such file or folder; prepare it, or correct the stage's command"
+        if not print_only:
+          raise InputError(message)
+        print(message, file=sys.stderr)
+
+
 def _check_collections(whole: Any, done: set[str], data_root: Any, print_only: bool) -> None:
   """Says which collections will be downloaded. Raises InputError (where commands are printed: says) what is missing."""
   from gtr_jax import arguments
@@ -187,10 +206,14 @@ def _check_folder(output: str, sweep: Any, whole: Any) -> None:
     return
   if not (folder / PLAN_FILE).exists():
     raise InputError(f"{output}: not empty, and no sweep made it; give another --output")
-  there = json.loads((folder / PLAN_FILE).read_text())
+  try:
+    there = json.loads((folder / PLAN_FILE).read_text())
+    stages, axes = ", ".join(there["stages"]), ", ".join(there["axes"])
+  except (ValueError, KeyError, TypeError) as e:
+    raise InputError(f"{folder / PLAN_FILE}: damaged ({type(e).__name__}: {e}); put it back, or give another "
+                     "--output") from e
   if there != _identity(sweep):
-    raise InputError(f"{output}: holds a sweep of stages {', '.join(there['stages'])} over {', '.join(there['axes'])}; "
-                     "give another --output")
+    raise InputError(f"{output}: holds a sweep of stages {stages} over {axes}; give another --output")
   for run in whole.runs:
     job = whole.jobs.get(f"evaluate_{run.name}")
     if job is not None and (marker := marker_of(output, job.name)).exists():

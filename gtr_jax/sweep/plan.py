@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from gtr_jax.errors import InputError
 
@@ -235,7 +236,7 @@ def _training_job(stage, begins, of_axes, common, made, last, folders, resolve, 
   text = resolve(files, [*with_paths({name: name for name in made.values()}), "MODEL_DIR=''"])
   name = f"{stage}_{_hash(text)}"
   model_dir = os.path.join(folders.output, name)
-  paths = {of: of if jobs[of].words[0] == "mine" else jobs[of].makes for of in made.values()}
+  paths = {of: Path(jobs[of].makes).stem if jobs[of].words[0] == "mine" else jobs[of].makes for of in made.values()}
   words = ["train", *(f"--gin_file={file}" for file in files), *(f"--gin.{entry}" for entry in with_paths(paths)),
            f"--gin.MODEL_DIR={model_dir!r}", *folders.train_flags]
   return Job(name, tuple(words), after, model_dir, name)
@@ -251,7 +252,8 @@ def _mining_job(stage, commands, made, last, folders, jobs) -> Job:
   if "--model" in words and "--embeddings" not in words:
     words += ["--embeddings", os.path.join(folders.output, "embeddings")]
   words = [_filled(word, made, {of: jobs[of].makes for of in made.values()}) for word in words]
-  output = os.path.join(folders.data_root, MINED, f"{name}.jsonl")
+  # Other sweeps mine into the same folder, with the same words maybe, from other files.
+  output = os.path.join(folders.data_root, MINED, f"{name}_{_hash(os.path.abspath(folders.output))}.jsonl")
   return Job(name, (*words, "--output", output), after, output, name)
 
 

@@ -10,7 +10,7 @@ from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.studies import SWEEP_FILE
 from gtr_jax.evaluation.tables import aligned
 from gtr_jax.sweep.plan import BM25, Plan, Sweep
-from gtr_jax.sweep.run import done_jobs, last_line, log_of
+from gtr_jax.sweep.run import done_jobs, last_error, log_of
 
 MEASURE = "nDCG@10"
 
@@ -37,7 +37,7 @@ def collect(plan: Plan, sweep: Sweep, output: str, failed: Mapping[str, str]) ->
     log = log_of(output, job)
     why[job.name] = failed.get(job.name) or (f"not started, for {before} is not done" if before else "not run yet")
     if job.name not in failed and not before and log.exists():
-      why[job.name] = last_line(log) or "stopped"
+      why[job.name] = last_error(log) or "not finished"
     if log.exists():
       why[job.name] += f" (log: {log})"
   values = {axis: dict(zip(map(str, of), _numbers(of), strict=True)) for axis, of in sweep.axes.items()}
@@ -67,14 +67,17 @@ def _numbers(values: Iterable[Any]) -> list[Any]:
 def table(whole: Mapping[str, Any], output: str) -> str:
   """nDCG@10 of each run on each collection, with each similarity; what failed, and why, below."""
   scores: dict[str, Mapping[str, Any]] = {}
+  of_collections: dict[str, Mapping[str, Any]] = {}
   for name, path in [(BM25, whole["bm25"]), *((run["name"], run["results"]) for run in whole["runs"])]:
     if path is not None:
-      systems = json.loads(Path(output, path).read_text())["systems"].values()
+      found = json.loads(Path(output, path).read_text())
+      systems = found["systems"].values()
+      of_collections |= found["collections"]
       scores |= {f"{name} ({of['similarity']})" if len(systems) > 1 else name: of["results"] for of in systems}
     elif name != BM25:
       scores[name] = {}
   collections = beir.shown(dict.fromkeys(collection for of in scores.values() for collection in of))
-  averages = {name: beir.averages(of, MEASURE) for name, of in scores.items()}
+  averages = {name: beir.averages(of, MEASURE, of_collections) for name, of in scores.items()}
   of_papers = list(dict.fromkeys(average for of in averages.values() for average in of))
   rows = [[MEASURE, *collections, *["average"] * (len(collections) > 1), *of_papers]]
   for name, of in scores.items():

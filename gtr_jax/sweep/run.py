@@ -18,6 +18,7 @@ from gtr_jax.sweep.plan import Job
 
 POLL_SECONDS = 0.2
 _LOCK = ".lock"
+_ERROR = re.compile(r"gtr-jax \w+( \(process .*?\))?: |[\w.]*(Error|Exception|Interrupt)\b")
 
 
 class Process(Protocol):
@@ -164,6 +165,8 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         say(f"[{number[job.name]}/{len(number)}] {job.name} starts; its log: {log}")
         del todo[job.name]
         marker_of(output, job.name).unlink(missing_ok=True)  # Of an earlier time.
+        if job.words[0] == "evaluate":  # Or else it would add to the results of other flags.
+          Path(job.makes).unlink(missing_ok=True)
         started_of(output, job.name).write_text(_inputs(output, job))
         running[job.name] = start(job, log, worker), worker, time.monotonic()
         if signals:  # It came while the process was being made.
@@ -179,7 +182,7 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         elif signals:
           say(f"[{number[name]}/{len(number)}] {name} stopped")
         else:
-          failed[name] = last_line(log_of(output, job)) or f"exit code {code}"
+          failed[name] = last_error(log_of(output, job)) or f"exit code {code}"
           say(f"[{number[name]}/{len(number)}] {name} FAILED after {seconds:,.0f} s: {failed[name]}")
       if running:
         time.sleep(POLL_SECONDS)
@@ -189,9 +192,9 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
   return Outcome(failed, signals[0] if signals else None)
 
 
-def last_line(log: Path) -> str:
-  """The last line that a job printed; a progress bar is none."""
+def last_error(log: Path) -> str:
+  """The last line in which a job, or Python, said why it ended; "" where there is none."""
   text = log.read_bytes()[-100_000:].decode("utf-8", "replace") if log.exists() else ""
   lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
-  lines = [line for line in lines if line and "it/s" not in line and "%|" not in line]
-  return lines[-1][:500] if lines else ""
+  errors = list(filter(_ERROR.match, lines))
+  return errors[-1][:500] if errors else ""
