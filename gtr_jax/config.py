@@ -60,9 +60,10 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
 
 
 def set_defaults(macros: Mapping[str, Any]) -> None:
-  """Binds macros that no file and no flag has bound."""
+  """Binds macros that no file and no flag has bound, or that one has bound to gin.REQUIRED."""
   for name, value in macros.items():
-    if (name, "gin.macro") not in gin.config._CONFIG:
+    there = gin.config._CONFIG.get((name, "gin.macro"))
+    if there is None or _is_required(there.get("value")):
       gin.bind_parameter(f"{name}/gin.macro.value", value)
       _sources[name] = str(configs_dir())
 

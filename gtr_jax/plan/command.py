@@ -9,7 +9,7 @@ from gtr_jax.errors import InputError
 
 MOST_DEVICES = 10_000  # jax makes an object of each
 _NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
-               "INITIAL_CHECKPOINT_PATH": None}
+               "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
