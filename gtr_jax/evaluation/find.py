@@ -115,8 +115,8 @@ def _folder_of(reference: str, root: epath.Path) -> epath.Path:
 
 def _by_hand(names: Sequence[str], root: epath.Path) -> str:
   """What to do where sets cannot be downloaded."""
-  zipped = list(dict.fromkeys(download.address(_archive_of(name)) for name in names if name.startswith(_BEIR)))
-  nano = list(dict.fromkeys(download.address(_archive_of(name)) for name in names if name.startswith(_NANO)))
+  zipped, nano = (list(dict.fromkeys(download.address(_archive_of(name)) for name in names if name.startswith(kind)))
+                  for kind in (_BEIR, _NANO))
   how = []
   if zipped:
     how.append(f"put {', '.join(zipped)}, or what is in {'it' if len(zipped) == 1 else 'them'}, into {root / _BEIR}")

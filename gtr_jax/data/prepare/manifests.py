@@ -50,8 +50,8 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   if not _NAME.fullmatch(name):
     raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
   parts = source.parts()
-  inputs = list(dict.fromkeys(part.path for part in parts))
-  inputs += [path for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
+  files = list(dict.fromkeys(part.path for part in parts))
+  inputs = [*files, *(path for collection in settings.decontaminate for path in decontaminate.files_of(collection))]
   for other in settings.without:
     if other == name:
       raise InputError(f"--without {name}: that is what is to be prepared; give another --name")
@@ -60,7 +60,7 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
   filters["name"] = name
   description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
-  times = [_changed(part.path) for part in parts]  # A file may have changed in its middle alone.
+  times = list(map(_changed, files))  # A file may have changed in its middle alone.
   whole = json.dumps([description, parts, times], sort_keys=True, default=str)
   return json.loads(json.dumps(description | {"fingerprint": hashlib.sha256(whole.encode()).hexdigest()}, default=str))
 
