@@ -8,9 +8,9 @@ from etils import epath
 
 from gtr_jax.convert import export, saved_model, stablehlo, t5x
 from gtr_jax.convert.card import model_card
-from gtr_jax.convert.location import is_remote, location, reached
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import is_remote, location, reached
 from gtr_jax.model import Missing, open_source
 
 FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model")

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 
 from gtr_jax import checkpoint, distributed
 from gtr_jax.convert.formats import open_model
-from gtr_jax.convert.location import location, reached
 from gtr_jax.convert.source import Array, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import location, reached
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import make_mesh, state_shardings
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer

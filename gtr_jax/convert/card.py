@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from gtr_jax.convert.location import location
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import location
 
 _SETTINGS = {  # of a resolved configuration
     "TrainingBatches.mixture_or_task_name": "training data (seqio task or mixture)",

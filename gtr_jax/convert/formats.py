@@ -6,9 +6,9 @@ import re
 from etils import epath
 
 from gtr_jax.convert import sentence_transformers, t5x
-from gtr_jax.convert.location import location, reached
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import location, reached
 
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "sentencepiece.bpe.model", "README.md"]
 

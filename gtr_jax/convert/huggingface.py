@@ -13,10 +13,10 @@ from etils import epath
 
 from gtr_jax.convert import safetensors
 from gtr_jax.convert.json_file import read_fields
-from gtr_jax.convert.location import check_regular
 from gtr_jax.convert.names import Name, encoder_names
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import check_regular
 from gtr_jax.models.t5 import NORM_EPSILON, T5Config
 
 _EMBEDDING = "shared.weight"

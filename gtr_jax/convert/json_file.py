@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from gtr_jax.convert.location import check_regular
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import check_regular
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
           dict: "an object"}

@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from gtr_jax.convert.location import check_regular
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import check_regular
 
 DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
           "BF16": np.dtype(ml_dtypes.bfloat16)}

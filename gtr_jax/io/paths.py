@@ -1,4 +1,4 @@
-"""Where models are read and written: local paths, and gs://, whose errors come from several libraries."""
+"""Paths as users give them: local ones, `~` included, and gs://, whose errors come from several libraries."""
 
 import contextlib
 import os
@@ -13,17 +13,31 @@ _LIBRARIES = ("tensorflow", "tensorstore", "gcsfs", "fsspec", "aiohttp", "google
 
 
 def location(path: epath.PathLike) -> epath.Path:
-  """`path` as given by the user; raises InputError where it is empty, or of a scheme other than gs://."""
+  """The place that a path names: the one constructor of paths that come from outside.
+
+  A `~` or `~name` at its beginning is a home folder, as in a shell. What is relative stays relative.
+
+  Raises:
+    InputError: it is empty, holds a NUL character, or has a scheme other than gs://.
+  """
   text = os.fspath(path)
   if not text.strip():
-    raise InputError("the path is empty; give the path of a model or of a folder")
+    raise InputError("the path is empty; give the path of a file or folder")
+  if "\0" in text:
+    raise InputError(f"{text!r:.80}: a path cannot hold a NUL character; correct it")
   scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)  # pathlib makes one slash of two
   if scheme and not text.startswith("gs://"):
     raise InputError(f"{text}: gtr_jax reads and writes local paths and gs://…; " + (
         "give the path without file://" if scheme[1].lower() == "file" else
         "write gs:// in small letters, with two slashes" if scheme[1].lower() == "gs" else
         "copy it to this machine, and give the path"))
-  return epath.Path(path)
+  return epath.Path(os.path.expanduser(text))
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The same place, whatever the current folder is later."""
+  path = location(path)
+  return path if is_remote(path) else epath.Path(os.path.abspath(path))
 
 
 def is_remote(path: epath.PathLike) -> bool:

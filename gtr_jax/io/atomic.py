@@ -1,0 +1,127 @@
+"""Files and folders that appear under their names only when whole: the one way in which gtr_jax writes.
+
+What is being written lies beside its place as `.NAME.HOST-PID-N.tmp`. It is removed when writing fails (a full disk,
+ctrl-C); what a killed process has left is removed by the next one on the same host that writes the same NAME. Nothing
+of another form is ever touched. In a bucket, which cannot rename, a file appears when it is closed.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.io.paths import is_remote, location
+
+_count = itertools.count()
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
+  """Opens a new file ("wb" or "w", UTF-8) that takes the place of `path` when the block ends without an error.
+
+  The folder is made if it is not there. Where the block raises, `path` is as it was. Of a link, the file that it leads
+  to is replaced.
+
+  Raises:
+    InputError: a folder, a pipe or a device lies there.
+  """
+  path = location(path)
+  if not is_remote(path):
+    path = epath.Path(os.path.realpath(path))
+    if path.exists() and not os.path.isfile(path):
+      raise InputError(f"{path}: a folder; name the file to write in it" if path.is_dir() else
+                       f"{path}: a pipe or a device, which cannot be replaced; name a file")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = _beside(path)
+  try:
+    with new.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+      yield file
+      if not is_remote(path):
+        file.flush()
+        os.fsync(file.fileno())  # Else a machine that stops may keep the name and lose the bytes.
+    new.replace(path)
+  except BaseException:
+    new.unlink(missing_ok=True)
+    raise
+
+
+def write_parts(path: epath.PathLike, parts: Iterable[bytes]) -> None:
+  """Writes bytes that come in parts."""
+  with replacing(path) as file:
+    for part in parts:
+      file.write(part)
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Writes a whole file."""
+  write_parts(path, [data])
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a whole file, in UTF-8."""
+  write_parts(path, [text.encode()])
+
+
+def write_json(path: epath.PathLike, value: Any, indent: int | None = 1) -> None:
+  """Writes a JSON value, for people to read too."""
+  write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """A new empty folder that gets the name `path` when the block ends without an error; `path` must not exist by then.
+
+  Raises:
+    InputError: something has come to lie at `path`; what was written is removed.
+  """
+  path = location(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = _beside(path)
+  try:
+    new.mkdir()
+    yield new
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):  # POSIX replaces an empty folder.
+      raise InputError(f"{path}: exists; choose another folder, or remove it")
+    new.rename(path)
+  except BaseException:
+    _remove(new)
+    raise
+
+
+def _beside(path: epath.Path) -> epath.Path:
+  """A name for what is being written; removes what killed processes of this host have left of theirs."""
+  host = re.sub(r"[^\w.]", "_", socket.gethostname())
+  if not is_remote(path):
+    of_ours = re.compile(re.escape(f".{path.name}.{host}-") + r"(\d+)-\d+\.tmp")
+    for name in os.listdir(path.parent):
+      if (left := of_ours.fullmatch(name)) and not _is_alive(int(left[1])):
+        _remove(path.parent / name)
+  return path.parent / f".{path.name}.{host}-{os.getpid()}-{next(_count)}.tmp"
+
+
+def _is_alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    return True
+  return True
+
+
+def _remove(path: epath.Path) -> None:
+  if path.is_dir():
+    if is_remote(path):
+      path.rmtree()
+    else:
+      shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
