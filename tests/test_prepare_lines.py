@@ -10,18 +10,19 @@ import pytest
 import toy_source
 import zstandard
 
-from gtr_jax.data.prepare import lines
-from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 
 def read(path):
   """(values of the JSON lines, counts)."""
   counts = Counts()
-  return [value for _, value in lines.json_lines(Part(str(path)), counts)], counts
+  return [value for _, value in jsonl.read_values(Part(str(path)), counts.broken)], counts
 
 
-LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True, write_checksum=True)
 FORMS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
          ".zst": lambda data: zstandard.ZstdCompressor(compression_params=LONG).compress(data)}
 
@@ -38,8 +39,12 @@ def test_archives_whole_cut_off_and_damaged(tmp_path, ending):
     path.write_bytes(packed[:-cut])
     with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is cut off \(.*; fetch it again"):
       read(path)
+  for place in (len(packed) // 4, len(FORMS[ending](plain[:5000]))):  # In a frame, or at the beginning of the second.
+    path.write_bytes(packed[:place] + b"\xff" * 20 + packed[place + 20:])
+    with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
+      read(path)
   path.write_bytes(plain)
-  with pytest.raises(InputError, match=rf"a.jsonl{ending}: the archive is damaged \(.*; fetch it again"):
+  with pytest.raises(InputError, match=rf"a.jsonl{ending}: is plain text, not compressed .*; rename it to a.jsonl$"):
     read(path)
 
 
@@ -71,13 +76,13 @@ def test_lines_of_byte_ranges(tmp_path):
     expected = expected if expected[-1] else expected[:-1]
     for size in (1, 2, 3, 7, 1000):
       parts = lines.line_parts([path], size)
-      got = [line for part in parts for line in lines.read_lines(part)]
+      got = [line[:2] for part in parts for line in lines.read_lines(part)]
       assert [line for _, line in got] == expected
       assert len({place for place, _ in got}) == len(got)
-  assert [place for place, _ in lines.read_lines(Part(str(path)))] == [f"{path}:1", f"{path}:2"]
+  assert [line.place for line in lines.read_lines(Part(str(path)))] == [f"{path}:1", f"{path}:2"]
   counts = Counts()
   path.write_bytes(b"good\n\xff\n\nlast")
-  assert [text for _, text in lines.text_lines(Part(str(path)), counts)] == ["good", "last"]
+  assert [text for _, text in lines.read_text(Part(str(path)), counts.broken)] == ["good", "last"]
   assert counts.places == [f"{path}:2: not UTF-8 (invalid start byte); convert the file, of Latin-1: iconv -f LATIN1 "
                            "-t UTF-8"]
 
@@ -87,14 +92,15 @@ def test_lines_of_byte_ranges(tmp_path):
     (json.dumps(["a", "b"]).encode("utf-32"), "UTF-32; convert it to UTF-8: iconv -f UTF-32 -t UTF-8"),
     (b"\xfe\xff\0[", "UTF-16; convert"),
     (gzip.compress(b"x"), "holds a .gz archive, which its name does not say; rename"),
-    (zstandard.compress(b"x"), "holds a .zst archive, .*; rename it"),
+    (zstandard.compress(b"x"), "holds a .zst archive, .*; rename"),
     (lzma.compress(b"x"), "holds a .xz archive"), (b"PK\3\4", "holds a .zip archive, .*; unpack it"),
     (b'[\n["a", "b"]\n]\n', "a JSON array, where one JSON value a line is expected; convert it: jq"),
     (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array, where")])
 def test_files_that_are_not_what_they_seem(tmp_path, content, message):
   for path, packed in ((tmp_path / "a.jsonl", content), (tmp_path / "b.jsonl.bz2", bz2.compress(content))):
     path.write_bytes(packed)
-    with pytest.raises(InputError, match=f"{path.name}: {message}"):
+    inside = message.replace("rename", "unpack it once") if path.suffix == ".bz2" else message
+    with pytest.raises(InputError, match=f"{path.name}: {inside}"):
       read(path)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import lines, msmarco, pickles, rocketqa
+from gtr_jax.data.prepare import msmarco, pickles, rocketqa
 from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ import pytest
 import zstandard
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import lines, pairs_jsonl
+from gtr_jax.data.prepare import pairs_jsonl
 from gtr_jax.data.prepare.pairs_jsonl import PairsJsonl
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_named_fields(file):
   assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
-  with pytest.raises(InputError, match="no id in field 'id'"):
+  with pytest.raises(InputError, match="jsonl:1: no field 'id', only 't'"):
     PairsJsonl((path,), query=("t",), passage=("long",), query_id="id").parts()
   for given in ({"query": ("t",)}, {"negatives": "n"}, {"query_id": "n"}):
     with pytest.raises(InputError, match="go"):

@@ -7,8 +7,9 @@ import random
 import time
 from pathlib import Path
 
-from gtr_jax.data.prepare.lines import json_lines, line_parts
 from gtr_jax.data.prepare.source import Example
+from gtr_jax.io.jsonl import read_values
+from gtr_jax.io.lines import line_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ToySource:
         f.write(f"{part.start} {os.getpid()}\n")
       while part.start > 3 * self.part_bytes and os.path.exists(f"{self.log}.wait"):
         time.sleep(0.02)
-    for _, row in json_lines(part, counts):
+    for _, row in read_values(part, counts.broken):
       if "error" in row:
         raise KeyError(row["error"])
       if row.get("length") == 0:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from etils import epath
@@ -76,11 +76,15 @@ def write_json(path: epath.PathLike, value: Any, indent: int | None = 1) -> None
 
 
 @contextlib.contextmanager
-def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-  """A new empty folder that gets the name `path` when the block ends without an error; `path` must not exist by then.
+def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -> Iterator[epath.Path]:
+  """A new empty folder that gets the name `path` when the block ends without an error.
+
+  Args:
+    path: its place; nothing but an empty folder may lie there by then.
+    same: asked where something has come to lie there: whether it is the same, written by another process, and will do.
 
   Raises:
-    InputError: something has come to lie at `path`; what was written is removed.
+    InputError: something else lies there; what was written is removed.
   """
   path = location(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +92,18 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
   try:
     new.mkdir()
     yield new
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):  # POSIX replaces an empty folder.
-      raise InputError(f"{path}: exists; choose another folder, or remove it")
-    new.rename(path)
+    try:
+      if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError
+      new.rename(path)  # POSIX replaces an empty folder.
+    except OSError as e:
+      if not path.exists():
+        raise
+      if not same():
+        raise InputError(f"{path}: exists; choose another folder, or remove it") from e
+      remove(new)
   except BaseException:
-    _remove(new)
+    remove(new)
     raise
 
 
@@ -103,7 +114,7 @@ def _beside(path: epath.Path) -> epath.Path:
     of_ours = re.compile(re.escape(f".{path.name}.{host}-") + r"(\d+)-\d+\.tmp")
     for name in os.listdir(path.parent):
       if (left := of_ours.fullmatch(name)) and not _is_alive(int(left[1])):
-        _remove(path.parent / name)
+        remove(path.parent / name)
   return path.parent / f".{path.name}.{host}-{os.getpid()}-{next(_count)}.tmp"
 
 
@@ -117,7 +128,8 @@ def _is_alive(process: int) -> bool:
   return True
 
 
-def _remove(path: epath.Path) -> None:
+def remove(path: epath.Path) -> None:
+  """Removes a file or a folder of ours, if it is there."""
   if path.is_dir():
     if is_remote(path):
       path.rmtree()

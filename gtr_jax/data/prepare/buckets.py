@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import zstandard
 
-from gtr_jax.data.prepare.lines import progress
+from gtr_jax.io.lines import progress
 
 _MEMORY = 64 << 20  # Of a writer, before it writes.
 _MOST_AT_ONCE = 96 << 20  # Of a bucket that is read; a larger one is read in several passes.

@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.data import root
-from gtr_jax.data.prepare.lines import json_lines, text_lines
 from gtr_jax.data.prepare.records import normalized
-from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 _GRAM = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
 _SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
@@ -115,7 +116,7 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
   """(kind, id, title, text) of each tested query and document."""
   corpus, queries, *qrels = _files(folder)
   asked, relevant = set(), set()
-  for place, line in itertools.chain(*(text_lines(Part(path), Counts()) for path in qrels)):
+  for place, line in itertools.chain(*(lines.read_text(Part(path)) for path in qrels)):
     fields = line.split("\t")
     try:
       query, document, score = fields if len(fields) != 4 else (fields[0], *fields[2:])  # Four: TREC's columns.
@@ -131,7 +132,7 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
     raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
   for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
     counts, missing = Counts(), set(wanted)
-    for place, row in json_lines(Part(path), counts):
+    for place, row in jsonl.read_values(Part(path), counts.broken):
       if not isinstance(row, dict) or "_id" not in row or not isinstance(row.get("text"), str):
         raise InputError(f'{place}: not an object with "_id" and "text"; correct the line')
       if str(row["_id"]) in wanted:

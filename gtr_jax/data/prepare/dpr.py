@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
+from gtr_jax.data.prepare.source import Counts, Example, check_numbers, what_is_wrong
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 _CHUNK = 4 << 20
 _LONGEST = 256 << 20  # Characters of a record.
@@ -53,7 +54,7 @@ class Dpr:
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     split, _, array = part.kind.partition(" ")
-    for place, record in array_records(part.path) if array else lines.json_lines(part, counts):
+    for place, record in array_records(part.path) if array else jsonl.read_values(part, counts.broken):
       try:
         examples = list(self._examples(record, split, counts))
         "".join(text for e in examples for text in (e.query, e.passage, *e.negatives)).encode()
@@ -61,7 +62,7 @@ class Dpr:
         counts.broken(place, "not UTF-8, or not valid Unicode")
       except (KeyError, TypeError, AttributeError, ValueError) as e:
         counts.broken(place, "not a question with positive_ctxs, or a query with positive_passages: "
-                      f"{lines.what_is_wrong(e)}")
+                      f"{what_is_wrong(e)}")
       else:
         yield from (("", example) for example in examples)
 
@@ -93,7 +94,7 @@ def _passages(found: list) -> list[tuple[str, str]]:
 
 
 def _id(record, names):
-  return next((str(record[name]) for name in names if record.get(name) not in (None, "")), "")
+  return next(filter(None, (jsonl.identifier(record.get(name)) for name in names)), "")
 
 
 def _distinct(passages) -> list[tuple[str, str]]:
@@ -147,8 +148,9 @@ def array_records(path: str) -> Iterator[tuple[str, Any]]:
           if not at_end or len(text) - at > _LONGEST or not more():
             cut = not data and not text.rstrip().endswith("]")
             raise _damaged(path, "it is cut off; fetch it again" if cut else f"{e.msg} in record {number:,}") from e
-        except RecursionError as e:
-          raise _damaged(path, f"record {number:,} is nested too deeply") from e
+        except (RecursionError, ValueError) as e:  # Python reads no longer whole numbers.
+          what = "is nested too deeply" if isinstance(e, RecursionError) else "has a number of thousands of digits"
+          raise _damaged(path, f"record {number:,} {what}") from e
 
     if next_character() != "[":
       raise _damaged(path, "it does not begin with [; give an array or JSON lines")

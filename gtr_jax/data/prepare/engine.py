@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from gtr_jax.data import root
 from gtr_jax.data.prepare import buckets, manifests, records, steps, workers
-from gtr_jax.data.prepare.lines import is_compressed
 from gtr_jax.data.prepare.records import Pair
-from gtr_jax.data.prepare.source import Part, Resumable, Source
+from gtr_jax.data.prepare.source import Resumable, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.lines import Part, is_compressed
 
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
 _MIN_BUCKETS, _MAX_BUCKETS = 64, 4096

@@ -11,11 +11,13 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gtr_jax.data.prepare import judgements, lines, pickles
+from gtr_jax.data.prepare import judgements, pickles
 from gtr_jax.data.prepare.judgements import identifier, read_qrels, read_queries
 from gtr_jax.data.prepare.passages import full_text, open_table
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 _SPLITS = ("train", "validation")
 
@@ -174,18 +176,18 @@ class JudgedPairs:
         yield passage_id
 
   def _ranked(self, part, counts):
-    for place, record in lines.json_lines(part, counts):
+    for place, record in jsonl.read_values(part, counts.broken):
       try:
         systems = record["neg"]
         systems = systems.items() if isinstance(systems, dict) else [("", systems)]
         ranked = [found for name, found in systems if not self.systems or name in self.systems]
-        scores = {str(p["pid"]): _score(p["ce-score"]) for found in [record["pos"], *ranked] for p in found
+        scores = {identifier(p): _score(p["ce-score"]) for found in [record["pos"], *ranked] for p in found
                   if isinstance(p, dict)}
         ranked = [[identifier(p) for p in found] for found in ranked]
         value = ["ranked", ranked, [identifier(p) for p in record["pos"]], scores]
         query_id = identifier(record["qid"])
       except (KeyError, TypeError, ValueError, AttributeError) as e:
-        counts.broken(place, f"not {{qid, pos: [pid], neg: {{system: [pid]}}}} ({lines.what_is_wrong(e)})")
+        counts.broken(place, f"not {{qid, pos: [pid], neg: {{system: [pid]}}}} ({what_is_wrong(e)})")
         continue
       if not ranked:
         counts.add("query_of_other_systems")
@@ -194,7 +196,7 @@ class JudgedPairs:
   def _triples(self, part, counts):
     """Triples come by query: one value for each run of them."""
     query_id, negatives = None, []
-    for place, line in lines.text_lines(part, counts):
+    for place, line in lines.read_text(part, counts.broken):
       fields = line.split("\t")
       if len(fields) != 3 or any(" " in field or not field for field in fields):
         counts.broken(place, "not three ids with tabs between them: query, positive, negative")
@@ -233,7 +235,7 @@ def _read_scores(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:
     for query_id, scores in pickles.read_nested(part.path):
       yield query_id, ["scores", list(scores), list(scores.values())]
     return
-  for place, record in lines.json_lines(part, counts):
+  for place, record in jsonl.read_values(part, counts.broken):
     try:
       scores = {str(p): _score(score) for p, score in record["scores"].items()}
       yield identifier(record["qid"]), ["scores", list(scores), list(scores.values())]

@@ -6,34 +6,33 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import PassageTable
-from gtr_jax.data.prepare.source import Counts, Part
+from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 _CHECKED = 5000  # Lines that are looked at before anything else is done.
 
 
 def identifier(value: Any) -> str:
-  """An id, or that of an object with `pid`. Raises ValueError, KeyError or TypeError where it is none."""
-  if isinstance(value, dict):
-    value = value["pid"]
-  if not isinstance(value, str | int) or value == "":
+  """An id, or that of an object with `pid`. Raises ValueError or KeyError where it is none."""
+  if not (found := jsonl.identifier(value["pid"] if isinstance(value, dict) else value)):
     raise ValueError(f"{value!r} is no id")
-  return str(value)
+  return found
 
 
 def read_queries(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
   """(id, text) of a file of queries: JSONL with `_id` and `text`, or TSV of two columns."""
   if ".jsonl" in os.path.basename(part.path):
-    for place, record in lines.json_lines(part, counts):
+    for place, record in jsonl.read_values(part, counts.broken):
       try:
         record["text"].encode()
         yield identifier(record["_id"]), record["text"].strip()
       except (KeyError, TypeError, ValueError, AttributeError):
         counts.broken(place, "not an object with _id and text")
     return
-  for place, line in lines.text_lines(part, counts):
+  for place, line in lines.read_text(part, counts.broken):
     query_id, tab, text = line.partition("\t")
     if not tab or "\t" in text or not query_id:
       counts.broken(place, f"{line.count(chr(9)) + 1} columns, not query id and text with a tab between them")
@@ -43,7 +42,7 @@ def read_queries(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
 
 def read_qrels(part: Part, counts: Counts) -> Iterator[tuple[str, str, str, int]]:
   """(place, query id, passage id, grade) of a file of judgements in one of the forms of `JudgedPairs.qrels`."""
-  for place, line in lines.text_lines(part, counts):
+  for place, line in lines.read_text(part, counts.broken):
     fields = line.split()
     if fields[:1] == ["query-id"] or not fields:
       continue
@@ -84,13 +83,13 @@ def check_negatives(negatives: Sequence[str], qrels: str, table: PassageTable) -
   for path in negatives:
     queries, passages = set(), []
     if ".jsonl" in os.path.basename(path):
-      for _, record in itertools.islice(lines.json_lines(Part(path), ignored), _CHECKED):
+      for _, record in itertools.islice(jsonl.read_values(Part(path), ignored.broken), _CHECKED):
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # Counted when it is read.
           systems = record["neg"].values() if isinstance(record["neg"], dict) else [record["neg"]]
           passages += [identifier(p) for found in systems for p in found[:3]]
           queries.add(identifier(record["qid"]))
     else:
-      for _, line in itertools.islice(lines.text_lines(Part(path), ignored), _CHECKED):
+      for _, line in itertools.islice(lines.read_text(Part(path), ignored.broken), _CHECKED):
         if len(fields := line.split()) == 3:  # Or else counted when it is read.
           queries.add(fields[0])
           passages.append(fields[2])
@@ -109,7 +108,7 @@ def check_systems(negatives: Sequence[str], systems: Sequence[str]) -> None:
   """Raises InputError where the first lines of the negatives name a system nowhere."""
   named = set()
   for path in (path for path in negatives if ".jsonl" in os.path.basename(path)):
-    for _, record in itertools.islice(lines.json_lines(Part(path), Counts()), _CHECKED):
+    for _, record in itertools.islice(jsonl.read_values(Part(path), Counts().broken), _CHECKED):
       if isinstance(record, dict) and isinstance(record.get("neg"), dict):
         named.update(record["neg"])
   if unknown := [name for name in systems if name not in named]:

@@ -13,9 +13,10 @@ from etils import epath
 
 from gtr_jax import __version__
 from gtr_jax.data import root
-from gtr_jax.data.prepare import decontaminate, lines, steps
+from gtr_jax.data.prepare import decontaminate, steps
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
 
 FORMAT = 2  # Raise it when records, their order or the manifest change.
 SPLITS = ("train", "validation")

@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import COLUMNS, cache_folder, full_text, open_table
-from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
+from gtr_jax.data.prepare.source import Counts, Example, check_numbers, what_is_wrong
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 from gtr_jax.text.answers import contains_answer_as_dpr
 
 
@@ -57,7 +58,7 @@ class NqOpen:
     elif part.kind == "questions":
       yield from _read_questions(part, counts)
     else:
-      for place, line in lines.text_lines(part, counts):
+      for place, line in lines.read_text(part, counts.broken):
         fields = line.split()
         if len(fields) != 6 or not fields[3].isdecimal():
           counts.broken(place, f"{len(fields)} fields; a run has query, Q0, passage, rank, score and system")
@@ -89,7 +90,8 @@ class NqOpen:
 def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
   with lines.open_file(part.path) as f:
     in_json = f.peek(64).lstrip()[:1] == b"{"
-  for number, (place, line) in enumerate(lines.json_lines(part, counts) if in_json else lines.text_lines(part, counts)):
+  read = jsonl.read_values if in_json else lines.read_text
+  for number, (place, line) in enumerate(read(part, counts.broken)):
     try:
       if in_json:
         question, answers = line["question"], line["answer"] if "answer" in line else line["answers"]
@@ -100,7 +102,7 @@ def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
       if not question or not all(isinstance(a, str) for a in answers):
         raise ValueError("no question, or an answer that is not a text")
     except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as e:
-      raise InputError(f"{place}: not a question with answers ({lines.what_is_wrong(e)}); correct the line: its number "
+      raise InputError(f"{place}: not a question with answers ({what_is_wrong(e)}); correct the line: its number "
                        "is the id in the run") from e
     yield str(number), [question, answers]
   if counts.reasons["broken"]:

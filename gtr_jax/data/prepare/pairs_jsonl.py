@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.html_text import html_to_text
-from gtr_jax.data.prepare.source import Counts, Example, Part
+from gtr_jax.data.prepare.source import Counts, Example
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 # Query, passage: where an object has both, in this order.
 _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
@@ -87,7 +88,7 @@ class PairsJsonl:
     for path in self.paths:
       file_parts = lines.line_parts([path])
       counts = Counts()
-      with contextlib.closing(lines.json_lines(file_parts[0]._replace(stop=None), counts)) as rows:
+      with contextlib.closing(jsonl.read_values(file_parts[0]._replace(stop=None), counts.broken)) as rows:
         place, row = next(rows, (path, None))
       if row is None and counts.places:
         raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
@@ -101,7 +102,7 @@ class PairsJsonl:
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Example]]:
     """Yields ("", example)."""
-    for place, row in lines.json_lines(part, counts):
+    for place, row in jsonl.read_values(part, counts.broken):
       try:
         pairs = self._pairs(row)
         examples = self._examples(pairs, counts)
@@ -186,11 +187,12 @@ def _joined(row, names):
 
 
 def _identifier(row, name):
-  if not name:
-    return ""
-  if not isinstance(row.get(name), str | int):
-    raise ValueError(f"no id in field {name!r}")
-  return str(row[name])
+  if name and name not in row:
+    raise ValueError(f"no field {name!r}, only {', '.join(map(repr, row)) or 'an empty object'}")
+  try:
+    return jsonl.identifier(row[name]) if name else ""
+  except ValueError as e:
+    raise ValueError(f"field {name!r}: {e}") from e
 
 
 def _listed(value):

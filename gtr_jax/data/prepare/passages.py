@@ -6,14 +6,13 @@ million passages takes 170 MB of address space, and another 250 MB where its ids
 """
 
 import array
-import contextlib
+import codecs
 import csv
 import functools
 import hashlib
 import json
 import os
 import shutil
-import uuid
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gtr_jax.data import root
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, jsonl, lines
+from gtr_jax.io.lines import Part
 
 _FORMAT = 1  # Part of the key: raise it when the index changes.
 _MAX_BROKEN = 0.001
@@ -94,7 +94,8 @@ class PassageTable:
 
   def _read(self, row):
     start, stop = int(self._starts[row]), int(self._starts[row + 1])
-    return self._parse(os.pread(self._file, stop - start, start).partition(b"\n")[0].decode())  # Broken lines follow.
+    line = os.pread(self._file, stop - start, start).partition(b"\n")[0]  # Broken lines follow.
+    return self._parse(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r"))
 
 
 def cache_folder() -> str:
@@ -122,18 +123,9 @@ def open_table(path: str, cache: str, columns: str = "") -> PassageTable:
   key = json.dumps([_FORMAT, os.path.abspath(path), size, os.stat(path).st_mtime_ns, columns])
   folder = Path(cache) / f"passages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
   if not (folder / "meta.json").exists():
-    new = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-    new.mkdir(parents=True)
-    try:
-      _index(path, size, columns, new)
-      shutil.rmtree(folder, ignore_errors=True)
-      try:
-        new.rename(folder)
-      except OSError:  # Another process has just made the same.
-        if not (folder / "meta.json").exists():
-          raise
-    finally:
-      shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # Of ours, and of no use without its meta.json.
+    with atomic.new_folder(folder, same=lambda: (folder / "meta.json").exists()) as new:
+      _index(path, size, columns, Path(new))
   return _opened(path, folder)
 
 
@@ -144,26 +136,25 @@ def _index(path, size, columns, folder):
   """Writes starts.npy (and hashes.npy, rows.npy; text, if it is compressed) and, last, meta.json."""
   unpacked = lines.is_compressed(path)
   starts, hashes, first, broken, broken_places, position = array.array("q"), None, None, 0, [], 0
-  with lines.open_file(path) as f, open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
+  with open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
       total=size, desc=f"index {os.path.basename(path)}", unit="B", unit_scale=True, leave=False, delay=1) as bar, (
-          _progress(bar.update)):
-    for number, line in enumerate(f, 1):
+          lines.on_bytes(bar.update)):
+    for number, (place, line, stop, _) in enumerate(lines.read_lines(Part(path)), 1):
       if unpacked:
-        copy.write(line)
-      start, position = position, position + len(line)
+        copy.write(line + b"\n")
+        stop = position + len(line) + 1
+      start, position = position, stop
       if number == 1:
-        bom = 3 if line.startswith(b"\xef\xbb\xbf") else 0
-        columns, header = _form(path, line[bom:], columns)
+        columns, header = _form(path, line, columns)
         parse = _parser(columns)
         if header:
           continue
-        start, line = start + bom, line[bom:]
       try:
-        row_id = parse(line.decode().rstrip("\r\n")).id
+        row_id = parse(line).id
       except ValueError as e:
         if line.strip():
           broken += 1
-          broken_places += [f"{path}:{number}: {lines.not_utf8(line) or e}"][:KEPT_PLACES - len(broken_places)]
+          broken_places += [f"{place}: {lines.not_utf8(line) or e}"][:KEPT_PLACES - len(broken_places)]
         continue
       if hashes is not None:
         hashes.append(_hash(row_id))
@@ -192,16 +183,6 @@ def _index(path, size, columns, folder):
       "broken_places": broken_places}))
   if hashes is not None:
     _check_unique(PassageTable(path, folder), hashes, order)
-
-
-@contextlib.contextmanager
-def _progress(on_bytes):
-  """Of the index, not of the part that a source is reading."""
-  outer, lines.progress.on_bytes = lines.progress.on_bytes, on_bytes
-  try:
-    yield
-  finally:
-    lines.progress.on_bytes = outer
 
 
 def _check_unique(table, hashes, order):
@@ -233,15 +214,16 @@ def _named(columns):
   return "JSON lines with _id, title and text" if columns == "json" else f"columns {columns} with tabs between them"
 
 
-def _parser(columns: str) -> Callable[[str], Row]:
+def _parser(columns: str) -> Callable[[bytes], Row]:
   """What makes a `Row` of a line. It raises ValueError."""
   if columns == "json":
     return _json_row
   names, quoted = columns.split(","), columns == "id,text,title"
   text_at, title_at = names.index("text"), names.index("title") if "title" in names else None
 
-  def parse(line: str) -> Row:
-    fields = _unquoted(line) if quoted and '"' in line else line.split("\t")
+  def parse(line: bytes) -> Row:
+    text = line.decode()
+    fields = _unquoted(text) if quoted and '"' in text else text.split("\t")
     if len(fields) != len(names):
       raise ValueError(f"{len(fields)} columns, not {len(names)}")
     if not fields[0].strip():
@@ -258,14 +240,14 @@ def _unquoted(line: str) -> list[str]:
     raise ValueError(str(e)) from e
 
 
-def _json_row(line: str) -> Row:
+def _json_row(line: bytes) -> Row:
+  record = jsonl.parse(line)
   try:
-    record = json.loads(line)
-    row = Row(record["_id"], record.get("title") or "", record["text"] or "")
+    row = Row(jsonl.identifier(record["_id"]), record.get("title") or "", record["text"] or "")
   except (KeyError, TypeError, AttributeError) as e:
     raise ValueError("not an object with _id and text") from e
   if not all(isinstance(value, str) for value in row) or not row.id:
-    raise ValueError("_id, title or text is not a string, or _id is empty")
+    raise ValueError("title or text is not a string, or _id is empty")
   "".join(row).encode()  # A UnicodeEncodeError is a ValueError.
   return row
 

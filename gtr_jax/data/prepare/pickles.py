@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
 
 
 class _Name(NamedTuple):
@@ -40,7 +40,7 @@ def read_nested(path: str) -> Iterator[tuple[str, dict[str, float]]]:
   Raises:
     InputError: the file is no pickle, is cut off, or holds something else than dicts, strings and numbers.
   """
-  with lines.open_file(path) as f:
+  with lines.open_file(path, text=False) as f:
     try:
       for key, inner in _items(f):
         lines.progress.lines += 1

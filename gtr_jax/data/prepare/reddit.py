@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 
 from etils import epath
 
-from gtr_jax.data.prepare import lines, reddit_text
+from gtr_jax.data.prepare import reddit_text
 from gtr_jax.data.prepare.records import normalized
-from gtr_jax.data.prepare.source import Counts, Example, Part, newest
+from gtr_jax.data.prepare.source import Counts, Example, newest, what_is_wrong
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.lines import Part
 
 PAIRS = ("title_body", "post_comment", "comment_reply")
 _POST, _COMMENT = "post", "comment"
@@ -92,7 +94,7 @@ class Reddit:
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     """Yields (id of the post, [kind, id, time, ...]) of posts and of comments, so that a thread meets in `join`."""
-    for place, row in lines.json_lines(part, counts):
+    for place, row in jsonl.read_values(part, counts.broken):
       try:
         if not isinstance(row["id"], str):
           raise ValueError(f"id {row['id']!r}")
@@ -103,7 +105,7 @@ class Reddit:
       except KeyError as e:
         counts.broken(place, f"no field {e.args[0]!r}, only {', '.join(row)[:200]}")
       except (TypeError, ValueError, AttributeError, OverflowError) as e:
-        counts.broken(place, f"not a post or comment: {lines.what_is_wrong(e)}")
+        counts.broken(place, f"not a post or comment: {what_is_wrong(e)}")
 
   @functools.cached_property
   def _bots(self):
@@ -232,7 +234,7 @@ def _time(row):
 
 def _kind_of(part: Part) -> str:
   """Of a file, by its first object. Raises InputError where that is neither a post nor a comment."""
-  with contextlib.closing(lines.json_lines(part, Counts())) as rows:
+  with contextlib.closing(jsonl.read_values(part, Counts().broken)) as rows:
     _, row = next(rows, ("", None))
   if isinstance(row, dict):
     if "title" in row and "link_id" not in row and "id" in row:

@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, Part, check_numbers
+from gtr_jax.data.prepare.source import Counts, Example, check_numbers
+from gtr_jax.io import lines
+from gtr_jax.io.lines import Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RocketQA:
     return lines.line_parts(self.paths)
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
-    for place, line in lines.text_lines(part, counts):
+    for place, line in lines.read_text(part, counts.broken):
       fields = line.split("\t")
       if len(fields) == 6:
         yield fields[0].strip(), [_text(*fields[1:3]), _text(*fields[3:5])]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from gtr_jax.data.prepare import lines
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
 
 _PROGRESS = 1 << 16  # Bytes of the archive.
 

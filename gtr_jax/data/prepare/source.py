@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.lines import Part
 
 KEPT_PLACES = 20  # Of broken lines, in a part and in the manifest.
 ALWAYS_MAY_BE_BROKEN = 9  # Lines, however few there are.
@@ -30,15 +31,6 @@ class Example(NamedTuple):
   negative_queries: tuple[str, ...] = ()
   split: str = "train"  # Or "validation".
   group: str = ""
-
-
-class Part(NamedTuple):
-  """What one worker reads in one go: a file, or of a plain file of lines those that begin in bytes [start, stop)."""
-
-  path: str
-  start: int = 0
-  stop: int | None = None  # None: to the end.
-  kind: str = ""  # The source's own, such as "submissions" and "comments".
 
 
 class Source(Protocol):
@@ -83,6 +75,13 @@ class Counts:
     """Takes in the counts of another part."""
     self.reasons.update(reasons)
     self.places = [*self.places, *places][:KEPT_PLACES]
+
+
+def what_is_wrong(e: Exception) -> str:
+  """In words, what a record of another form has raised."""
+  if isinstance(e, KeyError):
+    return f"no field {e.args[0]!r}"
+  return "a value of another type" if isinstance(e, TypeError | AttributeError) else str(e)
 
 
 def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str], list[Any]]:

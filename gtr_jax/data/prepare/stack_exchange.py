@@ -14,10 +14,12 @@ from xml.parsers import expat
 
 from etils import epath
 
-from gtr_jax.data.prepare import lines, seven_zip
+from gtr_jax.data.prepare import seven_zip
 from gtr_jax.data.prepare.html_text import html_to_text
-from gtr_jax.data.prepare.source import Counts, Example, Part, newest
+from gtr_jax.data.prepare.source import Counts, Example, newest
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
+from gtr_jax.io.lines import Part
 
 PAIRS = ("title_body", "question_answer")
 _QUESTION, _ANSWER = "1", "2"
@@ -172,7 +174,7 @@ def _parsed(row):
 def _rows(part: Part) -> Iterator[tuple[str, bytes]]:
   """(place, line) of those that hold a post. Raises InputError where the file ends without `</posts>`."""
   last, archived = b"", part.path.endswith(".7z")
-  for place, line in seven_zip.read_lines(part.path, "Posts.xml") if archived else lines.read_lines(part):
+  for place, line, *_ in seven_zip.read_lines(part.path, "Posts.xml") if archived else lines.read_lines(part):
     line = line.strip()
     last = line or last
     if line and not line.startswith((b"<?xml", b"<posts", b"</posts")):

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from etils import epath
 
-from gtr_jax.data.prepare import decontaminate, lines, records
+from gtr_jax.data.prepare import decontaminate, records
 from gtr_jax.data.prepare.records import Pair
-from gtr_jax.data.prepare.source import Counts, Example, Part, Source
+from gtr_jax.data.prepare.source import Counts, Example, Source
+from gtr_jax.io import lines
+from gtr_jax.io.lines import Part
 
 MOST_DROPPED = 1000  # That dropped.jsonl shows.
 _SHOWN = 300  # Characters of a text that it shows.

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
-from gtr_jax.data.prepare.lines import progress
 from gtr_jax.data.prepare.source import Resumable
 from gtr_jax.errors import InputError
+from gtr_jax.io.lines import progress
 
 _REPORT_SECONDS = 0.2
 

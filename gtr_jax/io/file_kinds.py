@@ -1,0 +1,76 @@
+"""What a file is by its first bytes, in words: so that what is whole is not called damaged, and advice fits."""
+
+import codecs
+import re
+
+ARCHIVES = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh91AY&SY": ".bz2", b"\xfd7zXZ\0": ".xz",
+            b"7z\xbc\xaf\x27\x1c": ".7z"}
+"""First bytes -> the ending of the compressed files that gtr_jax reads."""
+
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")  # a block, or the end of an empty file
+_ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+              codecs.BOM_UTF16_BE: "UTF-16"}  # In this order: one begins as another does.
+_UNPACK = {b"PK\3\4": "zip", b"PK\5\6": "zip", b"Rar!\x1a\x07": "rar", b"\x04\"M\x18": "lz4", b"\x1f\x9d": "Z",
+           b"\xff\x06\0\0sNaPpY": "snappy"}
+_JSON_LINES = "write it as JSON lines: pandas.{reader}(…).to_json(…, orient='records', lines=True)"
+_OTHERS = {
+    b"PAR1": ("a Parquet file", _JSON_LINES.format(reader="read_parquet")),
+    b"ARROW1": ("an Arrow file", _JSON_LINES.format(reader="read_feather")),
+    b"\xff\xff\xff\xff": ("an Arrow stream", "write it as JSON lines: datasets.Dataset.to_json"),
+    b"FEA1": ("a Feather file", _JSON_LINES.format(reader="read_feather")),
+    b"Obj\1": ("an Avro file", "write it as JSON lines"),
+    b"SQLite format 3\0": ("an SQLite database", _JSON_LINES.format(reader="read_sql")),
+    b"\x89HDF\r\n\x1a\n": ("an HDF5 file", "write it as JSON lines"),
+    b"\x93NUMPY": ("a NumPy array", "write it as JSON lines"),
+    b"%PDF-": ("a PDF", "extract its text first"),
+    b"\x89PNG": ("a picture", "give the file of text"),
+    b"\xff\xd8\xff": ("a picture", "give the file of text"),
+    b"\x7fELF": ("a program", "give the file of text"),
+    b"\xd0\xcf\x11\xe0": ("an old Office file", "save it as text, or as JSON lines"),
+}
+_PICKLE = re.compile(rb"\x80[\2-\5]")
+_LFS_POINTER = b"version https://git-lfs"
+_WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|head)\b", re.IGNORECASE)
+_TAR = slice(257, 262), b"ustar"
+BYTES = 512
+"""How many of them are looked at."""
+
+
+def archive(begin: bytes) -> str:
+  """The ending that belongs to a compressed file (".gz"), or "" where it is none that gtr_jax reads."""
+  if _BZIP2.match(begin):
+    return ".bz2"
+  return next((ending for mark, ending in ARCHIVES.items() if begin.startswith(mark)), "")
+
+
+def lfs_pointer(begin: bytes) -> bool:
+  """Whether it is what git keeps in place of a large file."""
+  return begin.startswith(_LFS_POINTER)
+
+
+def not_text(begin: bytes) -> str:
+  """What a file of lines is instead, and what to do, or "" where nothing speaks against text in UTF-8."""
+  for mark, name in _ENCODINGS.items():
+    if begin.startswith(mark):
+      return f"{name}; convert it to UTF-8: iconv -f {name} -t UTF-8"
+  if lfs_pointer(begin):
+    return "a pointer of git-lfs, not the file itself; run git lfs pull where it comes from"
+  if _WEB_PAGE.match(begin):
+    return "a web page, such as a server shows instead of a file; fetch the file itself"
+  place, mark = _TAR
+  if begin[place] == mark:
+    return "a tar archive of files; unpack it (tar -xf) and name the file in it"
+  for mark, name in _UNPACK.items():
+    if begin.startswith(mark):
+      return f"holds a .{name} archive, which is not read; unpack it"
+  for mark, (what, advice) in _OTHERS.items():
+    if begin.startswith(mark):
+      return f"{what}, where lines of text are expected; {advice}"
+  if _PICKLE.match(begin):
+    return "a pickle of Python, where lines of text are expected; write it as JSON lines"
+  for order, half in (("LE", begin[1::2]), ("BE", begin[::2])):
+    if half and not half.strip(b"\0"):
+      return f"UTF-16 without a mark; convert it to UTF-8: iconv -f UTF-16{order} -t UTF-8"
+  if b"\0" in begin[:64]:
+    return "binary data, where lines of text in UTF-8 are expected; name another file"
+  return ""

@@ -1,0 +1,145 @@
+"""JSON lines, and what their fields hold: the one reader of them, strict or counting what is broken."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.io.lines import OnBroken, Part, not_utf8, read_lines, size_of
+from gtr_jax.io.paths import location
+
+_ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
+_UNREADABLE = "not JSON that can be read"  # What is whole, and more than Python takes.
+_NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
+          type(None): "null"}
+
+
+def parse(data: bytes) -> Any:
+  """The JSON value of a line or of a whole file, in UTF-8, with or without a byte order mark.
+
+  Raises:
+    ValueError: it is none; the message says why, in words.
+  """
+  try:
+    return json.loads(data.decode("utf-8-sig"))
+  except UnicodeDecodeError as e:
+    raise ValueError(not_utf8(data)) from e
+  except json.JSONDecodeError as e:
+    raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from e
+  except RecursionError as e:
+    raise ValueError(f"{_UNREADABLE} (nested too deeply)") from e
+  except ValueError as e:  # Python reads no longer whole numbers.
+    raise ValueError(f"{_UNREADABLE} (a number of more than {sys.get_int_max_str_digits():,} digits; "
+                     "write it as a text)") from e
+
+
+def kind_of(value: Any) -> str:
+  """What a JSON value is, in words."""
+  return _NAMES.get(type(value), type(value).__name__)
+
+
+def read_values(part: Part, on_broken: OnBroken | None = None) -> Iterator[tuple[str, Any]]:
+  """(place, value) of the lines of JSON. Empty lines are skipped.
+
+  Args:
+    part: of a file.
+    on_broken: is told of lines that are not JSON; None: they are an InputError.
+
+  Raises:
+    InputError: also where the file is one array of objects or lists, or ends in the middle of a value.
+  """
+  return ((place, value) for place, value, _ in _values(part, on_broken))
+
+
+def read_objects(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any], int]]:
+  """(place, object, the byte of the unpacked file behind its line) of a file that has one JSON object a line.
+
+  Raises:
+    InputError: names file and line where one is not, or the file where it is not there or something else.
+  """
+  size_of(path)
+  for place, value, stop in _values(Part(str(location(path))), None):
+    if not isinstance(value, dict):
+      raise InputError(f"{place}: {kind_of(value)} of JSON, not an object; each line must be one JSON object")
+    yield place, value, stop
+
+
+def _values(part, on_broken):
+  first, broken = not part.start, ""
+  for place, line, stop, ended in read_lines(part):
+    broken = ""
+    if not line or line.isspace():
+      continue
+    try:
+      value = parse(line)
+    except ValueError as e:
+      broken = str(e)
+    if first and (_ARRAY_BEGINS.match(line) if broken else _is_array_of_records(value)) and not broken.startswith(
+        _UNREADABLE):
+      raise InputError(f"{part.path}: a JSON array, where one JSON value a line is expected; convert it: jq -c '.[]'")
+    first = False
+    if not broken:
+      yield place, value, stop
+      continue
+    if not ended and not broken.startswith(_UNREADABLE):
+      raise InputError(f"{place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the line")
+    if on_broken is None:
+      raise InputError(f"{place}: {broken}; each line must be one JSON object: correct or remove the "
+                       "line")
+    on_broken(place, broken)
+
+
+def _is_array_of_records(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
+
+
+def identifier(value: Any) -> str:
+  """An id as text; "" for null and "", which are no ids. Of a table, 1 and 1.0 are one id, and "1" is the same.
+
+  Raises:
+    ValueError: it is none: true, a list, 1.5, NaN, ….
+  """
+  if value is None:
+    return ""
+  if isinstance(value, str):
+    return value
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  if isinstance(value, float) and value.is_integer():
+    return str(int(value))
+  raise ValueError(f"{json.dumps(value)[:40]} is no id")
+
+
+def id_field(place: str, record: dict[str, Any], name: str) -> str:
+  """`identifier` of a field, "" where there is none. Raises InputError."""
+  try:
+    return _unicode(identifier(record.get(name)))
+  except ValueError as e:
+    raise InputError(f'{place}: "{name}": {e}; give a text or a whole number, or null for none') from e
+
+
+def string_field(place: str, record: dict[str, Any], name: str, default: str | None = None) -> str:
+  """`record[name]`, which must be a string; absent or null gives `default`, or an error if that is None."""
+  value = record.get(name, default)
+  if value is None:
+    value = default
+  if value is None:
+    raise InputError(f'{place}: no "{name}"; every line needs one')
+  if not isinstance(value, str):
+    raise InputError(f'{place}: "{name}" is {json.dumps(value)[:40]}, not a string; correct or remove the line')
+  try:
+    return _unicode(value)
+  except ValueError as e:
+    raise InputError(f'{place}: "{name}" is {e}; correct or remove the line') from e
+
+
+def _unicode(text: str) -> str:
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(f"not valid Unicode ({e.reason})") from e
+  return text
