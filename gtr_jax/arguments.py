@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
   _model(p)
   p.add_argument("--collection", required=True, help=_COLLECTION_HELP)
   p.add_argument("--output", required=True, help="the embedding store's folder")
+  _data_dir(p)
   _empty_documents(p)
   _mesh(p)
   _processes(p)
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
 
   p = command("mine", "find hard negatives for training pairs, with BM25 or a model", mining.DESCRIPTION)
   mining.add_arguments(p)
+  _data_dir(p)
   _missing(p)
   _mesh(p)
   _processes(p)

@@ -69,8 +69,8 @@ def _join_gin_flags(argv: list[str]) -> list[str]:
 
 def _set_data_dir(args):
   if args.data_dir:
-    from gtr_jax.data import root
-    root.set_data_dir(args.data_dir)
+    from gtr_jax.io import data_root
+    data_root.set_data_dir(args.data_dir)
 
 
 def _join(args):
@@ -164,11 +164,15 @@ def _convert(args):
 
 
 def _encode(args):
-  from gtr_jax.evaluation.collections import read_corpus
+  from gtr_jax.collections.collection import read_documents
+  from gtr_jax.collections.protocol import Protocol, find_one
   from gtr_jax.model import check_model
   from gtr_jax.retrieval.encode import encode_corpus
   check_model(args.model, _missing_of(args))
-  documents = read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents)
+  _set_data_dir(args)
+  found = distributed.first_before_others(lambda: find_one(args.collection))
+  protocol = Protocol(allow_empty_documents=args.allow_empty_documents).of(found)
+  documents = read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents)
   store = encode_corpus(_loaded(args, args.model), documents, args.output)
   _print(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
 
@@ -188,7 +192,7 @@ def _search(args):
   store.check_model(model.weights_hash)
   searcher = Searcher(store, model.mesh)
   if args.queries:
-    from gtr_jax.evaluation.collections import read_queries
+    from gtr_jax.collections.queries import read_queries
     from gtr_jax.retrieval.runs import write_run
     ids, texts = read_queries(args.queries)
     distributed.check_same({"the hash of the queries": hashlib.sha256(repr((ids, texts)).encode()).hexdigest()})
@@ -234,9 +238,10 @@ def _evaluate(args):
     raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
   import dataclasses
 
-  from gtr_jax.data import root
-  from gtr_jax.evaluation.evaluate import Protocol, evaluate
+  from gtr_jax.collections.protocol import Protocol
+  from gtr_jax.evaluation.evaluate import evaluate
   from gtr_jax.evaluation.results_file import tables
+  from gtr_jax.io.data_root import data_dir
   from gtr_jax.model import Missing, for_several
   from gtr_jax.partitioning import make_mesh
   _set_data_dir(args)
@@ -254,7 +259,7 @@ def _evaluate(args):
   lengths = {"query_length": args.query_length, "document_length": args.document_length}
   protocol = Protocol(args.split, args.exclude_own_id, similarities=tuple(args.similarity),
                       allow_empty_documents=args.allow_empty_documents, **lengths)
-  results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=root.data_dir(),
+  results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
                      missing=dataclasses.replace(missing, **lengths))
   _print(tables(results))
@@ -262,6 +267,7 @@ def _evaluate(args):
 
 def _mine(args):
   from gtr_jax.mining import command
+  _set_data_dir(args)
   _print(command.run(args, _missing_of(args)))
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
 from gtr_jax.model import Missing, Model, load_model, whole_number
-from gtr_jax.retrieval.documents import full_text
 from gtr_jax.retrieval.encode import embed
 
 DTYPES = ("float32", "float16", "int8")

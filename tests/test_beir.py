@@ -13,46 +13,48 @@ import pytest
 from pyarrow import parquet
 from tiny_model_dir import corpus, write_collection, write_model_dir
 
+from gtr_jax.collections import download, find
+from gtr_jax.collections.beir import SETS, SUITES, parts
+from gtr_jax.collections.collection import read_collection
+from gtr_jax.collections.find import find_collections
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir, download, find
-from gtr_jax.evaluation.collections import read_collection
+from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.evaluate import Protocol, evaluate
-from gtr_jax.evaluation.find import find_collections
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.published import published
 from gtr_jax.partitioning import make_mesh
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
-ALL = dict.fromkeys(beir.SETS, {"beir": True})  # What results say of collections that are BEIR's.
+ALL = dict.fromkeys(SETS, {"beir": True})  # What results say of collections that are BEIR's.
 
 
 def test_the_table():
-  assert {name: len(sets) for name, sets in beir.SUITES.items()} == {"beir": 19, "beir-public": 15, "nano-beir": 13}
+  assert {name: len(sets) for name, sets in SUITES.items()} == {"beir": 19, "beir-public": 15, "nano-beir": 13}
   assert {name: len(sets) for name, sets in beir.AVERAGES.items()} == {"BEIR-18": 18, "BEIR-14": 14, "NanoBEIR-13": 13}
   assert not any("msmarco" in sets for name, sets in beir.AVERAGES.items() if name != "NanoBEIR-13")
-  forums = [beir.SETS[name] for name in beir.parts("cqadupstack")]
-  whole = beir.SETS["cqadupstack"]  # Published are the sums, 457,199 and 13,145.
+  forums = [SETS[name] for name in parts("cqadupstack")]
+  whole = SETS["cqadupstack"]  # Published are the sums, 457,199 and 13,145.
   assert (len(forums), sum(of.documents for of in forums), sum(of.queries for of in forums)) == (
       12, whole.documents, whole.queries)
   not_usual = {of.name: (of.split, of.query_length, of.document_length, of.exclude_own_id) for of in
-               beir.SETS.values() if (of.split, of.query_length, of.document_length, of.exclude_own_id) !=
+               SETS.values() if (of.split, of.query_length, of.document_length, of.exclude_own_id) !=
                ("test", 64, 512, False)}
   assert not_usual == {
       "msmarco": ("dev", 64, 512, False), "trec-news": ("test", 64, 768, False), "robust04": ("test", 64, 768, False),
       "arguana": ("test", 512, 512, True), "quora": ("test", 64, 512, True),
       "nano-beir/arguana": ("test", 512, 512, True), "nano-beir/quora": ("test", 64, 512, True)}
-  assert all(measure in MEASURES for of in beir.SETS.values() for measure in (of.measure, of.recall))
-  assert [of.name for of in beir.SETS.values() if of.measure == "MRR@10"] == ["msmarco"]
+  assert all(measure in MEASURES for of in SETS.values() for measure in (of.measure, beir.recall_of(of.name)))
+  assert [of.name for of in SETS.values() if of.measure == "MRR@10"] == ["msmarco"]
 
 
 def test_published_averages_are_those_of_the_published_rows():
   """Which sets an average is of, and that no figure was mistyped: every source gives its averages as well."""
   seen = set()
   for row in published():
-    values = {name: {row.measure: value, beir.SETS[name].recall: value} for name, value in row.values.items()
-              if name in beir.SETS and value is not None}
-    assert set(row.values) <= beir.SETS.keys() | beir.AVERAGES.keys()
+    values = {name: {row.measure: value, beir.recall_of(name): value} for name, value in row.values.items()
+              if name in SETS and value is not None}
+    assert set(row.values) <= SETS.keys() | beir.AVERAGES.keys()
     for name, value in beir.averages(values, row.measure, ALL).items():
       if (stated := row.values.get(name)) is not None:
         assert value == pytest.approx(stated, abs=0.00061), (row.name, row.measure, name)
@@ -73,7 +75,7 @@ def test_means_only_where_everything_is_there():
   assert list(beir.averages(results, "nDCG@10", ALL)) == ["BEIR-14"]
   del results["scifact"]
   assert beir.averages(results, "nDCG@10", ALL) == {}
-  forums = {name: {"nDCG@10": float(i)} for i, name in enumerate(beir.parts("cqadupstack"))}
+  forums = {name: {"nDCG@10": float(i)} for i, name in enumerate(parts("cqadupstack"))}
   assert beir.with_means(forums)["cqadupstack"] == {"nDCG@10": 5.5}
   del forums["cqadupstack/tex"]
   assert "cqadupstack" not in beir.with_means(forums)
@@ -123,7 +125,7 @@ def serve(server, monkeypatch, tmp_path, name="scifact"):
   folder = write_collection(tmp_path / "made" / name, corpus(20))
   server.files = {f"/{name}.zip": packed(name, folder)}
   server.asked, server.cut = [], None
-  monkeypatch.setitem(beir.SETS, name, beir.SETS[name]._replace(
+  monkeypatch.setitem(SETS, name, SETS[name]._replace(
       md5=hashlib.md5(server.files[f"/{name}.zip"]).hexdigest()))
   return server.files[f"/{name}.zip"]
 
@@ -139,7 +141,7 @@ def test_a_set_is_downloaded_once(server, monkeypatch, tmp_path):
   serve(server, monkeypatch, tmp_path)
   for _ in range(2):
     (found,) = find_collections(["beir/scifact"], None, tmp_path / "data")
-    assert (found.name, found.beir, found.folder) == ("scifact", beir.SETS["scifact"], str(
+    assert (found.name, found.beir, found.folder) == ("scifact", SETS["scifact"], str(
         tmp_path / "data/beir/scifact"))
   assert server.asked == [("/scifact.zip", 0)]
   assert [p.name for p in (tmp_path / "data/beir").iterdir()] == ["scifact"]
@@ -194,7 +196,7 @@ def test_nano_beir_is_downloaded_as_a_collection(server, tmp_path):
   server.cut = None
   for _ in range(2):
     (found,) = find_collections(["nano-beir/scifact"], None, tmp_path)
-    assert found == (str(tmp_path / "nano-beir/scifact"), "nano-beir/scifact", beir.SETS["nano-beir/scifact"])
+    assert found == (str(tmp_path / "nano-beir/scifact"), "nano-beir/scifact", SETS["nano-beir/scifact"])
   assert [start for _, start in server.asked] == [0, 100, 0, 0]
   assert [p.name for p in (tmp_path / "nano-beir").iterdir()] == ["scifact"]
   collection = read_collection(found.folder)
@@ -218,7 +220,7 @@ def test_without_a_network_all_that_is_missing_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr(download, "HUB", "http://localhost:1")
   write_collection(tmp_path / "beir/nq", corpus(5), queries=1)
   message = one_line(find_collections, [], "beir-public", tmp_path)
-  for name in beir.SUITES["beir-public"]:
+  for name in SUITES["beir-public"]:
     assert (f"beir/{name}" in message) == (f"localhost:1/{name}.zip" in message) == (name != "nq")
   assert str(tmp_path / "beir") in message
   message = one_line(find_collections, ["beir/cqadupstack/tex"], None, tmp_path)
@@ -254,7 +256,7 @@ def test_references(monkeypatch, tmp_path):
   assert [(one.name, one.folder.removeprefix(f"{tmp_path}/")) for one in found[:6]] == [
       ("nq", "beir/nq"), ("fiqa", "data/beir/fiqa"), ("nano-beir/nq", "data/nano-beir/nq"),
       ("quora", "mine/beir/quora"), (None, "mine/nq"), (None, "beir/own")]
-  assert [one.name for one in found[6:18]] == list(beir.parts("cqadupstack"))
+  assert [one.name for one in found[6:18]] == list(parts("cqadupstack"))
   assert found[6].folder == str(tmp_path / "data/beir/cqadupstack/android")
   assert found[18:] == [find.Found("mine/none", None, None)]
 
@@ -277,7 +279,7 @@ def data(tmp_path_factory):
   folder = write_collection(root / "beir/trec-news", documents, queries=3)
   with (folder / "corpus.jsonl").open("a") as f:
     f.write('{"_id": "empty", "title": "", "text": ""}\n')
-  for number, name in enumerate(beir.parts("cqadupstack")):
+  for number, name in enumerate(parts("cqadupstack")):
     write_collection(root / "beir" / name, corpus(6 + number), queries=2)
   write_model_dir(root / "run")
   return root
@@ -317,13 +319,13 @@ def test_cqadupstack_is_the_mean_of_its_forums(data, tmp_path):
   assert len(found) == 13
   for measure in MEASURES:
     assert found["cqadupstack"][measure] == pytest.approx(
-        np.mean([found[name][measure] for name in beir.parts("cqadupstack")]))
+        np.mean([found[name][measure] for name in parts("cqadupstack")]))
   assert results["collections"]["cqadupstack"]["documents"] == sum(range(6, 18))
   assert json.loads((tmp_path / "results.json").read_text()) == results
-  for name in beir.parts("cqadupstack")[:2]:  # One forum after the other comes to the same.
+  for name in parts("cqadupstack")[:2]:  # One forum after the other comes to the same.
     evaluate({}, [f"beir/{name}"], tmp_path / "parts", bm25=True, data_root=data, progress=False)
   there = json.loads((tmp_path / "parts/results.json").read_text())["systems"]["BM25"]["results"]
-  assert there == {name: found[name] for name in beir.parts("cqadupstack")[:2]}
+  assert there == {name: found[name] for name in parts("cqadupstack")[:2]}
 
 
 def test_documents_that_are_gone_are_tolerated_in_a_set_and_counted(data, tmp_path):

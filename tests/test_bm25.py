@@ -6,10 +6,10 @@ import bm25s
 import numpy as np
 import pytest
 
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.retrieval import bm25
 from gtr_jax.retrieval.bm25 import BM25Index, bm25_run
-from gtr_jax.retrieval.documents import Documents
 from gtr_jax.retrieval.runs import Ranking, in_order, read_run, write_run
 
 
@@ -105,5 +105,5 @@ def test_bad_run_files(tmp_path, line, message):
   path.write_text("q Q0 a 1 0.5 s\n" + line + "\n")
   with pytest.raises(InputError, match=message):
     read_run(path)
-  with pytest.raises(InputError, match="no such run"):
+  with pytest.raises(InputError, match="no such file"):
     read_run(tmp_path / "y.trec")

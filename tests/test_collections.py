@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from gtr_jax.collections.collection import read_collection, read_documents
+from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.collections import read_collection, read_corpus
-from gtr_jax.retrieval.documents import full_text
 
 CORPUS = [{"_id": "d1", "title": "Cats", "text": "They purr."}, {"_id": "d2", "title": "", "text": "Dogs bark."},
           {"_id": "d3", "text": "No title at all."}]
@@ -61,14 +61,17 @@ def test_reads_gzip_and_says_when_it_is_cut_off(folder):
   (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
   assert "corpus.jsonl.gz:" in error(read_collection, folder)
   (folder / "corpus.jsonl.gz").write_bytes(b"not gzip")
-  assert "corpus.jsonl.gz:1: the gzip stream is damaged" in error(read_collection, folder)
+  assert "corpus.jsonl.gz: is plain text, not compressed as its name says" in error(read_collection, folder)
 
 
 @pytest.mark.parametrize(("line", "message"), [
     ('{"_id": "d9", "text": }', "corpus.jsonl:4: not JSON"),
-    ('["d9"]', "corpus.jsonl:4: a JSON list"),
+    ('["d9"]', "corpus.jsonl:4: a list of JSON, not an object"),
     ('{"title": "t", "text": "t"}', 'corpus.jsonl:4: no "_id"'),
-    ('{"_id": 9, "text": "t"}', 'corpus.jsonl:4: "_id" is 9, not a string'),
+    ('{"_id": 9.5, "text": "t"}', 'corpus.jsonl:4: "_id": 9.5 is no id'),
+    ('{"_id": null, "text": "t"}', 'corpus.jsonl:4: no "_id", only'),
+    ('{"_id": true, "text": "t"}', 'corpus.jsonl:4: "_id": true is no id'),
+    ('{"_id": ["d9"], "text": "t"}', 'corpus.jsonl:4: "_id": ["d9"] is no id'),
     ('{"_id": "d 9", "text": "t"}', 'corpus.jsonl:4: "_id" is \'d 9\''),
     ('{"_id": "d1", "text": "t"}', "corpus.jsonl:4: duplicate _id 'd1', first at "),
     ('{"_id": "d9", "title": " ", "text": ""}', "corpus.jsonl:4: document 'd9' has neither title nor text"),
@@ -77,7 +80,7 @@ def test_reads_gzip_and_says_when_it_is_cut_off(folder):
 def test_bad_documents(folder, line, message):
   with (folder / "corpus.jsonl").open("a") as f:
     f.write(line + "\n")
-  assert message in error(read_corpus, folder)
+  assert message in error(read_documents, folder)
   assert message in error(read_collection, folder)
 
 
@@ -107,7 +110,7 @@ def test_bad_queries(folder, line, message):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("query-id\tcorpus-id\tscore\nq1\td1\t0\n", "test.tsv: no document is judged relevant, every grade is 0"),
-    ("query_id\tcorpus_id\tscore\nq1\td1\t1\n", "if this is the header, write query-id, corpus-id and score"),
+    ("who\twhat\tscore\nq1\td1\t1\n", "if this is the header, write query-id, corpus-id and score"),
 ])
 def test_judgements_that_are_of_no_use(folder, text, message):
   (folder / "qrels/test.tsv").write_text(text)
@@ -117,8 +120,11 @@ def test_judgements_that_are_of_no_use(folder, text, message):
 @pytest.mark.parametrize(("line", "message"), [
     ("q1\td9\t1", "test.tsv:5: unknown document 'd9'"),
     ("q9\td1\t1", "test.tsv:5: unknown query 'q9'"),
-    ("q1\td2\t1.5", "test.tsv:5: the grade '1.5' is not an integer"),
-    ("q1 d2 1", "test.tsv:5: 1 tab-separated columns"),
+    ("q1\td2\t1.5", "test.tsv:5: the grade '1.5' is not a whole number"),
+    ("q1,d2,1", "test.tsv:5: 1 columns"),
+    ("q1 0 d2 1 run", "test.tsv:5: 5 columns"),
+    ("q1\t\t1", "test.tsv:5: 3 columns, or an empty one"),
+    ("q1\td2\tnan", "test.tsv:5: the grade 'nan' is not a whole number"),
     ("q1\td1\t0", "test.tsv:5: query 'q1', document 'd1' was judged 1 above and 0 here"),
 ])
 def test_bad_judgements(folder, line, message):
@@ -138,7 +144,7 @@ def test_judgements_of_another_collection(folder):
 def test_texts_stay_on_disk(folder):
   with (folder / "corpus.jsonl").open("ab") as f:
     f.write('\n{"_id": "d9", "title": "Ünïcode \u2028", "text": null, "metadata": {}}\r\n'.encode())
-  documents = read_corpus(folder, allow_empty_documents=True)
+  documents = read_documents(folder, allow_empty_documents=True)
   assert (documents.titles[3], documents.texts[3], documents.texts[-3]) == ("Ünïcode \u2028", "", "Dogs bark.")
   assert documents.titles[:2] == ["Cats", ""] and len(documents.texts) == 4
   turned = documents.reordered(np.asarray([3, 0]))
@@ -154,10 +160,10 @@ def test_texts_stay_on_disk(folder):
 def test_what_is_missing_is_named(folder, tmp_path):
   assert "dev.tsv: no such file; splits here: test" in error(read_collection, folder, "dev")
   (folder / "queries.jsonl").unlink()
-  assert "no queries.jsonl or queries.jsonl.gz" in error(read_collection, folder)
+  assert "no queries.jsonl or queries.test.tsv, plain or compressed" in error(read_collection, folder)
   assert "no such folder" in error(read_collection, tmp_path / "nothing")
   (folder / "corpus.jsonl").write_text("\n")
-  assert "corpus.jsonl: no documents" in error(read_corpus, folder)
+  assert "corpus.jsonl: no documents" in error(read_documents, folder)
   (folder / "queries.jsonl").write_text("")
   (folder / "corpus.jsonl").write_text(jsonl(CORPUS))
-  assert "queries.jsonl: no queries" in error(read_collection, folder)
+  assert "queries.jsonl: is empty" in error(read_collection, folder)

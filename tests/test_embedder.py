@@ -101,7 +101,7 @@ def test_similarity_of_what_does_not_fit(model, queries, documents, text):
 
 @pytest.mark.parametrize("arguments, text", [
     ({"model": None}, "model is None: give the path"), ({"model": 3}, "model is 3: give the path"),
-    ({"model": ""}, "the path is empty; give the path of a model"),
+    ({"model": ""}, "the path is empty; give the path of a file or folder"),
     ({"model": "https://h/x"}, "https://h/x: gtr_jax reads"),
     ({"mesh": 3}, "mesh is 3: give one of"), ({"vocabulary": 3}, "vocabulary is 3: give the path"),
     *(({"query_length": value}, f"query_length is {value!r}: give a whole number of at least 1") for value in (

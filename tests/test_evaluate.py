@@ -9,10 +9,10 @@ import pytest
 import pytrec_eval
 from tiny_model_dir import corpus, tiny_params, write_collection, write_model_dir
 
+from gtr_jax.collections.collection import read_collection
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import evaluate as evaluation
 from gtr_jax.evaluation import results_file
-from gtr_jax.evaluation.collections import read_collection
 from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate
 from gtr_jax.evaluation.results_file import tables
 from gtr_jax.model import load_model
@@ -42,6 +42,7 @@ def test_results_are_trec_evals_on_the_run_files(made):
   assert results["collections"]["a"] == {
       "split": "test", "documents": 40, "queries": 12, "beir": False, "hash": read_collection(folder / "a").hash,
       "query_length": None, "document_length": None, "exclude_own_id": False,
+      "queries without relevant documents": 0,
       "median words": np.median([len(text.split()) for text in corpus(40).full_texts()])}
   for system, of_system in results["systems"].items():
     for name, values in of_system["results"].items():

@@ -215,7 +215,7 @@ def test_a_corpus_and_its_judgements(tmp_path, model, with_model):
     ([PAIRS[0], {"query": "x", "positive": ""}], {}, 'pairs.jsonl:2: "positive" is empty'),
     ([{**PAIRS[0], "a": [1]}], {"answers_field": "a"}, 'pairs.jsonl:1: "a" is [1]; give a string or a list'),
     (PAIRS, {"answers_field": "a"}, 'pairs.jsonl:1: "a" is null; give a string or a list'),
-    ([], {}, "pairs.jsonl: no pairs"),
+    ([], {}, "pairs.jsonl: is empty"),
     (PAIRS, {"first_rank": 5, "last_rank": 4}, "ranks 5 to 4"),
     (PAIRS, {"last_rank": 4, "num_negatives": 5}, "5 negatives: ranks 1 to 4 have fewer"),
     (PAIRS, {"num_negatives": 0}, "--num_negatives 0"),
@@ -299,13 +299,14 @@ def test_an_output_that_is_a_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize(("file", "text", "message"), [
     ("collection.tsv", "1\n", "collection.tsv:1: 1 columns"),
-    ("collection.tsv", "", "no passages"),
-    ("collection.tsv", "1\ta\n1\tb\n", "occurs twice"),
-    ("collection.tsv", "1\t \n", "collection.tsv:1: an empty"),
+    ("collection.tsv", "", "collection.tsv: is empty"),
+    ("collection.tsv", "1\ta\n1\tb\n", "collection.tsv:2: duplicate _id '1'"),
+    ("collection.tsv", "1\t \n", "collection.tsv:1: 2 columns, or no text"),
     ("qrels.train.tsv", "7\t0\t1\t1\n", "qrels.train.tsv:1: unknown query '7'"),
-    ("qrels.train.tsv", "3\t0\t9\t1\n", "qrels.train.tsv:1: unknown passage '9'"),
+    ("qrels.train.tsv", "3\t0\t9\t1\n", "qrels.train.tsv:1: unknown document '9'"),
     ("qrels.train.tsv", "3\t0\t1\tx\n", "qrels.train.tsv:1: the grade"),
-    ("queries.train.tsv", None, "queries.train.tsv: no such file; there are collection.tsv, qrels.train.tsv"),
+    ("queries.train.tsv", None, "no queries.jsonl or queries.train.tsv, plain or compressed; there are "
+     "collection.tsv, qrels.train.tsv"),
 ])
 def test_broken_msmarco_files(tmp_path, capsys, file, text, message):
   good = {"collection.tsv": "1\ta\n2\tb\n", "queries.train.tsv": "3\tlion\n", "qrels.train.tsv": "3\t0\t1\t1\n"}

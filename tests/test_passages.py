@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gtr_jax.data.prepare import passages
-from gtr_jax.data.prepare.passages import Row, full_text, open_table
+from gtr_jax.data.prepare.passages import Document, full_text, open_table
 from gtr_jax.errors import InputError
 
 
@@ -25,7 +25,7 @@ def test_consecutive_ids_need_no_dictionary(table, tmp_path):
   # line.strip().split("\t")).
   found = table("collection.tsv", "".join(f"{i}\tpassage \"{i}\" é\n" for i in range(300)))
   assert len(found) == 300
-  assert found.get("0") == Row("0", "", 'passage "0" é')
+  assert found.get("0") == Document("0", "", 'passage "0" é')
   assert found.get("299").text == 'passage "299" é'
   for absent in ("300", "-1", "007", "١", "", "x"):
     assert found.get(absent) is None and absent not in found
@@ -37,8 +37,8 @@ def test_a_table_of_dpr_is_csv_with_tabs(table):
   # title; a first row whose id is "id" is skipped).
   found = table("psgs_w100.tsv", 'id\ttext\ttitle\n1\t"Aaron ( or ; ""Ahärôn"") is a prophet"\tAaron\n'
                 '2\tno quotes\t"""Weird Al"" Yankovic"\r\n3\tlast')
-  assert found.get("1") == Row("1", "Aaron", 'Aaron ( or ; "Ahärôn") is a prophet')
-  assert found.get("2") == Row("2", '"Weird Al" Yankovic', "no quotes")
+  assert found.get("1") == Document("1", "Aaron", 'Aaron ( or ; "Ahärôn") is a prophet')
+  assert found.get("2") == Document("2", '"Weird Al" Yankovic', "no quotes")
   assert found.broken == 1 and ":4: 2 columns, not 3" in found.broken_places[0]
 
 
@@ -48,7 +48,7 @@ def test_a_table_without_header_says_which_column_is_the_title(table):
   with pytest.raises(InputError, match="three columns and no header.*--passage_columns id,text,title"):
     table("corpus.tsv", rows)
   found = table("corpus.tsv", rows, "id,title,text")
-  assert found.get("0") == Row("0", "-", 'one "quoted') and found.get("1").title == "Title"
+  assert found.get("0") == Document("0", "-", 'one "quoted') and found.get("1").title == "Title"
   assert [full_text(r.title, r.text) for r in map(found.get, "01")] == ['one "quoted', "Title two"]
   with pytest.raises(InputError, match="--passage_columns text,id"):
     table("corpus.tsv", rows, "text,id")
@@ -59,7 +59,7 @@ def test_any_ids(table, ids):
   # corpus.jsonl, as BEIR reads it (beir/datasets/data_loader.py: _id, text, title).
   rows = [{"_id": i, "title": f"t{i}", "text": f"text {i}"} for i in ids]
   found = table("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-  assert [found.get(i) for i in ids] == [Row(i, f"t{i}", f"text {i}") for i in ids]
+  assert [found.get(i) for i in ids] == [Document(i, f"t{i}", f"text {i}") for i in ids]
   assert [i in found for i in ("MED-3", "4", "", "00")] == [False] * 4
 
 
@@ -112,7 +112,7 @@ def test_too_many_broken_lines(table):
 
 
 def test_a_byte_order_mark_is_no_part_of_an_id(table):
-  assert table("collection.tsv", b"\xef\xbb\xbf0\tone\n1\ttwo\n").get("0") == Row("0", "", "one")
+  assert table("collection.tsv", b"\xef\xbb\xbf0\tone\n1\ttwo\n").get("0") == Document("0", "", "one")
 
 
 def test_the_index_is_kept_until_the_file_changes(table, tmp_path, monkeypatch):

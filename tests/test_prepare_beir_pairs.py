@@ -90,7 +90,7 @@ def test_other_names_of_files(folder):
     (folder / f"{name}.jsonl").unlink()
   assert len(run(folder)[0]) == 3
   (folder / "queries.jsonl.gz").rename(folder / "queries_train.jsonl.gz")
-  with pytest.raises(InputError, match="fiqa: no queries.jsonl or queries.jsonl.gz"):
+  with pytest.raises(InputError, match="fiqa: no queries.jsonl or queries.train.tsv, .*; there are corpus"):
     run(folder)
   assert len(run(folder, "--queries", folder / "queries_train.jsonl.gz")[0]) == 3
 
@@ -118,7 +118,7 @@ def test_broken_lines(folder):
     f.write("q0\nq0\td1\thigh\nq0\t0\td1\t1\textra\n")
   examples, counts = run(folder)
   assert len(examples) == 3 and counts.reasons["broken"] == 8
-  assert any("queries.jsonl:5: not an object with _id and text" in place for place in counts.places)
+  assert any("queries.jsonl:5: not a query with _id and text" in place for place in counts.places)
 
 
 def test_missing_files(folder):

@@ -257,7 +257,7 @@ def test_negatives_that_are_tested_are_left_out(data, tmp_path):
 def test_wrong_collections(data, tmp_path):
   source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(5)),))
   folder = Path(collection(tmp_path / "tested"))
-  with pytest.raises(InputError, match="none/corpus.jsonl: no such file; --decontaminate takes a folder in BEIR"):
+  with pytest.raises(InputError, match="none: no such folder; give a folder in BEIR layout"):
     prepare(source, decontaminate=(str(tmp_path / "none"),))
   header = "query-id\tcorpus-id\tscore\n"
   for qrels, message in ((f"{header}q1 d1 1\n", r"test.tsv:2: not a query id"), (header, "no judgements"),

@@ -76,7 +76,7 @@ def test_scores_that_are_no_numbers(folder):
   with pytest.raises(InputError, match="--margin nan"):
     run(folder, "--negatives", path, "--margin", "nan")
   (folder / "qrels.train.tsv").write_text("2\t0\t2\t1\n2\t0\t3\t\u00b2\n")
-  assert "not query and passage" in run(folder)[1].places[0]
+  assert "the grade '²' is not a whole number" in run(folder)[1].places[0]
 
 
 def test_judgements_of_two_columns_and_titles(folder):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tiny_text import words
 
+from gtr_jax.collections.collection import read_collection
 from gtr_jax.data import root
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.data.prepare import docstrings, pydoc
 from gtr_jax.data.prepare.near_copies import NearCopies
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.collections import read_collection
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"

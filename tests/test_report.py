@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from gtr_jax.collections.beir import SUITES, parts
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.report import write_report
 from gtr_jax.evaluation.studies import comparisons, read_study
@@ -147,12 +147,12 @@ def test_published_rows_stand_beside_sets_of_beir_alone(tmp_path):
 
 
 def test_averages_of_papers_are_in_the_tables(tmp_path):
-  names = [part for name in beir.SUITES["beir-public"] for part in beir.parts(name)]
+  names = [part for name in SUITES["beir-public"] for part in parts(name)]
   results = write_results(tmp_path / "results", {"mine": ("a", [0.5] * len(names)), "BM25": (None, [0.25] * 3)}, names,
                           is_beir=True)
   text = write_report(tmp_path / "report", [results]).read_text()
   table = rows(text, "### nDCG@10")
-  assert table["system"] == [name for name in beir.SUITES["beir-public"] if name != "cqadupstack"] + [
+  assert table["system"] == [name for name in SUITES["beir-public"] if name != "cqadupstack"] + [
       "cqadupstack", "average", "BEIR-14"]
   assert table["mine"][-2:] == ["**0.5000**"] * 2 and table["BM25"][-3:] == ["–"] * 3
   published = rows(text, "### nDCG@10, published rows below")

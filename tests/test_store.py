@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.retrieval import store
-from gtr_jax.retrieval.documents import Documents
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store, StoreWriter
 

@@ -10,10 +10,10 @@ import sentencepiece
 from flax import linen as nn
 
 from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.model import write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.retrieval.documents import Documents
 from gtr_jax.text.tokenizer import Tokenizer
 
 WORDS = ["lion", "tiger", "zebra", "giraffe", "river", "mountain", "forest", "desert", "ocean", "island", "castle",

@@ -1,4 +1,4 @@
-"""Where data lies and which vocabulary a run reads with: both are looked at when a task is used, never before.
+"""Which vocabulary a run reads with: it is looked at when a task is used, never before.
 
 No TensorFlow here: the command line imports this module for its flags.
 """
@@ -9,27 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from etils import epath
-
-_data_dir: str | None = None
-
-
-def set_data_dir(path: str | None) -> None:
-  """Sets the data root of this process (a flag or gin binding); None goes back to `GTR_DATA_DIR` or the default."""
-  global _data_dir
-  _data_dir = path
-
-
-def data_dir() -> epath.Path:
-  """The data root, absolute: what `set_data_dir` was given, else `GTR_DATA_DIR`, else `~/.cache/gtr_jax`."""
-  path = epath.Path(_data_dir or os.environ.get("GTR_DATA_DIR") or "~/.cache/gtr_jax").expanduser()
-  return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
-
-
-def resolve(path: str) -> epath.Path:
-  """`path` itself if it is absolute (also `gs://…` and `~/…`), else below the data root."""
-  path = epath.Path(path).expanduser()
-  return path if path.is_absolute() or "://" in os.fspath(path) else data_dir() / path
+from gtr_jax.io.data_root import data_dir, resolve, set_data_dir  # noqa: F401
 
 
 class VocabularyFile(NamedTuple):

@@ -14,12 +14,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from gtr_jax import distributed
+from gtr_jax.collections.collection import Collection
+from gtr_jax.collections.find import find_collections, look_for_collections
+from gtr_jax.collections.protocol import Protocol, Task, check_task, find_one, read_task
+from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import beir, results_file
-from gtr_jax.evaluation.collections import Collection, check_files, read_collection
-from gtr_jax.evaluation.find import Found, find_collections, look_for_collections
 from gtr_jax.evaluation.measures import measure
 from gtr_jax.evaluation.results_file import DEPTH
+from gtr_jax.io.paths import location
 from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.retrieval.bm25 import bm25_run
@@ -32,50 +35,11 @@ from gtr_jax.text.tokenizer import Tokenizer
 BM25 = "BM25"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
 SIMILARITIES = ("cosine", "dot")
-_UNKNOWN_JUDGEMENTS = 0.05  # of those of a set of BEIR: documents of some are not to be had any more
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-  """How systems are evaluated. What is None is, on a set of BEIR, as BEIR and GTR do it.
-
-  Attributes:
-    split: which judgements (else: "test"; of MS MARCO "dev").
-    exclude_own_id: never rank the document whose id is the query's own (else: on ArguAna and Quora).
-    query_length: most tokens of a query (else: the model's own; on BEIR 64, on ArguAna 512).
-    document_length: most tokens of a document (else: the model's own; on BEIR 512, on TREC-NEWS and Robust04 768).
-    similarities: "cosine" normalises a model's vectors, "dot" does not; each makes a system (else: as the model was
-      trained).
-    allow_empty_documents: keep documents with neither title nor text; those of BEIR are kept anyway.
-  """
-
-  split: str | None = None
-  exclude_own_id: bool | None = None
-  query_length: int | None = None
-  document_length: int | None = None
-  similarities: tuple[str, ...] = ()
-  allow_empty_documents: bool = False
-
-  def of(self, found: Found) -> "Protocol":
-    """What holds for one collection."""
-    usual = {"split": "test", "exclude_own_id": False}
-    if found.beir is not None:
-      usual = {name: getattr(found.beir, name) for name in (*usual, "query_length", "document_length")}
-    return dataclasses.replace(self, allow_empty_documents=self.allow_empty_documents or found.beir is not None,
-                               **{name: value for name, value in usual.items() if getattr(self, name) is None})
-
-
-class _Task(NamedTuple):
-  """A collection and how it is evaluated."""
-
-  collection: Collection
-  protocol: Protocol
-  beir: beir.BeirSet | None
 
 
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
-             protocol: Protocol = Protocol(), mesh: Mesh | None = None, missing: Missing | None = None,
+             protocol: Protocol | None = None, mesh: Mesh | None = None, missing: Missing | None = None,
              progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
@@ -96,14 +60,14 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
-    What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "median
-    words", "hash", "beir": whether it is that set, "warnings") and "systems" (name -> "model", "weights_hash",
-    "similarity", "results": collection -> measure -> value).
+    What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "queries
+    without relevant documents", "median words", "hash", "beir": whether it is that set, "warnings") and "systems"
+    (name -> "model", "weights_hash", "similarity", "results": collection -> measure -> value).
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
   """
-  output = epath.Path(output)
+  output, protocol = location(output), protocol or Protocol()
   if not models and not bm25:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
   for similarity in protocol.similarities:
@@ -116,7 +80,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for path in models.values():
     check_model(path, missing)
   found = distributed.first_before_others(lambda: find_collections(collections, suite, data_root))
-  tasks = [_read(one, protocol.of(one)) for one in found]
+  tasks = [read_task(one, protocol) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
   _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
   distributed.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
@@ -170,7 +134,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
 
 
 def check_collections(collections: Sequence[epath.PathLike], suite: str | None, data_root: epath.PathLike,
-                      protocol: Protocol = Protocol()) -> list[str]:
+                      protocol: Protocol | None = None) -> list[str]:
   """Looks for what `evaluate` would read, without reading it; returns the sets that it would download first.
 
   Raises:
@@ -180,25 +144,17 @@ def check_collections(collections: Sequence[epath.PathLike], suite: str | None, 
     raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
   there, downloads = look_for_collections(collections, suite, data_root)
   for found in there:
-    check_files(found.folder, protocol.of(found).split)
+    check_task(found, protocol or Protocol())
   return downloads
 
 
-def _read(found: Found, protocol: Protocol) -> _Task:
-  return _Task(read_collection(found.folder, protocol.split, name=found.name,
-                               allow_empty_documents=protocol.allow_empty_documents,
-                               allow_unknown=_UNKNOWN_JUDGEMENTS if found.beir else 0.0), protocol, found.beir)
-
-
-def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def _described(task: Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
   """What results.json says about a collection. Raises InputError where it says otherwise already."""
   collection, protocol = task.collection, task.protocol
   documents, queries = len(collection.documents.ids), len(collection.queries)
-  warnings = beir.warnings(task.beir, documents, queries, collection.unknown) if task.beir else []
-  if task.beir is None and collection.name in beir.SETS:
-    warnings = [f"evaluated as any folder, not by BEIR's protocol; for that, name it beir/{collection.name}"]
   described = {"split": collection.split, "documents": documents, "queries": queries,
                "median words": float(np.median(collection.words)), "hash": collection.hash,
+               "queries without relevant documents": without_relevant(collection.qrels),
                "beir": task.beir is not None,
                **{name: getattr(protocol, name) for name in results_file.PROTOCOL}}
   there = earlier.get("collections", {}).get(collection.name, described)
@@ -209,7 +165,7 @@ def _described(task: _Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
   if there.get("hash", described["hash"]) != described["hash"]:
     raise InputError(f"{collection.name}: another collection {collection.name} than in the results here, with other "
                      "documents, queries or judgements; choose another --output, or rename the folder")
-  return {**described, "warnings": warnings} if warnings else described
+  return {**described, "warnings": warnings} if (warnings := task.warnings()) else described
 
 
 def _similarity(model: Model) -> str:
@@ -226,7 +182,7 @@ def _with_similarity(model: Model, similarity: str) -> Model:
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
 
-def _model_run(trained: Model, model: Model, task: _Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
+def _model_run(trained: Model, model: Model, task: Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
   """The ranking by `model`, which is `trained`, maybe with the other similarity; both have one store."""
   collection, protocol = task.collection, task.protocol
   name, length = f"{_file_name(collection.name)}-{trained.weights_hash[:12]}", protocol.document_length
@@ -283,19 +239,23 @@ class _Clock:
 
 
 class RetrievalEvaluator:
-  """Measures parameters on a collection during training. Texts are tokenised once, programs compiled once.
+  """Measures parameters on a collection during training, by the protocol of `gtr-jax evaluate`: the same figures.
+
+  Texts are tokenised once, programs compiled once. What is None is, on a set of BEIR, as BEIR and GTR do it.
 
   Args:
     name: comes before the names of the results in the metrics.
-    collection: folder in BEIR layout.
+    collection: folder in BEIR layout, "beir/NAME" or "nano-beir/NAME".
     model: the encoder in training.
     tokenizer: its vocabulary.
     mesh: where the parameters lie.
-    query_length: tokens of a query at most.
-    document_length: tokens of a document at most.
+    query_length: tokens of a query at most, where the collection is no set of BEIR.
+    document_length: tokens of a document at most, likewise.
     query_prompt: text before every query.
     document_prompt: text before every document.
-    split: which judgements.
+    split: which judgements (None: "test"; of MS MARCO "dev").
+    exclude_own_id: never rank the document whose id is the query's own (None: on ArguAna and Quora).
+    allow_empty_documents: keep documents with neither title nor text; those of BEIR are kept anyway.
     max_queries: take this many of the queries, the same ones every time.
     max_documents: take this many of the documents: all that are judged for the queries taken, and a sample of the
       others, the same every time. Measures are higher than over the whole corpus.
@@ -303,10 +263,22 @@ class RetrievalEvaluator:
 
   def __init__(self, name: str, collection: epath.PathLike, *, model: DualEncoder, tokenizer: Tokenizer, mesh: Mesh,
                query_length: int, document_length: int, query_prompt: str = "", document_prompt: str = "",
-               split: str = "test", max_queries: int | None = None, max_documents: int | None = None):
-    whole = read_collection(collection, split)
+               split: str | None = None, exclude_own_id: bool | None = None, allow_empty_documents: bool = False,
+               max_queries: int | None = None, max_documents: int | None = None):
+    protocol = Protocol(split, exclude_own_id, allow_empty_documents=allow_empty_documents)
+    found = distributed.first_before_others(lambda: find_one(collection))
+    try:
+      task = read_task(found, protocol)
+    except InputError as e:  # Here the flags of `evaluate` are bindings.
+      binding = "RetrievalEvaluator.allow_empty_documents = True"
+      raise InputError(str(e).replace("--allow_empty_documents", binding)) from e
+    whole, self._protocol = task.collection, task.protocol
+    if distributed.is_first():
+      for warning in task.warnings():
+        print(f"{name}: {warning}", file=sys.stderr)
     self.name = name
-    self._model, self._mesh, self._lengths = model, mesh, (query_length, document_length)
+    self._model, self._mesh = model, mesh
+    self._lengths = task.protocol.query_length or query_length, task.protocol.document_length or document_length
     queries = _sample(whole.query_ids, max_queries)
     self._query_ids = [whole.query_ids[i] for i in queries]
     self._qrels = {query_id: whole.qrels[query_id] for query_id in self._query_ids}
@@ -315,15 +287,16 @@ class RetrievalEvaluator:
                        key=whole.documents.ids.__getitem__, reverse=True)  # As in a store.
     self._doc_ids = [whole.documents.ids[i] for i in documents]
     texts = whole.documents.full_texts()
-    self._documents = tokenizer.encode([document_prompt + texts[i] for i in documents], document_length)
-    self._queries = tokenizer.encode([query_prompt + whole.queries[i] for i in queries], query_length)
+    self._documents = tokenizer.encode([document_prompt + texts[i] for i in documents], self._lengths[1])
+    self._queries = tokenizer.encode([query_prompt + whole.queries[i] for i in queries], self._lengths[0])
 
   def __call__(self, params: Any) -> dict[str, float]:
     """nDCG@10, MRR@10 and Recall@100 of these parameters."""
     query_length, document_length = self._lengths
     documents = embed_tokens(self._model, params, self._documents, "passage", document_length, self._mesh)
     queries = embed_tokens(self._model, params, self._queries, "query", query_length, self._mesh)
-    run = search_run(Searcher(documents, self._mesh), self._doc_ids, self._query_ids, queries, 100, progress=False)
+    run = search_run(Searcher(documents, self._mesh), self._doc_ids, self._query_ids, queries, 100,
+                     exclude_own_id=self._protocol.exclude_own_id, progress=False)
     values = measure(run, self._qrels)
     return {name: values[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}
 

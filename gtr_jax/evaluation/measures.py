@@ -3,7 +3,7 @@
 import ir_measures
 from ir_measures import AP, RR, R, nDCG
 
-from gtr_jax.evaluation.collections import Qrels
+from gtr_jax.collections.qrels import Qrels
 from gtr_jax.retrieval.runs import Run
 
 _BY_IR_MEASURES = {"nDCG@10": nDCG @ 10, "MRR@10": RR @ 10, "Recall@100": R @ 100, "MAP": AP}

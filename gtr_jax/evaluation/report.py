@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from gtr_jax.collections.beir import SETS
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import beir, plots, results_file, studies
 from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
@@ -13,7 +14,7 @@ from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.plots import AVERAGE
 from gtr_jax.evaluation.published import published
 from gtr_jax.evaluation.tables import Table, as_csv, markdown
-from gtr_jax.retrieval.documents import read_jsonl
+from gtr_jax.io.jsonl import read_objects
 
 METRICS_FILE = "metrics.jsonl"
 _HEADLINES = ("nDCG@10", "Recall@100")
@@ -116,16 +117,16 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
   if not sets:
     return
   report.parts += ["## Beside published figures", "Below BM25 and the systems evaluated here, rows as others published "
-                   f"them; – where no source could be read. Recall is capped on {beir.SETS['trec-covid'].title}, as "
+                   f"them; – where no source could be read. Recall is capped on {SETS['trec-covid'].title}, as "
                    "they do."]
   notes = {}
   for measure in ("nDCG@10", "Recall@100", "MRR@10"):
-    own = {system: {**{beir.SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
+    own = {system: {**{SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
                     **beir.averages(of, measure, collections)} for system, of in scores.items()}
     columns = list(dict.fromkeys(column for row in own.values() for column in row))
     theirs = {}
     for row in published():
-      values = {beir.SETS[name].title if name in beir.SETS else name: value for name, value in row.values.items()}
+      values = {SETS[name].title if name in SETS else name: value for name, value in row.values.items()}
       if row.measure == measure and any(values.get(column) is not None for column in columns):
         theirs[row.name] = {column: values.get(column) for column in columns}
         notes.setdefault(row.source, []).append(f"{row.name} ({measure})")
@@ -144,7 +145,7 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
 
 
 def _of_papers(name: str, measure: str) -> str:
-  return beir.SETS[name].recall if measure == "Recall@100" else measure
+  return beir.recall_of(name) if measure == "Recall@100" else measure
 
 
 def _sweep(report: _Report, study: studies.Study) -> None:
@@ -255,7 +256,7 @@ def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:
   if not (model_dir / METRICS_FILE).exists():
     raise InputError(f"{model_dir / METRICS_FILE}: no such file; give the MODEL_DIR of a training run")
   lines = []
-  for place, record in read_jsonl(model_dir / METRICS_FILE):
+  for place, record, _ in read_objects(model_dir / METRICS_FILE):
     if not isinstance(record.get("step"), int) or not all(isinstance(v, int | float) for v in record.values()):
       raise InputError(f'{place}: not a line of metrics, {{"step": ..., name: number, ...}}')
     lines.append(record)

@@ -107,6 +107,15 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
     raise
 
 
+def set_aside_and_remove(path: epath.PathLike) -> None:
+  """Removes a file or folder of ours that another process may be removing or writing anew at the same time."""
+  path = location(path)
+  aside = _beside(path)
+  with contextlib.suppress(FileNotFoundError):  # Another process has just done so.
+    path.rename(aside)
+  remove(aside)
+
+
 def _beside(path: epath.Path) -> epath.Path:
   """A name for what is being written; removes what killed processes of this host have left of theirs."""
   host = re.sub(r"[^\w.]", "_", socket.gethostname())

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io.lines import OnBroken, Part, not_utf8, read_lines, size_of
+from gtr_jax.io.lines import Line, OnBroken, Part, not_utf8, read_lines, size_of
 from gtr_jax.io.paths import location
 
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
@@ -70,31 +70,43 @@ def read_objects(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any], in
 
 def _values(part, on_broken):
   first, broken = not part.start, ""
-  for place, line, stop, ended in read_lines(part):
+  for line in read_lines(part):
     broken = ""
-    if not line or line.isspace():
+    if not line.data or line.data.isspace():
       continue
+    if first and is_array(line):
+      raise an_array(line)
+    first = False
     try:
-      value = parse(line)
+      value = parse(line.data)
     except ValueError as e:
       broken = str(e)
-    if first and (_ARRAY_BEGINS.match(line) if broken else _is_array_of_records(value)) and not broken.startswith(
-        _UNREADABLE):
-      raise InputError(f"{part.path}: a JSON array, where one JSON value a line is expected; convert it: jq -c '.[]'")
-    first = False
     if not broken:
-      yield place, value, stop
+      yield line.place, value, line.stop
       continue
-    if not ended and not broken.startswith(_UNREADABLE):
-      raise InputError(f"{place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the line")
-    if on_broken is None:
-      raise InputError(f"{place}: {broken}; each line must be one JSON object: correct or remove the "
+    if not line.ended and not broken.startswith(_UNREADABLE):
+      raise InputError(f"{line.place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the "
                        "line")
-    on_broken(place, broken)
+    if on_broken is None:
+      advice = "each line must be one JSON object: correct or remove the line"
+      raise InputError(f"{line.place}: {broken}" + (f"; {advice}" if "JSON" in broken else ""))
+    on_broken(line.place, broken)
 
 
-def _is_array_of_records(value: Any) -> bool:
-  return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
+def is_array(line: Line) -> bool:
+  """Whether a file whose first line this is is one array of objects or lists, and not values line by line."""
+  if not _ARRAY_BEGINS.match(line.data):
+    return False
+  try:
+    parse(line.data)
+  except ValueError as e:
+    return not str(e).startswith(_UNREADABLE)
+  return True
+
+
+def an_array(line: Line) -> InputError:
+  """What to say of it."""
+  return InputError(f"{line.place}: a JSON array, where one JSON value a line is expected; convert it: jq -c '.[]'")
 
 
 def identifier(value: Any) -> str:
@@ -114,27 +126,32 @@ def identifier(value: Any) -> str:
   raise ValueError(f"{json.dumps(value)[:40]} is no id")
 
 
-def id_field(place: str, record: dict[str, Any], name: str) -> str:
-  """`identifier` of a field, "" where there is none. Raises InputError."""
+def id_of(record: dict[str, Any], name: str) -> str:
+  """`identifier` of a field, "" where there is none. Raises ValueError, in words."""
+  value = record.get(name)
   try:
-    return _unicode(identifier(record.get(name)))
+    return _unicode(identifier(value))
   except ValueError as e:
-    raise InputError(f'{place}: "{name}": {e}; give a text or a whole number, or null for none') from e
+    raise ValueError(f'"{name}": {e}; give a text or a whole number, or null for none') from e
 
 
-def string_field(place: str, record: dict[str, Any], name: str, default: str | None = None) -> str:
-  """`record[name]`, which must be a string; absent or null gives `default`, or an error if that is None."""
-  value = record.get(name, default)
+def text_of(record: dict[str, Any], name: str, default: str | None = None) -> str:
+  """A field that must be a text; absent or null gives `default`, or an error if that is None.
+
+  Raises:
+    ValueError: in words.
+  """
+  value = record.get(name)
   if value is None:
     value = default
   if value is None:
-    raise InputError(f'{place}: no "{name}"; every line needs one')
+    raise ValueError(f'no "{name}", only {", ".join(map(repr, record)) or "an empty object"}; every line needs one')
   if not isinstance(value, str):
-    raise InputError(f'{place}: "{name}" is {json.dumps(value)[:40]}, not a string; correct or remove the line')
+    raise ValueError(f'"{name}" is {json.dumps(value)[:40]}, not a string')
   try:
     return _unicode(value)
   except ValueError as e:
-    raise InputError(f'{place}: "{name}" is {e}; correct or remove the line') from e
+    raise ValueError(f'"{name}" is {e}') from e
 
 
 def _unicode(text: str) -> str:

@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -24,6 +25,7 @@ PART_BYTES = 64 << 20
 _BUFFER = 1 << 20
 _INPUT = 16 << 10  # Little at a time: what comes out of it lies in memory.
 _LONGEST_LINE = 256 << 20
+_SPACE = re.compile(r"[ \t-\r]+")
 _COMPRESSED = tuple(file_kinds.ARCHIVES.values())
 
 OnBroken = Callable[[str, str], None]
@@ -225,6 +227,11 @@ def read_text(part: Part, on_broken: OnBroken | None = None) -> Iterator[tuple[s
       on_broken(place, wrong)
     elif line:
       yield place, line.decode()
+
+
+def columns(line: str) -> list[str]:
+  """What stands between white space of ASCII, and only that: ids may hold other kinds."""
+  return [column for column in _SPACE.split(line) if column]
 
 
 class _Counted(io.RawIOBase):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gtr_jax import distributed
 from gtr_jax.errors import InputError
 
 DESCRIPTION = """\
@@ -37,7 +38,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--pairs", metavar="FILE", help="JSONL(.gz) of training pairs; without --collection, their passages "
                  "are what is searched")
   p.add_argument("--collection", metavar="DIR", help="search this corpus: a folder in BEIR layout, or with MS MARCO's "
-                 "collection.tsv")
+                 "collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
   p.add_argument("--output", required=True, metavar="FILE", help="the JSONL to write, gzipped if it ends in .gz")
@@ -81,11 +82,11 @@ def run(args: argparse.Namespace, missing: Any) -> str:
   def read_pairs():
     return mining.read_pairs(args.pairs, fields, own_passages=not args.collection)
 
-  id_of, unknown = None, 0
+  id_of, unknown, protocol = None, 0, None
   if args.collection:
     if args.pairs:
       next(read_pairs())  # Raises before the corpus, which may take minutes to read.
-    documents, judged = _read_collection(args)
+    protocol, documents, judged = _read_collection(args)
     if args.passage_id_field:
       unknown = _unknown_ids(args, (pair.query.passage_id for pair in read_pairs()), documents.ids)
     id_of = str if args.passage_id_field or not args.pairs else None
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace, missing: Any) -> str:
     documents, ids = mining.passages_of(read_pairs(), args.passage_id_field)
     id_of = ids.get if args.passage_id_field else None
   if args.model:
-    ranker = _model_ranker(args, documents, missing)
+    ranker = _model_ranker(args, documents, protocol, missing)
     del documents  # The store has them, on disk.
   else:
     from gtr_jax.mining.rankers import Bm25Ranker
@@ -149,21 +150,21 @@ def _check(args: argparse.Namespace) -> None:
                      "--passage_id_field which of --collection that is")
 
 
-def _read_collection(args: argparse.Namespace) -> tuple[Any, Any]:
-  """The documents; and without --pairs (query ids, queries, judgements)."""
-  from gtr_jax.evaluation.collections import read_collection, read_corpus
-  from gtr_jax.mining import msmarco
-  split = args.split or "train"
-  if os.path.exists(os.path.join(args.collection, msmarco.COLLECTION)):
-    documents = msmarco.read_passages(args.collection)
-    return documents, None if args.pairs else msmarco.read_judged(args.collection, split, documents.ids)
+def _read_collection(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+  """The protocol, the documents, and without --pairs (query ids, queries, judgements)."""
+  from gtr_jax.collections.collection import read_documents
+  from gtr_jax.collections.protocol import Protocol, find_one, read_task
+  protocol = Protocol(args.split or "train", allow_empty_documents=args.allow_empty_documents)
+  found = distributed.first_before_others(lambda: find_one(args.collection))
   if args.pairs:
-    return read_corpus(args.collection, allow_empty_documents=args.allow_empty_documents), None
-  whole = read_collection(args.collection, split, allow_empty_documents=args.allow_empty_documents)
-  return whole.documents, (whole.query_ids, whole.queries, whole.qrels)
+    protocol = protocol.of(found)
+    return protocol, read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents), None
+  task = read_task(found, protocol)
+  whole = task.collection
+  return task.protocol, whole.documents, (whole.query_ids, whole.queries, whole.qrels)
 
 
-def _model_ranker(args: argparse.Namespace, documents: Any, missing: Any) -> Any:
+def _model_ranker(args: argparse.Namespace, documents: Any, protocol: Any, missing: Any) -> Any:
   from gtr_jax.mining.rankers import ModelRanker
   from gtr_jax.model import load_model
   from gtr_jax.partitioning import make_mesh
@@ -173,5 +174,8 @@ def _model_ranker(args: argparse.Namespace, documents: Any, missing: Any) -> Any
   name = os.path.basename(path).removesuffix(".gz").removesuffix(".jsonl")
   of_path = hashlib.sha256(path.encode()).hexdigest()[:6]  # There may be several of the name.
   folder = args.embeddings or os.path.join(os.path.dirname(args.output) or ".", "embeddings")
-  store = encode_corpus(model, documents, os.path.join(folder, f"{name}-{of_path}-{model.weights_hash[:12]}"))
-  return ModelRanker(model, store)
+  lengths = (protocol.query_length, protocol.document_length) if protocol else (None, None)
+  length = "" if lengths[1] in (None, model.lengths["document"]) else f"-{lengths[1]}"
+  store = encode_corpus(model, documents, os.path.join(folder, f"{name}-{of_path}-{model.weights_hash[:12]}{length}"),
+                        lengths[1])
+  return ModelRanker(model, store, *lengths)

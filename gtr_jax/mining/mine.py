@@ -1,7 +1,7 @@
 """Hard negatives: passages that rank high for a query and do not answer it."""
 
+import contextlib
 import gzip
-import hashlib
 import itertools
 import json
 import math
@@ -17,10 +17,12 @@ from etils import epath
 from tqdm import tqdm
 
 from gtr_jax import distributed
+from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, jsonl
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
-from gtr_jax.retrieval.documents import Documents, full_text, read_jsonl, string_field
 from gtr_jax.text.answers import answer_forms, contains_answer
+from gtr_jax.text.same_text import hash_key, text_key
 
 PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
 
@@ -37,12 +39,18 @@ class Fields:
 
 
 class Pair(NamedTuple):
-  """A training pair: as it was read, and what it is compared by."""
+  """A training pair: as it was read, and what it is compared by; `query_id` is "" where it has none."""
 
   record: dict[str, Any]
   query: Query
-  query_keys: tuple[int, ...]
+  query_id: str
   answers: tuple[str, ...] = ()
+
+  @property
+  def query_keys(self) -> tuple[int, ...]:
+    """What the same queries share: their text, and their id."""
+    by_id = (hash_key(f"id {self.query_id}"),) if self.query_id else ()
+    return text_key(self.query.text), *by_id
 
 
 @dataclass(frozen=True)
@@ -115,31 +123,34 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
     InputError: a line is malformed, or has no query or no passage; or there is none, or none has the ids asked for.
   """
   number, without = 0, {fields.query_id, fields.passage_id} - {None}
-  for number, (place, record) in enumerate(read_jsonl(path), start=1):  # noqa: B007  (read below)
-    query, passage = string_field(place, record, fields.query), string_field(place, record, fields.passage)
-    if not query.strip() or not passage.strip():
-      empty = fields.passage if query.strip() else fields.query
-      raise InputError(f'{place}: "{empty}" is empty; remove the pair')
-    query_id, passage_id = (None if name is None else record.get(name) for name in (fields.query_id, fields.passage_id))
+  for number, (place, record, _) in enumerate(jsonl.read_objects(path), start=1):  # noqa: B007  (read below)
+    try:
+      query, passage = jsonl.text_of(record, fields.query), jsonl.text_of(record, fields.passage)
+      if not query.strip() or not passage.strip():
+        raise ValueError(f'"{fields.passage if query.strip() else fields.query}" is empty')
+      query_id, passage_id = ("" if name is None else jsonl.id_of(record, name)
+                              for name in (fields.query_id, fields.passage_id))
+      answers = _answers(record, fields.answers)
+    except ValueError as e:
+      raise InputError(f"{place}: {e}; correct or remove the line") from e
     without -= record.keys()
     if own_passages:
-      document_id = f"{text_key(passage) if passage_id is None else _key(f'id {passage_id}'):016x}"
+      document_id = f"{hash_key(f'id {passage_id}') if passage_id else text_key(passage):016x}"
     else:
-      document_id = None if passage_id is None else str(passage_id)
-    keys = (text_key(query),) if query_id is None else (text_key(query), _key(f"id {query_id}"))
-    yield Pair(record, Query(query, passage, document_id), keys, _answers(place, record, fields.answers))
+      document_id = passage_id or None
+    yield Pair(record, Query(query, passage, document_id), query_id, answers)
   if not number:
     raise InputError(f"{path}: no pairs")
   if without:
     raise InputError(f"{path}: no pair has a {min(without)!r}; name the field of their ids, or leave it out")
 
 
-def _answers(place: str, record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
+def _answers(record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
   value = [] if name is None else record.get(name)
   if isinstance(value, str):
     value = [value]
   if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
-    raise InputError(f'{place}: "{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
+    raise ValueError(f'"{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
   return tuple(value)
 
 
@@ -152,17 +163,17 @@ def judged_pairs(query_ids: list[str], queries: list[str], qrels: Mapping[str, M
   for query_id, query in zip(query_ids, queries, strict=True):
     for doc_id in relevant.get(query_id, ()):
       record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": texts[doc_id]}
-      pairs.append(Pair(record, Query(query, texts[doc_id], doc_id), (text_key(query), _key(f"id {query_id}"))))
+      pairs.append(Pair(record, Query(query, texts[doc_id], doc_id), query_id))
   return pairs
 
 
-def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Documents, dict[str, Any]]:
-  """The different passages of pairs as a corpus, and the id of each document as the pairs have it (or None)."""
+def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Documents, dict[str, str | None]]:
+  """The different passages of pairs as a corpus, and the id of each document in the pairs (None where it has none)."""
   documents, ids = Documents([], [], []), {}
   for pair in pairs:
     document_id = pair.query.passage_id
     if document_id not in ids:
-      ids[document_id] = None if passage_id_field is None else pair.record.get(passage_id_field)
+      ids[document_id] = (passage_id_field and jsonl.id_of(pair.record, passage_id_field)) or None
       documents.ids.append(document_id)
       documents.titles.append("")
       documents.texts.append(pair.query.passage)
@@ -174,8 +185,9 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
   """Gives each training pair hard negatives.
 
   For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
-  are known to answer it (the passages of all pairs with the same query, by id or normalised text; passages too, by id
-  and by normalised text) and those that contain one of its answers. The draw depends on the seed and the query alone.
+  are known to answer it (the passages of all pairs with the same query, by id or equal text; passages too, by id and by
+  equal text), those that are the query itself (by its id or an equal text, as where queries are documents), and those
+  that contain one of its answers. The draw depends on the seed and the query alone.
 
   Args:
     pairs: called twice; gives the same pairs in the same order.
@@ -183,7 +195,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
     output: the JSONL(.gz) to write: each pair as it was, with "negatives" (a list of passages, best ranked first; short
       or empty where there are too few), and "negative_ids" if `id_of` is given. Appears when whole.
     choice: which, and how many.
-    id_of: from a document's id to the one that is written.
+    id_of: from a document's id to the one that is written, or None where it has none.
     progress: show progress bars on stderr.
   """
   known: dict[int, set[int | str | None]] = defaultdict(set)  # a query's key -> ids and text keys of its passages
@@ -192,30 +204,29 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
     for key in pair.query_keys:
       known[key] |= {text_key(pair.query.passage), pair.query.passage_id}
     count += 1
-  output = epath.Path(output)
-  if distributed.is_first():
-    output.parent.mkdir(parents=True, exist_ok=True)
-  temporary = output.parent / f".{output.name}.{os.getpid()}.tmp"  # Another run may write the same output.
   short, remaining = 0, iter(pairs())
-  with (_Lines(temporary, output.name.endswith(".gz")) as lines,
+  with (_written(output) as write,
         tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and distributed.is_first())) as bar):
     while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
       ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
       for pair, found in zip(block, ranked, strict=True):
         if distributed.is_first():
-          answered = set().union(*(known[key] for key in pair.query_keys))
-          drawn = _draw(pair, choice.rows(found), ranker, answered, choice)
+          wrong = set().union(*(known[key] for key in pair.query_keys))
+          wrong.add(text_key(pair.query.text))
+          drawn = _draw(pair, choice.rows(found), ranker, wrong, choice, id_of or str)
           short += len(drawn) < choice.num_negatives
           ids = {} if id_of is None else {"negative_ids": [id_of(doc_id) for doc_id, _ in drawn]}
-          lines.write({**pair.record, "negatives": [text for _, text in drawn], **ids})
+          write({**pair.record, "negatives": [text for _, text in drawn], **ids})
         bar.update()
-  if distributed.is_first():
-    temporary.replace(output)
   return Mined(count, distributed.from_first(lambda: short))
 
 
-def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, known: set, choice: Choice) -> list[tuple[str, str]]:
-  """(id, text) of the negatives, best ranked first. Texts are read until there are enough, and no more."""
+def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choice,
+          id_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
+  """(id, text) of the negatives, best ranked first. Texts are read until there are enough, and no more.
+
+  `wrong` holds ids and text keys of passages that must not be drawn.
+  """
   forms = answer_forms(pair.answers)
   rng = random.Random(f"{choice.seed} {pair.query.text}")
   drawn, texts = {}, set()
@@ -223,7 +234,9 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, known: set, choice: Choi
     doc_id, title, text = ranker.passage(int(rows[place]))
     whole = full_text(title, text)
     keys = {text_key(whole), text_key(text)}  # A pair may have its passage without the title.
-    if doc_id not in known and known.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms):
+    if doc_id in wrong or (pair.query_id and id_of(doc_id) == pair.query_id):
+      continue
+    if wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms):
       drawn[place] = doc_id, whole
       texts.add(text_key(whole))
       if len(drawn) == choice.num_negatives:
@@ -231,31 +244,14 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, known: set, choice: Choi
   return [drawn[place] for place in sorted(drawn)]
 
 
-def text_key(text: str) -> int:
-  """What texts are the same by: a hash of the words, whatever their case and the space between them."""
-  return _key("text " + " ".join(text.casefold().split()))
-
-
-def _key(text: str) -> int:
-  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-class _Lines:
-  """A JSONL file, gzipped or not, that the first process writes."""
-
-  def __init__(self, path: epath.Path, gzipped: bool):
-    self._raw = path.open("wb") if distributed.is_first() else None
-    self._stream = self._raw
-    if self._raw is not None and gzipped:
-      self._stream = gzip.GzipFile(fileobj=self._raw, mode="wb", filename="", mtime=0)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc_info):
-    for stream in dict.fromkeys([self._stream, self._raw]):
-      if stream is not None:
-        stream.close()
-
-  def write(self, record: Mapping[str, Any]) -> None:
-    self._stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+@contextlib.contextmanager
+def _written(path: epath.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+  """Gives what writes a record, in the first process; the JSONL(.gz) appears when whole."""
+  if not distributed.is_first():
+    yield lambda record: None
+    return
+  with contextlib.ExitStack() as stack:
+    stream = stack.enter_context(atomic.replacing(path))
+    if os.fspath(path).endswith(".gz"):
+      stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="wb", filename="", mtime=0))
+    yield lambda record: stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

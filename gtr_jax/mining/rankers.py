@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.model import Model
 from gtr_jax.retrieval.bm25 import BM25Index
-from gtr_jax.retrieval.documents import Documents, full_text
 from gtr_jax.retrieval.encode import embed
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store
@@ -74,27 +74,31 @@ class Bm25Ranker:
 class ModelRanker:
   """A model's exact search in a store. Texts and embeddings of the passages stay on disk."""
 
-  def __init__(self, model: Model, store: Store, progress: bool = True):
+  def __init__(self, model: Model, store: Store, query_length: int | None = None, document_length: int | None = None,
+               progress: bool = True):
     store.check_model(model.weights_hash)
     self._model, self._store, self._progress = model, store, progress
+    self._lengths = {"query": query_length, "passage": document_length}  # None: the model's own.
     self._searcher = Searcher(store, model.mesh)
 
   def rank(self, queries: Sequence[Query], k: int, score_positives: bool) -> Iterator[Ranked]:
     place = {text: i for i, text in enumerate(dict.fromkeys(query.text for query in queries))}
-    queries_QxD = embed(self._model, list(place), "query", progress=self._progress)
+    queries_QxD = self._embed(list(place), "query")
     scores, rows = self._searcher.search(queries_QxD, k, self._progress)
     positive_of = self._positives(queries) if score_positives else None
     for query in queries:
       i = place[query.text]
       yield Ranked(rows[i], scores[i], float(queries_QxD[i] @ positive_of(query)) if positive_of else np.nan)
 
+  def _embed(self, texts: list[str], tower: str) -> np.ndarray:
+    return embed(self._model, texts, tower, self._lengths[tower], progress=self._progress)
+
   def _positives(self, queries: Sequence[Query]) -> Callable[[Query], np.ndarray]:
     """Query -> the embedding of its passage: from the store where that is there, else of its text."""
     stored = {doc_id: np.array(self._store[row:row + 1][0])  # In the order in which they lie on disk.
               for doc_id, row in _rows(self._store.ids, {query.passage_id for query in queries}).items()}
     texts = list(dict.fromkeys(query.passage for query in queries if query.passage_id not in stored))
-    embedded = dict(zip(texts, embed(self._model, texts, "passage", progress=self._progress) if texts else [],
-                        strict=True))
+    embedded = dict(zip(texts, self._embed(texts, "passage") if texts else [], strict=True))
     return lambda query: stored[query.passage_id] if query.passage_id in stored else embedded[query.passage]
 
   def passage(self, row: int) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from gtr_jax.retrieval.documents import Documents
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.retrieval.runs import Run, best_k
 
 K1, B = 1.5, 0.75

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.errors import InputError
 from gtr_jax.model import Model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import batch_sharding, num_groups
-from gtr_jax.retrieval.documents import Documents, full_text
 from gtr_jax.retrieval.store import Store, StoreWriter, normalized
 from gtr_jax.text.packing import Texts, best_fit
 

@@ -1,11 +1,15 @@
 """Rankings, and the TREC run files that hold them."""
 
+import os
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import lines
+from gtr_jax.io.atomic import replacing
+from gtr_jax.io.paths import location
 
 
 class Ranking(NamedTuple):
@@ -47,45 +51,33 @@ def write_run(path: epath.PathLike, run: Run, system: str) -> None:
   A score is written as the shortest decimal of its float32's exact value as a double: reading it back gives the same
   float32, and two scores are equal in the file if and only if they are equal.
   """
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.tmp"
   system = "_".join(system.split()) or "run"
-  with temporary.open("w") as f:
+  with replacing(path, "w") as f:
     for query_id, ranking in run.items():
       scores = np.asarray(ranking.scores, np.float32).tolist()
       f.write("".join(f"{query_id} Q0 {doc_id} {rank} {score!r} {system}\n" for rank, (doc_id, score) in
                       enumerate(zip(ranking.doc_ids, scores, strict=True), start=1)))
-  temporary.replace(path)
 
 
 def read_run(path: epath.PathLike) -> Run:
   """Reads a TREC run and puts each ranking into trec_eval's order, whatever the file's order and ranks say."""
-  path = epath.Path(path)
-  if not path.exists():
-    raise InputError(f"{path}: no such run")
+  lines.size_of(path)
   found: dict[str, dict[str, float]] = {}
-  with path.open("rb") as f:
-    for number, line in enumerate(f, start=1):
-      place = f"{path}:{number}"
-      try:
-        fields = [field.decode("utf-8") for field in line.split()]  # Bytes: at ASCII white space only.
-      except UnicodeDecodeError as e:
-        raise InputError(f"{place}: not UTF-8 ({e.reason}); convert the file to UTF-8") from e
-      if not fields:
-        continue
-      if len(fields) != 6:
-        raise InputError(f"{place}: {len(fields)} columns instead of the 6 of a TREC run: query Q0 document rank "
-                         "score system")
-      query_id, _, doc_id, _, score, _ = fields
-      try:
-        score = float(score)
-      except ValueError as e:
-        raise InputError(f"{place}: the score {score!r} is not a number") from e
-      if not np.isfinite(score):
-        raise InputError(f"{place}: the score is {score}; scores must be finite")
-      scores = found.setdefault(query_id, {})
-      if doc_id in scores:
-        raise InputError(f"{place}: document {doc_id!r} occurs twice for query {query_id!r}")
-      scores[doc_id] = score
+  for place, line in lines.read_text(lines.Part(os.fspath(location(path)))):
+    if not (fields := lines.columns(line)):
+      continue
+    if len(fields) != 6:
+      raise InputError(f"{place}: {len(fields)} columns instead of the 6 of a TREC run: query Q0 document rank "
+                       "score system")
+    query_id, _, doc_id, _, score, _ = fields
+    try:
+      score = float(score)
+    except ValueError as e:
+      raise InputError(f"{place}: the score {score!r} is not a number") from e
+    if not np.isfinite(score):
+      raise InputError(f"{place}: the score is {score}; scores must be finite")
+    scores = found.setdefault(query_id, {})
+    if doc_id in scores:
+      raise InputError(f"{place}: document {doc_id!r} occurs twice for query {query_id!r}")
+    scores[doc_id] = score
   return {query_id: in_order(list(scores), np.asarray(list(scores.values()))) for query_id, scores in found.items()}

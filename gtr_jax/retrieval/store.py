@@ -17,15 +17,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from gtr_jax import distributed
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
-from gtr_jax.retrieval.documents import Documents
+from gtr_jax.io import jsonl
+from gtr_jax.io.atomic import write_parts
+from gtr_jax.io.paths import location
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
@@ -46,7 +49,7 @@ class Store:
   """
 
   def __init__(self, path: epath.PathLike):
-    self.path = epath.Path(path)
+    self.path = location(path)
     if not (self.path / _MANIFEST).exists():
       raise InputError(f"{self.path}: not an embedding store (it has no {_MANIFEST}); make one with gtr-jax encode")
     manifest = _read_manifest(self.path)
@@ -93,7 +96,7 @@ class Store:
       f.seek(start)
       line = f.read(stop - start)
     try:
-      fields = json.loads(line)
+      fields = jsonl.parse(line)
       return self.ids[row], fields["title"], fields["text"]
     except (ValueError, KeyError, TypeError) as e:
       raise _damaged(self.path / _DOCUMENTS, f"line {row + 1} is not a document") from e
@@ -123,7 +126,7 @@ class StoreWriter:
   """
 
   def __init__(self, path: epath.PathLike, documents: Documents, dim: int, settings: Mapping[str, Any]):
-    self.path = epath.Path(path)
+    self.path = location(path)
     order = np.asarray(sorted(range(len(documents.ids)), key=documents.ids.__getitem__, reverse=True), np.int64)
     self.documents = documents.reordered(order)
     ids = "".join(f"{doc_id}\n" for doc_id in self.documents.ids).encode()
@@ -138,11 +141,11 @@ class StoreWriter:
     self._manifest["chunk_rows"] = distributed.from_first(self._check_folder)
     if distributed.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
-      _write(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
+      write_parts(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
       if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
-        _write(self.path / _DOCUMENTS, self._lines())
-        _write(self.path / _OFFSETS, [_npy(ends)])
-        _write(self.path / _IDS, [ids])
+        write_parts(self.path / _DOCUMENTS, self._lines())
+        write_parts(self.path / _OFFSETS, [_npy(ends)])
+        write_parts(self.path / _IDS, [ids])
     distributed.check_shared(self.path)
 
   def _lines(self) -> Iterator[bytes]:
@@ -184,13 +187,14 @@ class StoreWriter:
   def write_chunk(self, rows: range, embeddings: np.ndarray, norms: np.ndarray) -> None:
     """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
     if distributed.is_first():
+      chunk = rows.start // self._manifest["chunk_rows"]
       for name, array in ((_EMBEDDINGS, embeddings), (_NORMS, norms)):
-        _write(self.path / name.format(rows.start // self._manifest["chunk_rows"]), [_npy(array.astype(np.float32))])
+        write_parts(self.path / name.format(chunk), [_npy(array.astype(np.float32))])
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""
     if distributed.is_first() and not (self.path / _COMPLETE).exists():
-      _write(self.path / _COMPLETE, [])
+      write_parts(self.path / _COMPLETE, [])
     distributed.wait_for_all()
     return Store(self.path)
 
@@ -206,17 +210,9 @@ def _npy(array: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
-def _write(path: epath.Path, parts: Iterable[bytes]) -> None:
-  temporary = path.parent / f".{path.name}.tmp"
-  with temporary.open("wb") as f:
-    for part in parts:
-      f.write(part)
-  temporary.replace(path)
-
-
 def _read_manifest(folder: epath.Path) -> dict[str, Any]:
   try:
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = jsonl.parse((folder / _MANIFEST).read_bytes())
     if manifest["format"] != _FORMAT:
       raise InputError(f"{folder / _MANIFEST}: format {manifest['format']}, this version reads {_FORMAT}; encode again")
     return {name: manifest[name] for name in ("documents", "dim", "chunk_rows", "documents_hash", "settings")}

@@ -1,12 +1,15 @@
 """Means between log points, throughput, and the JSONL file of metrics."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, jsonl, lines
+from gtr_jax.io.paths import location
 
 # Averaged over the steps between two log points; of the others, the last value counts.
 _MEANS = ("loss", "accuracy", "mrr", "grad_norm")
@@ -73,11 +76,8 @@ class JsonlWriter:
   """
 
   def __init__(self, path: epath.PathLike, step: int):
-    path = epath.Path(path)
-    kept = [line for line in _read_lines(path) if json.loads(line)["step"] <= step]
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    path = location(path)
+    atomic.write_parts(path, (line for at, line in _read_lines(path) if at <= step))
     self._file = path.open("a")
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -90,14 +90,21 @@ class JsonlWriter:
     self._file.close()
 
 
-def _read_lines(path: epath.Path) -> list[str]:
-  """The lines that are complete. Raises InputError for one that is, and is no JSON object with a step."""
-  if not path.exists():
-    return []
-  lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-  for number, line in enumerate(lines, 1):
+def _read_lines(path: epath.Path) -> Iterator[tuple[float, bytes]]:
+  """(step, line) of those that are complete. Raises InputError for one that is, and is no JSON object with a step."""
+  if not path.exists() or not path.stat().length:
+    return
+  for place, line, _, ended in lines.read_lines(lines.Part(os.fspath(path))):
+    if not ended:
+      return  # The process was killed while it wrote.
     try:
-      json.loads(line)["step"]
+      yield _step_of(jsonl.parse(line)), line + b"\n"
     except (ValueError, KeyError, TypeError) as e:
-      raise InputError(f"{path}:{number}: not a line of metrics; remove it, or take another MODEL_DIR") from e
-  return lines
+      raise InputError(f"{place}: not a line of metrics; remove it, or take another MODEL_DIR") from e
+
+
+def _step_of(record: Any) -> float:
+  step = record["step"]
+  if isinstance(step, bool) or not isinstance(step, int | float):
+    raise TypeError
+  return step

@@ -6,6 +6,7 @@
 import argparse
 import os
 
+from gtr_jax.collections.collection import corpus_file, qrels_file, queries_file, splits
 from gtr_jax.data import root
 from gtr_jax.data.prepare import msmarco
 from gtr_jax.data.prepare.judged import JudgedPairs
@@ -38,30 +39,18 @@ def source(args: argparse.Namespace) -> JudgedPairs:
     raise InputError(f"{args.folder}: no such folder, nor below {root.data_dir()}; give one in BEIR layout")
   if args.min_grade < 1:
     raise InputError(f"--min_grade {args.min_grade}: give 1 or more; grade 0 is judged not relevant")
-  dev = _qrels(folder, "dev")
-  validation = (dev if os.path.exists(dev) else "") if args.validation_split is None else (
-      _existing_qrels(folder, args.validation_split) if args.validation_split else "")
+  validation = args.validation_split
+  if validation is None:
+    validation = "dev" if "dev" in splits(folder) else ""
   return JudgedPairs(
-      name=f"beir_{os.path.basename(os.path.abspath(folder))}", passages=_jsonl(folder, "corpus"),
-      queries=(args.queries or _jsonl(folder, "queries"),), qrels=_existing_qrels(folder, args.split),
-      validation_qrels=validation, cache=cache_folder(), min_grade=args.min_grade, **msmarco.negatives(args))
+      name=f"beir_{os.path.basename(os.path.abspath(folder))}", passages=os.fspath(corpus_file(folder)),
+      queries=(args.queries or os.fspath(queries_file(folder, args.split)),), qrels=_qrels(folder, args.split),
+      validation_qrels=_qrels(folder, validation) if validation else "", cache=cache_folder(),
+      min_grade=args.min_grade, **msmarco.negatives(args))
 
 
-def _qrels(folder, split):
-  return os.path.join(folder, "qrels", f"{split}.tsv")
-
-
-def _existing_qrels(folder, split):
-  if not os.path.exists(path := _qrels(folder, split)):
-    there = sorted(name.removesuffix(".tsv") for name in os.listdir(os.path.dirname(path)) if name.endswith(".tsv")
-                   ) if os.path.isdir(os.path.dirname(path)) else []
-    raise InputError(f"{path}: no such file; splits here: {', '.join(there) or 'none'}. To train on one that is for "
-                     "testing would spoil the test")
-  return path
-
-
-def _jsonl(folder, name):
-  for ending in ("jsonl", "jsonl.gz"):
-    if os.path.exists(path := os.path.join(folder, f"{name}.{ending}")):
-      return path
-  raise InputError(f"{folder}: no {name}.jsonl or {name}.jsonl.gz; give a folder in BEIR layout")
+def _qrels(folder: str, split: str) -> str:
+  try:
+    return os.fspath(qrels_file(folder, split))
+  except InputError as e:
+    raise InputError(f"{e}. To train on one that is for testing would spoil the test") from e

@@ -12,17 +12,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
+from gtr_jax.collections.collection import corpus_file, qrels_file, queries_file, splits
+from gtr_jax.collections.corpus import broken, document_of
+from gtr_jax.collections.qrels import judgements_in
 from gtr_jax.data import root
 from gtr_jax.data.prepare.records import normalized
-from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import atomic, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.io.paths import location
 
 _GRAM = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
 _SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
 _PLURALS = {"query": "queries", "document": "documents"}
-_CORPUS, _QUERIES = (("corpus.jsonl", "corpus.jsonl.gz"), ("queries.jsonl", "queries.jsonl.gz"))
 _MOST_MISSING = 0.05  # Of what is judged: of some collections not all documents are to be had any more.
 _NO_WORDS = re.compile(r"[^\w\s]|_|\s")  # Dashes, quotes and spaces of all alphabets.
 _TO_WORDS = bytes(b if b > 127 or chr(b).isalnum() else 32 for b in range(256))
@@ -53,10 +55,8 @@ def write_tested(collections: Sequence[str], path: str) -> None:
   for name, (hashes, owners) in found.items():
     hashes, first = np.unique(np.concatenate(hashes), return_index=True)
     arrays |= {name: hashes, f"{name}_owners": np.concatenate(owners)[first]}
-  new = epath.Path(f"{path}.tmp")
-  with new.open("wb") as f:
+  with atomic.replacing(path) as f:
     np.savez(f, **arrays)
-  new.replace(path)
 
 
 class Tested:
@@ -95,51 +95,43 @@ def files_of(collection: str) -> list[str]:
 
 
 def _folders(collection: str) -> list[epath.Path]:
-  folder = epath.Path(collection).expanduser()
+  folder = location(collection)
   folder = folder if folder.exists() else root.resolve(collection)
-  parts = sorted(path.parent for name in _CORPUS for path in folder.glob(f"*/{name}"))
-  return parts if parts and not any((folder / name).exists() for name in _CORPUS) else [folder]
+  parts = sorted({path.parent for path in folder.glob("*/corpus.jsonl*")})
+  return parts if parts and not list(folder.glob("corpus.jsonl*")) else [folder]
 
 
 def _files(folder: epath.Path) -> list[str]:
   """Corpus, queries, and the judgements of one or more splits."""
-  found = []
-  for names in (_CORPUS, _QUERIES, [f"qrels/{split}.tsv" for split in _SPLITS]):
-    there = [os.fspath(folder / name) for name in names if (folder / name).exists()]
-    if not there:
-      raise InputError(f"{folder / names[0]}: no such file; --decontaminate takes a folder in BEIR layout")
-    found += there if names[0].startswith("qrels") else there[:1]
-  return found
+  tested = [split for split in _SPLITS if split in splits(folder)]
+  if not tested:
+    qrels_file(folder, _SPLITS[0])  # Raises.
+  return list(map(os.fspath, (corpus_file(folder), queries_file(folder, tested[0]),
+                              *(qrels_file(folder, split) for split in tested))))
 
 
 def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
   """(kind, id, title, text) of each tested query and document."""
   corpus, queries, *qrels = _files(folder)
   asked, relevant = set(), set()
-  for place, line in itertools.chain(*(lines.read_text(Part(path)) for path in qrels)):
-    fields = line.split("\t")
-    try:
-      query, document, score = fields if len(fields) != 4 else (fields[0], *fields[2:])  # Four: TREC's columns.
-      score = int(score)
-    except ValueError:
-      if place.endswith(":1"):
-        continue  # The names of the columns.
-      raise InputError(f"{place}: not a query id, a document id and a whole number; correct the line") from None
-    asked.add(query)
-    if score > 0:
-      relevant.add(document)
+  for _, query_id, doc_id, grade in itertools.chain(*(judgements_in(Part(path)) for path in qrels)):
+    asked.add(query_id)
+    if grade > 0:
+      relevant.add(doc_id)
   if not asked:
     raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
   for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
-    counts, missing = Counts(), set(wanted)
-    for place, row in jsonl.read_values(Part(path), counts.broken):
-      if not isinstance(row, dict) or "_id" not in row or not isinstance(row.get("text"), str):
-        raise InputError(f'{place}: not an object with "_id" and "text"; correct the line')
-      if str(row["_id"]) in wanted:
-        missing.discard(str(row["_id"]))
-        yield kind, row["_id"], row.get("title") or "", row["text"].strip()
-    if counts.places:
-      raise InputError(f"{counts.places[0]}; correct the line")
+    missing = set(wanted)
+    for line in lines.read_lines(Part(path)):
+      if not line.data.strip():
+        continue
+      try:
+        found = document_of(line.data)
+      except ValueError as e:
+        raise broken(line, e) from e
+      if found.id in wanted:
+        missing.discard(found.id)
+        yield kind, found.id, found.title, found.text.strip()
     if len(missing) > _MOST_MISSING * len(wanted):
       raise InputError(f"{', '.join(qrels)}: {len(missing):,} of {len(wanted):,} judged {_PLURALS[kind]}, such as "
                        f"{min(missing)!r}, are not in {path}; is it cut off, or another collection's?")

@@ -11,8 +11,10 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from gtr_jax.collections.qrels import judgements_in
+from gtr_jax.collections.queries import queries_in
 from gtr_jax.data.prepare import judgements, pickles
-from gtr_jax.data.prepare.judgements import identifier, read_qrels, read_queries
+from gtr_jax.data.prepare.judgements import identifier
 from gtr_jax.data.prepare.passages import full_text, open_table
 from gtr_jax.data.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.errors import InputError
@@ -82,7 +84,7 @@ class JudgedPairs:
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     if part.kind == "queries":
-      yield from ((query_id, ["query", text]) for query_id, text in read_queries(part, counts))
+      yield from ((query_id, ["query", text.strip()]) for _, query_id, text in queries_in(part, counts.broken))
     elif part.kind == "negatives" and ".jsonl" in os.path.basename(part.path):
       yield from self._ranked(part, counts)
     elif part.kind == "negatives":
@@ -93,7 +95,7 @@ class JudgedPairs:
       table = self._tables()[part.path == self.titles]
       counts.update({"broken": table.broken} if table.broken else {}, table.broken_places)
     else:
-      for _, query_id, passage_id, grade in read_qrels(part, counts):
+      for _, query_id, passage_id, grade in judgements_in(part, counts.broken):
         yield query_id, ["judged", part.kind, passage_id, grade]
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:

@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from gtr_jax.collections.qrels import judgements_in
+from gtr_jax.collections.queries import queries_in
 from gtr_jax.data.prepare.passages import PassageTable
 from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
@@ -22,41 +24,10 @@ def identifier(value: Any) -> str:
   return found
 
 
-def read_queries(part: Part, counts: Counts) -> Iterator[tuple[str, str]]:
-  """(id, text) of a file of queries: JSONL with `_id` and `text`, or TSV of two columns."""
-  if ".jsonl" in os.path.basename(part.path):
-    for place, record in jsonl.read_values(part, counts.broken):
-      try:
-        record["text"].encode()
-        yield identifier(record["_id"]), record["text"].strip()
-      except (KeyError, TypeError, ValueError, AttributeError):
-        counts.broken(place, "not an object with _id and text")
-    return
-  for place, line in lines.read_text(part, counts.broken):
-    query_id, tab, text = line.partition("\t")
-    if not tab or "\t" in text or not query_id:
-      counts.broken(place, f"{line.count(chr(9)) + 1} columns, not query id and text with a tab between them")
-    else:
-      yield query_id, text.strip()
-
-
-def read_qrels(part: Part, counts: Counts) -> Iterator[tuple[str, str, str, int]]:
-  """(place, query id, passage id, grade) of a file of judgements in one of the forms of `JudgedPairs.qrels`."""
-  for place, line in lines.read_text(part, counts.broken):
-    fields = line.split()
-    if fields[:1] == ["query-id"] or not fields:
-      continue
-    grade = fields[-1] if len(fields) > 2 else "1"
-    if not 2 <= len(fields) <= 4 or not grade.removeprefix("-").isdecimal():
-      counts.broken(place, "not query and passage; query, passage and grade; or query, 0, passage and grade")
-    else:
-      yield place, fields[0], fields[2] if len(fields) == 4 else fields[1], int(grade)
-
-
 def check_ids(qrels: str, queries: tuple[str, ...], table: PassageTable) -> None:
   """Raises InputError where most judgements are of passages or queries that are not there: of another collection."""
   ignored = Counts()
-  head = list(itertools.islice(read_qrels(Part(qrels), ignored), _CHECKED))
+  head = list(itertools.islice(judgements_in(Part(qrels), ignored.broken), _CHECKED))
   if not head:
     place = f"; {ignored.places[0]}" if ignored.places else ""
     raise InputError(f"{qrels}: no judgements in it{place}; give query, 0, passage and grade with tabs between them")
@@ -68,7 +39,7 @@ def check_ids(qrels: str, queries: tuple[str, ...], table: PassageTable) -> None
   wanted = {query_id for _, query_id, _, _ in head}
   missing = set(wanted)
   for path in queries:
-    for query_id, _ in read_queries(Part(path), ignored):
+    for _, query_id, _ in queries_in(Part(path), ignored.broken):
       missing.discard(query_id)
       if not missing:
         return
@@ -98,7 +69,7 @@ def check_negatives(negatives: Sequence[str], qrels: str, table: PassageTable) -
       raise InputError(f"{path} and {table.path} do not belong together: {len(unknown):,} of the first "
                        f"{len(passages):,} negatives, such as {unknown[0]!r}, are not there; give the passages of "
                        "these negatives")
-    judged = judged or {query_id for _, query_id, *_ in read_qrels(Part(qrels), ignored)}
+    judged = judged or {query_id for _, query_id, *_ in judgements_in(Part(qrels), ignored.broken)}
     if queries and not queries & judged:
       raise InputError(f"{path}: none of its first {len(queries):,} queries, such as {min(queries)!r}, is judged in "
                        f"{qrels}; give the negatives of these judgements")

@@ -16,28 +16,20 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from gtr_jax.collections.corpus import Document, document_of
 from gtr_jax.data import root
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, jsonl, lines
+from gtr_jax.io import atomic, lines
 from gtr_jax.io.lines import Part
 
 _FORMAT = 1  # Part of the key: raise it when the index changes.
 _MAX_BROKEN = 0.001
 COLUMNS = ("id,text", "id,text,title", "id,title,text")
-
-
-class Row(NamedTuple):
-  """A passage."""
-
-  id: str
-  title: str
-  text: str
 
 
 def full_text(title: str | None, text: str) -> str:
@@ -72,7 +64,7 @@ class PassageTable:
   def __contains__(self, passage_id: str) -> bool:
     return self.get(passage_id) is not None if self._first is None else self._number(passage_id) is not None
 
-  def get(self, passage_id: str) -> Row | None:
+  def get(self, passage_id: str) -> Document | None:
     """The passage, or None where the table has no such id."""
     if self._first is not None:
       row = self._number(passage_id)
@@ -214,21 +206,21 @@ def _named(columns):
   return "JSON lines with _id, title and text" if columns == "json" else f"columns {columns} with tabs between them"
 
 
-def _parser(columns: str) -> Callable[[bytes], Row]:
-  """What makes a `Row` of a line. It raises ValueError."""
+def _parser(columns: str) -> Callable[[bytes], Document]:
+  """What makes a `Document` of a line. It raises ValueError."""
   if columns == "json":
-    return _json_row
+    return document_of
   names, quoted = columns.split(","), columns == "id,text,title"
   text_at, title_at = names.index("text"), names.index("title") if "title" in names else None
 
-  def parse(line: bytes) -> Row:
+  def parse(line: bytes) -> Document:
     text = line.decode()
     fields = _unquoted(text) if quoted and '"' in text else text.split("\t")
     if len(fields) != len(names):
       raise ValueError(f"{len(fields)} columns, not {len(names)}")
     if not fields[0].strip():
       raise ValueError("no id")
-    return Row(fields[0].strip(), "" if title_at is None else fields[title_at], fields[text_at])
+    return Document(fields[0].strip(), "" if title_at is None else fields[title_at], fields[text_at])
 
   return parse
 
@@ -238,18 +230,6 @@ def _unquoted(line: str) -> list[str]:
     return next(csv.reader([line], delimiter="\t"))
   except csv.Error as e:  # A field of more than 128 KB.
     raise ValueError(str(e)) from e
-
-
-def _json_row(line: bytes) -> Row:
-  record = jsonl.parse(line)
-  try:
-    row = Row(jsonl.identifier(record["_id"]), record.get("title") or "", record["text"] or "")
-  except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError("not an object with _id and text") from e
-  if not all(isinstance(value, str) for value in row) or not row.id:
-    raise ValueError("title or text is not a string, or _id is empty")
-  "".join(row).encode()  # A UnicodeEncodeError is a ValueError.
-  return row
 
 
 def _hash(row_id: str) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
+from gtr_jax.collections.beir import BeirSet
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.beir import BeirSet
 
 ZIP_FILE = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 HUB = "https://huggingface.co/datasets"

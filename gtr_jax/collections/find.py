@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from etils import epath
 
+from gtr_jax.collections import download
+from gtr_jax.collections.beir import SETS, SUITES, BeirSet, parts
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import download
-from gtr_jax.evaluation.beir import SETS, SUITES, BeirSet, parts
+from gtr_jax.io.paths import location
 
 _BEIR, _NANO = "beir/", "nano-beir/"
 
@@ -103,7 +104,7 @@ def _archive_of(name: str) -> BeirSet:
 
 
 def _place(reference: str, root: epath.Path) -> epath.Path:
-  here = epath.Path(reference)
+  here = location(reference)
   return root / reference if _set_of(reference) and _is_name(reference) and not here.exists() else here
 
 

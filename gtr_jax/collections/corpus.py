@@ -1,0 +1,192 @@
+"""Corpora: JSON lines (BEIR's corpus.jsonl) or TSV (MS MARCO's collection.tsv), plain or compressed."""
+
+import array
+import codecs
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, lines
+from gtr_jax.io.paths import is_remote, location
+
+_WHITE_SPACE = re.compile(r"[ \t-\r]")  # What parts the columns of a run; published ids may hold other kinds.
+
+
+class Document(NamedTuple):
+  """A document, as it was read."""
+
+  id: str
+  title: str
+  text: str
+
+
+class Documents(NamedTuple):
+  """A corpus: three sequences of the same length. Titles and texts may lie on disk until they are asked for."""
+
+  ids: list[str]
+  titles: Sequence[str]
+  texts: Sequence[str]
+
+  def full_texts(self) -> Sequence[str]:
+    """What is encoded and indexed: title + space + text; each put together when asked for."""
+    return View(len(self.ids), lambda row: full_text(self.titles[row], self.texts[row]))
+
+  def reordered(self, order: np.ndarray) -> "Documents":
+    """Its documents `order[0]`, `order[1]`, …; no text is read."""
+    return Documents([self.ids[row] for row in order.tolist()], *(
+        View(len(order), lambda row, column=column: column[order[row]]) for column in (self.titles, self.texts)))
+
+
+class View(Sequence):
+  """A sequence whose items are made when asked for."""
+
+  def __init__(self, length: int, item: Any):
+    self._length, self._item = length, item
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, key):
+    rows = range(self._length)[key]
+    return [self._item(row) for row in rows] if isinstance(rows, range) else self._item(rows)
+
+
+def full_text(title: str | None, text: str) -> str:
+  """Title, space, text, as BEIR joins them; no leading space where there is no title."""
+  return f"{title or ''} {text}".strip()
+
+
+def document_of(line: bytes, no_text: str | None = "") -> Document:
+  """The document of a line: a JSON object, or id and text with a tab between them.
+
+  Args:
+    line: in UTF-8.
+    no_text: stands for the text of an object that has none; None: it must have one.
+
+  Raises:
+    ValueError: in words.
+  """
+  if not _is_json(line):
+    if wrong := lines.not_utf8(line):
+      raise ValueError(wrong)
+    doc_id, *texts = line.decode().split("\t")
+    if len(texts) != 1 or not texts[0].strip():
+      raise ValueError(f"{1 + len(texts)} columns, or no text: expected a JSON object, or id and text with a tab "
+                       "between them")
+    return Document(doc_id.strip(), "", texts[0])
+  record = jsonl.parse(line)
+  if not isinstance(record, dict):
+    raise ValueError(f"{jsonl.kind_of(record)} of JSON, not an object; each line must be one JSON object")
+  if record.get("_id") is None:
+    raise ValueError(f'no "_id", only {", ".join(map(repr, record)) or "an empty object"}; every line needs one')
+  return Document(jsonl.id_of(record, "_id"), jsonl.text_of(record, "title", ""),
+                  jsonl.text_of(record, "text", no_text))
+
+
+def check_id(value: str) -> None:
+  """Raises ValueError for an id that is empty or has white space: a TREC run could not hold it."""
+  if not value or _WHITE_SPACE.search(value):
+    raise ValueError(f'"_id" is {value!r}; an id may be neither empty nor contain white space')
+
+
+def _is_json(line: bytes) -> bool:
+  """Whether a line is meant as JSON: no id begins so."""
+  return line.lstrip()[:1] in (b"{", b"[")
+
+
+class _OnDisk:
+  """The documents of a plain file on a local disk, read when asked for: only where lines begin is in memory."""
+
+  def __init__(self, path: epath.Path, stops: np.ndarray):
+    self._path, self._stops, self._file = path, stops, open(path, "rb")  # noqa: SIM115
+    self._last = (-1, Document("", "", ""))  # A title is asked for, then the text of the same line.
+
+  def column(self, name: str) -> Sequence[str]:
+    return View(len(self._stops) - 1, lambda row: getattr(self._document(row), name))
+
+  def _document(self, row: int) -> Document:
+    last = self._last  # Another thread may replace it.
+    if last[0] != row:
+      start, stop = int(self._stops[row]), int(self._stops[row + 1])
+      line = os.pread(self._file.fileno(), stop - start, start).rstrip(b"\r\n").rpartition(b"\n")[2]
+      line = line.removeprefix(codecs.BOM_UTF8)
+      try:
+        last = self._last = (row, document_of(line))  # Empty lines may come before.
+      except ValueError as e:
+        raise InputError(f"{self._path}: changed while it was in use; start again") from e
+    return last[1]
+
+
+class Corpus(NamedTuple):
+  """A whole corpus, read and checked.
+
+  Attributes:
+    documents: in file order. Of a plain file on a local disk only the ids are in memory.
+    words: int32, how many words title and text of each document have.
+    lines: id -> its place in the file.
+  """
+
+  documents: Documents
+  words: np.ndarray
+  lines: dict[str, int]
+
+
+def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
+                each: Callable[[Document], object] = lambda document: None) -> Corpus:
+  """Reads and checks a corpus.
+
+  Args:
+    path: of the file.
+    allow_empty: keep documents with neither title nor text, for published collections that have some (Cranfield: two);
+      otherwise they are an error.
+    each: called with each document.
+
+  Raises:
+    InputError: names file and line at the first document that is wrong.
+  """
+  path = location(path)
+  lines.size_of(path)
+  on_disk = not is_remote(path) and not lines.is_compressed(path)
+  documents, seen, words, stops = Documents([], [], []), {}, array.array("i"), array.array("q", [0])
+  for number, line in enumerate(lines.read_lines(lines.Part(os.fspath(path))), 1):
+    if not line.data.strip():
+      continue
+    try:
+      document = document_of(line.data)
+      check_id(document.id)
+    except ValueError as e:
+      raise broken(line, e) from e
+    place, (doc_id, title, text) = line.place, document
+    if doc_id in seen:
+      raise InputError(f"{place}: duplicate _id {doc_id!r}, first at line {seen[doc_id]}; ids must be unique")
+    if not allow_empty and not title.strip() and not text.strip():
+      raise InputError(f"{place}: document {doc_id!r} has neither title nor text; remove it, or keep it with "
+                       "--allow_empty_documents")
+    seen[doc_id] = number
+    each(document)
+    documents.ids.append(doc_id)
+    words.append(len(title.split()) + len(text.split()))
+    stops.append(line.stop)
+    if not on_disk:
+      documents.titles.append(title)
+      documents.texts.append(text)
+  if not documents.ids:
+    raise InputError(f"{path}: no documents")
+  if on_disk:
+    there = _OnDisk(path, np.asarray(stops, np.int64))
+    documents = Documents(documents.ids, there.column("title"), there.column("text"))
+  return Corpus(documents, np.asarray(words, np.int32), seen)
+
+
+def broken(line: lines.Line, error: ValueError) -> InputError:
+  """What to say of a line of a corpus or of queries."""
+  if jsonl.is_array(line):
+    return jsonl.an_array(line)
+  cut_off = not line.ended and "not JSON (" in str(error)
+  advice = "the file is cut off (no line end); fetch it again" if cut_off else "correct or remove the line"
+  return InputError(f"{line.place}: {error}; {advice}")
