@@ -19,6 +19,7 @@ from gtr_jax.model import with_initial_params, write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
@@ -100,7 +101,8 @@ def train(
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = distributed.first_before_others(  # What is made of the data files is made once.
       lambda: train_data(seed=random_seed, wants_state=periods.may_save, **shard))
-  batches.check_first_batch()
+  candidates = Candidates(loss)
+  candidates.check_first(batches.check_first_batch())
   distributed.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(model.config.vocab_size)
@@ -145,7 +147,7 @@ def train(
   step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
   try:
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
-                 best_metric=best_metric, writers=writers, progress=progress)
+                 best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
   finally:
     for writer in writers:
       writer.close()

@@ -260,7 +260,7 @@ def test_wrong_collections(data, tmp_path):
   with pytest.raises(InputError, match="none: no such folder; give a folder in BEIR layout"):
     prepare(source, decontaminate=(str(tmp_path / "none"),))
   header = "query-id\tcorpus-id\tscore\n"
-  for qrels, message in ((f"{header}q1 d1 1\n", r"test.tsv:2: not a query id"), (header, "no judgements"),
+  for qrels, message in ((f"{header}q1,d1,1\n", r"test.tsv:2: 1 columns"), (header, "no judgements"),
                          ("x1\td1\t1\n", "1 of 1 judged queries, such as 'x1', are not"),
                          (f"{header}q1\td1\t1\nq3\tx3\t1\n", "1 of 2 judged documents, such as 'x3', are not"),
                           ("", "test.tsv: is empty")):

@@ -154,8 +154,11 @@ class TrainingBatches:
     self._queue = queue.Queue(maxsize=read_ahead)
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
 
-  def check_first_batch(self) -> None:
-    """Reads a batch and throws it away, so that what is wrong with the data shows before anything is written.
+  def check_first_batch(self) -> Batch:
+    """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
+
+    Returns:
+      This process's part of a first batch.
 
     Raises:
       InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
@@ -170,6 +173,7 @@ class TrainingBatches:
     if not features.get("right_negative_encoder_input_tokens", tf.ones(1)).numpy().any():
       raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
                        "first batch has one; declare the task's `negatives` field, or ask for 0")
+    return self._make_batch({name: value.numpy() for name, value in features.items() if name != "example_id"})
 
   def _no_data(self):
     return InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")

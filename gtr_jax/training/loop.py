@@ -112,7 +112,8 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
 
 def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer: Checkpointer, *, periods: Periods,
         mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
-        writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None) -> FitResult:
+        writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
+        look_at: Callable[[int, Any], None] = lambda step, batch: None) -> FitResult:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
@@ -131,6 +132,7 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
     best_metric: a result of an evaluator, "name/key": the best checkpoint by it is kept, and saved when it comes up.
     writers: get the metrics, in process 0.
     progress: from `resume`.
+    look_at: called with each step and this process's part of its batch.
 
   Raises:
     TrainingError: something is not finite, or the batches ended.
@@ -152,6 +154,7 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
           break
         state, metrics = train_step(state, global_batch(mesh, batch))
         step += 1
+        look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
         loop.settle(keep=1)
         if several and stop.is_asked(signals.received):
