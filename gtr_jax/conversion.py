@@ -1,5 +1,6 @@
 """`gtr-jax convert`: a model from any of its forms on disk into one that another program reads."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from gtr_jax.convert import export, saved_model, stablehlo, t5x
 from gtr_jax.convert.card import model_card
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import new_folder
 from gtr_jax.io.paths import is_remote, location, reached
 from gtr_jax.model import Missing, open_source
 
@@ -78,32 +80,42 @@ def _check_t5x_says_it(model: Source, source: epath.PathLike) -> None:
 
 
 def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
-  """Lets `write` fill a folder of another name beside `output`, and renames it when all is there.
+  """Lets `write` fill a folder of another name beside `output`, which gets its name when all is there.
 
-  Object stores cannot rename: there it is `output` itself, and the file that makes it a model is written last.
+  Where that fails, what was made is removed, the folders above included. Object stores cannot rename: there it is
+  `output` itself, and the file that makes it a model is written last.
   """
   remote = is_remote(output)
-  folder = output if remote else output.parent / f".{output.name}.{os.getpid()}.tmp"
+  made = [] if remote else [path for path in output.parents if not path.exists()]
   try:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
-    try:
-      write(folder)
-      if not remote:
-        folder.rename(output)
-    except BaseException:
-      folder.rmtree()
+    if remote:
+      _in_place(output, write)
+    else:
+      with new_folder(output) as folder:
+        write(folder)
+  except BaseException as e:
+    for path in made:  # from the inside out
+      with contextlib.suppress(OSError):  # Another process has written there.
+        path.rmdir()
+    if not isinstance(e, OSError) or remote or e.filename is not None and not _lies_at(os.fspath(e.filename), output):
       raise
-  except OSError as e:
-    if remote or e.filename is not None and not _lies_at(os.fspath(e.filename), output, folder):
-      raise  # of the source
     above = next((path for path in output.parents if path.exists()), output.parent)
     reason = e.strerror or e if above.is_dir() else f"{above} is no folder"
     raise InputError(f"{output}: cannot be written ({reason}); give another folder, or make room and rights for this "
                      "one") from e
 
 
-def _lies_at(name: str, output: epath.Path, folder: epath.Path) -> bool:
-  """Whether it is below `folder`, or `output` or a folder that it is in."""
+def _in_place(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  output.mkdir(parents=True)
+  try:
+    write(output)
+  except BaseException:
+    output.rmtree()
+    raise
+
+
+def _lies_at(name: str, output: epath.Path) -> bool:
+  """Whether it is `output`, a folder that it is in, or what is being written for it."""
   path = epath.Path(name)
-  return folder in (path, *path.parents) or path in (output, *output.parents)
+  return path in (output, *output.parents) or any(
+      place.parent == output.parent and place.name.startswith(f".{output.name}.") for place in (path, *path.parents))

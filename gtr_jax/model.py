@@ -24,8 +24,12 @@ from jax.sharding import Mesh
 
 from gtr_jax import checkpoint, distributed
 from gtr_jax.convert.formats import open_model
+from gtr_jax.convert.json_file import read_fields
+from gtr_jax.convert.kinds import other_vocabulary
+from gtr_jax.convert.locate import locate
 from gtr_jax.convert.source import Array, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.io.paths import location, reached
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.partitioning import make_mesh, state_shardings
@@ -144,7 +148,7 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, missing: Missing 
       source = _complete(open_model(path), missing or Missing())
       params = _place_arrays(source, mesh)
     else:
-      source, step = _open_run(epath.Path(path), model_dir, missing)
+      source, step = _open_run(locate(path), model_dir, missing)
       params = checkpoint.restore_params(step, _abstract_params(source.encoder, mesh))
   tokenizer = _tokenizer(source)
   return Model(source.encoder, params, tokenizer, source.lengths, source.prompts, mesh,
@@ -159,7 +163,7 @@ def open_source(path: epath.PathLike, missing: Missing | None = None) -> tuple[S
   if model_dir is None:
     source = _complete(open_model(path), missing or Missing())
     return source, _tokenizer(source)
-  source, step = _open_run(epath.Path(path), model_dir, missing)
+  source, step = _open_run(locate(path), model_dir, missing)
   params = functools.cache(lambda: traverse_util.flatten_dict(
       checkpoint.restore_params(step, _abstract_params(source.encoder, make_mesh())), sep="/"))
   shapes = traverse_util.flatten_dict(_abstract_params(source.encoder, make_mesh()), sep="/")
@@ -208,11 +212,9 @@ def _complete(source: Source, missing: Missing) -> Source:
     given = {name: value for name, value in given.items() if name not in said}
   if "vocabulary" in given:
     source = dataclasses.replace(source, vocabulary=location(given["vocabulary"]), vocabulary_model=None)
-    if not source.vocabulary.is_file():
-      raise InputError(f"{source.vocabulary}: no such file; give the vocabulary's SentencePiece model (spiece.model)")
   if source.vocabulary is None:
-    raise InputError(f"{source.path}: comes without a vocabulary; give the SentencePiece model (spiece.model) that it "
-                     "was trained with: --vocabulary, in Python vocabulary=")
+    raise InputError(f"{source.path}: comes without a vocabulary{other_vocabulary(source.path)}; give the "
+                     "SentencePiece model (spiece.model) that it was trained with: --vocabulary, in Python vocabulary=")
   lengths = {side: given.get(name, source.lengths.get(side)) for side, name in _LENGTHS.items()}
   for side, length in lengths.items():
     if length is None:
@@ -236,7 +238,7 @@ def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, token
   abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params,
                           shardings)
   if _find_model_dir(path) is not None:
-    return {**params, **checkpoint.restore_params(path, abstract)}
+    return {**params, **checkpoint.restore_params(locate(path), abstract)}
   source = open_model(path)
   if source.vocabulary is not None and (theirs := _tokenizer(source)).pieces() != tokenizer.pieces():
     raise InputError(f"{theirs.path}: the vocabulary of INITIAL_CHECKPOINT_PATH, and not {tokenizer.path}, which this "
@@ -283,7 +285,7 @@ def check_model(path: epath.PathLike, missing: Missing | None = None) -> None:
     return
   _refuse_missing(path, missing)
   _read_model_json(model_dir / MODEL_JSON)
-  checkpoint.find_checkpoint(path)
+  checkpoint.find_checkpoint(locate(path))
 
 
 def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer: Tokenizer, *, query_length: int,
@@ -302,7 +304,7 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
   Raises:
     InputError: the folder already holds another model; nothing is changed.
   """
-  model_dir = epath.Path(model_dir)
+  model_dir = location(model_dir)
   place = model_dir / MODEL_JSON
   if place.exists():
     there, vocabulary, _, _ = _read_model_json(place)
@@ -313,14 +315,13 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
                        "this one")
   elif model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
     raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR")
-  model_dir.mkdir(parents=True, exist_ok=True)
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
-    _write(model_dir / VOCABULARY_FILE, tokenizer.model)
+    write_bytes(model_dir / VOCABULARY_FILE, tokenizer.model)
   fields = {"model": encoder.to_json(),
             "vocabulary": {"file": VOCABULARY_FILE, "sha256": tokenizer.sha256, "extra_ids": tokenizer.extra_ids},
             "lengths": {"query": query_length, "document": document_length},
             "prompts": {"query": query_prompt, "document": document_prompt}}
-  _write(place, (json.dumps(fields, indent=2) + "\n").encode())
+  write_json(place, fields, indent=2)
 
 
 def weights_hash(encoder: DualEncoder, params: Any, tokenizer: Tokenizer, lengths: Mapping[str, int],
@@ -345,7 +346,7 @@ def _fields(encoder: DualEncoder, but: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _find_model_dir(path: epath.PathLike) -> epath.Path | None:
   """The folder with model.json, or None if the path is of no training run."""
-  path = location(path)
+  path = locate(path)
   with reached(path):
     for folder in (path, path.parent, path.parent.parent):
       if (folder / MODEL_JSON).exists() and (folder == path or path.name == "checkpoints" or
@@ -356,23 +357,20 @@ def _find_model_dir(path: epath.PathLike) -> epath.Path | None:
 
 def _read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dict[str, int], dict[str, str]]:
   """(encoder, vocabulary, lengths, prompts)."""
+  fields = read_fields(place)
+  if not fields.contents.keys() >= {"model", "vocabulary", "lengths", "prompts"}:
+    raise InputError(f"{place}: is of no training run of gtr_jax, or damaged (it lacks model, vocabulary, lengths or "
+                     "prompts); take the run's own, or give the folder of another model without it")
+  vocabulary, lengths, prompts = (fields.inner(name) for name in ("vocabulary", "lengths", "prompts"))
+  vocabulary = {"file": vocabulary.file("file"), "sha256": vocabulary.get("sha256", str),
+                "extra_ids": vocabulary.get("extra_ids", int, least=0)}
+  lengths = {side: lengths.get(side, int, least=1) for side in _LENGTHS}
+  prompts = {side: prompts.get(side, str) for side in _LENGTHS}
   try:
-    fields = json.loads(place.read_text())
-    vocabulary, lengths, prompts = fields["vocabulary"], fields["lengths"], fields["prompts"]
-    vocabulary = {"file": str(vocabulary["file"]), "sha256": str(vocabulary["sha256"]),
-                  "extra_ids": int(vocabulary["extra_ids"])}
-    lengths = {side: int(lengths[side]) for side in _LENGTHS}
-    prompts = {side: str(prompts[side]) for side in _LENGTHS}
-    encoder = DualEncoder.from_json(fields["model"])
+    encoder = DualEncoder.from_json(fields.get("model", dict))
   except InputError as e:
     raise InputError(f"{place}: {e}") from e
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise InputError(f"{place}: damaged ({type(e).__name__}: {e}); it comes with every training run, get it from "
                      "there") from e
   return encoder, vocabulary, lengths, prompts
-
-
-def _write(path: epath.Path, data: bytes) -> None:
-  temporary = path.parent / f".{path.name}.tmp"
-  temporary.write_bytes(data)
-  temporary.replace(path)

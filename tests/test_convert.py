@@ -1,6 +1,7 @@
 """Hugging Face and sentence-transformers folders: written, read again, and what is wrong with them."""
 
 import json
+import math
 
 import jax
 import ml_dtypes
@@ -224,7 +225,9 @@ def test_what_gtr_jax_does_not_compute(folder, file, fields, text):
     ("2_Dense/config.json", "out_features", True, "a whole number of at least 1"),
     ("2_Dense/config.json", "activation_function", 3, "a text"),
     *(("sentence_bert_config.json", "max_seq_length", value, "a whole number of at least 1")
-      for value in ("128", 2.5, True, 0, [1])),
+      for value in ("128", 2.5, True, 0, -1, [1], math.nan)),
+    *(("tokenizer_config.json", "model_max_length", value, "a whole number of at least 1")
+      for value in ("512", 512.5, 0, -1, math.nan, -math.inf)),
     ("tokenizer_config.json", "extra_ids", "x", "a whole number of at least 0"),
     ("tokenizer_config.json", "extra_ids", -5, "a whole number of at least 0"),
     ("tokenizer_config.json", "added_tokens_decoder", [], "an object"),
@@ -234,8 +237,12 @@ def test_what_gtr_jax_does_not_compute(folder, file, fields, text):
     ("config_sentence_transformers.json", "similarity_fn_name", ["dot"], "a text"),
 ])
 def test_fields_of_another_kind(folder, file, name, value, kind):
+  if name == "model_max_length":  # which is read where that one says nothing
+    change(folder / "sentence_bert_config.json", max_seq_length=None)
   change(folder / file, **{name: value})
-  assert message(folder).startswith(f"{folder / file}: {name} is {json.dumps(value)}; it must be {kind}: copy the")
+  assert message(folder).startswith(f"{folder / file}: {name} is {json.dumps(value)}; it must be {kind}: " +
+                                    ("correct it, or write null, which is no limit" if "_length" in name else
+                                     f"copy the model's own {file.split('/')[-1]} again, or correct it"))
 
 
 def test_prompts_that_are_no_texts(folder):
@@ -246,7 +253,9 @@ def test_prompts_that_are_no_texts(folder):
 
 
 @pytest.mark.parametrize("max_seq_length, model_max_length, expected", [
-    (24, 40, 24), (None, 40, 40), (300_000, 40, 300_000), (None, 10**30, None), (2_000_000, 40, None)])
+    (24, 40, 24), (None, 40, 40), (300_000, 40, 300_000), (None, 10**30, None), (2_000_000, 40, None),
+    (24.0, 40, 24), (None, 40.0, 40), (None, 1e30, None), (1e30, 40, None), (None, math.inf, None), (None, None, None),
+    (None, 1000000000000000019884624838656, None)])
 def test_lengths(folder, max_seq_length, model_max_length, expected):
   change(folder / "sentence_bert_config.json", max_seq_length=max_seq_length)
   change(folder / "tokenizer_config.json", model_max_length=model_max_length)
@@ -296,6 +305,8 @@ def test_missing_files(folder):
   (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
   assert "has no other, and" in message(folder)
   (folder / "model.safetensors.index.json").unlink()
+  assert "has shards without their index (model-00001-of-00002.safetensors); gtr_jax reads" in message(folder)
+  (folder / "model-00001-of-00002.safetensors").unlink()
   assert "has neither model.safetensors nor pytorch_model.bin" in message(folder)
   (folder / "model.safetensors").mkdir()
   assert "has neither model.safetensors nor pytorch_model.bin" in message(folder)

@@ -79,7 +79,7 @@ def test_what_is_not_a_model_dir(run, tmp_path):
 
 
 @pytest.mark.parametrize("path, text", [
-    ("", "the path is empty; give the path of a model"), ("file:///a/b", "give the path without file://"),
+    ("", "the path is empty; give the path of a file or folder"), ("file:///a/b", "give the path without file://"),
     ("https://h/x", "https://h/x: gtr_jax reads and writes local paths and gs://…; copy it to this machine"),
     ("s3://b/x", "copy it to this machine"), ("GS://b/x", "write gs:// in small letters, with two slashes"),
     ("gs://b/x", "gs://b/x: cannot be reached (no such host); check the name, the network"),
@@ -118,11 +118,11 @@ def test_wrong_vocabulary_and_damaged_files(run, tmp_path):
   (folder / "spiece.model").unlink()
   assert "no such vocabulary" in message(load_model, folder)
   change(place, lengths={"query": 16})
-  assert "model.json: damaged (KeyError: 'document')" in message(load_model, folder)
+  assert "model.json: has no lengths.document; copy" in message(load_model, folder)
   change(place, lengths=fields["lengths"], model={"no_such_field": 1})
   assert f"{place}: the model description does not fit" in message(load_model, folder)
   place.write_text("{")
-  assert "model.json: damaged" in message(load_model, folder)
+  assert "model.json: is no JSON (Expecting property name" in message(load_model, folder)
 
 
 def test_a_model_dir_is_not_overwritten_by_another_model(run, tmp_path):

@@ -37,7 +37,7 @@ def test_the_library_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize("spoil, text", [
     (lambda data: data[:-1], r"cut short: \w+ \[.*\] lies at bytes [\d,]+ to [\d,]+ of [\d,]+; copy it again"),
     (lambda data: data[:20], "bytes are too few"),
-    (lambda data: b"", "bytes are too few"),
+    (lambda data: b"", "is empty; copy it again"),
     (lambda data: b"PK" + data[2:], "too few, or no safetensors file"),
     (lambda data: data[:8] + b"[" + data[9:], "its header cannot be read"),
     (lambda data: data + b"x", "damaged: 1 bytes after its arrays belong to none"),

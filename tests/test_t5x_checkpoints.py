@@ -243,8 +243,10 @@ def test_what_the_checkpoint_does_not_say(folder, tmp_path, capsys):
                         (Missing(vocabulary.path, 0, 16), "document_length")):
     with pytest.raises(InputError, match=f"give .*: --{name}, in Python {name}="):
       load_model(folder, missing=missing)
-  with pytest.raises(InputError, match="no such file; give the vocabulary's SentencePiece model"):
-    load_model(folder, missing=Missing(tmp_path, 0, 16, 32))
+  for place, text in ((tmp_path, "a folder; give the vocabulary in it, .*spiece.model"),
+                      (tmp_path / "nothing", "no such vocabulary; give the path of a SentencePiece model")):
+    with pytest.raises(InputError, match=text):
+      load_model(folder, missing=Missing(place, 0, 16, 32))
   words = ["convert", str(folder), str(tmp_path / "model"), "--vocabulary", str(vocabulary.path), "--extra_ids", "0"]
   assert cli.main(words) == 2
   assert "give a number of tokens (GTR: 64 for queries, 512 for documents): --query_length" in capsys.readouterr().err

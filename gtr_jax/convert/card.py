@@ -1,13 +1,13 @@
 """The model card of an exported model: what it is, what it was trained on, how good it is, how to use it."""
 
-import json
 import math
 import os
 import re
-from typing import Any
 
 from etils import epath
 
+from gtr_jax.convert.json_file import read_json
+from gtr_jax.convert.locate import cached_name
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
 from gtr_jax.io.paths import location
@@ -64,7 +64,7 @@ queries and documents become vectors of {encoder.dim} numbers{unit}, to be compa
   {config.mlp_dim} in the MLP; {parameters:,} parameters
 - {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}
 - trained to read {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{prompts}
-- made from: {os.path.basename(os.path.normpath(os.fspath(model.path)))}
+- made from: {cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))}
 """, _training(model), _evaluation(results), f"""## Use
 
 ```python
@@ -92,7 +92,8 @@ def _training(model: Source) -> str:
   place = next((place for place in places if place.exists()), None)
   if place is None:
     return ""
-  settings = dict(re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", place.read_text(), re.MULTILINE))
+  text = place.read_bytes().decode(errors="replace")
+  settings = dict(re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", text, re.MULTILINE))
   lines = [f"- {text}: {settings[key]}" for key, text in _SETTINGS.items()
            if settings.get(key) not in (None, "None", "0")]
   return "\n".join(["## Training", "", *lines, ""]) if lines else ""
@@ -104,13 +105,13 @@ def _evaluation(results: epath.PathLike | None) -> str:
     return ""
   place = location(results) / "results.json"
   try:
-    found: dict[str, Any] = json.loads(place.read_text())
+    found = read_json(place, missing="give the --output of `gtr-jax evaluate`")
     collections, systems = list(found["collections"]), found["systems"]
     rows = [[name, *(f"{system['results'][of]['nDCG@10']:.4f}" if of in system["results"] else "–"
                      for of in collections)] for name, system in systems.items()]
-  except FileNotFoundError as e:
-    raise InputError(f"{place}: no such file; give the --output of `gtr-jax evaluate`") from e
-  except (ValueError, KeyError, TypeError) as e:
+  except InputError:
+    raise
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise InputError(f"{place}: damaged; run `gtr-jax evaluate` again") from e
   lines = [f"| nDCG@10 | {' | '.join(collections)} |", "|---" * (len(collections) + 1) + "|",
            *(f"| {' | '.join(row)} |" for row in rows)]

@@ -4,9 +4,7 @@ The files are those of sentence-transformers: the T5 encoder in transformers' fo
 `2_Dense`, `3_Normalize`, and a model card.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -16,6 +14,7 @@ from gtr_jax.convert.names import Name, encoder_names, projection_name
 from gtr_jax.convert.sentence_transformers import VOCABULARY_FILE
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_bytes, write_json, write_text
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -52,15 +51,15 @@ def write(folder: epath.Path, encoder: DualEncoder, arrays: Mapping[str, Array],
   modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
   _write_weights(folder, {name.huggingface: _of_huggingface(name, arrays[name.native], dtype)
                           for name in encoder_names(config)}, shard_bytes)
-  _write_json(folder / "config.json", huggingface.config_fields(config, dtype))
-  _write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
-  _write_json(folder / "config_sentence_transformers.json",
+  write_json(folder / "config.json", huggingface.config_fields(config, dtype))
+  write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+  write_json(folder / "config_sentence_transformers.json",
               {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine" if
                encoder.normalize else "dot"})
   _write_tokenizer(folder, tokenizer.model, tokenizer.extra_ids, length)
   place = folder / "1_Pooling"
   place.mkdir()
-  _write_json(place / "config.json", {"word_embedding_dimension": config.emb_dim, "include_prompt": True,
+  write_json(place / "config.json", {"word_embedding_dimension": config.emb_dim, "include_prompt": True,
                                       **{flag: mode == encoder.pooling for mode, flag in _POOLINGS.items()}})
   if encoder.projection_dim is not None:
     modules.append((f"{len(modules)}_Dense", "Dense"))
@@ -69,14 +68,14 @@ def write(folder: epath.Path, encoder: DualEncoder, arrays: Mapping[str, Array],
     name = projection_name(encoder)
     safetensors.write(place / "model.safetensors",
                       {name.huggingface: _of_huggingface(name, arrays[name.native], "float32")})
-    _write_json(place / "config.json", {"in_features": config.emb_dim, "out_features": encoder.dim, "bias": False,
+    write_json(place / "config.json", {"in_features": config.emb_dim, "out_features": encoder.dim, "bias": False,
                                         "activation_function": "torch.nn.modules.linear.Identity"})
   if encoder.normalize:
     modules.append((f"{len(modules)}_Normalize", "Normalize"))
     (folder / modules[-1][0]).mkdir()
-  (folder / "README.md").write_text(card)
+  write_text(folder / "README.md", card)
   # Last, as without it nothing takes the folder for a model.
-  _write_json(folder / "modules.json", [{"idx": i, "name": str(i), "path": path, "type": f"{_MODULES}.{kind}"}
+  write_json(folder / "modules.json", [{"idx": i, "name": str(i), "path": path, "type": f"{_MODULES}.{kind}"}
                                         for i, (path, kind) in enumerate(modules)])
 
 
@@ -99,20 +98,16 @@ def _write_weights(folder: epath.Path, arrays: Mapping[str, Array], shard_bytes:
   files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
   for file, shard in zip(files, shards, strict=True):
     safetensors.write(folder / file, shard)
-  _write_json(folder / "model.safetensors.index.json", {
+  write_json(folder / "model.safetensors.index.json", {
       "metadata": {"total_size": total},
       "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard}})
 
 
 def _write_tokenizer(folder: epath.Path, model: bytes, extra_ids: int, length: int) -> None:
   """spiece.model for the slow tokenizer, tokenizer.json for the fast one, and what both are configured by."""
-  (folder / VOCABULARY_FILE).write_bytes(model)
-  _write_json(folder / "tokenizer.json", vocabulary.to_tokenizer_json(model, extra_ids))
+  write_bytes(folder / VOCABULARY_FILE, model)
+  write_json(folder / "tokenizer.json", vocabulary.to_tokenizer_json(model, extra_ids))
   special = {**vocabulary.special_tokens(model), "additional_special_tokens": sorted(vocabulary.sentinels(extra_ids))}
-  _write_json(folder / "special_tokens_map.json", special)
-  _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": length,
+  write_json(folder / "special_tokens_map.json", special)
+  write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": length,
                                                  "extra_ids": extra_ids, **special})
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

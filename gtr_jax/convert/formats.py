@@ -1,14 +1,14 @@
 """Which format a model on disk is in, and reading it."""
 
 import os
-import re
 
 from etils import epath
 
-from gtr_jax.convert import sentence_transformers, t5x
+from gtr_jax.convert import kinds, sentence_transformers, t5x
+from gtr_jax.convert.locate import is_hub_name, locate
 from gtr_jax.convert.source import Source
 from gtr_jax.errors import InputError
-from gtr_jax.io.paths import location, reached
+from gtr_jax.io.paths import reached
 
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "sentencepiece.bpe.model", "README.md"]
 
@@ -17,35 +17,29 @@ def open_model(path: epath.PathLike) -> Source:
   """A model in a format that is not gtr_jax's own; its arrays are not read yet.
 
   Args:
-    path: a sentence-transformers folder, a T5 folder of transformers, a T5X checkpoint, or the name of a model on the
-      Hugging Face hub ("sentence-transformers/gtr-t5-base").
+    path: a sentence-transformers folder, a T5 folder of transformers, a T5X checkpoint, the folder of one of these in
+      the cache of the Hugging Face hub, or the name of a model on the hub ("sentence-transformers/gtr-t5-base").
 
   Raises:
     InputError: there is no such model, or it is damaged or not one that gtr_jax computes.
   """
-  folder = location(path)
+  folder = locate(path)
   with reached(path):
     return _open(path, folder)
 
 
 def _open(path: epath.PathLike, folder: epath.Path) -> Source:
-  if not folder.exists() and _is_hub_name(path):
+  if not folder.exists() and is_hub_name(path):
     folder = _download(os.fspath(path))
   if not folder.exists():
     raise InputError(f"{path}: no such model; give a training run's MODEL_DIR, a sentence-transformers or T5 folder, a "
-                     "T5X checkpoint, or the name of a model on the Hugging Face hub")
+                     "T5X checkpoint, or the name of a model on the Hugging Face hub (owner/name)")
   if sentence_transformers.is_folder(folder):
     return sentence_transformers.read(folder)
   step = t5x.find(folder)
   if step is None:
-    raise InputError(f"{folder}: no model that gtr_jax reads: it has neither model.json (a training run), modules.json "
-                     "or config.json (Hugging Face), nor checkpoint (T5X)")
+    raise kinds.not_a_model(folder)
   return t5x.read(step)
-
-
-def _is_hub_name(path: epath.PathLike) -> bool:
-  """`owner/name`; a path that begins with a dot or a slash is none."""
-  return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", os.fspath(path)))
 
 
 def _download(name: str) -> epath.Path:
@@ -60,6 +54,10 @@ def _download(name: str) -> epath.Path:
     return epath.Path(huggingface_hub.snapshot_download(
         name, allow_patterns=[*_HUB_FILES, *["*.bin", "*.bin.index.json"] * torch_only]))
   except Exception as e:  # Whatever goes wrong between here and the hub.
+    try:
+      return epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except Exception:  # It is not in the cache either.
+      pass
     raise InputError(f"{name}: no such folder here, and it cannot be had from the Hugging Face hub "
                      f"({(str(e).strip() or type(e).__name__).splitlines()[0]:.200}); check the name and the network, "
                      "or copy the model here and give its folder") from e

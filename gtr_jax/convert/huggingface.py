@@ -11,18 +11,23 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from gtr_jax.convert import safetensors
-from gtr_jax.convert.json_file import read_fields
+from gtr_jax.convert import kinds, safetensors
+from gtr_jax.convert.json_file import check_below, read_fields
 from gtr_jax.convert.names import Name, encoder_names
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
-from gtr_jax.io.paths import check_regular
+from gtr_jax.io.contents import first_bytes
 from gtr_jax.models.t5 import NORM_EPSILON, T5Config
 
 _EMBEDDING = "shared.weight"
 _COPY_OF_EMBEDDING = "encoder.embed_tokens.weight"
+# Where it may lie alone: what saves each tensor once keeps one of the names of a tensor that several parts share.
+_OF_DECODER, _OF_OUTPUT = "decoder.embed_tokens.weight", "lm_head.weight"
+_WRAPPERS = {"base_model.": "peft", "module.": "DataParallel", "_orig_mod.": "torch.compile",
+             "0.": "sentence-transformers", "_fsdp_wrapped_module.": "FSDP"}  # prefix -> what puts it there
 _ZIP = b"PK"  # how a zip archive begins
 _DROPPED = ("decoder.", "lm_head.")
+_MOST_LAYERS = 1000
 # feed_forward_proj -> the activations, and what dense_act_fn and is_gated_act must be where they are there
 _ACTIVATIONS = {"relu": (("relu",), "relu", False), "gated-gelu": (("gelu", "linear"), "gelu_new", True)}
 _SIZES = {"vocab_size": "vocab_size", "emb_dim": "d_model", "num_heads": "num_heads", "head_dim": "d_kv",
@@ -37,9 +42,18 @@ def read_config(place: epath.Path) -> T5Config:
   """
   fields = read_fields(place)
   kind = fields.get("model_type", str, None)
+  if kind is None:
+    above = place.parent.parent
+    raise InputError(f"{place}: is of one module of a model; give the model's folder, {above}"
+                     if (above / "modules.json").is_file() else
+                     f"{place}: has no model_type, by which transformers says what a model is; gtr_jax reads 't5' and "
+                     "'mt5': give the folder that save_pretrained wrote")
   if kind not in ("t5", "mt5"):
-    own_bias = " (each layer of umT5 has its own position bias)" if kind == "umt5" else ""
-    raise InputError(f"{place}: model_type is {kind!r}{own_bias}; gtr_jax reads 't5' and 'mt5'")
+    raise InputError(f"{place}: model_type is {kind!r}; gtr_jax reads 't5' and 'mt5'{kinds.architecture(kind)}: take "
+                     "a T5, such as sentence-transformers/gtr-t5-base")
+  if (tokenizer := fields.contents.get("tokenizer_class")) == "ByT5Tokenizer":
+    raise InputError(f"{place}: tokenizer_class is {tokenizer!r}, so it is a ByT5, which reads bytes; gtr_jax reads "
+                     "the pieces of a SentencePiece model: take a T5 or an mT5")
   activation = fields.get("feed_forward_proj", str, "relu" if kind == "t5" else "gated-gelu")
   activations, *expected = _ACTIVATIONS.get(activation, (None, None, None))
   within, gated = fields.get("dense_act_fn", str, None), fields.get("is_gated_act", bool, None)
@@ -50,15 +64,23 @@ def read_config(place: epath.Path) -> T5Config:
   if fields.get("is_decoder", bool, False):
     raise InputError(f"{place}: is_decoder is true, so a token sees those before it only; gtr_jax computes encoders: "
                      "take an encoder, or set false if that is meant")
-  if fields.contents.get("quantization_config") is not None:
-    raise InputError(f"{place}: has a quantization_config; gtr_jax reads weights of floating point: take the model "
-                     "that is not quantised")
+  if (quantised := fields.contents.get("quantization_config")) is not None:
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    raise InputError(f"{place}: has a quantization_config{f' ({method})' if isinstance(method, str) else ''}; gtr_jax "
+                     "reads weights of floating point: take the model that is not quantised")
+  for name in ("quantize_config.json", "quant_config.json"):
+    if (place.parent / name).exists():
+      raise InputError(f"{place.parent / name}: is of a quantised model (GPTQ, AWQ); gtr_jax reads weights of floating "
+                       "point: take the model that is not quantised")
   epsilon = fields.get("layer_norm_epsilon", float, NORM_EPSILON)
   if not math.isclose(epsilon, NORM_EPSILON, rel_tol=1e-3):
     raise InputError(f"{place}: layer_norm_epsilon is {epsilon}; gtr_jax computes {NORM_EPSILON}")
   sizes = {ours: fields.get(theirs, int, least=1) for ours, theirs in _SIZES.items()}
   sizes |= {"relpos_buckets": fields.get("relative_attention_num_buckets", int, 32),
             "relpos_max_distance": fields.get("relative_attention_max_distance", int, 128)}
+  if sizes["num_layers"] > _MOST_LAYERS:
+    raise InputError(f"{place}: num_layers is {sizes['num_layers']:.3g}; gtr_jax reads models of at most "
+                     f"{_MOST_LAYERS:,} layers: correct it")
   try:
     return T5Config(**sizes, mlp_activations=activations)
   except InputError as e:
@@ -90,10 +112,13 @@ def read_encoder(folder: epath.Path, config: T5Config) -> dict[str, Array]:
     InputError: an array is missing, not known or of another shape; or the weights are those of another kind of T5.
       Of the arrays, when they are read: one holds what is no number, or the encoder has an embedding of its own.
   """
-  found = {name: place for name, place in read_weights(folder).items() if not name.startswith(_DROPPED)}
+  everything = read_weights(folder)
+  found = {name: place for name, place in everything.items() if not name.startswith(_DROPPED)}
   if _COPY_OF_EMBEDDING in found:
     path, copy = found.pop(_COPY_OF_EMBEDDING)
     found[_EMBEDDING] = (path, _the_same(found[_EMBEDDING][1], copy, path) if _EMBEDDING in found else copy)
+  if _EMBEDDING not in found and (other := _embedding_elsewhere(everything, folder / "config.json")) is not None:
+    found[_EMBEDDING] = everything[other]
   for kind, layer in (("T5 1.0", "wi"), ("T5 1.1", "wi_0")):
     name = f"encoder.block.0.layer.1.DenseReluDense.{layer}.weight"
     if name in found and (layer == "wi") != (len(config.mlp_activations) == 1):
@@ -101,6 +126,22 @@ def read_encoder(folder: epath.Path, config: T5Config) -> dict[str, Array]:
                        "feed_forward_proj "
                        f"{'relu' if layer == 'wi_0' else 'gated-gelu'!r}; take weights and config of one model")
   return take(found, encoder_names(config), folder / "config.json")
+
+
+def _embedding_elsewhere(found, place):
+  """The name under which the shared embedding lies in the decoder's part alone, if it does.
+
+  Encoder and decoder of every T5 read by the same one; the output layer has it where config.json ties them.
+  """
+  if _OF_DECODER in found:
+    return _OF_DECODER
+  if _OF_OUTPUT not in found or not any(name.startswith("encoder.") for name in found):
+    return None
+  fields = read_fields(place)
+  if fields.get("tie_word_embeddings", bool, fields.get("model_type", str) == "t5"):
+    return _OF_OUTPUT
+  raise InputError(f"{found[_OF_OUTPUT][0]}: has no {_EMBEDDING} (the embedding), and {_OF_OUTPUT} is not it, as "
+                   f"{place} says tie_word_embeddings false; save the whole model (save_pretrained)")
 
 
 def _the_same(embedding: Array, copy: Array, path: epath.Path) -> Array:
@@ -134,6 +175,9 @@ def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reaso
       raise InputError(f"{where}: has no {name.huggingface}, which {reason} asks for; copy the whole model again")
     path, array = found[name.huggingface]
     wanted = name.shape[::-1] if name.transposed else name.shape
+    if 0 in array.shape:
+      raise InputError(f"{path}: {name.huggingface} is {list(array.shape)}, without numbers, as DeepSpeed writes where "
+                       "the parts lie elsewhere (ZeRO-3); put them together with zero_to_fp32.py")
     if array.shape != wanted:
       raise InputError(f"{path}: {name.huggingface} is {list(array.shape)}, and {reason} says {list(wanted)}; take "
                        "weights and config of one model")
@@ -148,13 +192,24 @@ def take(found: Mapping[str, tuple[epath.Path, Array]], names: list[Name], reaso
 
 
 def _check_no_prefix(found, names):
-  """Raises InputError where arrays have their names with something before it, as parts of a larger torch module do."""
+  """Raises InputError where arrays have their names with something before it, as parts of a larger torch module do, or
+  without what T5 has before its encoder's.
+  """
+  for key, (path, _) in sorted(found.items()):
+    if ".lora_" in key or ".base_layer." in key:
+      raise InputError(f"{path}: has an adapter (LoRA) beside the weights: {key}; merge it with peft: "
+                       "merge_and_unload(), save_pretrained, and give that")
+    if key.startswith("block.0."):
+      raise InputError(f"{path}: has the stack of the encoder alone: {key}, where encoder.{key} was expected; save the "
+                       "T5 itself (T5EncoderModel.save_pretrained), or put encoder. before the names")
   wanted = {f".{name.huggingface}": name.huggingface for name in names}
   for key, (path, _) in sorted(found.items()):
     plain = next((plain for end, plain in wanted.items() if key.endswith(end)), None)
     if plain is not None:
+      prefix = key.removesuffix(plain)
+      wrapper = next((f" ({by} puts it there)" for mark, by in _WRAPPERS.items() if prefix.startswith(mark)), "")
       raise InputError(f"{path}: names of arrays are prefixed: {key}, where {plain} was expected; save the T5 itself "
-                       f"(save_pretrained), or take {key.removesuffix(plain)!r} away from the names")
+                       f"(save_pretrained), or take {prefix!r} away from the names{wrapper}")
 
 
 def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
@@ -165,11 +220,7 @@ def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
       return {key: (folder / name, array) for key, array in read(folder / name).items()}
     if index.exists():
       return _read_shards(index, read)
-  if list(folder.glob("*.h5")) or list(folder.glob("*.msgpack")):
-    raise InputError(f"{folder}: holds its weights for TensorFlow or Flax only; gtr_jax reads model.safetensors and "
-                     "pytorch_model.bin")
-  raise InputError(f"{folder}: has neither model.safetensors nor pytorch_model.bin, one or in shards with an index; "
-                   "copy the whole model")
+  raise kinds.no_weights(folder)
 
 
 def _read_shards(index, read):
@@ -179,6 +230,7 @@ def _read_shards(index, read):
     raise InputError(f"{index}: weight_map must name the file of each array; copy it again")
   found = {}
   for file in sorted(set(places.values())):
+    check_below(file, f"{index}: a file of weight_map")
     path = index.parent / file
     if not path.is_file():
       raise InputError(f"{path}: no such file, and {index} names it; copy all of the model's files")
@@ -191,16 +243,16 @@ def _read_shards(index, read):
 
 def _read_torch(path):
   """The arrays of a file that torch wrote."""
+  beginning = first_bytes(path)
+  if not beginning.startswith(_ZIP):
+    kinds.check_magic(path, beginning)
+  if beginning[8:9] == b"{":
+    raise InputError(f"{path}: a safetensors file; name it model.safetensors")
   try:
     import torch
   except ImportError as e:
     raise InputError(f"{path}: only torch can read it: pip install torch; or take a model that has "
                      "model.safetensors") from e
-  check_regular(path)
-  with path.open("rb") as f:
-    beginning = f.read(4)
-  if not beginning:
-    raise InputError(f"{path}: is empty; copy it again")
   try:
     # Of the format before torch 1.6, which is no zip archive, nothing can be left on disk.
     tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=beginning.startswith(_ZIP))

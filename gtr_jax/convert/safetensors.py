@@ -12,9 +12,13 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from gtr_jax.convert.json_file import parse
+from gtr_jax.convert.kinds import check_magic
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
-from gtr_jax.io.paths import check_regular
+from gtr_jax.io.atomic import replacing
+from gtr_jax.io.contents import first_bytes
+from gtr_jax.io.paths import check_regular, location
 
 DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
           "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -27,24 +31,26 @@ def read(path: epath.PathLike) -> dict[str, Array]:
   Raises:
     InputError: the file is not there, is cut short, or is no safetensors file; or an array is not of floating point.
   """
-  path = epath.Path(path)
+  path = location(path)
   check_regular(path)
   if not path.exists():
     raise InputError(f"{path}: no such file")
   size = path.stat().length
+  check_magic(path, first_bytes(path))
   with path.open("rb") as f:
     length = int.from_bytes(f.read(8), "little")
     text = f.read(length) if length <= _LONGEST_HEADER else b""
   if size < 8 or length > size - 8 or len(text) < length:
     raise InputError(f"{path}: {size:,} bytes are too few, or no safetensors file; copy it again")
   try:
-    header = json.loads(text)
+    header = parse(text)
     fields = [(*map(_count, field["data_offsets"]), name, field["dtype"], tuple(map(_count, field["shape"])))
               for name, field in header.items() if name != "__metadata__"]
     place, arrays = 0, {}
     for begin, end, name, dtype, shape in sorted(fields):
       if dtype not in DTYPES:
-        raise InputError(f"{path}: {name} is of dtype {dtype}; weights are of {', '.join(DTYPES)}")
+        raise InputError(f"{path}: {name} is of dtype {dtype}; weights are of {', '.join(DTYPES)}: of a quantised "
+                         "model, take the one that is not")
       if 8 + length + end > size:
         raise InputError(f"{path}: cut short: {name} {list(shape)} lies at bytes {8 + length + begin:,} to "
                          f"{8 + length + end:,} of {size:,}; copy it again")
@@ -55,7 +61,7 @@ def read(path: epath.PathLike) -> dict[str, Array]:
       place = end
   except InputError:
     raise
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+  except (ValueError, TypeError, KeyError, AttributeError) as e:
     raise InputError(f"{path}: no safetensors file (its header cannot be read: {e}); copy it again") from e
   if 8 + length + place != size:
     raise InputError(f"{path}: damaged: {size - 8 - length - place:,} bytes after its arrays belong to none; copy it "
@@ -73,7 +79,7 @@ def write(path: epath.PathLike, arrays: Mapping[str, Array]) -> None:
     place = end
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # arrays begin at a multiple of 8
-  with epath.Path(path).open("wb") as f:
+  with replacing(path) as f:
     f.write(len(text).to_bytes(8, "little") + text)
     for _, array in sorted(arrays.items()):
       f.write(np.ascontiguousarray(array.read()).view(np.uint8).reshape(-1).data)

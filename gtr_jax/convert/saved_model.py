@@ -5,6 +5,7 @@ from etils import epath
 from gtr_jax.convert.source import Source
 from gtr_jax.convert.stablehlo import SHAPES, encode_rows
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_bytes
 from gtr_jax.text.tokenizer import Tokenizer
 
 
@@ -32,12 +33,15 @@ def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = 
   encode = jax2tf.convert(
       lambda weights, tokens: encode_rows(model.encoder, {n.replace(".", "/"): x for n, x in weights.items()}, tokens),
       with_gradient=False)
-  (folder / "spiece.model").write_bytes(tokenizer.model)
+  write_bytes(folder / "spiece.model", tokenizer.model)
   module.vocabulary = tf.saved_model.Asset(str(folder / "spiece.model"))
   signatures = {}
   for texts, length in SHAPES:
     signatures[f"encode_{texts}x{length}"] = tf.function(
         lambda tokens: {"embeddings": encode(module.weights, tokens)}, autograph=False,
         input_signature=[tf.TensorSpec([texts, length], tf.int32, name="tokens")])
-  tf.saved_model.save(module, str(folder), signatures=signatures)
+  try:
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+  except tf.errors.OpError as e:  # TensorFlow's for a full disk too
+    raise OSError(None, " ".join(str(e).split())[:200], str(folder)) from e
   (folder / "spiece.model").unlink()  # It lies in assets/ now.

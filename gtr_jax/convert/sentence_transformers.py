@@ -4,6 +4,7 @@
 for beyond what `DualEncoder` computes is an error.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.convert import huggingface
-from gtr_jax.convert.json_file import Fields, read_fields, read_json
+from gtr_jax.convert.json_file import Fields, is_text, read_fields, read_json
+from gtr_jax.convert.kinds import check_no_adapter
 from gtr_jax.convert.names import projection_name
 from gtr_jax.convert.source import Source
 from gtr_jax.convert.vocabulary import check_same, from_tokenizer_json
@@ -44,15 +46,16 @@ def read(folder: epath.Path) -> Source:
     InputError: something is missing or damaged, or asks for what gtr_jax does not compute.
   """
   place, settings = folder / "modules.json", read_fields(folder / _SETTINGS, optional=True)
+  if (kind := settings.get("model_type", str, "SentenceTransformer")) != "SentenceTransformer":
+    raise InputError(f"{settings.place}: model_type is {kind!r}; gtr_jax computes a 'SentenceTransformer', one vector "
+                     "of each text")
   if not place.exists():
+    _check_no_scores(read_fields(folder / "config.json"))
     for mark in ("1_Pooling", "2_Dense", _SETTINGS):
       if (folder / mark).exists():
         raise InputError(f"{place}: no such file, and {mark} beside it is of a sentence-transformers folder; copy the "
                          f"whole model, or remove {mark} if this is a T5 alone")
     return _read_transformer(folder, folder, settings, {})
-  if (kind := settings.get("model_type", str, "SentenceTransformer")) != "SentenceTransformer":
-    raise InputError(f"{settings.place}: model_type is {kind!r}; gtr_jax computes a 'SentenceTransformer', one vector "
-                     "of each text")
   modules = _modules(folder)
   kinds = [kind for kind, _ in modules]
   if kinds not in (["Transformer", "Pooling", *middle, *last] for middle in ([], ["Dense"])
@@ -61,6 +64,7 @@ def read(folder: epath.Path) -> Source:
                      "then Dense and Normalize or not, all of sentence_transformers")
   paths = dict(modules)
   transformer = paths["Transformer"]
+  check_no_adapter(transformer)
   config = huggingface.read_config(transformer / "config.json")
   projection_dim, arrays = None, {}
   if "Dense" in paths:
@@ -73,6 +77,15 @@ def read(folder: epath.Path) -> Source:
                            pooling=_read_pooling(paths["Pooling"], config), normalize="Normalize" in paths)
 
 
+def _check_no_scores(fields: Fields) -> None:
+  """Raises InputError for config.json of a model that gives scores of texts, and no vectors."""
+  for kind in fields.get("architectures", list, None) or []:
+    if isinstance(kind, str) and kind.endswith("ForSequenceClassification"):
+      raise InputError(f"{fields.place}: architectures names {kind:.60}, a CrossEncoder or classifier, which scores "
+                       "texts (or pairs of them); gtr_jax computes one vector of each text: take a model that embeds, "
+                       "such as sentence-transformers/gtr-t5-base")
+
+
 def _modules(folder: epath.Path) -> list[tuple[str, epath.Path]]:
   """(class, folder) of each step; of a class of another package the whole name."""
   place = folder / "modules.json"
@@ -81,7 +94,7 @@ def _modules(folder: epath.Path) -> list[tuple[str, epath.Path]]:
     if not isinstance(module, dict):
       raise InputError(f"{place}: module {number} is no object with `type` and `path`; copy it again")
     fields = Fields(place, module)
-    kind, path = fields.get("type", str), fields.get("path", str)
+    kind, path = fields.get("type", str), fields.file("path")
     modules.append((kind.rpartition(".")[2] if kind.startswith(_PACKAGE) else kind, folder / path))
   return modules
 
@@ -127,6 +140,7 @@ def _read_dense(folder: epath.Path, config: T5Config) -> tuple[int, dict[str, An
 
 def _read_transformer(folder, transformer, settings, projection, config=None, **fields) -> Source:
   """The T5 in `transformer`, and what else the model in `folder` says."""
+  check_no_adapter(transformer)
   config = config or huggingface.read_config(transformer / "config.json")
   encoder = DualEncoder(config, **{"projection_dim": None, **fields})
   truncate_dim = settings.get("truncate_dim", int, None)
@@ -136,7 +150,7 @@ def _read_transformer(folder, transformer, settings, projection, config=None, **
   tokenizer = read_fields(transformer / "tokenizer_config.json", optional=True)
   if (kind := tokenizer.get("tokenizer_class", str, None)) not in (None, *_T5_TOKENIZERS):
     raise InputError(f"{tokenizer.place}: tokenizer_class is {kind!r}; gtr_jax reads T5's, "
-                     f"{', '.join(_T5_TOKENIZERS)}: copy the model's own tokenizer_config.json again, or correct it")
+                     f"{', '.join(_T5_TOKENIZERS)}: take a model that reads pieces of SentencePiece as T5 does")
   for place, token in _added_tokens(transformer, tokenizer):
     if not isinstance(token, str) or not _T5_TOKENS.fullmatch(token):
       raise InputError(f"{place}: adds the token {token!r:.80} to T5's; gtr_jax reads the pieces of the SentencePiece "
@@ -181,10 +195,16 @@ def _lengths(transformer: epath.Path, tokenizer: Fields) -> dict[str, int]:
   for name, wanted in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
     if (value := fields.get(name, str, wanted)) != wanted:
       raise InputError(f"{fields.place}: {name} is {value!r}; gtr_jax computes {wanted!r} only")
-  both = fields.get("max_seq_length", int, None, least=1) or tokenizer.get("model_max_length", int, None, least=1)
-  lengths = {side: fields.get(f"{side}_length", int, None, least=1) or both for side in ("query", "document")}
-  # transformers writes 10^30 for no limit.
+  both = _length(fields, "max_seq_length") or _length(tokenizer, "model_max_length")
+  lengths = {side: _length(fields, f"{side}_length") or both for side in ("query", "document")}
   return {side: length for side, length in lengths.items() if length and length <= MOST_TOKENS}
+
+
+def _length(fields: Fields, name: str) -> float | None:
+  """Tokens at most, None where it is not said: transformers writes 10^30, as a whole number or not, for no limit."""
+  if fields.contents.get(name) == math.inf:
+    return math.inf
+  return fields.get(name, int, None, least=1, advice="correct it, or write null, which is no limit")
 
 
 def _prompts(fields: Fields) -> dict[str, str]:
@@ -194,7 +214,7 @@ def _prompts(fields: Fields) -> dict[str, str]:
     raise InputError(f"{fields.place}: similarity_fn_name is {similarity!r}; gtr_jax ranks by dot product")
   prompts = fields.get("prompts", dict, None) or {}
   for name, text in prompts.items():
-    if not isinstance(text, str | None):
+    if text is not None and not is_text(text):
       raise InputError(f"{fields.place}: the prompt {name!r} is {text!r:.80}; give a text")
   # It has a prompt of either name, if only an empty one; the other names and the default are for its `encode` alone.
   prompts = {"query": None, "document": None, **prompts}

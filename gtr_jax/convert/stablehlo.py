@@ -5,7 +5,6 @@ weights, `weights.safetensors`, which the programs take as arguments; and `progr
 Tokenisation stays outside: `spiece.model` is there for it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,6 +14,7 @@ from flax import traverse_util
 
 from gtr_jax.convert import safetensors
 from gtr_jax.convert.source import Source
+from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.packing import Texts
 from gtr_jax.text.tokenizer import Tokenizer
@@ -53,13 +53,13 @@ def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = 
     tokens = jax.ShapeDtypeStruct((texts, length), jnp.int32)
     exported = jax.export.export(jax.jit(encode), platforms=PLATFORMS)(weights, tokens)
     file = f"encode_{texts}x{length}.stablehlo"
-    (folder / file).write_bytes(exported.serialize())
+    write_bytes(folder / file, bytes(exported.serialize()))
     files[file] = {"texts": texts, "length": length}
-  (folder / "spiece.model").write_bytes(tokenizer.model)
+  write_bytes(folder / "spiece.model", tokenizer.model)
   description = {
       "programs": files, "weights": names, "dim": model.encoder.dim, "platforms": PLATFORMS,
       "prompts": dict(model.prompts),
       "vocabulary": {"file": "spiece.model", "extra_ids": tokenizer.extra_ids, "eos_id": tokenizer.eos_id, "pad_id": 0},
       "call": "jax.export.deserialize(program).call([weights[name] for name in names], tokens): int32 [texts, length], "
               "each text closed with EOS and padded with 0 -> float32 [texts, dim]"}
-  (folder / "programs.json").write_text(json.dumps(description, indent=2) + "\n")
+  write_json(folder / "programs.json", description, indent=2)

@@ -9,7 +9,6 @@ A checkpoint carries neither vocabulary nor lengths, and does not say how embedd
 """
 
 import functools
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,13 +20,17 @@ import tensorstore
 from etils import epath
 from flax import serialization, traverse_util
 
+from gtr_jax.convert.json_file import read_json
 from gtr_jax.convert.names import names
 from gtr_jax.convert.source import Array, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_bytes
+from gtr_jax.io.contents import check_contents, first_bytes
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 
 _MSGPACK = "checkpoint"
+_OF_TENSORFLOW = b"model_checkpoint_path:"  # in the file of the same name that TensorFlow writes
 _PLACEHOLDER = "PLACEHOLDER://"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _OF_TRAINING = ("decoder/", "logit_scale", "lm_head")  # leaves, or beginnings of leaves, that encoding does not need
@@ -107,7 +110,7 @@ def write(path: epath.Path, arrays: Mapping[str, Array], step: int = 0) -> None:
     target[name] = {**spec, "kvstore": {"driver": "file", "path": dotted}}
   state = {"state": {"step": np.int32(step), "param_states": {}},
            "target": traverse_util.unflatten_dict(target, sep="/")}
-  (path / _MSGPACK).write_bytes(serialization.msgpack_serialize({"version": 3, "optimizer": state}))
+  write_bytes(path / _MSGPACK, serialization.msgpack_serialize({"version": 3, "optimizer": state}))
 
 
 def _target(path: epath.Path) -> dict[str, Array]:
@@ -126,6 +129,12 @@ def _target(path: epath.Path) -> dict[str, Array]:
 
 
 def _in_msgpack(file: epath.Path) -> dict[str, Array]:
+  beginning = first_bytes(file)
+  check_contents(file, beginning)
+  if _OF_TENSORFLOW in beginning:
+    raise InputError(f"{file.parent}: a checkpoint of TensorFlow (as of Mesh TensorFlow's T5), whose {file.name} is a "
+                     "text; gtr_jax reads T5X's: take the same model from the Hugging Face hub, or T5X's checkpoint "
+                     "of it")
   try:
     contents = serialization.msgpack_restore(file.read_bytes())
   except Exception as e:
@@ -135,8 +144,10 @@ def _in_msgpack(file: epath.Path) -> dict[str, Array]:
     raise InputError(f"{file}: is of version {version!r:.20}; gtr_jax reads versions 2 and 3 of T5X's format")
   contents = _inside(contents.get("optimizer", contents), file)
   tree = _inside(contents.get("target", contents.get("params", contents)), file)
-  # A description of an array is a dict too.
-  leaves = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, x: isinstance(x, dict) and "driver" in x)
+  try:  # A description of an array is a dict too.
+    leaves = traverse_util.flatten_dict(tree, sep="/", is_leaf=lambda _, x: isinstance(x, dict) and "driver" in x)
+  except (RecursionError, TypeError) as e:
+    raise InputError(f"{file}: holds no parameters by name ({type(e).__name__}); take another step") from e
   return {name: _array(leaf, file, name) for name, leaf in leaves.items()}
 
 
@@ -156,7 +167,7 @@ def _array(leaf: Any, file: epath.Path, name: str) -> Array:
     # The description's own place is relative; where it was written to gs://, the bucket is a dummy.
     kvstore = leaf.get("kvstore")
     place = leaf.get("path") or isinstance(kvstore, dict) and kvstore.get("path")
-    if not isinstance(place, str) or not place.strip("/"):
+    if not isinstance(place, str) or place.rstrip("/").rpartition("/")[2] in ("", ".", "..") or "\0" in place:
       raise InputError(f"{file}: {name} does not say in which folder it lies; copy the checkpoint again")
   else:
     raise InputError(f"{file}: {name} is {type(leaf).__name__}, and no array; copy the checkpoint again")
@@ -169,9 +180,11 @@ def _in_orbax(folder: epath.Path) -> dict[str, Array]:
   if not metadata.exists():
     raise InputError(f"{metadata}: no such file; the checkpoint is half written: take another step, or copy it again")
   try:
-    fields = json.loads(metadata.read_text())
+    fields = read_json(metadata)
     keys = [tuple(str(key["key"]) for key in leaf["key_metadata"]) for leaf in fields["tree_metadata"].values()]
     keys = [key for key in keys if key[0] in ("target", "params")]
+  except InputError:
+    raise
   except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
     raise InputError(f"{metadata}: cannot be read ({type(e).__name__}: {e}); copy it again") from e
   ocdbt = (folder / "manifest.ocdbt").exists()
@@ -248,6 +261,8 @@ def _config(arrays: Mapping[str, Array], path: epath.Path) -> T5Config:
     raise InputError(f"{path}: is of no T5 encoder as T5X writes it (it lacks {e}, or has it in another shape); "
                      "gtr_jax reads T5X, flaxformer and T5X Retrieval checkpoints") from e
   layers = 1 + max(int(found[1]) for name in arrays if (found := re.match(r"encoder/layers_(\d+)/", name)))
+  if layers > len(arrays):
+    raise InputError(f"{path}: names a layer {layers - 1} among {len(arrays)} arrays; copy the whole checkpoint again")
   gated = "encoder/layers_0/mlp/wi_0/kernel" in arrays
   return T5Config(vocab_size=vocab_size, emb_dim=emb_dim, num_heads=heads, head_dim=joined // heads, mlp_dim=mlp_dim,
                   num_layers=layers, mlp_activations=("gelu", "linear") if gated else ("relu",), relpos_buckets=buckets)

@@ -16,6 +16,7 @@ from gtr_jax.errors import InputError
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 _SENTINEL = "<extra_id_"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_USED_BY = {"WordPiece": "BERT's kind of", "BPE": "GPT's kind of", "WordLevel": "whole words as"}
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
@@ -62,8 +63,11 @@ def check_same(vocabulary: bytes, fields: Any, place: Any, fast: Any) -> None:
             for piece in sentencepiece_model_pb2.ModelProto.FromString(vocabulary).pieces
             if not piece.piece.startswith(_SENTINEL)]
   try:
+    _check_unigram(fields["model"], fast, f"{place} is beside it: remove the one that is not the model's")
     theirs = [(piece, float(np.float32(score))) for piece, score in fields["model"]["vocab"]
               if not piece.startswith(_SENTINEL)]
+  except InputError:
+    raise
   except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise InputError(f"{fast}: not T5's tokenizer ({type(e).__name__}: {e}), and {place} is beside it; remove the one "
                      "that is not the model's") from e
@@ -114,12 +118,13 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
   """
   model = sentencepiece_model_pb2.ModelProto()
   try:
-    kind, pieces, unk_id = fields["model"]["type"], fields["model"]["vocab"], fields["model"]["unk_id"]
-    normalizer = fields["normalizer"] or {"type": "null"}
+    _check_unigram(fields["model"], place, "give its SentencePiece model as vocabulary, if it has one")
+    pieces, unk_id = fields["model"]["vocab"], fields["model"]["unk_id"]
+    normalizer = _of_spaces_apart(fields["normalizer"] or {"type": "null"})
     by_bytes = bool(fields["model"].get("byte_fallback"))
-    if kind != "Unigram" or normalizer["type"] != "Precompiled":
-      raise InputError(f"{place}: a {kind} tokenizer with normalizer {normalizer['type']}; gtr_jax reads T5's: "
-                       "Unigram and Precompiled; give its SentencePiece model as vocabulary")
+    if normalizer["type"] != "Precompiled":
+      raise InputError(f"{place}: a tokenizer with normalizer {normalizer['type']}; gtr_jax reads T5's, "
+                       "Precompiled; give its SentencePiece model as vocabulary")
     charsmap = base64.b64decode(normalizer["precompiled_charsmap"] or "")
     if not charsmap:
       raise InputError(f"{place}: its normalizer has no precompiled_charsmap, by which T5's vocabularies normalise "
@@ -143,3 +148,20 @@ def from_tokenizer_json(fields: Any, place: Any) -> bytes:
   model.normalizer_spec.name = "nmt_nfkc"
   model.normalizer_spec.precompiled_charsmap = charsmap
   return model.SerializeToString()
+
+
+def _check_unigram(model: Any, place: Any, advice: str) -> None:
+  """Raises InputError where the `model` of a tokenizer.json is none of pieces with scores."""
+  if isinstance(model, dict) and (kind := model.get("type", "Unigram")) != "Unigram":
+    raise InputError(f"{place}: a {kind!s:.40} tokenizer with {_USED_BY.get(str(kind), 'other')} pieces; gtr_jax reads "
+                     f"T5's, Unigram of SentencePiece; {advice}")
+
+
+def _of_spaces_apart(normalizer: Any) -> Any:
+  """The normalizer without what transformers adds for spaces, which SentencePiece itself removes."""
+  if normalizer["type"] != "Sequence":
+    return normalizer
+  first, *others = normalizer["normalizers"]
+  of_spaces = ({"type": "Strip"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}})
+  known = all(any(other.items() >= of.items() for of in of_spaces) for other in others)
+  return first if known else normalizer

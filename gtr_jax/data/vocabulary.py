@@ -7,6 +7,7 @@ import sentencepiece
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_bytes
 
 
 def train_vocabulary(texts: Iterable[str], path: epath.PathLike, size: int = 8000) -> None:
@@ -32,7 +33,4 @@ def train_vocabulary(texts: Iterable[str], path: epath.PathLike, size: int = 800
   except RuntimeError as e:
     raise InputError(f"{path}: cannot train a vocabulary of {size} pieces ({' '.join(str(e).split())}); give more "
                      "text or ask for fewer pieces") from e
-  path = epath.Path(path)
-  new = path.parent / f"{path.name}.tmp"
-  new.write_bytes(model.getvalue())
-  new.replace(path)
+  write_bytes(path, model.getvalue())

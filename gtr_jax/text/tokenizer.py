@@ -8,6 +8,8 @@ import sentencepiece
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.contents import check_contents
+from gtr_jax.io.paths import check_regular, location
 
 PAD_ID = 0
 MOST_TOKENS = 1_000_000  # of a text: more is a mistake, or a way to say that there is no limit
@@ -27,21 +29,20 @@ class Tokenizer:
 
   def __init__(self, path: epath.PathLike, extra_ids: int = 0, model: bytes | None = None):
     """Reads the model at `path`; where `model` is given, `path` only names where that came from."""
-    self.path = epath.Path(path)
-    if model is None and not self.path.exists():
-      raise InputError(f"{path}: no such vocabulary; give the path of a SentencePiece model (spiece.model)")
-    self.model = self.path.read_bytes() if model is None else model
+    self.path = location(path)
+    self.model = _read(self.path) if model is None else model
     self.sha256 = hashlib.sha256(self.model).hexdigest()
     self.extra_ids = extra_ids
     self._pieces = sentencepiece.SentencePieceProcessor()
     try:
       self._pieces.LoadFromSerializedProto(self.model)
     except RuntimeError as e:
-      raise InputError(f"{path}: not a SentencePiece model") from e
+      raise InputError(f"{self.path}: {_what_it_is(self.model)}, not a SentencePiece model; give the spiece.model that "
+                       "the model was trained with") from e
     self.size = self._pieces.GetPieceSize() + extra_ids
     self.eos_id = self._pieces.eos_id()
     if self.eos_id < 0 or self._pieces.pad_id() != PAD_ID:
-      raise InputError(f"{path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have; "
+      raise InputError(f"{self.path}: needs an end-of-sentence piece and id 0 for padding, as T5's vocabularies have; "
                        "train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1")
 
   def pieces(self) -> list[str]:
@@ -61,3 +62,28 @@ class Tokenizer:
     except (TypeError, UnicodeEncodeError) as e:
       raise InputError("a text is not valid Unicode (it has half of a surrogate pair); correct it") from e
     return [np.asarray(ids[:max_length - 1] + [self.eos_id], np.int32) for ids in pieces]
+
+
+def _read(path: epath.Path) -> bytes:
+  if not path.exists():
+    raise InputError(f"{path}: no such vocabulary; give the path of a SentencePiece model (spiece.model)")
+  if path.is_dir():
+    inside = path / "spiece.model"
+    raise InputError(f"{path}: a folder; give the vocabulary in it, {inside}" if inside.exists() else
+                     f"{path}: a folder; give the path of a SentencePiece model (spiece.model)")
+  check_regular(path)
+  data = path.read_bytes()
+  check_contents(path, data)
+  return data
+
+
+def _what_it_is(data: bytes) -> str:
+  """What a file that is no SentencePiece model seems to be."""
+  beginning = data[:4096].decode(errors="replace").lstrip("\ufeff \t\r\n")
+  if beginning.startswith("{"):
+    return "a JSON file (tokenizer.json is another form of a vocabulary)"
+  if any(data.startswith(mark) for mark in (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd")):
+    return "a compressed file"
+  if beginning and all(char.isprintable() or char.isspace() for char in beginning.rstrip("\ufffd")):
+    return "a text file (vocab.txt is a vocabulary of another kind)"
+  return "damaged, or of another program"
