@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from gtr_jax import checkpoint, distributed
 from gtr_jax.convert.formats import open_model
-from gtr_jax.convert.json_file import read_fields
+from gtr_jax.convert.json_file import Fields, read_fields
 from gtr_jax.convert.kinds import other_vocabulary
 from gtr_jax.convert.locate import locate
 from gtr_jax.convert.source import Array, Source
@@ -32,6 +32,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.io.paths import location, reached
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
 from gtr_jax.partitioning import make_mesh, state_shardings
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
@@ -366,6 +367,7 @@ def _read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], di
                 "extra_ids": vocabulary.get("extra_ids", int, least=0)}
   lengths = {side: lengths.get(side, int, least=1) for side in _LENGTHS}
   prompts = {side: prompts.get(side, str) for side in _LENGTHS}
+  _check_sizes(fields.inner("model"))
   try:
     encoder = DualEncoder.from_json(fields.get("model", dict))
   except InputError as e:
@@ -374,3 +376,14 @@ def _read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], di
     raise InputError(f"{place}: damaged ({type(e).__name__}: {e}); it comes with every training run, get it from "
                      "there") from e
   return encoder, vocabulary, lengths, prompts
+
+
+def _check_sizes(model: Fields) -> None:
+  """Raises InputError where sizes in model.json are no sizes; what is missing or unknown is `from_json`'s to say."""
+  config = Fields(model.place, model.get("config", dict, {}), "model.config.")
+  for field in dataclasses.fields(T5Config):
+    if field.type in (int, "int") and field.name in config.contents:
+      config.get(field.name, int, least=1)
+  model.get("projection_dim", int, None, least=1)
+  for name in ("normalize", "shared"):
+    model.get(name, bool, True)

@@ -358,7 +358,7 @@ def test_json_of_another_kind(folder):
   for file in ("config.json", "1_Pooling/config.json", "2_Dense/config.json", "tokenizer_config.json"):
     before = (folder / file).read_text()
     (folder / file).write_text("[]")
-    assert message(folder).endswith(f"{file}: holds a list, not a dict; copy it again")
+    assert message(folder).endswith(f"{file}: holds a list, not an object; copy it again")
     (folder / file).write_text(before)
 
 

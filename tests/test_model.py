@@ -122,7 +122,7 @@ def test_wrong_vocabulary_and_damaged_files(run, tmp_path):
   change(place, lengths=fields["lengths"], model={"no_such_field": 1})
   assert f"{place}: the model description does not fit" in message(load_model, folder)
   place.write_text("{")
-  assert "model.json: is no JSON (Expecting property name" in message(load_model, folder)
+  assert "model.json: cannot be read (not JSON (Expecting property name" in message(load_model, folder)
 
 
 def test_a_model_dir_is_not_overwritten_by_another_model(run, tmp_path):

@@ -1,8 +1,8 @@
 """JSON files that other programs wrote: every field is looked at before it is used."""
 
-import collections
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,12 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.io.contents import check_contents
+from gtr_jax.io.jsonl import kind_of, parse
 from gtr_jax.io.paths import check_regular
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
           dict: "an object"}
+FOLLOW_LINKS = "copy with links followed (cp -rL), or copy what they lead to as well"
 _REQUIRED = object()
 
 
@@ -106,7 +108,8 @@ def _shown(value):
 
 def read_fields(place: epath.Path, optional: bool = False) -> Fields:
   """The object in a JSON file; an empty one where the file is not there and `optional`."""
-  return Fields(place, read_json(place) if not optional or place.exists() else {})
+  there = place.exists() or os.path.islink(place)
+  return Fields(place, read_json(place) if there or not optional else {})
 
 
 def read_json(place: epath.Path, kind: type = dict, missing: str = "copy the whole model") -> Any:
@@ -115,41 +118,18 @@ def read_json(place: epath.Path, kind: type = dict, missing: str = "copy the who
   try:
     data = place.read_bytes()
   except FileNotFoundError as e:
+    if os.path.islink(place):
+      raise InputError(f"{place}: a link to nothing; {FOLLOW_LINKS}") from e
     raise InputError(f"{place}: no such file; {missing}") from e
   except OSError as e:
     raise InputError(f"{place}: cannot be read ({e.strerror}); put the file itself there, with the right to read it"
                      ) from e
   check_contents(place, data)
   try:
-    contents = parse(data)
+    contents = parse(data, unique=True)
   except ValueError as e:
-    raise InputError(f"{place}: is no JSON ({e}); copy it again") from e
+    raise InputError(f"{place}: cannot be read ({e}); copy it again, or correct it") from e
   if not isinstance(contents, kind):
-    raise InputError(f"{place}: holds a {type(contents).__name__}, not a {kind.__name__}; copy it again")
+    raise InputError(f"{place}: holds {kind_of(contents)}, not {_WORDS[kind]}; copy it again")
   return contents
 
-
-def parse(data: bytes) -> Any:
-  """The value that a JSON text says, in UTF-8 with or without a mark of byte order.
-
-  Raises:
-    ValueError: it is none, with what is wrong in words.
-  """
-  try:
-    return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once_each)
-  except UnicodeDecodeError as e:
-    raise ValueError(f"byte {e.start:,} is not UTF-8") from e
-  except RecursionError as e:
-    raise ValueError("lists or objects within each other, thousands deep") from e
-  except json.JSONDecodeError:
-    raise
-  except ValueError as e:
-    raise ValueError("a number of thousands of digits" if "integer string conversion" in str(e) else str(e)) from e
-
-
-def _once_each(pairs):
-  fields = dict(pairs)
-  if len(fields) < len(pairs):
-    (twice, _), = collections.Counter(name for name, _ in pairs).most_common(1)
-    raise ValueError(f"{json.dumps(twice):.80} is there twice in one object")
-  return fields

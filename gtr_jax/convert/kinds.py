@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from gtr_jax.convert.json_file import read_fields
+from gtr_jax.convert.json_file import FOLLOW_LINKS, read_fields
 from gtr_jax.errors import InputError
 from gtr_jax.io.contents import check_contents, first_bytes
 
@@ -83,6 +83,13 @@ def check_no_adapter(folder: epath.Path) -> None:
                    "tokenizer beside it, and give NEW")
 
 
+def check_no_broken_link(folder: epath.Path) -> None:
+  """Raises InputError for a link to nothing, as a copy of the hub's cache has where links were not followed."""
+  for name in _names(folder):
+    if not (folder / name).exists():
+      raise InputError(f"{folder / name}: a link to nothing; {FOLLOW_LINKS}")
+
+
 def check_magic(path: epath.Path, beginning: bytes) -> None:
   """Raises InputError where the first bytes of a file of weights are empty or of another format."""
   check_contents(path, beginning)
@@ -94,10 +101,7 @@ def check_magic(path: epath.Path, beginning: bytes) -> None:
 def no_weights(folder: epath.Path) -> InputError:
   """The error for a folder with neither model.safetensors nor pytorch_model.bin, one or in shards."""
   names = _names(folder)
-  for name in ("model.safetensors", "pytorch_model.bin"):
-    if name in names and not (folder / name).exists():  # as in a copy of the hub's cache that follows no links
-      return InputError(f"{folder / name}: a link to nothing; copy with links followed (cp -rL), or copy what it leads "
-                        "to as well")
+  check_no_broken_link(folder)
   if (found := _other_weights(names)) is not None:
     return InputError(f"{folder}: holds its {found}" if found.startswith("weights for T") else f"{folder}: has {found}")
   if "trainer_state.json" in names or "optimizer.pt" in names:
@@ -121,6 +125,7 @@ def not_a_model(path: epath.Path) -> InputError:
   if not path.is_dir():
     return _not_a_folder(path)
   check_no_adapter(path)
+  check_no_broken_link(path)
   if (around := _model_around(path)) is not None:
     return InputError(f"{path}: a part of a model; give the model's folder, {around}")
   names = _names(path)
@@ -160,11 +165,12 @@ def _not_a_folder(path: epath.Path) -> InputError:
   if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
     return InputError(f"{path}: one file of the Hugging Face hub's cache; give the model's folder there, "
                       f"{path.parent.parent}")
-  check_contents(path)
+  beginning = first_bytes(path)
+  check_contents(path, beginning)
   if _ARCHIVE.fullmatch(path.name):
     return InputError(f"{path}: an archive; unpack it, and give the model's folder")
   for mark, what, advice in _MAGIC[:2]:
-    if first_bytes(path).startswith(mark):
+    if beginning.startswith(mark):
       return InputError(f"{path}: {what}; {advice}")
   if re.fullmatch(r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf)", path.name):
     return InputError(f"{path}: weights without config.json and a tokenizer; give a folder with all of the model's "

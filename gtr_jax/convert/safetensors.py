@@ -12,12 +12,12 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from gtr_jax.convert.json_file import parse
 from gtr_jax.convert.kinds import check_magic
 from gtr_jax.convert.source import Array
 from gtr_jax.errors import InputError
 from gtr_jax.io.atomic import replacing
 from gtr_jax.io.contents import first_bytes
+from gtr_jax.io.jsonl import parse
 from gtr_jax.io.paths import check_regular, location
 
 DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
@@ -43,7 +43,7 @@ def read(path: epath.PathLike) -> dict[str, Array]:
   if size < 8 or length > size - 8 or len(text) < length:
     raise InputError(f"{path}: {size:,} bytes are too few, or no safetensors file; copy it again")
   try:
-    header = parse(text)
+    header = parse(text, unique=True)
     fields = [(*map(_count, field["data_offsets"]), name, field["dtype"], tuple(map(_count, field["shape"])))
               for name, field in header.items() if name != "__metadata__"]
     place, arrays = 0, {}

@@ -30,7 +30,12 @@ _OTHERS = {
 }
 _PICKLE = re.compile(rb"\x80[\2-\5]")
 _LFS_POINTER = b"version https://git-lfs"
-_WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|head)\b", re.IGNORECASE)
+_POINTERS = {
+    _LFS_POINTER: "a pointer of git-lfs, not the file itself; run git lfs pull where it comes from",
+    b"# xet version": "a pointer of git-xet, not the file itself; download the file",
+    b"/annex/objects/": "a pointer of git-annex, not the file itself; run git annex get where it comes from",
+}
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml[^<]*<error)\b", re.IGNORECASE)
 _TAR = slice(257, 262), b"ustar"
 BYTES = 512
 """How many of them are looked at."""
@@ -48,15 +53,20 @@ def lfs_pointer(begin: bytes) -> bool:
   return begin.startswith(_LFS_POINTER)
 
 
+def stand_in(begin: bytes) -> str:
+  """What lies in the place of a file of whatever kind, and what to do, or "" where it seems to be the file itself."""
+  if _WEB_PAGE.match(begin):
+    return "a web page, such as a server shows instead of a file; fetch the file itself"
+  return next((text for mark, text in _POINTERS.items() if begin.startswith(mark)), "")
+
+
 def not_text(begin: bytes) -> str:
   """What a file of lines is instead, and what to do, or "" where nothing speaks against text in UTF-8."""
   for mark, name in _ENCODINGS.items():
     if begin.startswith(mark):
       return f"{name}; convert it to UTF-8: iconv -f {name} -t UTF-8"
-  if lfs_pointer(begin):
-    return "a pointer of git-lfs, not the file itself; run git lfs pull where it comes from"
-  if _WEB_PAGE.match(begin):
-    return "a web page, such as a server shows instead of a file; fetch the file itself"
+  if text := stand_in(begin):
+    return text
   place, mark = _TAR
   if begin[place] == mark:
     return "a tar archive of files; unpack it (tar -xf) and name the file in it"

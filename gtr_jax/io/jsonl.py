@@ -1,5 +1,6 @@
 """JSON lines, and what their fields hold: the one reader of them, strict or counting what is broken."""
 
+import collections
 import json
 import re
 import sys
@@ -18,23 +19,41 @@ _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false
           type(None): "null"}
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes, unique: bool = False) -> Any:
   """The JSON value of a line or of a whole file, in UTF-8, with or without a byte order mark.
+
+  Args:
+    data: the text.
+    unique: whether a name that an object has twice is wrong, else the last one counts.
 
   Raises:
     ValueError: it is none; the message says why, in words.
   """
   try:
-    return json.loads(data.decode("utf-8-sig"))
+    return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_copies if unique else None)
   except UnicodeDecodeError as e:
     raise ValueError(not_utf8(data)) from e
   except json.JSONDecodeError as e:
     raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from e
   except RecursionError as e:
     raise ValueError(f"{_UNREADABLE} (nested too deeply)") from e
+  except _TwiceError:
+    raise
   except ValueError as e:  # Python reads no longer whole numbers.
     raise ValueError(f"{_UNREADABLE} (a number of more than {sys.get_int_max_str_digits():,} digits; "
                      "write it as a text)") from e
+
+
+class _TwiceError(ValueError):
+  """A name that an object has twice."""
+
+
+def _without_copies(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    (name, _), = collections.Counter(name for name, _ in pairs).most_common(1)
+    raise _TwiceError(f"an object that has {json.dumps(name):.80} twice")
+  return fields
 
 
 def kind_of(value: Any) -> str:
