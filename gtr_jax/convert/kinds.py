@@ -55,7 +55,7 @@ _FAMILIES = (
      "an encoder-decoder with other layers than T5's"),
     (r"(gpt|llama|mistral|mixtral|qwen|gemma|phi|opt|bloom|falcon|mpt|olmo|deepseek|stablelm|codegen|cohere|granite)\w*"
      r"|internlm\w*|starcoder\w*|mamba\w*|xglm|smollm\w*", "a decoder-only language model"),
-    (r"(xlm-)?(mod)?(modern)?(big_bird|\w*bert|roberta|electra|mpnet|deberta|xlm|nomic_bert|new|funnel|longformer).*",
+    (r"\w*bert|(xlm-)?roberta(-xl)?|deberta(-v2)?|big_bird|electra|mpnet|xlm|xlnet|new|funnel|longformer",
      "an encoder with other layers than T5's"),
 )
 
