@@ -20,7 +20,7 @@ def locate(path: epath.PathLike) -> epath.Path:
   Raises:
     InputError: it is no path, a page of the hub, a cache that holds several, or a link to nothing.
   """
-  if page := _PAGE.fullmatch(os.fspath(path).strip()):
+  if (page := _PAGE.fullmatch(os.fspath(path).strip())) and not os.path.exists(path):
     raise InputError(f"{path}: a page of the Hugging Face hub; give the model's name, {page[1] or page[2]}")
   folder = location(path)
   with reached(path):
