@@ -68,7 +68,8 @@ def test_the_loss_says_what_is_a_candidate(capsys):
 
 def test_many_are_said(capsys):
   of_one = np.where(np.arange(PAIRS) == 0, 5, 0)[:, None]
-  Candidates(tiny_loss(own_negatives_only=True, bidirectional=False)).check_first(batch(negatives=of_one + 100 * of_one))
+  own = tiny_loss(own_negatives_only=True, bidirectional=False)
+  Candidates(own).check_first(batch(negatives=101 * of_one))
   assert "88% of the pairs of the first batch have no candidate" in capsys.readouterr().err
 
 

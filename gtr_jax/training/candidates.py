@@ -41,8 +41,8 @@ class Candidates:
                        f"{self._why(pairs)}")
     if alone > looked_at / 2 and jax.process_index() == 0:
       print(f"{alone / looked_at:.0%} of the pairs of the first batch have no candidate but their own passage, and "
-            "teach nothing: the others have their query or their passage, by id or text; check the ids and the data, or "
-            "take larger batches", file=sys.stderr)
+            "teach nothing: the others have their query or their passage, by id or text; check the ids and the data, "
+            "or take larger batches", file=sys.stderr)
 
   def look_at(self, step: int, batch: Batch) -> None:
     """Of a later batch: says so, once. Of several processes, none knows all pairs of a batch, and nothing is said."""
