@@ -4,7 +4,7 @@ import array
 import codecs
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,14 +153,15 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   lines.size_of(path)
   on_disk = not is_remote(path) and not lines.is_compressed(path)
   documents, seen, words, stops = Documents([], [], []), {}, array.array("i"), array.array("q", [0])
-  for number, line in enumerate(lines.read_lines(lines.Part(os.fspath(path))), 1):
+  rest = lines.read_lines(lines.Part(os.fspath(path)))
+  for number, line in enumerate(rest, 1):
     if not line.data.strip():
       continue
     try:
       document = document_of(line.data)
       check_id(document.id)
     except ValueError as e:
-      raise broken(line, e) from e
+      raise broken(path, line, rest, e) from e
     place, (doc_id, title, text) = line.place, document
     if doc_id in seen:
       raise InputError(f"{place}: duplicate _id {doc_id!r}, first at line {seen[doc_id]}; ids must be unique")
@@ -183,8 +184,9 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   return Corpus(documents, np.asarray(words, np.int32), seen)
 
 
-def broken(line: lines.Line, error: ValueError) -> InputError:
-  """What to say of a line of a corpus or of queries."""
+def broken(path: epath.PathLike, line: lines.Line, rest: Iterable[lines.Line], error: ValueError) -> InputError:
+  """What to say of a line of a corpus or of queries. Raises InputError where the whole file is wrong."""
+  lines.check_rest(path, rest)
   if jsonl.is_array(line):
     return jsonl.an_array(line)
   cut_off = not line.ended and "not JSON (" in str(error)

@@ -38,7 +38,8 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
     part: of a file.
     on_broken: is told of lines that are none of these; None: they are an InputError.
   """
-  for number, (place, line) in enumerate(lines.read_text(part, on_broken), 1):
+  rest = lines.read_text(part, on_broken)
+  for number, (place, line) in enumerate(rest, 1):
     fields = [field.strip() for field in line.rstrip().split("\t")] if "\t" in line else lines.columns(line)
     if not any(fields):
       continue
@@ -56,6 +57,7 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
       yield Judgement(place, fields[0], fields[2 if len(fields) == 4 else 1], int(matched[1]))
       continue
     if on_broken is None:
+      lines.check_rest(part.path, rest)
       raise InputError(f"{place}: {wrong}")
     on_broken(place, wrong)
 

@@ -28,7 +28,8 @@ def queries_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Query]
     part: of a file.
     on_broken: is told of lines that are neither; None: they are an InputError.
   """
-  for line in lines.read_lines(part):
+  rest = lines.read_lines(part)
+  for line in rest:
     if not line.data.strip():
       continue
     try:
@@ -36,7 +37,7 @@ def queries_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Query]
       yield Query(line.place, query_id, text)
     except ValueError as e:
       if on_broken is None:
-        raise broken(line, e) from e
+        raise broken(part.path, line, rest, e) from e
       on_broken(line.place, f"not a query with _id and text ({e})")
 
 

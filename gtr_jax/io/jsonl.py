@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io.lines import Line, OnBroken, Part, not_utf8, read_lines, size_of
+from gtr_jax.io.lines import Line, OnBroken, Part, check_rest, not_utf8, read_lines, size_of
 from gtr_jax.io.paths import location
 
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
@@ -89,7 +89,8 @@ def read_objects(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any], in
 
 def _values(part, on_broken):
   first, broken = not part.start, ""
-  for line in read_lines(part):
+  rest = read_lines(part)
+  for line in rest:
     broken = ""
     if not line.data or line.data.isspace():
       continue
@@ -103,6 +104,8 @@ def _values(part, on_broken):
     if not broken:
       yield line.place, value, line.stop
       continue
+    if on_broken is None:
+      check_rest(part.path, rest)
     if not line.ended and not broken.startswith(_UNREADABLE):
       raise InputError(f"{line.place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the "
                        "line")

@@ -5,6 +5,7 @@ What is wrong with a file is an InputError. What is wrong with a line is one too
 
 import bz2
 import codecs
+import collections
 import contextlib
 import gzip
 import io
@@ -218,11 +219,19 @@ def read_lines(part: Part) -> Iterator[Line]:
       yield Line(place, data, position, line.endswith(b"\n"))
 
 
+def check_rest(path: str | os.PathLike, rest: Iterable[object]) -> None:
+  """Reads on behind a broken line of an archive: one that is damaged raises here, for no advice on a line would fit."""
+  if is_compressed(path):
+    collections.deque(rest, maxlen=0)
+
+
 def read_text(part: Part, on_broken: OnBroken | None = None) -> Iterator[tuple[str, str]]:
   """(place, text) of the lines. Empty lines are skipped; what is not UTF-8 is broken."""
-  for place, line, _, _ in read_lines(part):
+  rest = read_lines(part)
+  for place, line, _, _ in rest:
     if wrong := not_utf8(line):
       if on_broken is None:
+        check_rest(part.path, rest)
         raise InputError(f"{place}: {wrong}")
       on_broken(place, wrong)
     elif line:

@@ -122,13 +122,14 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
     raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
   for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
     missing = set(wanted)
-    for line in lines.read_lines(Part(path)):
+    rest = lines.read_lines(Part(path))
+    for line in rest:
       if not line.data.strip():
         continue
       try:
         found = document_of(line.data)
       except ValueError as e:
-        raise broken(line, e) from e
+        raise broken(path, line, rest, e) from e
       if found.id in wanted:
         missing.discard(found.id)
         yield kind, found.id, found.title, found.text.strip()

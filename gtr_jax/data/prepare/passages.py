@@ -26,6 +26,7 @@ from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.io.paths import location
 
 _FORMAT = 1  # Part of the key: raise it when the index changes.
 _MAX_BROKEN = 0.001
@@ -111,6 +112,7 @@ def open_table(path: str, cache: str, columns: str = "") -> PassageTable:
   """
   if path.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
     raise InputError(f"{path}: an archive of files; unpack it first (tar -xf, unzip) and name the file in it")
+  path = os.fspath(location(path))
   size = lines.size_of(path)
   key = json.dumps([_FORMAT, os.path.abspath(path), size, os.stat(path).st_mtime_ns, columns])
   folder = Path(cache) / f"passages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -131,7 +133,7 @@ def _index(path, size, columns, folder):
   with open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
       total=size, desc=f"index {os.path.basename(path)}", unit="B", unit_scale=True, leave=False, delay=1) as bar, (
           lines.on_bytes(bar.update)):
-    for number, (place, line, stop, _) in enumerate(lines.read_lines(Part(path)), 1):
+    for number, (place, line, stop, ended) in enumerate(lines.read_lines(Part(path)), 1):
       if unpacked:
         copy.write(line + b"\n")
         stop = position + len(line) + 1
@@ -144,6 +146,9 @@ def _index(path, size, columns, folder):
       try:
         row_id = parse(line).id
       except ValueError as e:
+        if line.strip() and not ended:
+          raise InputError(f"{place}: {e}, and no line end: the file is cut off; fetch it again, or remove the line"
+                           ) from e
         if line.strip():
           broken += 1
           broken_places += [f"{place}: {lines.not_utf8(line) or e}"][:KEPT_PLACES - len(broken_places)]
