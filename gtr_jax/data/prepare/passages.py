@@ -115,7 +115,7 @@ def open_table(path: str, cache: str, columns: str = "") -> PassageTable:
   path = os.fspath(location(path))
   size = lines.size_of(path)
   key = json.dumps([_FORMAT, os.path.abspath(path), size, os.stat(path).st_mtime_ns, columns])
-  folder = Path(cache) / f"passages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+  folder = Path(location(cache)) / f"passages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
   if not (folder / "meta.json").exists():
     shutil.rmtree(folder, ignore_errors=True)  # Of ours, and of no use without its meta.json.
     with atomic.new_folder(folder, same=lambda: (folder / "meta.json").exists()) as new:
@@ -146,7 +146,7 @@ def _index(path, size, columns, folder):
       try:
         row_id = parse(line).id
       except ValueError as e:
-        if line.strip() and not ended:
+        if columns == "json" and line.strip() and not ended:
           raise InputError(f"{place}: {e}, and no line end: the file is cut off; fetch it again, or remove the line"
                            ) from e
         if line.strip():
