@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from tiny_model_dir import sentence, write_vocabulary
 
 from gtr_jax import cli
-from gtr_jax.data import root
+from gtr_jax.data import examples, root
 
 RUN = """
 from __gin__ import dynamic_registration
@@ -125,6 +126,23 @@ def test_train_encode_search_evaluate_mine_report(place, model, capsys):
   assert cli.main(["report", "--results", str(results), "--model_dir", str(model), "--output",
                    str(place / "report")]) == 0
   assert "ours" in (place / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([{"qid": "one"}] * 40, "all of its 16 pairs have one query, by id or text; check the task's query_id"),
+    ([{"query": "the same", "qid": None}] * 40, "all of its 16 pairs have one query"),
+    ([{"positive": "the same"}] * 40, "all of its 16 pairs have one passage"),
+], ids=["query_id", "query", "passage"])
+def test_a_batch_that_teaches_nothing_is_refused(place, capsys, request, rows, message):
+  number = request.node.callspec.id
+  jsonl(place / f"{number}.jsonl", [{"qid": i, "query": sentence(i, 4), "positive": sentence(i, 9)} | row
+                                    for i, row in enumerate(rows)])
+  examples.add_pair_task(f"cli_{number}", examples.jsonl(train=f"{number}.jsonl"), query="query", passage="positive",
+                         query_id="qid", vocabulary="spiece.model")
+  flags = ("--gin.VALIDATION=None", f"--gin.MIXTURE_OR_TASK_NAME='cli_{number}'")
+  assert train(place, *flags, model_dir=number) == 2
+  assert re.search(f"the first batch teaches nothing .*{message}", capsys.readouterr().err.splitlines()[-1])
+  assert not (place / number).exists()
 
 
 def test_fine_tuning_starts_from_the_parameters(place, model, capsys):

@@ -267,6 +267,47 @@ def test_the_evaluator_of_training(made):
   assert (encode._encode._cache_size(), search._search_block._cache_size()) == programs
 
 
+@pytest.mark.parametrize("name, own", [("quora", None), ("beir/quora", None), ("quora", True), ("quora", False)])
+def test_the_evaluator_follows_the_protocol(made, tmp_path, name, own, capsys):
+  """Queries that are documents, an empty document, a grade of 1.0, a judgement of nothing: as `evaluate` has it."""
+  folder, mesh, _ = made
+  place, documents = tmp_path / name, corpus(30)
+  write_collection(place, documents, queries=0)
+  with (place / "corpus.jsonl").open("a") as f:
+    f.write('{"_id": "empty", "text": ""}\n')
+  (place / "queries.jsonl").write_text("".join(
+      json.dumps({"_id": documents.ids[i], "text": documents.texts[i]}) + "\n" for i in range(12)))
+  (place / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(
+      f"{documents.ids[i]}\t{documents.ids[i + 1]}\t{float(i != 3)}\n" for i in range(12)))
+  model = load_model(folder / "run", mesh)
+  protocol = Protocol(exclude_own_id=own, allow_empty_documents=True, similarities=("cosine",))
+  expected = evaluate({"it": folder / "run"}, [place], tmp_path / "out", mesh=mesh, protocol=protocol, progress=True)
+  assert "1 of 12 queries have no relevant document" in capsys.readouterr().err
+  (of_collection,), (of_system,) = expected["collections"].values(), expected["systems"].values()
+  assert of_collection["queries without relevant documents"] == 1
+  assert of_collection["exclude_own_id"] is (name == "beir/quora" if own is None else own)
+  evaluator = RetrievalEvaluator(
+      "it", place, model=model.encoder, tokenizer=model.tokenizer, mesh=mesh, query_length=16, document_length=32,
+      exclude_own_id=own, allow_empty_documents=name == "quora")
+  found, (values,) = evaluator(model.params), of_system["results"].values()
+  assert found == pytest.approx({name: values[name] for name in found}, abs=1e-6)
+  assert "1 of 12 queries have no relevant document" in capsys.readouterr().err
+
+
+def test_the_evaluator_names_what_gin_has(made, tmp_path):
+  folder, mesh, _ = made
+  model = load_model(folder / "run", mesh)
+  make = {"model": model.encoder, "tokenizer": model.tokenizer, "mesh": mesh, "query_length": 16, "document_length": 32}
+  write_collection(tmp_path / "c", corpus(10), queries=2)
+  with (tmp_path / "c/corpus.jsonl").open("a") as f:
+    f.write('{"_id": "empty", "text": ""}\n')
+  with pytest.raises(InputError, match="RetrievalEvaluator.allow_empty_documents = True") as e:
+    RetrievalEvaluator("c", tmp_path / "c", **make)
+  assert "--" not in str(e.value)
+  with pytest.raises(InputError, match="beir/nowhere: no such folder, and no such set"):
+    RetrievalEvaluator("c", "beir/nowhere", **make)
+
+
 def test_a_sample_keeps_what_is_judged_and_is_the_same_every_time(made):
   folder, mesh, _ = made
   model = load_model(folder / "run", mesh)

@@ -144,6 +144,39 @@ def test_a_wrong_line_is_named_and_nothing_is_written(data_dir, vocabulary, line
   assert "\n" not in str(e.value) and not list((data_dir / "cache").iterdir())
 
 
+def test_null_is_no_id(data_dir, vocabulary):
+  """Pairs without an id are told apart by their texts; numbers of tables are one id, with a point or without."""
+  rows = [{"query": "ba", "passage": "da", "qid": None, "pid": None, "negatives": ["fa", "ga"], "nids": [None, 2]},
+          {"query": "be", "passage": "de", "qid": None, "pid": "", "negatives": ["ha", "ka"], "nids": [2.0, None]},
+          {"query": "bi", "passage": "di", "qid": 1, "pid": 1.0, "negatives": [], "nids": []},
+          {"query": "bo", "passage": "do", "qid": 1.0, "pid": "1", "negatives": None, "nids": None}]
+  write_jsonl(data_dir / "pairs.jsonl", rows)
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                       negatives="negatives", vocabulary=vocabulary, query_id="qid", passage_id="pid",
+                       negative_ids="nids")
+  got = read(task)
+  a, b, c, d = (got[f"pairs.jsonl:{i}"] for i in range(1, 5))
+  assert len({ex["query_hash"] for ex in (a, b, c)}) == 3 and c["query_hash"] == d["query_hash"]
+  assert len({ex["passage_hash"] for ex in (a, b, c)}) == 3 and c["passage_hash"] == d["passage_hash"]
+  assert a["passage_hash"] == a["text_hash"] and b["passage_hash"] == b["text_hash"]  # "" is none either.
+  assert a["negative_passage_hash"][0] == a["negative_text_hash"][0]
+  assert b["negative_passage_hash"][1] == b["negative_text_hash"][1]
+  assert a["negative_passage_hash"][1] == b["negative_passage_hash"][0]
+
+
+@pytest.mark.parametrize("value", ["true", "1.5", "[1]", '{"a": 1}', "NaN", "Infinity"])
+@pytest.mark.parametrize("field", ["qid", "pid", "nids"])
+def test_what_is_no_id(data_dir, vocabulary, field, value):
+  ids = {"qid": "1", "pid": "2", "nids": "[3]"} | {field: f"[{value}]" if field == "nids" else value}
+  line = f'{{"query": "a", "passage": "b", "negatives": ["c"], {", ".join(f"{k!r}: {v}" for k, v in ids.items())}}}'
+  (data_dir / "pairs.jsonl").write_text(line.replace("'", '"') + "\n")
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
+                       negatives="negatives", vocabulary=vocabulary, query_id="qid", passage_id="pid",
+                       negative_ids="nids")
+  with pytest.raises(InputError, match=rf"data/pairs.jsonl:1: field '{field}': .* is no id"):
+    read(task)
+
+
 def test_files_of_a_split(data_dir, vocabulary):
   rows = pairs(30)
   (data_dir / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:10]).encode()))

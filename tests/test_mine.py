@@ -56,6 +56,61 @@ def test_answers_of_the_same_query_are_no_negatives(tmp_path):
   assert negatives[5] == set()
 
 
+def test_a_query_is_no_negative_of_its_own(tmp_path):
+  """Pairs that are each other's reverse: BM25 ranks nothing as high as the query itself."""
+  topics = ["keep cats healthy", "cook brown rice", "repair a bicycle", "learn to swim"]
+  pairs = [pair for topic in topics for pair in (
+      {"query": f"how do I {topic}", "positive": f"what does it take to {topic}?"},
+      {"query": f"What  does it take to {topic.title()} ?!", "positive": f"How do I {topic.upper()}."})]
+  records = mined(tmp_path, pairs, num_negatives=9)
+  assert all(record["negatives"] for record in records)
+  for i, record in enumerate(records):
+    about = topics[i // 2].split()[-1]
+    assert not any(about in negative.casefold() for negative in record["negatives"])
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["by-id", "by-text"])
+@pytest.mark.parametrize("with_pairs", [True, False], ids=["pairs", "judged"])
+def test_queries_that_are_documents(tmp_path, ids, with_pairs):
+  """A collection of duplicate questions: each is a document too, by its id (here revised) or by its text alone."""
+  folder, documents = tmp_path / "questions", corpus(20)
+  texts = [f"{text} number {i}" for i, text in enumerate(documents.texts)]
+  (folder / "qrels").mkdir(parents=True)
+  write(folder / "corpus.jsonl", [{"_id": f"x{i}", "text": f"{text}?"} for i, text in enumerate(texts)])
+  queries = [{"_id": f"x{i}" if ids else f"q{i}", "text": f"{text} please" if ids else f" {text.upper()}  ."}
+             for i, text in enumerate(texts)]
+  write(folder / "queries.jsonl", queries)
+  judged = "".join(f"{query['_id']}\tx{(i + 1) % 20}\t1.0\n" for i, query in enumerate(queries))
+  (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+  flags = {"collection": folder, "num_negatives": 19, "last_rank": 20}
+  if with_pairs:
+    flags["pairs"] = write(tmp_path / "pairs.jsonl", [
+        {"query": query["text"], "positive": f"{texts[(i + 1) % 20]}?", "qid": query["_id"], "pid": f"x{(i + 1) % 20}"}
+        for i, query in enumerate(queries)])
+    flags |= {"query_id_field": "qid", "passage_id_field": "pid"}
+  code, records = mine(tmp_path, **flags)
+  assert code == 0 and len(records) == 20
+  for i, record in enumerate(records):
+    assert len(record["negatives"]) >= 5 and not {f"x{i}", f"x{(i + 1) % 20}"} & set(record["negative_ids"])
+
+
+def test_ids_that_are_null_are_none(tmp_path):
+  pairs = [{"query": f"lion {word}", "positive": f"lion passage {word}", "qid": qid, "pid": pid}
+           for word, qid, pid in (("one", None, None), ("two", None, None), ("three", 7, 1), ("four", 7.0, 2.0))]
+  records = mined(tmp_path, pairs, query_id_field="qid", passage_id_field="pid", num_negatives=9)
+  assert [len(record["negatives"]) for record in records] == [3, 3, 2, 2]
+  assert [sorted(record["negative_ids"], key=str) for record in records] == [
+      ["1", "2", None], ["1", "2", None], [None, None], [None, None]]
+
+
+def test_what_prepare_wrote_is_no_file_of_pairs(tmp_path, capsys):
+  folder = tmp_path / "prepared"
+  folder.mkdir()
+  (folder / "manifest.json").write_text('{"splits": {"train": {"train-00000.tfrecord": 9}}}')
+  assert mine(tmp_path, pairs=folder)[0] == 2
+  assert "what gtr-jax prepare wrote" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_ids_tell_what_is_the_same(tmp_path):
   pairs = [{"q": "lion", "p": "lion one", "qid": 1, "pid": "a"},
            {"q": "big lion", "p": "lion two", "qid": 1, "pid": "b"},

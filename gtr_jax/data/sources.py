@@ -58,10 +58,13 @@ def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id
       return tf.identity(joined)
 
   def listed(name):
-    return tf.reshape(_strings(get(name)), [-1]) if name else tf.zeros([0], tf.string)
+    return tf.reshape(get(name), [-1]) if name else tf.zeros([0], tf.string)
 
   def identifier(name):
-    return _strings(get(name)) if name else tf.constant("")
+    return _ids(get(name), name, example_id) if name else tf.constant("")
+
+  def identifiers(name):
+    return _ids(listed(name), name, example_id)
 
   return {
       "example_id": example_id,
@@ -70,13 +73,25 @@ def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id
       "query_id": identifier(fields.query_id),
       "passage_id": identifier(fields.passage_id),
       "negatives": listed(fields.negatives),
-      "negative_ids": listed(fields.negative_ids),
+      "negative_ids": identifiers(fields.negative_ids),
       "negative_queries": listed(fields.negative_queries),
   }
 
 
-def _strings(value: tf.Tensor) -> tf.Tensor:
-  return value if value.dtype == tf.string else tf.strings.as_string(value)
+def _ids(value: tf.Tensor, name: str, example_id: tf.Tensor) -> tf.Tensor:
+  """Ids as strings, as `jsonl.identifier` makes them of JSON: 1.0 is 1, and NaN, the null of tables, is none."""
+  if value.dtype == tf.string:
+    return value
+  if value.dtype.is_integer:
+    return tf.strings.as_string(value)
+  if not value.dtype.is_floating:
+    raise InputError(f"the field {name!r} is {value.dtype.name}, which is no id; name one of texts or whole numbers")
+  none = tf.math.is_nan(value)
+  whole = tf.cast(tf.where(none, tf.zeros_like(value), value), tf.int64)
+  message = example_id + f": field {name!r} has a number with a fraction, which is no id; correct the example"
+  with tf.control_dependencies([tf.debugging.Assert(
+      tf.reduce_all(none | (tf.cast(whole, value.dtype) == value)), [message])]):
+    return tf.where(none, "", tf.strings.as_string(whole))
 
 
 class _RecordSource(seqio.DataSource):

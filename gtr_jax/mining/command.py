@@ -125,6 +125,9 @@ def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], docum
 def _check(args: argparse.Namespace) -> None:
   if not args.pairs and not args.collection:
     raise InputError("give --pairs, training pairs as JSONL, or --collection, a corpus with judgements, or both")
+  if args.pairs and os.path.exists(os.path.join(args.pairs, "manifest.json")):
+    raise InputError(f"--pairs {args.pairs}: what gtr-jax prepare wrote (TFRecord); mine reads pairs as JSONL: give "
+                     "the file that they were prepared from")
   if args.pairs and os.path.realpath(args.pairs) == os.path.realpath(args.output):
     raise InputError("--output would overwrite --pairs; give another file")
   if os.path.isdir(args.output):
