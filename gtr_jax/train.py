@@ -114,7 +114,7 @@ def train(
     if validation_data is not None:
       eval_step = jax.jit(make_eval_step(model, loss))
       validation = distributed.first_before_others(lambda: validation_data(**shard))
-      measured.insert(0, ValidationLoss(validation, eval_step, mesh))
+      measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates))
 
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
@@ -180,8 +180,10 @@ class ValidationLoss:
 
   name = "validation"
 
-  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh):
+  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh, candidates: Candidates):
     self._batches, self._eval_step, self._mesh = batches, eval_step, mesh
+    if (first := next(iter(batches), None)) is not None:
+      candidates.look_at_validation(first)
 
   def __call__(self, params: Any) -> dict[str, float]:
     """`loss`, `accuracy` and `mrr` of these parameters."""

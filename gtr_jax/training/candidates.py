@@ -55,6 +55,14 @@ class Candidates:
       print(f"the batch of step {step} teaches nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no "
             "success (said once)", file=sys.stderr)
 
+  def look_at_validation(self, batch: Batch) -> None:
+    """Of the first validation batch: says so. All processes call it with their parts."""
+    pairs = _Pairs(batch, several=jax.process_count() > 1)
+    alone, looked_at = self._alone(pairs)
+    if alone == looked_at and jax.process_index() == 0:
+      print(f"the validation data measures nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no success",
+            file=sys.stderr)
+
   def _alone(self, pairs: "_Pairs") -> tuple[int, int]:
     """(pairs without a candidate but their own, pairs that were looked at)."""
     count = len(pairs.query)
