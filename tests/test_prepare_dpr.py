@@ -51,6 +51,17 @@ def test_fields(write, name):
   assert counts.reasons == {"negative_is_positive": 1}
 
 
+def test_ids(write):
+  """Null is none, a number of a table is its whole number, true is none and an error."""
+  passages = [{"title": "", "text": f"text {i}", "passage_id": value} for i, value in enumerate((None, 3.0, 4, "5"))]
+  record = {"question": "who", "positive_ctxs": passages[:1], "hard_negative_ctxs": passages[1:]}
+  (example,), counts = run(write("nq.jsonl", record))
+  assert (example.passage_id, example.negative_ids) == ("", ("3", "4", "5")) and not counts.places
+  passages[1]["passage_id"] = True
+  examples, counts = run(write("nq.jsonl", record, record))
+  assert not examples and "true is no id" in counts.places[0]
+
+
 def test_how_many_of_what(write):
   path = write("nq.json", _RECORD)
   examples, _ = run(path, "--num_positives", 0, "--negative_kinds", "random", "hard", "--num_negatives", 2)

@@ -67,6 +67,20 @@ def test_the_texts_of_a_set_are_not_each_others_negatives(file):
   assert ids[0] == ids[1] != ids[2] and ids[0][0] == ids[0][1] and ids[3] == ("", "")
 
 
+@pytest.mark.parametrize(("value", "made"), [(None, ""), ("", ""), (7, "7"), (7.0, "7"), ("7", "7"), (0, "0")])
+def test_ids(file, value, made):
+  path = file([{"q": "a", "p": "b", "qid": value, "pid": value}])
+  (example,), _ = prepared(PairsJsonl((path,), query=("q",), passage=("p",), query_id="qid", passage_id="pid"))
+  assert (example.query_id, example.passage_id) == (made, made)
+
+
+@pytest.mark.parametrize("value", [True, 1.5, ["x"], {"x": 1}], ids=repr)
+def test_what_is_no_id(file, value):
+  rows = [{"q": "a", "p": "b", "qid": "1"}, {"q": "c", "p": "d", "qid": value}]
+  examples, counts = prepared(PairsJsonl((file(rows),), query=("q",), passage=("p",), query_id="qid"))
+  assert len(examples) == 1 and "pairs.jsonl:2: field 'qid': " in counts.places[0] and "is no id" in counts.places[0]
+
+
 def test_a_positive_is_no_negative(file):
   several = {"query": "a", "pos": ["b", "c", "d"], "neg": ["C", "n", "D\n", ""]}
   path = file([["a", "The  Answer", "the answer ", "n"], several])
