@@ -133,6 +133,36 @@ def test_bad_judgements(folder, line, message):
   assert message in error(read_collection, folder)
 
 
+@pytest.mark.parametrize("text", [
+    "q3\td2\t2\nq1\td1\t1\nq1\td3\t0\n", "query-id\tcorpus-id\tscore\nq3\td2\t2.0\nq1\td1\t1.\nq1\td3\t0.0\n",
+    "query_id\tcorpus_id\tscore\r\nq3\td2\t2\r\nq1\td1\t1\r\n\r\nq1\td3\t0\r\n", "q3 0 d2 2\nq1 0 d1 1\nq1 0 d3 0\n",
+    "q3\tQ0\td2\t2\nq1\tQ0\td1\t+1\nq1\tQ0\td3\t0\n", "\ufeffqid\tpid\trelevance\nq3 d2 2\nq1 d1 1\nq1 d3 0",
+], ids=["no-header", "grades-of-tables", "windows", "trec", "msmarco", "other-header"])
+def test_forms_of_judgements(folder, text):
+  expected = read_collection(folder)
+  (folder / "qrels" / "test.tsv").write_text(text)
+  found = read_collection(folder)
+  assert (found.qrels, found.hash) == (expected.qrels, expected.hash)
+  (folder / "qrels" / "test.tsv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+  (folder / "qrels" / "test.tsv").unlink()
+  assert read_collection(folder).hash == expected.hash
+
+
+def test_the_files_of_msmarco(folder, tmp_path):
+  """The same collection in another layout, with ids that are numbers in one and texts in the other."""
+  (folder / "corpus.jsonl").write_text(jsonl([{"_id": i, "text": f"text {i}"} for i in range(3)]))
+  (folder / "queries.jsonl").write_text(jsonl([{"_id": float(i), "text": f"query {i}"} for i in range(2)]))
+  (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t2\t1\n1\t0\t1\n")
+  other = tmp_path / "other"
+  other.mkdir()
+  (other / "collection.tsv").write_text("".join(f"{i}\ttext {i}\n" for i in range(3)))
+  (other / "queries.dev.tsv").write_text("".join(f"{i}\tquery {i}\n" for i in range(2)))
+  (other / "qrels.dev.tsv").write_text("0 0 2 1\n1 0 0 1\n")
+  one, two = read_collection(folder), read_collection(other, "dev")
+  assert one.hash == two.hash and one.documents.full_texts()[:] == two.documents.full_texts()[:]
+  assert "splits here: dev" in error(read_collection, other, "train")
+
+
 def test_judgements_of_another_collection(folder):
   (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nother1\td1\t1\nother2\tx\t1\n")
   assert error(read_collection, folder).endswith("test.tsv:3: unknown query 'other1'; it is not in the queries file, "

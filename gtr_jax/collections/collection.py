@@ -94,8 +94,8 @@ def read_documents(folder: epath.PathLike, *, allow_empty_documents: bool = Fals
 
 def files_of(folder: epath.PathLike, split: str) -> Files:
   """The files of a collection, of which nothing is read. Raises InputError where one is not there."""
-  corpus = corpus_file(folder)
-  return Files(corpus, queries_file(folder, split), qrels_file(folder, split))
+  corpus, qrels = corpus_file(folder), qrels_file(folder, split)  # The latter names the splits that there are.
+  return Files(corpus, queries_file(folder, split), qrels)
 
 
 def corpus_file(folder: epath.PathLike) -> epath.Path:
