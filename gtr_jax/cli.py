@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from gtr_jax import arguments, distributed
 from gtr_jax.data.prepare import command as prepare
 from gtr_jax.errors import InputError
+from gtr_jax.io import failures
 from gtr_jax.plan import command as dry_run
 
 _ADVICE = {"train": "; training goes on from its last whole checkpoint",
@@ -38,13 +39,12 @@ def _run(args) -> int:
     return code
   except InputError as e:
     return _failed(args, _message(e), 2)
-  except OSError as e:  # A folder where a file belongs, no permission, a full disk.
-    if e.filename is None:
-      reason = e.strerror or " ".join(str(e).split()) or type(e).__name__
-      return _failed(args, f"{reason}; check the room on the disk, its limits and the network, then run it again", 2)
-    return _failed(args, f"{e.filename}: {e.strerror}; give another path, or mend this one", 2)
   except KeyboardInterrupt:
     return _failed(args, "interrupted", 130)
+  except Exception as e:  # A full disk, no permission, a folder where a file belongs: also in the types of libraries.
+    if (line := failures.reason(e)) is None:
+      raise
+    return _failed(args, line, 2)
 
 
 def _failed(args, message: str, code: int) -> int:

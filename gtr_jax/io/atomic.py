@@ -18,6 +18,7 @@ from typing import IO, Any
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.failures import naming
 from gtr_jax.io.paths import is_remote, location
 
 _count = itertools.count()
@@ -42,12 +43,13 @@ def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
   path.parent.mkdir(parents=True, exist_ok=True)
   new = _beside(path)
   try:
-    with new.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
-      yield file
-      if not is_remote(path):
-        file.flush()
-        os.fsync(file.fileno())  # Else a machine that stops may keep the name and lose the bytes.
-    new.replace(path)
+    with naming(path, hidden=new):
+      with new.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        yield file
+        if not is_remote(path):
+          file.flush()
+          os.fsync(file.fileno())  # Else a machine that stops may keep the name and lose the bytes.
+      new.replace(path)
   except BaseException:
     new.unlink(missing_ok=True)
     raise
@@ -91,7 +93,8 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
   new = _beside(path)
   try:
     new.mkdir()
-    yield new
+    with naming(path, hidden=new):
+      yield new
     try:
       if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError
