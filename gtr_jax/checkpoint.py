@@ -1,18 +1,18 @@
-"""Checkpoints of training, on Orbax: the only module that imports it.
+"""Checkpoints of training, on Orbax, which only this module and `checkpoint_steps` import.
 
 A step is saved as one unit, `<directory>/<step>/`, of three items: `state` (arrays, each process writes its shards),
 `input` (one file a process: where its data pipeline stood) and `progress` (JSON). Orbax writes under a temporary name
 and renames when all of it is there (object stores: a marker file is written last), so that a process killed at any
-moment leaves whole steps only; what a killed process left behind is removed when training starts again.
+moment leaves whole steps only. What lies there and is not whole is never deleted.
 """
 
 import copy
 import dataclasses
-import json
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,41 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from gtr_jax.checkpoint_steps import (
+    ITEMS,
+    WholeSteps,
+    best_of,
+    exists,
+    find_checkpoint,
+    first_line,
+    list_steps,
+    raise_if_refused,
+    score_of,
+    set_aside,
+    tidy,
+)
 from gtr_jax.errors import InputError
+from gtr_jax.io.paths import absolute
 
-# A hint that Orbax prints into the progress bar whenever a save, also one that was waited for, took a second.
-logging.getLogger("absl").addFilter(lambda record: "Waiting for previous save to complete" not in record.getMessage())
 
-# Files that every whole step holds; Orbax writes each before it renames the folder.
-_PARTS = ("_CHECKPOINT_METADATA", "state/_METADATA", "progress/metadata", "input")
+def _is_news(record: logging.LogRecord) -> bool:
+  """Not that a save took a second, in the middle of the progress bar, nor a second traceback of what is raised too."""
+  raised = record.exc_info and (f"{os.sep}orbax{os.sep}" in record.pathname or "tensorstore" in str(record.exc_info[1]))
+  return not raised and "Waiting for previous save to complete" not in record.getMessage()
+
+
+def _drop_late_answers(before: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Where one array cannot be read or written, TensorStore tells of the others when nobody listens any more."""
+  def hook(unraisable):
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+      before(unraisable)
+
+  return hook
+
+
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_news)
+sys.unraisablehook = _drop_late_answers(sys.unraisablehook)
 
 
 class Checkpoint(NamedTuple):
@@ -45,28 +73,32 @@ class Checkpointer:
   process ends. Every method must be called by all processes.
 
   Args:
-    directory: the folder of the steps, made if it is not there. Steps that are not whole are removed from it.
+    directory: the folder of the steps, made if it is not there. What lies there as a step and is not whole is set
+      aside as `STEP.set-aside-N`, and a line says so.
     keep: how many of the last checkpoints to keep.
     mode: "max" or "min": which metric is the best.
+
+  Raises:
+    InputError: what may be checkpoints is there, and none of it is whole; nothing is changed.
   """
 
   def __init__(self, directory: epath.PathLike, *, keep: int = 2, mode: str = "max"):
     if keep < 1 or mode not in ("max", "min"):
       raise InputError(f"checkpoints: keep is {keep} and mode {mode!r}; keep at least 1, mode is 'max' or 'min'")
-    self.directory = _absolute(directory)
+    self.directory = absolute(directory)
     self._sign = 1.0 if mode == "max" else -1.0
     self.directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-      for folder in _step_folders(self.directory):
-        if not _is_whole(folder):
-          folder.rmtree()
+      tidy(self.directory)
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("checkpoints: removed what is not whole")
+      multihost_utils.sync_global_devices("checkpoints: set aside what is not whole")
     self._manager = ocp.CheckpointManager(
-        self.directory, item_names=("state", "input", "progress"), item_handlers={"input": _BytesHandler()},
+        self.directory, item_names=ITEMS, item_handlers={"input": _BytesHandler()},
         options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True, preservation_policy=_LastAndBest(keep, self.best_step)))
-    self._scores = {step: _score(self.directory / str(step)) for step in self._manager.all_steps()}
+            # Orbax would also remove what only has such a name in it, and in a bucket all without its marker.
+            cleanup_tmp_directories=False, step_name_format=WholeSteps(),
+            preservation_policy=_LastAndBest(keep, self.best_step, self.directory)))
+    self._scores = {step: score_of(self.directory / str(step)) for step in self._manager.all_steps()}
 
   def steps(self) -> list[int]:
     """The steps that are saved or being saved, ascending."""
@@ -78,7 +110,7 @@ class Checkpointer:
 
   def best_step(self) -> int | None:
     """The step with the best metric of those kept (the earlier one of equals), or None if none has a metric."""
-    return _best(self._scores)
+    return best_of(self._scores)
 
   def is_best(self, metric: float) -> bool:
     """Whether `metric` beats the metric of every checkpoint so far."""
@@ -95,7 +127,12 @@ class Checkpointer:
       input_state: where the data pipeline of this process stands.
       progress: what else the loop needs to go on, JSON; the same in all processes.
       metric: the result of the evaluation of this very state, if there was one.
+
+    Raises:
+      Exception: of this or the last save, in many types; see `failures.reason`.
     """
+    if jax.process_index() == 0 and exists(place := self.directory / str(step)) and step not in self.steps():
+      set_aside(place, "it is no whole checkpoint, and lay where this run saves that step")  # Orbax would remove it.
     score = None if metric is None or not math.isfinite(metric) else self._sign * metric
     self._scores[step] = score
     self._manager.save(step, args=ocp.args.Composite(
@@ -138,27 +175,6 @@ class Checkpointer:
     self._manager.close()
 
 
-def list_steps(directory: epath.PathLike) -> list[int]:
-  """The whole steps in a folder of checkpoints, ascending."""
-  return sorted(int(folder.name) for folder in _step_folders(epath.Path(directory)) if _is_whole(folder))
-
-
-def find_checkpoint(path: epath.PathLike) -> epath.Path:
-  """The folder of one step: `path` itself, or the best, else the last whole step in `path` or in `path/checkpoints`.
-
-  Raises:
-    InputError: there is none.
-  """
-  path = _absolute(path)
-  if _is_whole(path):
-    return path
-  for directory in (path / "checkpoints", path):
-    if steps := list_steps(directory):
-      best = _best({step: _score(directory / str(step)) for step in steps})
-      return directory / str(steps[-1] if best is None else best)
-  raise InputError(f"{path}: holds no whole checkpoint; give a training run's MODEL_DIR, or MODEL_DIR/checkpoints/STEP")
-
-
 def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
                    optional: Collection[str] = ("logit_scale",)) -> dict[str, Any]:
   """The parameters of a checkpoint, for inference or fine-tuning; the optimizer's state is not read.
@@ -186,30 +202,6 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
       return reader.restore(folder / "state", args=_restore_args(tree))["params"]
     except Exception as e:
       raise _damaged(folder, e) from e
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-  """Orbax takes no relative paths, and epath would make one of gs://..."""
-  path = epath.Path(path)
-  return path if "://" in os.fspath(path) else path.absolute()
-
-
-def _step_folders(directory: epath.Path) -> list[epath.Path]:
-  return [folder for folder in directory.iterdir() if folder.name.isdecimal()] if directory.exists() else []
-
-
-def _is_whole(folder: epath.Path) -> bool:
-  return folder.name.isdecimal() and all((folder / part).exists() for part in _PARTS)
-
-
-def _score(folder: epath.Path) -> float | None:
-  """How good a whole step is, more is better; None if it was not evaluated."""
-  return json.loads((folder / "progress" / "metadata").read_text())["score"]
-
-
-def _best(scores: Mapping[int, float | None]) -> int | None:
-  scored = [(score, -step) for step, score in scores.items() if score is not None]
-  return -max(scored)[1] if scored else None
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
@@ -246,23 +238,26 @@ def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
 
 
 def _damaged(folder: epath.Path, error: Exception) -> InputError:
-  reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-  return InputError(f"{folder}: cannot be read ({reason}); if it is damaged, remove this folder, and the one before it "
-                    "is used")
+  raise_if_refused(error, folder)
+  others = [step for step in list_steps(folder.parent) if str(step) != folder.name]
+  instead = (f"move it elsewhere, and step {others[-1]} is taken instead" if others else
+             "bring back a whole copy of it; there is no other whole step beside it")
+  return InputError(f"{folder}: is damaged and cannot be read ({first_line(error)}); {instead}")
 
 
 @dataclasses.dataclass
 class _LastAndBest:
-  """Orbax preservation policy: the last `keep` steps and the best one."""
+  """Orbax preservation policy: the last `keep` steps and the best one, and links, behind which Orbax would delete."""
 
   keep: int
   best_step: Any
+  directory: epath.Path
 
   def should_preserve(self, checkpoints, *, context):
     del context
     steps = sorted(info.step for info in checkpoints)
     kept = {*steps[-self.keep:], self.best_step()}
-    return [info.step in kept for info in checkpoints]
+    return [info.step in kept or os.path.islink(self.directory / str(info.step)) for info in checkpoints]
 
 
 def _process_file() -> str:

@@ -25,7 +25,8 @@ ALLOWED = {
     "data": ({"__version__", "errors", "io", "collections", "text"},
              {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils", "zstandard",
               "google_crc32c", "apache_beam", "py7zr"}),
-    "checkpoint.py": ({"errors", "io"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
+    "checkpoint.py": ({"checkpoint_steps", "errors", "io"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
+    "checkpoint_steps.py": ({"errors", "io"}, {"orbax", "etils"}),
     "convert": ({"errors", "io", "models", "text"},
                 {"jax", "flax", "numpy", "ml_dtypes", "etils", "tensorstore", "sentencepiece", "torch",
                  "huggingface_hub", "tensorflow"}),
@@ -81,7 +82,7 @@ def test_imports_only_what_it_may(part):
 
 
 @pytest.mark.parametrize("package, only_in", [
-    ("gin", {"config.py"}), ("orbax", {"checkpoint.py"}), ("clu", {"train.py", "t5x_adapter"}),
+    ("gin", {"config.py"}), ("orbax", {"checkpoint.py", "checkpoint_steps.py"}), ("clu", {"train.py", "t5x_adapter"}),
     ("tensorflow", {"data", "t5x_adapter", "convert"}), ("apache_beam", {"data"}),
     ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
     ("transformers", set()), ("t5x", {"t5x_adapter"}),

@@ -1,7 +1,7 @@
 """What a disk, a network or the system's limits refuse, in one line, whichever library says it and however.
 
-Python says it as OSError with an errno. TensorFlow, TensorStore, pyarrow and others have types of their own and put the
-system's words into a text; Orbax raises what a thread has met later, chained or in a group; NumPy only counts the bytes.
+Python says it as OSError with an errno. TensorFlow, TensorStore, pyarrow and others have types of their own and put
+the system's words into a text; Orbax raises what a thread has met later, chained or in a group; NumPy only counts.
 """
 
 import concurrent.futures
@@ -30,20 +30,22 @@ _HARD = {
     errno.EIO: _BROKEN, errno.ESTALE: _BROKEN, errno.EREMOTEIO: _BROKEN, errno.ENAMETOOLONG: "give a shorter path",
 }
 # What a program may also meet, and handle, on its way.
-_SOFT = {number: _OTHER for number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
-                                       errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY)} | {
+_SOFT = dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP,
+                       errno.EXDEV, errno.EBUSY, errno.ETXTBSY), _OTHER) | {
     errno.ENODEV: _BROKEN, errno.ENXIO: _BROKEN, errno.ENOTCONN: _BROKEN,
     errno.ENOMEM: f"free some memory, {_AGAIN}", errno.EAGAIN: f"raise the limit of processes (ulimit -u), {_AGAIN}"}
 _UNKNOWN = f"check the room on the disk, its limits and the network, {_AGAIN}"
 _NUMBERS = {os.strerror(number): number for number in [*_SOFT, *_HARD] if number != errno.EAGAIN}
+_CLASSES = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, IsADirectoryError: errno.EISDIR,
+            NotADirectoryError: errno.ENOTDIR, FileExistsError: errno.EEXIST}
 _PART = re.compile(r"(\d+) requested and (\d+) written")  # numpy.ndarray.tofile
 _CODE = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)\b")  # TensorStore
 _PATH = re.compile(r"""["'\x60]((?:/|gs://)[^"'\x60\n]+)["'\x60]|(?<![\w.:/<])((?:/|gs://)[^\s"'\x60:;,()\[\]]+)""")
 _OURS = re.compile(r"\.([^/]+)\.[\w.]+-\d+-\d+\.tmp(?=/|$)")  # Of `atomic`: what it will be called.
 _FILE_LIBRARIES = ("tensorflow", "tensorstore", "pyarrow", "zstandard", "orbax", "h5py")
 _NETWORK_LIBRARIES = ("gcsfs", "fsspec", "aiohttp", "google")
-_REMOTE = ("NotFoundError", "PermissionDeniedError", "UnauthenticatedError", "UnavailableError", "DeadlineExceededError",
-           "AbortedError", "UnknownError", "InternalError")  # Of TensorFlow, about a bucket.
+_REMOTE = ("NotFoundError", "PermissionDeniedError", "UnauthenticatedError", "UnavailableError", "AbortedError",
+           "DeadlineExceededError", "UnknownError", "InternalError")  # Of TensorFlow, about a bucket.
 _BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
          SyntaxError, TypeError)
 
@@ -67,7 +69,7 @@ def reason(error: BaseException, place: epath.PathLike | None = None) -> str | N
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike, hidden: epath.PathLike) -> Iterator[None]:
-  """Gives what the system refuses in the block a name: `path`, where it has none, or the one of what lies in `hidden`."""
+  """Gives what the system refuses in the block the name `path`, where it has none or that of what lies in `hidden`."""
   try:
     yield
   except OSError as e:
@@ -105,12 +107,13 @@ def _why(error: BaseException, sure: bool) -> tuple[str | None, str, str] | None
   text = " ".join(str(error).split())
   if part := _PART.search(text):
     return None, f"only {int(part[2]):,} of {int(part[1]):,} numbers could be written", _ROOM
-  if isinstance(error, OSError) and error.errno is not None:
-    if not sure and error.errno not in _HARD:
+  number = _errno(error)
+  if number is not None:
+    if not sure and number not in _HARD:
       return None
-    path = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
-    why = error.strerror or os.strerror(error.errno)
-    advice = (_HARD | _SOFT).get(error.errno) or (_OTHER if path else _UNKNOWN)
+    path = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else _path_in(error, text)
+    why = error.strerror or os.strerror(number)
+    advice = (_HARD | _SOFT).get(number) or (_OTHER if path else _UNKNOWN)
     return (path and os.fsdecode(path)), " ".join(str(why).split()), advice
   library = type(error).__module__.partition(".")[0]
   number = _number(text)
@@ -127,6 +130,13 @@ def _why(error: BaseException, sure: bool) -> tuple[str | None, str, str] | None
   if isinstance(error, OSError):
     return None, text[:300] or type(error).__name__, _UNKNOWN
   return None
+
+
+def _errno(error: Exception) -> int | None:
+  """Of an OSError; where a library raises one with a text only, by its class."""
+  if not isinstance(error, OSError) or error.errno is not None:
+    return getattr(error, "errno", None) if isinstance(error, OSError) else None
+  return next((number for kind, number in _CLASSES.items() if isinstance(error, kind)), None)
 
 
 def _number(text: str) -> int | None:
