@@ -29,11 +29,13 @@ from gtr_jax.checkpoint_steps import (
     first_line,
     list_steps,
     raise_if_refused,
+    remove_unfinished,
     score_of,
     set_aside,
     tidy,
 )
 from gtr_jax.errors import InputError
+from gtr_jax.io.failures import naming
 from gtr_jax.io.paths import absolute
 
 
@@ -171,8 +173,12 @@ class Checkpointer:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then frees the threads."""
-    self._manager.close()
+    """Waits, then frees the threads. What a save that has failed leaves is removed."""
+    try:
+      self._manager.close()
+    finally:
+      if jax.process_index() == 0:
+        remove_unfinished(self.directory)
 
 
 def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
@@ -269,12 +275,14 @@ class _BytesHandler(ocp.handlers.AsyncCheckpointHandler):
 
   async def async_save(self, directory, args):
     async def write():
-      (directory / _process_file()).write_bytes(args.data)
+      self.save(directory, args)
 
     return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="input_state")]
 
   def save(self, directory, args):
-    (directory / _process_file()).write_bytes(args.data)
+    path = directory / _process_file()
+    with naming(path, hidden=path):
+      path.write_bytes(args.data)
 
   def restore(self, directory, args):
     del args

@@ -5,10 +5,12 @@ at here only where it holds something that `checkpoint` saves. Nothing is delete
 temporary name; a step that is not whole, such as a part of a copy, or one of another version, is given another name.
 """
 
+import contextlib
 import errno
 import itertools
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -119,7 +121,7 @@ def tidy(directory: epath.Path) -> None:
     InputError: nothing is whole.
   """
   for path in directory.iterdir():
-    if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not os.path.islink(path):
+    if _is_orbax_s(path):
       path.rmtree()
   faults = {folder: _fault(folder) for folder in _step_folders(directory)}
   if None not in faults.values():
@@ -129,6 +131,18 @@ def tidy(directory: epath.Path) -> None:
   for folder, fault in faults.items():
     if fault is not None:
       set_aside(folder, f"it is no whole checkpoint ({fault})")
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+  """Removes what a save that failed has left, as far as that can be: it may fill the disk."""
+  with contextlib.suppress(OSError):
+    for path in filter(_is_orbax_s, directory.iterdir()):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_orbax_s(path: epath.Path) -> bool:
+  """Whether Orbax has begun to save a step there, under a temporary name."""
+  return bool(_TEMPORARY.fullmatch(path.name)) and path.is_dir() and not os.path.islink(path)
 
 
 def _was_only_begun(folder: epath.Path) -> bool:

@@ -1,10 +1,10 @@
 """One training run, put together: what `gtr-jax train` calls with everything that the gin files bind."""
 
+import contextlib
 import importlib.metadata
-import json
 import platform
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,13 @@ from gtr_jax import distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, failures
 from gtr_jax.model import with_initial_params, write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training.candidates import Candidates
-from gtr_jax.training.loop import Periods, fit, resume
+from gtr_jax.training.loop import Periods, TrainingError, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
@@ -126,32 +127,32 @@ def train(
                                                      tokenizer))
 
   # All is checked that can be; only now is anything written.
-  if distributed.is_first():
-    write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
-                     query_prompt=query_prompt, document_prompt=document_prompt)
-  distributed.check_shared(directory)
-  checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints,
-                              mode="min" if (best_metric or "").endswith("loss") else "max")
-  distributed.check_same({"the last checkpoint": checkpointer.latest_step()})
-  distributed.advise(lambda: _advice(checkpointer.directory))
-  state, progress = resume(checkpointer, state, shardings, batches)
-  step = int(state.step)
-  if step and distributed.is_first():
-    print(f"going on at step {step} of {train_steps} from {checkpointer.directory / str(step)}", flush=True)
-  writers = []
-  if distributed.is_first():
-    (directory / "config.gin").write_text(config_text)
-    (directory / "parameters.txt").write_text(parameter_table(jax.eval_shape(model.init, jax.random.key(0))))
-    (directory / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
-    writers = [JsonlWriter(directory / "metrics.jsonl", step), TensorboardWriter(directory / "tensorboard")]
-  step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
-  try:
+  with _told_where_it_goes_on(directory), contextlib.ExitStack() as closing:
+    if distributed.is_first():
+      write_model_json(directory, model, tokenizer, query_length=query_length, document_length=document_length,
+                       query_prompt=query_prompt, document_prompt=document_prompt)
+    distributed.check_shared(directory)
+    checkpointer = Checkpointer(directory / "checkpoints", keep=keep_checkpoints,
+                                mode="min" if (best_metric or "").endswith("loss") else "max")
+    closing.callback(checkpointer.close)
+    distributed.check_same({"the last checkpoint": checkpointer.latest_step()})
+    distributed.advise(lambda: "start all processes again; " + _goes_on(directory))
+    state, progress = resume(checkpointer, state, shardings, batches)
+    step = int(state.step)
+    if step and distributed.is_first():
+      print(f"going on at step {step} of {train_steps} from {checkpointer.directory / str(step)}", flush=True)
+    writers = []
+    if distributed.is_first():
+      atomic.write_text(directory / "config.gin", config_text)
+      atomic.write_text(directory / "parameters.txt", parameter_table(jax.eval_shape(model.init, jax.random.key(0))))
+      atomic.write_json(directory / "versions.json", versions())
+      for make in (lambda: JsonlWriter(directory / "metrics.jsonl", step),
+                   lambda: TensorboardWriter(directory / "tensorboard")):
+        writers.append(make())
+        closing.callback(writers[-1].close)
+    step_fn = compile_step(make_train_step(model, loss, optimizer, random_seed), shardings)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
-  finally:
-    for writer in writers:
-      writer.close()
-    checkpointer.close()
   return result.stopped_by
 
 
@@ -169,10 +170,26 @@ def _check_same_run(config_text: str) -> None:
   distributed.check_same({name: value for name, equals, value in bindings if equals} | packages)
 
 
-def _advice(checkpoints: epath.Path) -> str:
-  """What to do when a process is lost."""
-  steps = list_steps(checkpoints)
-  return "start all processes again; training " + (f"goes on from checkpoint {steps[-1]}" if steps else "begins anew")
+@contextlib.contextmanager
+def _told_where_it_goes_on(directory: epath.Path) -> Iterator[None]:
+  """Makes one line of what the disk refuses in the block, in whatever library's type: what, why and what is kept."""
+  try:
+    yield
+  except (InputError, TrainingError):
+    raise
+  except Exception as e:
+    if (line := failures.reason(e, directory)) is None:
+      raise
+    raise InputError(f"{line}; {_goes_on(directory)} when it is started again") from e
+
+
+def _goes_on(directory: epath.Path) -> str:
+  """From which checkpoint training will go on."""
+  try:
+    steps = list_steps(directory / "checkpoints")
+  except (InputError, OSError):  # Of a disk that cannot be read either.
+    return "training goes on from the last whole checkpoint"
+  return f"training goes on from checkpoint {steps[-1]}" if steps else "training begins anew"
 
 
 class ValidationLoss:

@@ -42,6 +42,7 @@ _PART = re.compile(r"(\d+) requested and (\d+) written")  # numpy.ndarray.tofile
 _CODE = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)\b")  # TensorStore
 _PATH = re.compile(r"""["'\x60]((?:/|gs://)[^"'\x60\n]+)["'\x60]|(?<![\w.:/<])((?:/|gs://)[^\s"'\x60:;,()\[\]]+)""")
 _OURS = re.compile(r"\.([^/]+)\.[\w.]+-\d+-\d+\.tmp(?=/|$)")  # Of `atomic`: what it will be called.
+_TEMPORARY = re.compile(r"\.orbax-checkpoint-tmp.*")  # Of a step of a checkpoint.
 _FILE_LIBRARIES = ("tensorflow", "tensorstore", "pyarrow", "zstandard", "orbax", "h5py")
 _NETWORK_LIBRARIES = ("gcsfs", "fsspec", "aiohttp", "google")
 _REMOTE = ("NotFoundError", "PermissionDeniedError", "UnauthenticatedError", "UnavailableError", "AbortedError",
@@ -55,14 +56,12 @@ def reason(error: BaseException, place: epath.PathLike | None = None) -> str | N
 
   Args:
     error: what was raised. What it was raised from, and while, is looked at too.
-    place: what was written, for an error that does not say it, or that names what lies below it.
+    place: what was written, for an error that does not say it.
   """
   for one, sure in _causes(error):
     if found := _why(one, sure):
       path, why, advice = found
-      path = _OURS.sub(r"\1", path or "")
-      if place is not None and (not path or path.startswith(os.fspath(place))):
-        path = os.fspath(place)
+      path = _TEMPORARY.sub("", _OURS.sub(r"\1", path or "")) or (os.fspath(place) if place is not None else "")
       return f"{path}{': ' * bool(path)}{why}; {advice}"
   return None
 

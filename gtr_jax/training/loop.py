@@ -1,6 +1,6 @@
 """The training loop. It is handed its batches, evaluators, writers and checkpoints."""
 
-import json
+import contextlib
 import math
 import os
 import signal
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gtr_jax.checkpoint import Checkpointer
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic
 from gtr_jax.partitioning import global_batch
 from gtr_jax.training.metrics import PeriodMeans
 from gtr_jax.training.row_counts import same_row_counts
@@ -264,10 +265,11 @@ class _Loop:
     shown = ", ".join(ids[:8])
     if len(ids) > 8:
       path = self._checkpointer.directory.parent / f"non_finite_step_{step}_process_{jax.process_index()}.json"
-      temporary = path.parent / f"{path.name}.tmp"
-      temporary.write_text(json.dumps(list(ids)))
-      temporary.replace(path)
-      shown += f", ... (all {len(ids)}: {path})"
+      shown += f", ... ({len(ids)} in all"
+      with contextlib.suppress(OSError):  # What has gone wrong is more than that the disk is full too.
+        atomic.write_json(path, list(ids))
+        shown = shown.replace(f"({len(ids)} in all", f"(all {len(ids)}: {path}")
+      shown += ")"
     values = ", ".join(f"{name} {metrics[name]:g}" for name in names)
     raise TrainingError(f"step {step} is not finite ({values}) on the batch of examples {shown}; {good}; look at these "
                         "examples, lower the learning rate or clip the gradient")
