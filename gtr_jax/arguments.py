@@ -124,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
   p = command("demo", "the whole path on this machine in a few minutes",
               "Pretrains, mines negatives, fine-tunes, evaluates and searches, on the documentation of the installed\n"
               "Python packages. Prints every command that it runs, so that each can be run by hand.")
-  p.add_argument("--output", default="demo", help="folder for everything that it writes; emptied first (default: demo)")
+  p.add_argument("--output", default="demo",
+                 help="folder for everything that it writes; what an earlier demo made there is removed (default: demo)")
   return whole
 
 

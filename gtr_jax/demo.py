@@ -5,6 +5,7 @@ untrained model, report, search. Everything lands in one folder.
 """
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,8 +13,12 @@ from pathlib import Path
 from gtr_jax import cli
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.io.paths import location
 
 _MARKER = "made_by_gtr_jax_demo"
+# Removed before the demo runs again; what `prepare` finds up to date stays, and all that others have put there.
+_MADE = ("data/pydoc/finetune_hard_negatives.jsonl", "gtr_pt", "gtr", "gtr_ft", "untrained", "results", "report",
+         "embeddings")
 _QUERIES = (
     "Return the indices that would sort an array",
     "Compute the mean of values while ignoring NaNs",
@@ -39,19 +44,14 @@ Next:
 
 
 def run(output: str) -> None:
-  """Runs the demo into `output`, which is emptied first if an earlier demo made it.
+  """Runs the demo into `output`. What an earlier demo made there is removed first, and nothing else.
 
   Raises:
-    InputError: the folder holds something else.
+    InputError: no demo made the folder, or it is none.
   """
   start = time.monotonic()
-  folder = Path(output)
-  if folder.exists():
-    if any(folder.iterdir()) and not (folder / _MARKER).exists():
-      raise InputError(f"{folder}: not empty, and no demo made it; give another --output")
-    shutil.rmtree(folder)
-  folder.mkdir(parents=True)
-  (folder / _MARKER).touch()
+  folder = Path(location(output))
+  _begin(folder)
   data = folder / "data"
   pydoc = data / "pydoc"
 
@@ -90,6 +90,22 @@ def run(output: str) -> None:
   print("\n" + what_it_shows(json.loads((folder / "results" / "results.json").read_text())))
   print(_NEXT.format(output=output, in_domain=_IN_DOMAIN))
   print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
+
+
+def _begin(folder: Path) -> None:
+  """Makes the folder, without what an earlier demo made in it."""
+  if os.path.lexists(folder):
+    if not folder.is_dir():
+      raise InputError(f"{folder}: is no folder; give another --output")
+    if any(folder.iterdir()) and not (folder / _MARKER).is_file():
+      raise InputError(f"{folder}: not empty, and no demo made it; give another --output")
+    if links := [name for name in _MADE if (folder / name).is_symlink()]:
+      raise InputError(f"{folder / links[0]}: a link, where the demo makes a folder; remove it, or give another "
+                       "--output")
+    for path in filter(Path.exists, (folder / name for name in _MADE)):
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / _MARKER).touch()
 
 
 def what_it_shows(results: dict) -> str:

@@ -173,12 +173,29 @@ def test_again_it_keeps_what_is_the_same_and_replaces_what_is_not(packages, voca
   pydoc.prepare(vocabulary, pydoc.Packages({"alpha": packages.finetune["beta"]}, {}, small.zero_shot), output=output,
                 say=said.append)
   assert not mined.exists() and said[-1] == f"wrote {output}"
+  kept = output / "set-aside-1" / mined.name
+  assert kept.read_text() == "mined\n" and f"{mined}: not of this corpus, and kept as {kept}" in said
+  (output / "finetune/train.jsonl").write_text("changed by hand\n")
+  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  assert kept.exists() and (output / "set-aside-2/finetune/train.jsonl").read_text() == "changed by hand\n"
+  assert rows(output / "finetune/train.jsonl")
   assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
   with pytest.raises(InputError, match="gone.model: no such vocabulary"):
     pydoc.prepare(str(tmp_path / "gone.model"), small, output=tmp_path / "other")
   with pytest.raises(InputError, match="cannot train a vocabulary"):
     pydoc.prepare(None, pydoc.Packages({}, {}, {}), output=tmp_path / "other", say=said.append)
   assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "sub/notes.txt"])
+def test_what_it_has_not_made_is_not_replaced(packages, vocabulary, tmp_path, name):
+  path = tmp_path / "pydoc" / name
+  path.parent.mkdir(parents=True)
+  path.write_text('{"mine": true}')
+  for output in (tmp_path / "pydoc", path):
+    with pytest.raises(InputError, match="is no corpus that gtr-jax prepare pydoc has made; move it"):
+      pydoc.prepare(vocabulary, packages, output=output)
+  assert path.read_text() == '{"mine": true}' and len(list(tmp_path.rglob("*"))) == 2 + name.count("/")
 
 
 def test_its_tasks_read_it(prepared, tmp_path):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from gtr_jax.collections.beir import BeirSet
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import new_folder
 
 ZIP_FILE = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 HUB = "https://huggingface.co/datasets"
@@ -22,6 +22,7 @@ NO_NETWORK = (urllib.error.URLError, TimeoutError, ConnectionError)
 """What `download` raises where an address cannot be reached."""
 
 _CHUNK = 1 << 20
+_MARK = "made_by_gtr_jax"  # In the folder of a download that goes on.
 _SECONDS = 30  # without an answer
 # Of each data set of NanoBEIR, as its card on the hub declares them: folder -> columns.
 _TABLES = {"corpus": ("_id", "text"), "queries": ("_id", "text"), "qrels": ("query-id", "corpus-id")}
@@ -60,14 +61,12 @@ def _download_zip(of: BeirSet, folder: Path) -> None:
     part.replace(archive)
   else:
     _check(archive, of)
-  temporary = folder.parent / f".{of.name}.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
-  with zipfile.ZipFile(archive) as unpacked:
+  with new_folder(folder) as new, zipfile.ZipFile(archive) as unpacked:
     for member in unpacked.infolist():
-      if member.filename.startswith(f"{of.name}/"):  # Not what some system has left beside it.
-        unpacked.extract(member, temporary)
-  (temporary / of.name).replace(folder)
-  shutil.rmtree(temporary)
+      inside = member.filename.removeprefix(f"{of.name}/")
+      if inside not in ("", member.filename):  # Not what some system has left beside it.
+        member.filename = inside
+        unpacked.extract(member, new)
   archive.unlink()
 
 
@@ -75,7 +74,10 @@ def _download_tables(of: BeirSet, folder: Path) -> None:
   """NanoBEIR: three tables in Parquet, which become the files of the layout. All that is judged is relevant."""
   from pyarrow import ArrowException, parquet
   temporary = folder.parent / f".{folder.name}.tmp"
+  if os.path.lexists(temporary) and not (temporary / _MARK).exists():
+    raise InputError(f"{temporary}: downloads go into a folder of this name, and this one is not theirs; move it")
   temporary.mkdir(exist_ok=True)
+  (temporary / _MARK).touch()
   tables = {}
   for name, columns in _TABLES.items():
     path = temporary / f"{name}.parquet"
@@ -87,19 +89,23 @@ def _download_tables(of: BeirSet, folder: Path) -> None:
       table = parquet.read_table(path)
       tables[name] = [table[column].to_pylist() for column in columns]
     except (ArrowException, KeyError, OSError) as e:
+      if isinstance(e, OSError) and e.errno is not None:  # The disk, not the file.
+        raise
       path.unlink()
       raise InputError(f"{path}: not the {name} of NanoBEIR ({' '.join(str(e).split()):.100}; expected columns "
                        f"{', '.join(columns)}), and is removed; start again") from e
-  shutil.rmtree(temporary / "new", ignore_errors=True)
-  (temporary / "new/qrels").mkdir(parents=True)
-  for name in ("corpus", "queries"):
-    with (temporary / f"new/{name}.jsonl").open("w", encoding="utf-8") as f:
-      f.writelines(json.dumps({"_id": i, "text": text}) + "\n" for i, text in zip(*tables[name], strict=True))
-  with (temporary / "new/qrels/test.tsv").open("w", encoding="utf-8") as f:
-    f.write("query-id\tcorpus-id\tscore\n")
-    f.writelines(f"{query}\t{document}\t1\n" for query, document in zip(*tables["qrels"], strict=True))
-  (temporary / "new").replace(folder)
-  shutil.rmtree(temporary)
+  with new_folder(folder) as new:
+    (new / "qrels").mkdir()
+    for name in ("corpus", "queries"):
+      with (new / f"{name}.jsonl").open("w", encoding="utf-8") as f:
+        f.writelines(json.dumps({"_id": i, "text": text}) + "\n" for i, text in zip(*tables[name], strict=True))
+    with (new / "qrels/test.tsv").open("w", encoding="utf-8") as f:
+      f.write("query-id\tcorpus-id\tscore\n")
+      f.writelines(f"{query}\t{document}\t1\n" for query, document in zip(*tables["qrels"], strict=True))
+  for name in (*(f"{table}.parquet" for table in _TABLES), _MARK):
+    (temporary / name).unlink()
+  if not any(temporary.iterdir()):
+    temporary.rmdir()
 
 
 def _fetch(address: str, part: Path) -> None:

@@ -19,6 +19,7 @@ from gtr_jax.data.prepare import buckets, engine, manifests, records, steps
 from gtr_jax.data.prepare.records import Pair
 from gtr_jax.data.prepare.source import KEPT_PLACES, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, failures
 
 try:
   import apache_beam as beam
@@ -57,7 +58,8 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
     except InputError:
       raise
     except Exception as e:
-      raise InputError(f"the pipeline failed: {str(e).strip().splitlines()[0]}") from e
+      why = failures.reason(e) or (str(e).strip() or type(e).__name__).splitlines()[0]
+      raise InputError(f"the pipeline failed: {why}") from e
     tally = steps.Tally()
     tally.reasons, tally.places, tally.dropped = json.loads((new / "tally.json").read_text())
     tally.reasons = collections.Counter(tally.reasons)
@@ -113,12 +115,9 @@ def _write(job: engine.Job, group: tuple[int, Iterable[Any]]) -> Any:
   pairs = [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
   by_split = lambda pair: pair.split  # noqa: E731
   for split, chosen in itertools.groupby(sorted(steps.unique(pairs, tally), key=by_split), by_split):
-    path = epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}"
-    new = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"  # A runner may do the same twice at once.
-    with new.open("wb") as f:
+    with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
       for pair in chosen:
         records.write_record(f, pair.record)
-    new.replace(path)
   return _plain(tally)
 
 

@@ -4,6 +4,7 @@ A file holds what one task has dealt, to all buckets: some 64 MB are gathered in
 each bucket and an index of them, as often as needed. So there are as many files as tasks, not tasks times buckets.
 """
 
+import contextlib
 import hashlib
 import marshal
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import zstandard
 
+from gtr_jax.io.atomic import replacing
 from gtr_jax.io.lines import progress
 
 _MEMORY = 64 << 20  # Of a writer, before it writes.
@@ -31,12 +33,21 @@ def bucket_of(digest: bytes, buckets: int) -> int:
 
 
 class Writer:
-  """Deals records to the buckets of a new file, which has its name only when it is whole."""
+  """Deals records to the buckets of a new file, which is there when the block of `with` ends without an error."""
 
   def __init__(self, path: str, buckets: int):
     self._path, self._buckets = path, buckets
     self._held, self._sizes, self._size = {}, [0] * buckets, 0
-    self._file, self._indices = None, []
+    self._file, self._indices, self._opened = None, [], contextlib.ExitStack()
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *error) -> None:
+    if error[0] is None:
+      self.close()
+    else:
+      self._opened.__exit__(*error)  # Removes what has been written.
 
   def add(self, digest: bytes, *record: str | bytes) -> None:
     """`digest` decides the bucket, and the place in it."""
@@ -50,7 +61,7 @@ class Writer:
 
   def _write(self):
     if self._file is None:
-      self._file = open(f"{self._path}.{os.getpid()}.tmp", "wb")  # noqa: SIM115
+      self._file = self._opened.enter_context(replacing(self._path))
     compressor, index = zstandard.ZstdCompressor(level=1), []
     for bucket in range(self._buckets):
       start = self._file.tell()
@@ -63,13 +74,11 @@ class Writer:
 
   def close(self) -> None:
     """Writes what is left; there is no file where there was nothing at all."""
-    if self._held:
-      self._write()
-    if self._file is None:
-      return
-    self._file.write(struct.pack(f"<{len(self._indices) + 1}Q", *self._indices, len(self._indices)))
-    self._file.close()
-    os.replace(self._file.name, self._path)
+    with self._opened:
+      if self._held:
+        self._write()
+      if self._file is not None:
+        self._file.write(struct.pack(f"<{len(self._indices) + 1}Q", *self._indices, len(self._indices)))
 
 
 def read(paths: Sequence[str], bucket: int, buckets: int) -> Iterator[list[tuple]]:

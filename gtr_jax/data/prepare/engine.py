@@ -23,8 +23,11 @@ from gtr_jax.data.prepare import buckets, manifests, records, steps, workers
 from gtr_jax.data.prepare.records import Pair
 from gtr_jax.data.prepare.source import Resumable, Source
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic
 from gtr_jax.io.lines import Part, is_compressed
 
+_MARK = "description.json"  # Of a work folder: what is prepared there.
+_STAGES = ("read", "join", "write", "shards")
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
 _MIN_BUCKETS, _MAX_BUCKETS = 64, 4096
 _COMPRESSION = 6  # How much larger a compressed input is than its file, about.
@@ -53,10 +56,8 @@ class Job:
 
   def commit(self, stage: str, number: int, tally: steps.Tally) -> None:
     """Says that all of a task is there; its counts."""
-    path = self.path(stage, number, "json")
-    with open(f"{path}.{os.getpid()}.tmp", "w") as f:
-      json.dump({"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}, f)
-    os.replace(f.name, path)
+    atomic.write_json(self.path(stage, number, "json"),
+                      {"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}, indent=None)
 
   def done(self, stage: str, count: int) -> list[int]:
     return [i for i in range(count) if os.path.exists(self.path(stage, i, "json"))]
@@ -94,26 +95,34 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   # Seeks and renames need files of this machine.
   work = pathlib.Path(os.fspath(root.data_dir()) if "://" not in os.fspath(final) else "~/.cache/gtr_jax").expanduser()
   work = work / f"{name}.tmp"
+  if work.exists() and not work.is_dir():
+    raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
   work.mkdir(parents=True, exist_ok=True)
   with _locked(work):
+    _begin(work, description, say)
     try:
-      _begin(work, description, say)
       job = make_job(source, settings, work)
       _run_all(job, processes or os.cpu_count(), max_broken)
       _finish(job, description, final)
-    except Resumable:
+    except InputError as e:
+      if not isinstance(e, Resumable):  # The next run has other files or settings.
+        _remove(work)
       raise
-    except InputError:  # The next run has other files or settings.
-      shutil.rmtree(work, ignore_errors=True)
-      raise
-  shutil.rmtree(work, ignore_errors=True)
+    finally:
+      _remove_unfinished(work)
+    _remove(work)
   say(f"wrote {final}")
   return final
 
 
 @contextlib.contextmanager
 def _locked(work: pathlib.Path) -> Iterator[None]:
-  with open(work / "lock", "w") as f:
+  """For one process at a time. Raises InputError where another has it, or the folder holds what is not ours."""
+  there = sorted(path.name for path in work.iterdir() if path.name != "lock" and not path.name.startswith(f".{_MARK}."))
+  if there and not _is_ours(work):
+    raise InputError(f"{work}: gtr-jax prepare works in a folder of this name, and this one is not its own (it holds "
+                     f"{there[0]}); move it, or give another --name")
+  with open(work / "lock", "a") as f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,21 +130,41 @@ def _locked(work: pathlib.Path) -> Iterator[None]:
     yield
 
 
+def _is_ours(work: pathlib.Path) -> bool:
+  """Whether a preparation has made it."""
+  try:
+    return "fingerprint" in json.loads((work / _MARK).read_text())
+  except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
+    return False
+
+
 def _begin(work: pathlib.Path, description: dict, say: Callable[[str], None]) -> None:
   """Empties the work folder unless it is of the very same preparation."""
-  mark = work / "description.json"
+  mark = work / _MARK
   if mark.exists() and json.loads(mark.read_text())["fingerprint"] == description["fingerprint"]:
     say(f"going on in {work}")
   else:
-    for path in work.iterdir():
-      if path.name != "lock":
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-  for stage in ("read", "join", "write", "shards"):
+    _remove(work, but=(_MARK, "lock"))
+    atomic.write_json(mark, description)  # Before anything else: by it the next run knows that the folder is ours.
+  for stage in _STAGES:
     (work / stage).mkdir(exist_ok=True)
-    for left in (work / stage).glob("*.tmp"):
-      left.unlink()
-  (work / "new.tmp").write_text(json.dumps(description))
-  (work / "new.tmp").replace(mark)
+  _remove_unfinished(work)
+
+
+def _remove(work: pathlib.Path, but: tuple[str, ...] = ()) -> None:
+  """Removes what a preparation makes there, the mark last, and the folder if nothing else is in it."""
+  for name in (*_STAGES, "new", "tested.npz", "traceback.txt", _MARK, "lock"):
+    path = work / name
+    if name not in but:
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+  if not but and not any(work.iterdir()):
+    work.rmdir()
+
+
+def _remove_unfinished(work: pathlib.Path) -> None:
+  """Removes what killed workers were writing. What is finished has no such name."""
+  for path in itertools.chain(*((work / stage).glob(".*.tmp") for stage in _STAGES)):
+    path.unlink(missing_ok=True)
 
 
 def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> Job:
@@ -162,7 +191,7 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
     _stage(job, "write", numbered, number, _shares(job.all_pairs(), job.buckets))
   except workers.TaskError as e:
     path = f"{job.work}/traceback.txt"
-    pathlib.Path(path).write_text(e.traceback)
+    atomic.write_text(path, e.traceback)
     raise Resumable(f"{e}; the traceback is in {path}") from e
 
 
@@ -191,43 +220,36 @@ def _do(job: Job, stage: str, task: workers.Task) -> None:
 
 def _read(job: Job, task: workers.Task) -> None:
   tally = steps.Tally()
-  values = buckets.Writer(job.path("read", task.number, "values"), job.buckets)
-  pairs = buckets.Writer(job.path("read", task.number, "pairs"), job.buckets)
-  for item in steps.read(job.plan, job.parts[task.number], tally):
-    if isinstance(item, Pair):
-      pairs.add(*item)
-    else:
-      values.add(buckets.hash_of(item.key), *item)
-  values.close()
-  pairs.close()
+  with buckets.Writer(job.path("read", task.number, "values"), job.buckets) as values, \
+      buckets.Writer(job.path("read", task.number, "pairs"), job.buckets) as pairs:
+    for item in steps.read(job.plan, job.parts[task.number], tally):
+      if isinstance(item, Pair):
+        pairs.add(*item)
+      else:
+        values.add(buckets.hash_of(item.key), *item)
   job.commit("read", task.number, tally)
 
 
 def _join(job: Job, task: workers.Task) -> None:
   tally = steps.Tally()
-  pairs = buckets.Writer(job.path("join", task.number, "pairs"), job.buckets)
-  for read in buckets.read(job.all_values(), task.number, job.buckets):
-    for _, group in itertools.groupby(read, key=lambda value: value[0]):
-      values = list(group)
-      for pair in steps.join(job.plan, values[0][1], [value for *_, value in values], tally):
-        pairs.add(*pair)
-  pairs.close()
+  with buckets.Writer(job.path("join", task.number, "pairs"), job.buckets) as pairs:
+    for read in buckets.read(job.all_values(), task.number, job.buckets):
+      for _, group in itertools.groupby(read, key=lambda value: value[0]):
+        values = list(group)
+        for pair in steps.join(job.plan, values[0][1], [value for *_, value in values], tally):
+          pairs.add(*pair)
   job.commit("join", task.number, tally)
 
 
 def _write(job: Job, task: workers.Task) -> None:
   tally = steps.Tally()
   with contextlib.ExitStack() as stack:
-    files = {split: stack.enter_context(open(job.path("shards", task.number, f"{split}.{os.getpid()}.tmp"), "wb"))
-             for split in manifests.SPLITS}
+    files = {}
     for read in buckets.read(job.all_pairs(), task.number, job.buckets):
       for pair in steps.unique(read, tally):
+        if pair.split not in files:
+          files[pair.split] = stack.enter_context(atomic.replacing(job.path("shards", task.number, pair.split)))
         records.write_record(files[pair.split], pair.record)
-  for split, file in files.items():
-    if tally.reasons[f"written_{split}"]:
-      os.replace(file.name, job.path("shards", task.number, split))
-    else:
-      os.unlink(file.name)
   job.commit("write", task.number, tally)
 
 

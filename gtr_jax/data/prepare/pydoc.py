@@ -8,7 +8,9 @@ import dataclasses
 import gc
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import re
 import uuid
@@ -113,11 +115,12 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
     The folder.
 
   Raises:
-    InputError: `vocabulary` or a package is not there.
+    InputError: `vocabulary` or a package is not there, or the folder holds something else.
   """
   output = root.data_dir() / "pydoc" if output is None else epath.Path(output)
   if vocabulary is not None and not epath.Path(vocabulary).exists():
     raise InputError(f"{vocabulary}: no such vocabulary; give the path of a SentencePiece model")
+  _check_ours(output)
   packages = packages or installed_packages()
   corpus = Corpus(packages, say)
   new = output.parent / f"{output.name}.{uuid.uuid4().hex}.tmp"
@@ -139,7 +142,7 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
     if (output / "manifest.json").exists() and json.loads((output / "manifest.json").read_text()) == manifest:
       say(f"{output} is up to date")
     else:
-      _replace(output, new)
+      _replace(output, new, say)
       say(f"wrote {output}")
   finally:
     if new.exists():
@@ -147,13 +150,49 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
   return output
 
 
-def _replace(output, new):
+def _check_ours(output: epath.Path) -> None:
+  """Raises InputError where something else than a corpus lies: it would be replaced."""
+  if output.exists() and not (output.is_dir() and (_hashes(output) is not None or not any(output.iterdir()))):
+    raise InputError(f"{output}: is there, and is no corpus that gtr-jax prepare pydoc has made; move it, or give "
+                     "another --data_dir")
+
+
+def _hashes(folder: epath.Path) -> dict[str, str] | None:
+  """Of the files that the corpus in a folder was made of; None if there is none."""
+  try:
+    return dict(json.loads((folder / "manifest.json").read_text())["sha256"])
+  except (FileNotFoundError, KeyError, TypeError, ValueError):
+    return None
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir() and not os.path.islink(path):
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _replace(output: epath.Path, new: epath.Path, say: Callable[[str], None]) -> None:
+  """Puts the new corpus where another one is; files that are not the other's, such as mined ones, are kept below it."""
   old = output.parent / f"{output.name}.{uuid.uuid4().hex}.tmp"
   if output.exists():
     output.rename(old)
   new.rename(output)
-  if old.exists():
-    old.rmtree()
+  if not old.exists():
+    return
+  hashes = _hashes(old) or {}
+  aside = next(a for i in itertools.count(1) if not (old / (a := f"set-aside-{i}")).exists())
+  for path in sorted(_files(old)):
+    name = os.fspath(path.relative_to(old))
+    if name == "manifest.json" or path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == hashes.get(name):
+      path.unlink()
+    else:
+      kept = output / name if name.startswith("set-aside-") else output / aside / name
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      path.rename(kept)
+      say(f"{output / name}: not of this corpus, and kept as {kept}")
+  old.rmtree()  # Folders are left.
 
 
 class Corpus:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from gtr_jax.data.prepare.source import Resumable
 from gtr_jax.errors import InputError
-from gtr_jax.io import lines
+from gtr_jax.io import failures, lines
 
 _PROGRESS = 1 << 16  # Bytes of the archive.
 
@@ -38,6 +39,8 @@ def read_lines(path: str, name: str) -> Iterator[tuple[str, bytes]]:
   if isinstance(unpacking.failure, InputError):
     raise unpacking.failure
   if unpacking.failure is not None:
+    if refused := failures.reason(unpacking.failure, path):  # By a disk: the archive may be whole.
+      raise Resumable(refused) from unpacking.failure
     raise InputError(f"{path}: the archive is cut off or damaged ({type(unpacking.failure).__name__}: "
                      f"{unpacking.failure}); fetch it again") from unpacking.failure
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from gtr_jax.data.prepare.source import Resumable
 from gtr_jax.errors import InputError
+from gtr_jax.io import failures
 from gtr_jax.io.lines import progress
 
 _REPORT_SECONDS = 0.2
@@ -46,7 +47,8 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
     on_bytes: called, in this process, with what the tasks tell of.
 
   Raises:
-    InputError: a task raised it, or anything else (a `TaskError`), or its process was killed.
+    InputError: a task raised it, or anything else (a `TaskError`); a `Resumable` where the system refused something, or
+      its process was killed.
   """
   if min(workers, len(tasks)) <= 1:
     progress.on_bytes = on_bytes
@@ -63,7 +65,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
         process.start()
       processes.append(process)
       theirs.close()
-      ours.send(task)
+      _send(ours, task)
       busy[ours] = task
     while busy:
       for ours in connection.wait(list(busy)):
@@ -79,7 +81,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
         else:
           yield busy.pop(ours)
           for task in waiting:
-            ours.send(task)
+            _send(ours, task)
             busy[ours] = task
             break
   finally:
@@ -89,12 +91,19 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
       process.join()
 
 
+def _send(pipe, task):
+  with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # It was killed: reading from it says so.
+    pipe.send(task)
+
+
 def _do(function, task):
   try:
     function(task)
   except InputError:
     raise
   except Exception as e:
+    if refused := failures.reason(e):  # By a disk, say: another time it may do.
+      raise Resumable(f"{refused}, and it goes on") from e
     frame = traceback.extract_tb(e.__traceback__)[-1]
     line = f"{task.place}: {type(e).__name__}: {e} ({os.path.basename(frame.filename)}:{frame.lineno})"
     raise TaskError(line.replace("\n", " "), traceback.format_exc()) from e
