@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import failures
 from gtr_jax.io.paths import absolute, is_remote
 
+_TRIES = 20
 ITEMS = ("state", "input", "progress")
 _NAMES = ocp.path.step.standard_name_format()  # 5, not 005 or 5.backup
 _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
@@ -134,10 +136,15 @@ def tidy(directory: epath.Path) -> None:
 
 
 def remove_unfinished(directory: epath.Path) -> None:
-  """Removes what a save that failed has left, as far as that can be: it may fill the disk."""
-  with contextlib.suppress(OSError):
-    for path in filter(_is_orbax_s, directory.iterdir()):
-      shutil.rmtree(path, ignore_errors=True)
+  """Removes what a save that failed has left, for it may fill the disk; what is still written then, `tidy` does."""
+  for _ in range(_TRIES):
+    with contextlib.suppress(OSError):
+      left = list(filter(_is_orbax_s, directory.iterdir()))
+      for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+      if not left:
+        return
+    time.sleep(0.1)  # Other threads of Orbax may not have noticed yet.
 
 
 def _is_orbax_s(path: epath.Path) -> bool:

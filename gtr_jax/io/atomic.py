@@ -11,14 +11,13 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io.failures import naming
+from gtr_jax.io.failures import HOST, naming
 from gtr_jax.io.paths import is_remote, location
 
 _count = itertools.count()
@@ -121,13 +120,12 @@ def set_aside_and_remove(path: epath.PathLike) -> None:
 
 def _beside(path: epath.Path) -> epath.Path:
   """A name for what is being written; removes what killed processes of this host have left of theirs."""
-  host = re.sub(r"[^\w.]", "_", socket.gethostname())
   if not is_remote(path):
-    of_ours = re.compile(re.escape(f".{path.name}.{host}-") + r"(\d+)-\d+\.tmp")
+    of_ours = re.compile(re.escape(f".{path.name}.{HOST}-") + r"(\d+)-\d+\.tmp")
     for name in os.listdir(path.parent):
       if (left := of_ours.fullmatch(name)) and not _is_alive(int(left[1])):
         remove(path.parent / name)
-  return path.parent / f".{path.name}.{host}-{os.getpid()}-{next(_count)}.tmp"
+  return path.parent / f".{path.name}.{HOST}-{os.getpid()}-{next(_count)}.tmp"
 
 
 def _is_alive(process: int) -> bool:

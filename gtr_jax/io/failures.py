@@ -10,10 +10,12 @@ import errno
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 
 from etils import epath
 
+HOST = re.sub(r"[^\w.]", "_", socket.gethostname())  # As `atomic` writes it into its temporary names.
 _AGAIN = "then run it again"
 _OTHER = "give another path, or mend this one"
 _ROOM = ("check the room on the disk and its free inodes (df -h, df -i), or give a folder on another one, "
@@ -41,7 +43,7 @@ _CLASSES = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, IsAD
 _PART = re.compile(r"(\d+) requested and (\d+) written")  # numpy.ndarray.tofile
 _CODE = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)\b")  # TensorStore
 _PATH = re.compile(r"""["'\x60]((?:/|gs://)[^"'\x60\n]+)["'\x60]|(?<![\w.:/<])((?:/|gs://)[^\s"'\x60:;,()\[\]]+)""")
-_OURS = re.compile(r"\.([^/]+)\.[\w.]+-\d+-\d+\.tmp(?=/|$)")  # Of `atomic`: what it will be called.
+_OURS = re.compile(rf"\.([^/]+)\.{HOST}-\d+-\d+\.tmp(?=/|$)")  # Of `atomic`: what it will be called.
 _TEMPORARY = re.compile(r"\.orbax-checkpoint-tmp.*")  # Of a step of a checkpoint.
 _FILE_LIBRARIES = ("tensorflow", "tensorstore", "pyarrow", "zstandard", "orbax", "h5py")
 _NETWORK_LIBRARIES = ("gcsfs", "fsspec", "aiohttp", "google")

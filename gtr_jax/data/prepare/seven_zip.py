@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ def read_lines(path: str, name: str) -> Iterator[tuple[str, bytes]]:
   if isinstance(unpacking.failure, InputError):
     raise unpacking.failure
   if unpacking.failure is not None:
-    if refused := failures.reason(unpacking.failure, path):  # By a disk: the archive may be whole.
-      raise Resumable(refused) from unpacking.failure
+    number = getattr(unpacking.failure, "errno", None)
+    if number not in (None, errno.EINVAL):  # The disk refused something: the archive may be whole.
+      raise Resumable(failures.reason(unpacking.failure, path)) from unpacking.failure
     raise InputError(f"{path}: the archive is cut off or damaged ({type(unpacking.failure).__name__}: "
                      f"{unpacking.failure}); fetch it again") from unpacking.failure
 
