@@ -13,7 +13,7 @@ from toy_source import ToySource, write
 
 from gtr_jax import demo
 from gtr_jax.collections import beir, download
-from gtr_jax.data.prepare import buckets, engine, records, workers
+from gtr_jax.data.prepare import buckets, engine, records, seven_zip, workers
 from gtr_jax.data.prepare.source import Resumable
 from gtr_jax.errors import InputError
 
@@ -151,3 +151,20 @@ def test_a_mark_of_an_earlier_version_is_one(data, source):  # noqa: F811
   (data / "toy.tmp/description.json").write_text(json.dumps({"format": 2, "fingerprint": "x"}))
   (data / "toy.tmp/read/000000.pairs.123.tmp").write_text("half")
   assert Path(prepare(source)) == data / "toy" and not (data / "toy.tmp").exists()
+
+
+@pytest.mark.parametrize("number, error, message", [
+    (errno.EIO, Resumable, "Input/output error; check the disk"), (errno.EINVAL, InputError, "is cut off or damaged"),
+    (None, InputError, "is cut off or damaged")])
+def test_an_archive_on_a_disk_that_fails_is_not_called_damaged(tmp_path, monkeypatch, number, error, message):
+  py7zr = pytest.importorskip("py7zr")
+  with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as archive:
+    archive.writestr("line\n", "Posts.xml")
+
+  def fail(self, *args, **kwargs):
+    raise OSError(number, "x") if number is None else OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(py7zr.SevenZipFile, "extract", fail)
+  with pytest.raises(error, match=message) as e:
+    list(seven_zip.read_lines(str(tmp_path / "a.7z"), "Posts.xml"))
+  assert str(tmp_path / "a.7z") in str(e.value) and isinstance(e.value, Resumable) == (error is Resumable)
