@@ -314,7 +314,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
         vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR, or remove "
                        "this one")
-  elif model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir())):
+  elif model_dir.exists() and not (model_dir.is_dir() and
+                                   all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
     raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR")
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
     write_bytes(model_dir / VOCABULARY_FILE, tokenizer.model)
@@ -323,6 +324,13 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
             "lengths": {"query": query_length, "document": document_length},
             "prompts": {"query": query_prompt, "document": document_prompt}}
   write_json(place, fields, indent=2)
+
+
+def _was_begun(path: epath.Path, tokenizer: Tokenizer) -> bool:
+  """Whether a start that was cut off, by a full disk for instance, has left this in a new MODEL_DIR."""
+  if path.name == VOCABULARY_FILE:
+    return path.is_file() and path.read_bytes() == tokenizer.model
+  return path.name.endswith(".tmp") and path.name.startswith((f".{VOCABULARY_FILE}.", f".{MODEL_JSON}."))
 
 
 def weights_hash(encoder: DualEncoder, params: Any, tokenizer: Tokenizer, lengths: Mapping[str, int],

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import inspect
 import itertools
 import json
@@ -14,12 +15,14 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorflow as tf
 from test_loop import MESH, STEP, lines, new_state, saved_steps
+from tiny_model_dir import tiny_encoder, write_vocabulary
 from tiny_training import TinyBatches
 
-from gtr_jax import checkpoint, cli, config, train
+from gtr_jax import checkpoint, cli, config, model, train
 from gtr_jax.checkpoint import Checkpointer, list_steps
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, failures
+from gtr_jax.model import write_model_json
 from gtr_jax.training.loop import Periods, TrainingError, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 
@@ -206,3 +209,21 @@ def test_a_bug_in_training_stays_one(tmp_path, monkeypatch):
   with pytest.raises(KeyError):
     start(tmp_path, Periods(5, log=1))
   assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_a_first_start_that_was_cut_off_can_be_started_again(tmp_path, monkeypatch):
+  """The vocabulary is there already; of anything else in the folder nobody knows whose it is."""
+  tokenizer = write_vocabulary(tmp_path / "vocabulary.model")
+  make = functools.partial(write_model_json, tmp_path / "run", tiny_encoder(tokenizer), tokenizer, query_length=8,
+                           document_length=8)
+  with monkeypatch.context() as patch:
+    patch.setattr(model, "write_json", failing(atomic.write_json, 1, FULL))
+    with pytest.raises(OSError):
+      make()
+  (tmp_path / "run/.model.json.elsewhere-12-3.tmp").write_text("{")
+  (tmp_path / "run/notes.txt").write_text("mine")
+  with pytest.raises(InputError, match="exists and is no training run's folder"):
+    make()
+  (tmp_path / "run/notes.txt").unlink()
+  make()
+  assert (tmp_path / "run/model.json").exists()
