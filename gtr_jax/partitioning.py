@@ -7,13 +7,14 @@ layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gtr_jax.errors import InputError
+from gtr_jax.values import Positive, Says
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
@@ -40,7 +41,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Any = None) -> Mesh:
+_AxisSize = Annotated[Literal[-1] | Positive, Says("a whole number of 1 or more, or -1 (the rest)")]
+
+
+def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None) -> Mesh:
   """A mesh with the axes `AXES`.
 
   Args:

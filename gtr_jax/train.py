@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from clu import metric_writers
@@ -13,9 +13,11 @@ from etils import epath
 
 from gtr_jax import distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
+from gtr_jax.data.batch_sizes import Length
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, failures
+from gtr_jax.io.paths import expanded, location
 from gtr_jax.model import with_initial_params, write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
@@ -27,28 +29,36 @@ from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
+from gtr_jax.values import NonNegative, Positive, Seed, check_arguments
+
+
+@runtime_checkable
+class Loss(Protocol):
+  """What a loss has, beside the call that `training.step` makes."""
+
+  def init_params(self) -> dict[str, jax.Array]: ...
 
 
 def train(
     *,
-    model_dir: str,
+    model_dir: epath.PathLike,
     model: DualEncoder,
-    loss: Any,
+    loss: Loss,
     optimizer: Optimizer,
     train_data: Callable[..., TrainingBatches],
-    train_steps: int,
+    train_steps: NonNegative,
     mesh: jax.sharding.Mesh,
     validation_data: Callable[..., ValidationBatches] | None = None,
     evaluators: Sequence[Callable] = (),
     best_metric: str | None = None,
-    eval_period: int = 1000,
-    checkpoint_period: int = 1000,
-    log_period: int = 100,
-    keep_checkpoints: int = 2,
+    eval_period: NonNegative = 1000,
+    checkpoint_period: NonNegative = 1000,
+    log_period: NonNegative = 100,
+    keep_checkpoints: Positive = 2,
     initial_checkpoint_path: str | None = None,
-    random_seed: int = 0,
-    query_length: int = 64,
-    document_length: int = 512,
+    random_seed: Seed = 0,
+    query_length: Length = 64,
+    document_length: Length = 512,
     query_prompt: str = "",
     document_prompt: str = "",
     config_text: str = "",
@@ -88,14 +98,11 @@ def train(
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, or out of data.
   """
-  if type(train_steps) is not int or train_steps < 0:
-    raise InputError(f"TRAIN_STEPS is {train_steps!r}: give 0 (save the initial parameters) or more")
-  for name, period in (("EVAL_PERIOD", eval_period), ("CHECKPOINT_PERIOD", checkpoint_period),
-                       ("LOG_PERIOD", log_period)):
-    if type(period) is not int or period < 0:
-      raise InputError(f"{name} is {period!r}: give a number of steps, or 0 for never")
-  check_made(MODEL=model, LOSS=loss)
-  directory = epath.Path(model_dir)
+  check_arguments(train, locals())
+  directory = location(model_dir)
+  if initial_checkpoint_path == "":
+    raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
+  initial_checkpoint_path = initial_checkpoint_path and expanded(initial_checkpoint_path)
   periods = Periods(train_steps, log=log_period, evaluate=eval_period, checkpoint=checkpoint_period)
   _check_same_run(config_text)
   part, parts = distributed.data_part(mesh)
@@ -120,8 +127,6 @@ def train(
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
-  if initial_checkpoint_path == "":
-    raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
   if initial_checkpoint_path and not distributed.from_first(lambda: list_steps(directory / "checkpoints")):
     state = state.replace(params=with_initial_params(state.params, shardings.params, initial_checkpoint_path,
                                                      tokenizer))
@@ -154,13 +159,6 @@ def train(
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
   return result.stopped_by
-
-
-def check_made(**values: Any) -> None:
-  """Raises InputError where a gin macro names a class and not what it makes."""
-  for name, value in values.items():
-    if isinstance(value, type):
-      raise InputError(f"{name} is the class {value.__name__}: write it with (), as @{value.__name__}()")
 
 
 def _check_same_run(config_text: str) -> None:

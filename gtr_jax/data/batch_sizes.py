@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch, RowLengths, make_batch
+from gtr_jax.values import MOST, Range
+
+Length = Annotated[int, Range(2, MOST, why="a token and EOS")]
 
 
 class Lengths(NamedTuple):

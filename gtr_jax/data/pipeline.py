@@ -20,7 +20,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import seqio
@@ -28,15 +28,17 @@ import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import root
-from gtr_jax.data.batch_sizes import all_lengths, batch_maker
+from gtr_jax.data.batch_sizes import Length, all_lengths, batch_maker
 from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch
+from gtr_jax.values import NonNegative, Positive, Range, Says, Seed, check_arguments
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
 _END = object()
+_Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
 
 
 class BatchWithInfo(NamedTuple):
@@ -95,13 +97,14 @@ class TrainingBatches:
   """
 
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
-               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
-               row_lengths: Mapping[str, int] | None = None, microbatch_size: int | None = None,
-               negatives_per_example: int = 0, negative_queries_per_example: int = 0, data_fraction: float = 1.0,
-               one_task_per_batch: bool = False, seed: int = 0, vocabulary: str | None = None, extra_ids: int = 0,
-               use_cached: bool = False, split: str = "train",
-               process_index: int = 0, process_count: int = 1,
-               wants_state: Callable[[int], bool] = lambda number: False, read_ahead: int = 2):
+               feature_lengths: _Lengths, batch_size: Positive, *, groups: Positive = 1,
+               row_lengths: _Lengths | None = None, microbatch_size: Positive | None = None,
+               negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
+               data_fraction: Annotated[float, Range(above=0, most=1)] = 1.0, one_task_per_batch: bool = False,
+               seed: Seed = 0, vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
+               split: str = "train", process_index: NonNegative = 0, process_count: Positive = 1,
+               wants_state: Callable[[int], bool] = lambda number: False, read_ahead: Positive = 2):
+    check_arguments(TrainingBatches, locals())
     self.wants_state = wants_state
     self._name = mixture_or_task_name
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
@@ -110,8 +113,6 @@ class TrainingBatches:
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
 
-    if not 0 < data_fraction <= 1:
-      raise InputError(f"data_fraction {data_fraction!r}: give a share above 0 and up to 1")
     tasks = _tasks(provider, split)
     if use_cached:
       _find_cached(tasks)
@@ -153,6 +154,11 @@ class TrainingBatches:
     self._stop = threading.Event()
     self._queue = queue.Queue(maxsize=read_ahead)
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
+
+  @staticmethod
+  def check_given(**given: Any) -> None:
+    """Raises InputError where arguments do not fit together, whatever the data, the mesh and the processes."""
+    _check_sizes(**given)
 
   def check_first_batch(self) -> Batch:
     """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
@@ -258,11 +264,13 @@ class ValidationBatches:
   """
 
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
-               feature_lengths: Mapping[str, int], batch_size: int, *, groups: int = 1,
-               row_lengths: Mapping[str, int] | None = None, microbatch_size: int | None = None,
-               negatives_per_example: int = 0, negative_queries_per_example: int = 0, vocabulary: str | None = None,
-               extra_ids: int = 0, use_cached: bool = False, split: str = "validation", process_index: int = 0,
-               process_count: int = 1, max_batches: int | None = None):
+               feature_lengths: _Lengths, batch_size: Positive, *, groups: Positive = 1,
+               row_lengths: _Lengths | None = None, microbatch_size: Positive | None = None,
+               negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
+               vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
+               split: str = "validation", process_index: NonNegative = 0, process_count: Positive = 1,
+               max_batches: Positive | None = None):
+    check_arguments(ValidationBatches, locals())
     self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
     provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
@@ -280,6 +288,11 @@ class ValidationBatches:
       dataset = dataset.concatenate(part)
     self._dataset = dataset.batch(batch_size).take(-1 if max_batches is None else max_batches).with_options(_options())
 
+  @staticmethod
+  def check_given(**given: Any) -> None:
+    """As of `TrainingBatches`."""
+    _check_sizes(**given)
+
   def __iter__(self) -> Iterator[Batch]:
     part = self._batch_size // self._process_count
     mine = slice(self._process_index * part, (self._process_index + 1) * part)
@@ -291,6 +304,13 @@ class ValidationBatches:
         fill = self._batch_size - pairs
         yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
                                 for k, v in features.items()})
+
+
+def _check_sizes(feature_lengths=None, batch_size=None, row_lengths=None, microbatch_size=None,
+                 negatives_per_example=0, negative_queries_per_example=0, **_):
+  if feature_lengths is not None and batch_size is not None:
+    lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+    batch_maker(batch_size, microbatch_size, 1, 1, row_lengths, lengths)
 
 
 def _provider(name, module, split):

@@ -34,6 +34,16 @@ def location(path: epath.PathLike) -> epath.Path:
   return epath.Path(os.path.expanduser(text))
 
 
+def expanded(path: epath.PathLike) -> str:
+  """As it was given, but for `~` at its beginning: for what may also be a name, or be written `./name` to be none.
+
+  Raises:
+    InputError: as `location`.
+  """
+  location(path)
+  return os.path.expanduser(os.fspath(path))
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
   """The same place, whatever the current folder is later."""
   path = location(path)

@@ -6,12 +6,13 @@ C candidates of one direction (the Q partners first, then the N or M negatives).
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
+from gtr_jax.values import Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,18 @@ class InBatchLoss:
       only. Use it for data with many good negatives each, where the rest of the batch is too easy or too similar.
   """
 
-  temperature: float = 0.01
+  temperature: Annotated[float, Range(above=0, why="GTR: 0.01")] = 0.01
   bidirectional: bool = True
   margin: float = 0.0
-  label_smoothing: float = 0.0
+  label_smoothing: Annotated[float, Range(0, below=1)] = 0.0
   learned_temperature: bool = False
   mask_false_negatives: bool = True
   own_negatives_only: bool = False
 
   def __post_init__(self):
-    name = type(self).__name__
-    if not self.temperature > 0:
-      raise InputError(f"{name}.temperature is {self.temperature}: it must be above 0 (GTR: 0.01)")
-    if not 0 <= self.label_smoothing < 1:
-      raise InputError(f"{name}.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+    check_fields(self)
     if self.own_negatives_only and self.bidirectional:
-      raise InputError(f"{name}.own_negatives_only has no backward direction: set bidirectional = False as well")
+      raise InputError(f"{type(self).__name__}.own_negatives_only has no backward direction: set bidirectional = False as well")
 
   def init_params(self) -> dict[str, jax.Array]:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""

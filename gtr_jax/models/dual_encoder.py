@@ -13,6 +13,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.models import t5
 from gtr_jax.models.pooling import POOLINGS, l2_normalize
 from gtr_jax.partitioning import constrain, num_groups
+from gtr_jax.values import Positive, check_fields
 
 TOWERS = ("query", "passage")
 _HOW_TO_TRAIN = ("remat", "scan_layers")  # fields of the T5 configuration that change no result
@@ -65,12 +66,13 @@ class DualEncoder:
   """
 
   config: t5.T5Config
-  projection_dim: int | None = 768
+  projection_dim: Positive | None = 768
   pooling: str = "mean"
   normalize: bool = True
   shared: bool = True
 
   def __post_init__(self):
+    check_fields(self)
     if self.pooling not in POOLINGS:
       raise InputError(f"DualEncoder.pooling is {self.pooling!r}: use one of {', '.join(POOLINGS)}")
 

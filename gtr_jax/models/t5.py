@@ -10,6 +10,7 @@ Letters: G groups, R rows, L length (also Q query and K key positions), E embed,
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import linen as nn
 
 from gtr_jax.errors import InputError
 from gtr_jax.partitioning import constrain, own_part
+from gtr_jax.values import Positive, Range, check_fields
 
 NORM_EPSILON = 1e-6
 
@@ -57,21 +59,22 @@ class T5Config:
       The parameter tree stays the same; dropout draws other masks.
   """
 
-  vocab_size: int
-  emb_dim: int
-  num_heads: int
-  head_dim: int
-  mlp_dim: int
-  num_layers: int
+  vocab_size: Positive
+  emb_dim: Positive
+  num_heads: Positive
+  head_dim: Positive
+  mlp_dim: Positive
+  num_layers: Positive
   mlp_activations: tuple[str, ...] = ("relu",)
-  relpos_buckets: int = 32
-  relpos_max_distance: int = 128
-  dropout_rate: float = 0.0
+  relpos_buckets: Positive = 32
+  relpos_max_distance: Positive = 128
+  dropout_rate: Annotated[float, Range(0, below=1)] = 0.0
   dtype: str = "float32"
   remat: str = "none"
   scan_layers: bool = False
 
   def __post_init__(self):
+    check_fields(self)
     if self.remat not in _REMAT_POLICIES:
       raise InputError(f"T5Config.remat is {self.remat!r}: use one of {', '.join(_REMAT_POLICIES)}")
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -84,8 +87,6 @@ class T5Config:
       raise InputError(f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance "
                        f"{self.relpos_max_distance}: use an even number of at least 4 buckets, and a distance above a "
                        "quarter of it")
-    if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:
-      raise InputError(f"T5Config.dropout_rate is {self.dropout_rate!r}: it must be at least 0 and below 1")
 
 
 def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:

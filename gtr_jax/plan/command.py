@@ -71,7 +71,6 @@ def make_plan(args: argparse.Namespace) -> Any:
   of_run, of_data = config.bindings(train.train), config.bindings(pipeline.TrainingBatches)
   fields = dry_run.BatchSizes.__dataclass_fields__.keys()
   sizes = dry_run.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()}, mean_tokens=args.mean_tokens)
-  train.check_made(MODEL=of_run["model"], LOSS=of_run["loss"])
   lengths = batch_sizes.all_lengths(sizes.feature_lengths, sizes.negatives_per_example,
                                     sizes.negative_queries_per_example)
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,

@@ -5,13 +5,19 @@ is an `optax.GradientTransformation` that also carries its schedule.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gtr_jax.values import NonNegative, Positive, Range, Says, check_arguments
+
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+_Rate = Annotated[float, Range(0)]
+_Rates = Annotated[_Rate | Schedule, Says("a number of 0 or more, or a schedule such as @optimizers.linear_decay()")]
+_Above0 = Annotated[float, Range(above=0)]
+_Decay = Annotated[float, Range(0, below=1)]
 
 
 class Optimizer(NamedTuple):
@@ -22,12 +28,14 @@ class Optimizer(NamedTuple):
   learning_rate: Schedule
 
 
-def constant(learning_rate: float) -> Schedule:
+def constant(learning_rate: _Rate) -> Schedule:
   """The same learning rate at every step."""
+  check_arguments(constant, locals())
   return lambda step: jnp.full((), learning_rate, jnp.float32)
 
 
-def linear_decay(peak: float, warmup_steps: int, total_steps: int, step_offset: int = 0) -> Schedule:
+def linear_decay(peak: _Rate, warmup_steps: NonNegative, total_steps: NonNegative,
+                 step_offset: NonNegative = 0) -> Schedule:
   """Linear warm-up from 0 to `peak`, then linear decay to 0 at `total_steps`.
 
   With n = max(0, step - step_offset): `peak * min(n / warmup_steps, (total_steps - n) / (total_steps - warmup_steps))`,
@@ -42,6 +50,7 @@ def linear_decay(peak: float, warmup_steps: int, total_steps: int, step_offset: 
     step_offset: the step that the schedule starts from. 0 for a run that counts its own steps; where steps go on
       counting from an earlier run, that run's last step, or the decay ends before it begins.
   """
+  check_arguments(linear_decay, locals())
 
   def schedule(step):
     step = jnp.maximum(0, step - step_offset).astype(jnp.float32)
@@ -52,9 +61,9 @@ def linear_decay(peak: float, warmup_steps: int, total_steps: int, step_offset: 
   return schedule
 
 
-def adafactor(learning_rate: float | Schedule, decay_rate: float = 0.8, clipping_threshold: float = 1.0,
-              weight_decay: float = 0.0, min_dim_size_to_factor: int = 128,
-              clip_norm: float | None = None) -> Optimizer:
+def adafactor(learning_rate: _Rates, decay_rate: _Above0 = 0.8, clipping_threshold: _Above0 = 1.0,
+              weight_decay: _Rate = 0.0, min_dim_size_to_factor: Positive = 128,
+              clip_norm: _Above0 | None = None) -> Optimizer:
   """Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) without momentum, as T5 and GTR were trained.
 
   Per parameter tensor X with gradient G, at update t = 1, 2, ...:
@@ -80,6 +89,7 @@ def adafactor(learning_rate: float | Schedule, decay_rate: float = 0.8, clipping
     min_dim_size_to_factor: factor the second moment only where both axes are at least this long.
     clip_norm: first scale the gradient down to this global norm.
   """
+  check_arguments(adafactor, locals())
   schedule = learning_rate if callable(learning_rate) else constant(learning_rate)
   parts = [
       optax.scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor),
@@ -93,8 +103,8 @@ def adafactor(learning_rate: float | Schedule, decay_rate: float = 0.8, clipping
   return _with_clipping(parts, clip_norm, schedule)
 
 
-def adamw(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-          weight_decay: float = 0.0, clip_norm: float | None = None) -> Optimizer:
+def adamw(learning_rate: _Rates, b1: _Decay = 0.9, b2: _Decay = 0.999, eps: _Above0 = 1e-8,
+          weight_decay: _Rate = 0.0, clip_norm: _Above0 | None = None) -> Optimizer:
   """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); every number means what it means in `torch.optim.AdamW`.
 
     m, v = b1 m + (1 - b1) G, b2 v + (1 - b2) G^2
@@ -108,6 +118,7 @@ def adamw(learning_rate: float | Schedule, b1: float = 0.9, b2: float = 0.999, e
     weight_decay: applied to all parameters but norm scales, position biases and a learned temperature.
     clip_norm: first scale the gradient down to this global norm.
   """
+  check_arguments(adamw, locals())
   schedule = learning_rate if callable(learning_rate) else constant(learning_rate)
   parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)]
   if weight_decay:
