@@ -339,5 +339,6 @@ def _one_line(error: Exception) -> str:
     return "nested too deeply; correct it"
   text = str(error.args[0] if isinstance(error, OSError | ImportError) and error.args else error)
   text = re.sub(r"\s*\n\s*", " ", inspect.cleandoc(text)).strip()
-  text = re.sub(r"malformed node or string on line \d+: <.*?> ?|Exceeds the limit .*?\(<unknown>, line \d+\) ?", "", text)
+  text = re.sub(r"(malformed node or string on line \d+: <.*?>|Exceeds the limit .*?\(<unknown>, line \d+\)) ?", "",
+                text)
   return text if len(text) < 400 else f"{text[:200]} … {text[-190:]}"

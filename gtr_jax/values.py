@@ -1,7 +1,7 @@
 """Whether values are what annotations say: of functions that gin configures, of dataclasses, and of JSON files.
 
-A range belongs to the type: `temperature: Annotated[float, Range(above=0)]`. What is declared so once is checked where a
-gin file binds it, and where Python calls it. `bool` is no number here, a string no sequence, and no float is an integer.
+A range belongs to the type: `temperature: Annotated[float, Range(above=0)]`. What is declared so once is checked where
+a gin file binds it, and where Python calls it. `bool` is no number here, a string no sequence, no float an integer.
 """
 
 import collections.abc
@@ -46,7 +46,8 @@ class Range:
     high = f"{self.most:,}" if self.most is not None else f"below {self.below:,}" if self.below is not None else ""
     what = "a whole number" if whole else "a number"
     if low and high:
-      what += f" from {low} to {high}" if self.above is None else f" {low} and {'up to ' * (self.most is not None)}{high}"
+      to = "up to " * (self.most is not None)
+      what += f" from {low} to {high}" if self.above is None else f" {low} and {to}{high}"
     elif low:
       what += f" of {low} or more" if self.above is None else f" {low}"
     elif high:
@@ -142,9 +143,7 @@ def wrong(value: Any, hint: Any) -> Iterator[Wrong]:
     yield from _wrong_reference(value, hint, said or _expected(hint, notes, value))
   elif origin in (Union, types.UnionType):
     yield from _wrong_union(value, args, said)
-  elif not _is(value, hint):
-    yield Wrong("", value, said or _expected(hint, notes, value))
-  elif not all(note.holds(value) for note in notes):
+  elif not _is(value, hint) or not all(note.holds(value) for note in notes):
     yield Wrong("", value, said or _expected(hint, notes, value))
   elif typing.is_typeddict(hint):
     for name, of in typing.get_type_hints(hint, include_extras=True).items():
@@ -290,7 +289,8 @@ def _expected(hint: Any, notes: Sequence[Range], value: Any) -> str:
     return "a dictionary, in {}"
   if origin is collections.abc.Callable:
     makes = _bare(typing.get_args(hint)[-1]) if typing.get_args(hint) else Any
-    return "a reference @module.name" + (f" to what makes {_name(makes)}" if inspect.isclass(makes) and makes is not Any else "")
+    known = inspect.isclass(makes) and makes is not Any
+    return "a reference @module.name" + (f" to what makes {_name(makes)}" if known else "")
   return {bool: "True or False", str: "a string", os.PathLike: "a string", type(None): "None", None: "None"}.get(
       origin, f"a reference @module.name() that makes {_name(origin)}")
 

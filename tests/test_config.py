@@ -97,6 +97,106 @@ def test_wrong_flag(binding, message):
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("binding, message", [
+    # A number of another type.
+    ("BATCH_SIZE=16.0", "BATCH_SIZE is 16.0: give a whole number without a point: 16"),
+    ("TRAIN_STEPS=2e0", "TRAIN_STEPS is 2.0: give a whole number without a point: 2"),
+    ("EVAL_PERIOD=100.0", "EVAL_PERIOD is 100.0: give a whole number without a point: 100"),
+    ("BATCH_SIZE='x'", "BATCH_SIZE is 'x': give a whole number of 1 or more"),
+    ("BATCH_SIZE=True", "BATCH_SIZE is True: give a whole number of 1 or more"),
+    ("BATCH_SIZE=None", "BATCH_SIZE is None: give a whole number of 1 or more"),
+    ("BATCH_SIZE=-0.0", "BATCH_SIZE is -0.0: give a whole number of 1 or more"),
+    ("LEARNING_RATE='1e-3'", "LEARNING_RATE is '1e-3': give a number of 0 or more"),
+    ("RANDOM_SEED=0.5", "RANDOM_SEED is 0.5: give a whole number from 0 to 4,294,967,295"),
+    ("t5.T5Config.num_layers=12.0", "t5.T5Config.num_layers is 12.0: give a whole number without a point: 12"),
+    ("t5.T5Config.head_dim='64'", "t5.T5Config.head_dim is '64': give a whole number of 1 or more"),
+    ("TASK_FEATURE_LENGTHS={'inputs': 5.0, 'targets': 5}",
+     "TASK_FEATURE_LENGTHS['inputs'] is 5.0: give a whole number without a point: 5"),
+    ("optimizers.adafactor.learning_rate='x'", "optimizers.adafactor.learning_rate is 'x': give a number of 0 or more, "
+     "or a schedule such as @optimizers.linear_decay()"),
+    # A number out of range.
+    ("TEMPERATURE=0", "TEMPERATURE is 0: give a number above 0 (GTR: 0.01)"),
+    ("TEMPERATURE=-1", "TEMPERATURE is -1: give a number above 0"),
+    ("TEMPERATURE=1e999", "TEMPERATURE is inf: give a number above 0"),
+    ("TEMPERATURE=nan", "Failed to parse token 'nan'"),
+    ("DROPOUT_RATE=1.5", "DROPOUT_RATE is 1.5: give a number from 0 to below 1"),
+    ("WARMUP_STEPS=-1", "WARMUP_STEPS is -1: give a whole number of 0 or more"),
+    ("DATA_FRACTION=0", "DATA_FRACTION is 0: give a number above 0 and up to 1"),
+    ("DATA_FRACTION=1.5", "DATA_FRACTION is 1.5: give a number above 0 and up to 1"),
+    ("EXTRA_IDS=-1", "EXTRA_IDS is -1: give a whole number of 0 or more"),
+    ("RANDOM_SEED=-1", "RANDOM_SEED is -1: give a whole number from 0"),
+    ("QUERY_LENGTH=1", "QUERY_LENGTH is 1: give a whole number of 2 or more (a token and EOS)"),
+    ("BATCH_SIZE=3000000000", "BATCH_SIZE is 3000000000: give a whole number from 1 to 2,147,483,647"),
+    ("TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 5}", "TASK_FEATURE_LENGTHS['inputs'] is 0: give a whole number of"),
+    ("partitioning.make_mesh.data=0", "partitioning.make_mesh.data is 0: give a whole number of 1 or more, or -1"),
+    ("in_batch.InBatchLoss.label_smoothing=1", "InBatchLoss.label_smoothing is 1: give a number from 0 to below 1"),
+    ("optimizers.adafactor.clip_norm=0", "optimizers.adafactor.clip_norm is 0: give a number above 0"),
+    # Something other than a number.
+    ("TASK_FEATURE_LENGTHS=[1, 2]", "TASK_FEATURE_LENGTHS is [1, 2]: give a dictionary such as {'inputs': 64,"),
+    ("TASK_FEATURE_LENGTHS={1: 5}", "TASK_FEATURE_LENGTHS is {1: 5}: give keys that are each a string, not 1"),
+    ("MODEL_DIR=3", "MODEL_DIR is 3: give a string"),
+    ("QUERY_PROMPT=None", "QUERY_PROMPT is None: give a string"),
+    ("BEST_METRIC=3", "BEST_METRIC is 3: give a string, or None"),
+    ("VOCABULARY=3", "VOCABULARY is 3: give a string, or None"),
+    ("ONE_TASK_PER_BATCH=1", "ONE_TASK_PER_BATCH is 1: give True or False"),
+    ("USE_CACHED_TASKS='False'", "USE_CACHED_TASKS is 'False': give True or False"),
+    ("t5.T5Config.mlp_activations='relu'", "t5.T5Config.mlp_activations is 'relu': give a list, in []"),
+    ("EVALUATORS='x'", "EVALUATORS is 'x': give a list, in []"),
+    ("EVALUATORS=[3]", "EVALUATORS[0] is 3: give a reference @module.name"),
+    # A reference to something else, or with () where none belong.
+    ("MODEL=@optimizers.adafactor()", "MODEL is @optimizers.adafactor(), which makes an Optimizer: give a reference "
+     "@module.name() that makes a DualEncoder"),
+    ("MODEL='t5'", "MODEL is 't5': give a reference @module.name() that makes a DualEncoder"),
+    ("OPTIMIZER=@optimizers.adafactor", "OPTIMIZER is @optimizers.adafactor: write it with (), as "
+     "@optimizers.adafactor()"),
+    ("LOSS=@in_batch.InBatchLoss", "LOSS is @in_batch.InBatchLoss: write it with (), as @in_batch.InBatchLoss()"),
+    ("LOSS=@optimizers.adafactor()", "LOSS is @optimizers.adafactor(), which makes an Optimizer"),
+    ("LEARNING_RATE=@optimizers.adamw()", "LEARNING_RATE is @optimizers.adamw(), which makes an Optimizer"),
+    ("VALIDATION=@pipeline.ValidationBatches()", "write it without (), as @pipeline.ValidationBatches"),
+    ("EVALUATORS=[@pipeline.TrainingBatches()]", "EVALUATORS[0] is @pipeline.TrainingBatches(): write it without ()"),
+    ("BATCH_SIZE=%BATCH_SIZE", "BATCH_SIZE is made of itself; give it a value"),
+    # Values that do not fit together.
+    ("ROW_LENGTHS={'inputs': 8, 'targets': 300}", "rows of 8 tokens for inputs (ROW_LENGTHS) are shorter"),
+    ("MICROBATCH_SIZE=3", "(MICROBATCH_SIZE) is 3: it must divide the batch of 2048"),
+    ("TASK_FEATURE_LENGTHS={'inputs': 7}", "give inputs and targets"),
+    ("t5.T5Config.dtype='float16'", "T5Config.dtype is 'float16': use 'float32' or 'bfloat16'"),
+    ("in_batch.InBatchLoss.own_negatives_only=True", "InBatchLoss.own_negatives_only has no backward direction"),
+])
+def test_wrong_value(binding, message):
+  with pytest.raises(InputError) as e:
+    resolve(BASE, [*REQUIRED, binding])
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_all_wrong_values_at_once_by_the_names_that_hold_them(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("STEPS = 2.5\nTRAIN_STEPS = %STEPS\nLENGTH = 'x'\n"
+                  "TASK_FEATURE_LENGTHS = {'inputs': %LENGTH, 'targets': 8}\n")
+  with pytest.raises(InputError) as e:
+    resolve([*BASE, str(path)], [*REQUIRED, "BATCH_SIZE=0"])
+  assert set(str(e.value).split("; ")) == {
+      "BATCH_SIZE is 0: give a whole number of 1 or more",
+      f"{path}:1: STEPS is 2.5: give a whole number of 0 or more",
+      f"{path}:4: TASK_FEATURE_LENGTHS['inputs'] is 'x': give a whole number of 2 or more (a token and EOS)"}
+
+
+def test_what_a_call_needs_and_nothing_binds(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("from __gin__ import dynamic_registration\nfrom gtr_jax.models import dual_encoder\n"
+                  "include 'runs/pretrain.gin'\nMODEL = @dual_encoder.DualEncoder()\n")
+  with pytest.raises(InputError, match="dual_encoder.DualEncoder.config is not set: give --gin.dual_encoder.DualEnc"):
+    resolve([str(path)], REQUIRED)
+
+
+@pytest.mark.parametrize("text", [b"BATCH_SIZE = 8 # \xff\n", b"BATCH_SIZE = " + b"[" * 5000 + b"]" * 5000,
+                                  b"BATCH_SIZE = " + b"9" * 5000 + b"\n", b"BATCH_SIZE = 8\0\n"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text):
+  (tmp_path / "mine.gin").write_bytes(text)
+  with pytest.raises(InputError, match="mine.gin") as e:
+    resolve([*BASE, str(tmp_path / "mine.gin")], REQUIRED)
+  assert "\n" not in str(e.value) and len(str(e.value)) < 600
+
+
 def test_wrong_line_of_a_file(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text("include 'runs/pretrain.gin'\n\nDROPUOT_RATE = 0.2\n")

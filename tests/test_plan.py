@@ -269,7 +269,7 @@ def test_a_recipe_that_starts_from_another_model(capsys):
     (["--gin.MICROBATCH_SIZE=12"], "(MICROBATCH_SIZE) is 12: it must divide the batch of 64"),
     (["--gin.MICROBATCH_SIZE=0"], "MICROBATCH_SIZE is 0: give a whole number of 1 or more"),
     (["--gin.ROW_LENGTHS={'inputs': 8, 'targets': 15}"], "are shorter than its longest text"),
-    (["--gin.ROW_LENGTHS={'inputs': 8, 'targets': 16.0}"], "ROW_LENGTHS['targets'] is 16.0: give a whole number without"),
+    (["--gin.ROW_LENGTHS={'inputs': 8, 'targets': 16.0}"], "ROW_LENGTHS['targets'] is 16.0: give a whole"),
     (["--gin.ROW_LENGTHS=288"], "ROW_LENGTHS is 288: give a dictionary such as {'inputs': 64, "),
     (["--gin.TASK_FEATURE_LENGTHS=64"], "TASK_FEATURE_LENGTHS is 64: give a dictionary such as"),
     (["--gin.NEGATIVES_PER_EXAMPLE=-1"], "NEGATIVES_PER_EXAMPLE is -1: give a whole number of 0 or more"),

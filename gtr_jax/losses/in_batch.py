@@ -61,7 +61,8 @@ class InBatchLoss:
   def __post_init__(self):
     check_fields(self)
     if self.own_negatives_only and self.bidirectional:
-      raise InputError(f"{type(self).__name__}.own_negatives_only has no backward direction: set bidirectional = False as well")
+      raise InputError(f"{type(self).__name__}.own_negatives_only has no backward direction: set bidirectional = "
+                       "False as well")
 
   def init_params(self) -> dict[str, jax.Array]:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
