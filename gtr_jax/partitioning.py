@@ -41,7 +41,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-_AxisSize = Annotated[Literal[-1] | Positive, Says("a whole number of 1 or more, or -1 (the rest)")]
+_AxisSize = Annotated[Literal[-1] | Positive, Says("a positive whole number, or -1 (the rest)")]
 
 
 def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None) -> Mesh:

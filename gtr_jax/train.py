@@ -13,7 +13,6 @@ from etils import epath
 
 from gtr_jax import distributed, partitioning
 from gtr_jax.checkpoint import Checkpointer, list_steps
-from gtr_jax.data.batch_sizes import Length
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, failures
@@ -29,7 +28,7 @@ from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
-from gtr_jax.values import NonNegative, Positive, Seed, check_arguments
+from gtr_jax.values import Length, NonNegative, Positive, Seed, check_arguments
 
 
 @runtime_checkable

@@ -48,6 +48,8 @@ class Range:
     if low and high:
       to = "up to " * (self.most is not None)
       what += f" from {low} to {high}" if self.above is None else f" {low} and {to}{high}"
+    elif whole and self.least == 1:
+      what = "a positive whole number"
     elif low:
       what += f" of {low} or more" if self.above is None else f" {low}"
     elif high:
@@ -64,6 +66,7 @@ class Says(NamedTuple):
 Positive = Annotated[int, Range(1, MOST)]
 NonNegative = Annotated[int, Range(0, MOST)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+Length = Annotated[int, Range(2, MOST, why="a token and EOS")]
 Share = Annotated[float, Range(0, 1)]
 
 

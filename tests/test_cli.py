@@ -178,7 +178,7 @@ def wrong(capsys, code, *parts):
     (["--gin.TRAIN_STEPS=-1"], ["TRAIN_STEPS"]),
     (["--gin.TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 8}"], ["TASK_FEATURE_LENGTHS"]),
     (["--gin.NEGATIVES_PER_EXAMPLE=-1"], ["NEGATIVES_PER_EXAMPLE"]),
-    (["--gin.DROPOUT_RATE='x'"], ["dropout_rate"]),
+    (["--gin.DROPOUT_RATE='x'"], ["DROPOUT_RATE"]),
 ])
 def test_wrong_run_writes_nothing(place, capsys, flags, parts):
   wrong(capsys, train(place, *flags, model_dir="never"), *parts)
@@ -299,7 +299,10 @@ def test_numbers_that_are_none(capsys):
     with pytest.raises(SystemExit):
       cli.main(["search", "--model=a", "--embeddings=b", f"--top_k={value}"])
     assert capsys.readouterr().err.endswith(f"--top_k: {value!r}: give a positive whole number\n")
-  wrong(capsys, cli.main(["convert", "a", "b", "--query_length=99999999999"]), "query_length is 99999999999: give a w")
+  with pytest.raises(SystemExit):
+    cli.main(["convert", "a", "b", "--query_length=99999999999"])
+  assert capsys.readouterr().err == ("gtr-jax convert: --query_length: '99999999999': give a whole number from 2 to "
+                                     "2,147,483,647 (a token and EOS)\n")
 
 
 def test_unknown_flags_are_errors():

@@ -102,14 +102,14 @@ def test_wrong_flag(binding, message):
     ("BATCH_SIZE=16.0", "BATCH_SIZE is 16.0: give a whole number without a point: 16"),
     ("TRAIN_STEPS=2e0", "TRAIN_STEPS is 2.0: give a whole number without a point: 2"),
     ("EVAL_PERIOD=100.0", "EVAL_PERIOD is 100.0: give a whole number without a point: 100"),
-    ("BATCH_SIZE='x'", "BATCH_SIZE is 'x': give a whole number of 1 or more"),
-    ("BATCH_SIZE=True", "BATCH_SIZE is True: give a whole number of 1 or more"),
-    ("BATCH_SIZE=None", "BATCH_SIZE is None: give a whole number of 1 or more"),
-    ("BATCH_SIZE=-0.0", "BATCH_SIZE is -0.0: give a whole number of 1 or more"),
+    ("BATCH_SIZE='x'", "BATCH_SIZE is 'x': give a positive whole number"),
+    ("BATCH_SIZE=True", "BATCH_SIZE is True: give a positive whole number"),
+    ("BATCH_SIZE=None", "BATCH_SIZE is None: give a positive whole number"),
+    ("BATCH_SIZE=-0.0", "BATCH_SIZE is -0.0: give a positive whole number"),
     ("LEARNING_RATE='1e-3'", "LEARNING_RATE is '1e-3': give a number of 0 or more"),
     ("RANDOM_SEED=0.5", "RANDOM_SEED is 0.5: give a whole number from 0 to 4,294,967,295"),
     ("t5.T5Config.num_layers=12.0", "t5.T5Config.num_layers is 12.0: give a whole number without a point: 12"),
-    ("t5.T5Config.head_dim='64'", "t5.T5Config.head_dim is '64': give a whole number of 1 or more"),
+    ("t5.T5Config.head_dim='64'", "t5.T5Config.head_dim is '64': give a positive whole number"),
     ("TASK_FEATURE_LENGTHS={'inputs': 5.0, 'targets': 5}",
      "TASK_FEATURE_LENGTHS['inputs'] is 5.0: give a whole number without a point: 5"),
     ("optimizers.adafactor.learning_rate='x'", "optimizers.adafactor.learning_rate is 'x': give a number of 0 or more, "
@@ -128,7 +128,7 @@ def test_wrong_flag(binding, message):
     ("QUERY_LENGTH=1", "QUERY_LENGTH is 1: give a whole number of 2 or more (a token and EOS)"),
     ("BATCH_SIZE=3000000000", "BATCH_SIZE is 3000000000: give a whole number from 1 to 2,147,483,647"),
     ("TASK_FEATURE_LENGTHS={'inputs': 0, 'targets': 5}", "TASK_FEATURE_LENGTHS['inputs'] is 0: give a whole number of"),
-    ("partitioning.make_mesh.data=0", "partitioning.make_mesh.data is 0: give a whole number of 1 or more, or -1"),
+    ("partitioning.make_mesh.data=0", "partitioning.make_mesh.data is 0: give a positive whole number, or -1"),
     ("in_batch.InBatchLoss.label_smoothing=1", "InBatchLoss.label_smoothing is 1: give a number from 0 to below 1"),
     ("optimizers.adafactor.clip_norm=0", "optimizers.adafactor.clip_norm is 0: give a number above 0"),
     # Something other than a number.
@@ -175,7 +175,7 @@ def test_all_wrong_values_at_once_by_the_names_that_hold_them(tmp_path):
   with pytest.raises(InputError) as e:
     resolve([*BASE, str(path)], [*REQUIRED, "BATCH_SIZE=0"])
   assert set(str(e.value).split("; ")) == {
-      "BATCH_SIZE is 0: give a whole number of 1 or more",
+      "BATCH_SIZE is 0: give a positive whole number",
       f"{path}:1: STEPS is 2.5: give a whole number of 0 or more",
       f"{path}:4: TASK_FEATURE_LENGTHS['inputs'] is 'x': give a whole number of 2 or more (a token and EOS)"}
 

@@ -88,7 +88,7 @@ def test_a_share_of_the_queries_is_the_same_one_in_every_run(declare):
   assert all((line ^ 1) in fifth for line in fifth)  # Two pairs have the same query id: both or none.
   with pytest.raises(InputError, match="data_fraction 1e-09 leaves no pair of one of its tasks; give a larger"):
     TrainingBatches(name, None, LENGTHS, 8, data_fraction=1e-9).check_first_batch()
-  with pytest.raises(InputError, match="data_fraction 0: give a share above 0 and up to 1"):
+  with pytest.raises(InputError, match="data_fraction is 0: give a number above 0 and up to 1"):
     TrainingBatches(name, None, LENGTHS, 8, data_fraction=0)
 
 

@@ -249,7 +249,7 @@ def test_wrong_names_and_sizes(task):
     ({"row_lengths": {"inputs": 16}}, "give one for inputs and one for targets"),
     ({"row_lengths": 32}, "row_lengths is 32: give a dictionary"),
     ({"microbatch_size": 3}, "MICROBATCH_SIZE. is 3: it must divide the batch of 8"),
-    ({"microbatch_size": 0}, "microbatch_size is 0: give a whole number of 1 or more"),
+    ({"microbatch_size": 0}, "microbatch_size is 0: give a positive whole number"),
     ({"microbatch_size": 2, "groups": 4}, "a microbatch of 2 pairs cannot be divided over 4 data shards"),
 ])
 @pytest.mark.parametrize("kind", [TrainingBatches, ValidationBatches])

@@ -126,8 +126,6 @@ def test_missing_files(folder):
     run(folder, "--split", "test")
   with pytest.raises(InputError, match="nothing: no such folder"):
     run(folder / "nothing")
-  with pytest.raises(InputError, match="--min_grade 0"):
-    run(folder, "--min_grade", 0)
   write_qrels(folder, "train")
   with pytest.raises(InputError, match="train.tsv: no judgements in it"):
     run(folder)

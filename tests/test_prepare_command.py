@@ -59,8 +59,6 @@ def test_examples_of_the_help_are_lines(source, example, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--workers", "0"], "--workers 0: give 1 or more"),
-    (["--max_broken", "2"], "--max_broken 2.0: give a share, from 0 to 1"),
     (["--beam=--region=x"], "--beam belongs to --runner; add that, or leave it out"),
     (["--name", "../x"], "--name ../x: give a name of letters, digits"),
     ([], "none.jsonl: no such file"),

@@ -68,8 +68,8 @@ def test_how_many_of_what(write):
   assert [(e.passage_id, e.negative_ids) for e in examples] == [("1", ("7", "3")), ("2", ("7", "3"))]
   examples, counts = run(path, "--negative_kinds")
   assert [e.negatives for e in examples] == [()] and "question_without_negatives" not in counts.reasons
-  with pytest.raises(InputError, match="--num_negatives -1"):
-    run(path, "--num_negatives", -1)
+  with pytest.raises(InputError, match="Dpr.num_negatives is -1: give"):
+    dpr.Dpr((str(path),), num_negatives=-1)
 
 
 def test_validation(write):

@@ -2,15 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch, RowLengths, make_batch
-from gtr_jax.values import MOST, Range
-
-Length = Annotated[int, Range(2, MOST, why="a token and EOS")]
 
 
 class Lengths(NamedTuple):

@@ -28,12 +28,12 @@ import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import root
-from gtr_jax.data.batch_sizes import Length, all_lengths, batch_maker
+from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch
-from gtr_jax.values import NonNegative, Positive, Range, Says, Seed, check_arguments
+from gtr_jax.values import Length, NonNegative, Positive, Range, Says, Seed, check_arguments
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 

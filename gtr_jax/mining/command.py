@@ -9,6 +9,7 @@ from typing import Any
 
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
 
 DESCRIPTION = """\
 Writes training pairs again, each with `negatives`: passages that rank high for its query and do not answer it.
@@ -35,16 +36,18 @@ again. docs/mining.md says what a corpus of 8.8 million passages takes."""
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags, less those of a model that others have too."""
-  p.add_argument("--pairs", metavar="FILE", help="JSONL(.gz) of training pairs; without --collection, their passages "
-                 "are what is searched")
-  p.add_argument("--collection", metavar="DIR", help="search this corpus: a folder in BEIR layout, or with MS MARCO's "
-                 "collection.tsv; or beir/NAME")
+  p.add_argument("--pairs", type=flags.path, metavar="FILE",
+                 help="JSONL(.gz) of training pairs; without --collection, their passages are what is searched")
+  p.add_argument("--collection", type=flags.path, metavar="DIR",
+                 help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
-  p.add_argument("--output", required=True, metavar="FILE", help="the JSONL to write, gzipped if it ends in .gz")
-  p.add_argument("--model", help="rank with this model instead of BM25; in any form that `gtr-jax encode` reads")
-  p.add_argument("--embeddings", metavar="DIR", help="with --model: where the passages' embeddings are kept, one "
-                 "folder for each corpus and each model's weights (default: embeddings beside --output)")
+  p.add_argument("--output", required=True, type=flags.path, metavar="FILE",
+                 help="the JSONL to write, gzipped if it ends in .gz")
+  p.add_argument("--model", type=flags.path,
+                 help="rank with this model instead of BM25; in any form that `gtr-jax encode` reads")
+  p.add_argument("--embeddings", type=flags.path, metavar="DIR", help="with --model: where the passages' embeddings "
+                 "are kept, one folder for each corpus and each model's weights (default: embeddings beside --output)")
   fields = p.add_argument_group("fields of a pair")
   fields.add_argument("--query_field", metavar="NAME", help="(default: query)")
   fields.add_argument("--passage_field", metavar="NAME", help="(default: positive)")
@@ -54,15 +57,16 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   fields.add_argument("--answers_field", metavar="NAME", help="a string or a list of them: a passage that contains one "
                       "(case, punctuation and articles aside) is no negative")
   choice = p.add_argument_group("which passages are negatives")
-  choice.add_argument("--num_negatives", type=int, default=1, metavar="N",
+  choice.add_argument("--num_negatives", type=flags.positive, default=1, metavar="N",
                       help="so many for each pair, drawn at random, reproducibly (default: 1)")
-  choice.add_argument("--first_rank", type=int, default=1, metavar="A", help="the best rank (default: 1)")
-  choice.add_argument("--last_rank", type=int, default=100, metavar="B", help="the worst rank (default: 100)")
-  choice.add_argument("--margin", type=float, metavar="X", help="only with scores of at most the score of the pair's "
-                      "own passage less X")
-  choice.add_argument("--max_score_ratio", type=float, metavar="X",
+  choice.add_argument("--first_rank", type=flags.positive, default=1, metavar="A", help="the best rank (default: 1)")
+  choice.add_argument("--last_rank", type=flags.positive, default=100, metavar="B",
+                      help="the worst rank (default: 100)")
+  choice.add_argument("--margin", type=flags.number, metavar="X", help="only with scores of at most the score of the "
+                      "pair's own passage less X")
+  choice.add_argument("--max_score_ratio", type=flags.above_0, metavar="X",
                       help="only with scores of at most X times the score of the pair's own passage")
-  choice.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+  choice.add_argument("--seed", type=flags.seed, default=0, help="of the draw (default: 0)")
   p.add_argument("--allow_empty_documents", action="store_true",
                  help="keep documents of the collection with neither title nor text instead of refusing it")
 
@@ -133,8 +137,6 @@ def _check(args: argparse.Namespace) -> None:
   if os.path.isdir(args.output):
     raise InputError(f"--output {args.output}: is a folder; name the file to write, for instance "
                      f"{os.path.join(args.output, 'mined.jsonl')}")
-  if args.num_negatives < 1:
-    raise InputError(f"--num_negatives {args.num_negatives}: give 1 or more")
   if args.pairs and args.split:
     raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field"):

@@ -1,11 +1,12 @@
 """`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
 
 import argparse
-import math
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
+from gtr_jax.values import Range
 
 MOST_DEVICES = 10_000  # jax makes an object of each
 _NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
@@ -19,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       "device and what it takes at least, and stop. Nothing is allocated, no data is read or written; a model, a run "
       "and a mesh are enough of a configuration.")
   group.add_argument("--dry_run", action="store_true", help="do that")
-  group.add_argument("--described_devices", type=int, metavar="N",
+  group.add_argument("--described_devices", type=flags.of(Annotated[int, Range(1, MOST_DEVICES)]), metavar="N",
                      help="for a mesh of N devices that need not be here (default: those of this machine)")
   group.add_argument("--chip", metavar="NAME",
                      help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
                      "installed, v5e, v5p and v6e are asked for their memory")
-  group.add_argument("--mean_tokens", type=float, nargs=2, metavar=("QUERY", "PASSAGE"),
+  group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
 
@@ -44,10 +45,6 @@ def asked(args: argparse.Namespace) -> bool:
   for name in ("described_devices", "chip", "mean_tokens"):
     if getattr(args, name) is not None and not args.dry_run:
       raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
-  if args.described_devices is not None and not 1 <= args.described_devices <= MOST_DEVICES:
-    raise InputError(f"--described_devices {args.described_devices}: give 1 to {MOST_DEVICES:,}")
-  if args.mean_tokens and not all(0 < mean < math.inf for mean in args.mean_tokens):
-    raise InputError(f"--mean_tokens {' '.join(map(str, args.mean_tokens))}: give two numbers above 0")
   return args.dry_run
 
 

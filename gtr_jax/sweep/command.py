@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
 
 PLAN_FILE = "plan.json"
 DESCRIPTION = """\
@@ -40,15 +41,17 @@ docs/sweeps.md explains each; `gtr-jax train --list` names the sweeps that come 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
-  p.add_argument("--gin_file", action="append", default=[], metavar="FILE",
+  p.add_argument("--gin_file", action="append", default=[], type=flags.path, metavar="FILE",
                  help="a gin file that binds plan.Sweep, your own or one that comes with gtr_jax; repeatable")
   p.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", dest="gin_bindings",
                  help="one binding, written --gin.NAME=VALUE: --gin.plan.Sweep.common=\"['BATCH_SIZE = 64']\"")
-  p.add_argument("--gin_search_paths", default="", metavar="DIR,DIR", help="more folders to look for gin files in")
-  p.add_argument("--output", required=True, metavar="DIR", help="the sweep's folder: a MODEL_DIR for each training, "
-                 "results, logs, sweep.json, report")
-  p.add_argument("--data_dir", help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
-  p.add_argument("--workers", type=int, default=1, metavar="N",
+  p.add_argument("--gin_search_paths", default="", type=flags.paths, metavar="DIR,DIR",
+                 help="more folders to look for gin files in")
+  p.add_argument("--output", required=True, type=flags.path, metavar="DIR", help="the sweep's folder: a MODEL_DIR for "
+                 "each training, results, logs, sweep.json, report")
+  p.add_argument("--data_dir", type=flags.path,
+                 help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
+  p.add_argument("--workers", type=flags.positive, default=1, metavar="N",
                  help="commands at a time; GPUs that CUDA_VISIBLE_DEVICES lists are divided among them (default: 1)")
   how = p.add_mutually_exclusive_group()
   how.add_argument("--print", action="store_true", dest="print_only",
@@ -69,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
   if not args.gin_file:
     raise InputError("give --gin_file, for instance --gin_file=sweeps/pretraining.gin; `gtr-jax train --list` names "
                      "those that come with gtr_jax")
-  if args.workers < 1:
-    raise InputError(f"--workers {args.workers}: give 1 or more")
   sys.path.append(os.getcwd())
   root.set_data_dir(args.data_dir)
   if not args.data_dir and os.environ.get("GTR_DATA_DIR"):  # The commands are to find it without the variable.

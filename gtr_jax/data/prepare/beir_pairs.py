@@ -12,12 +12,13 @@ from gtr_jax.data.prepare import msmarco
 from gtr_jax.data.prepare.judged import JudgedPairs
 from gtr_jax.data.prepare.passages import cache_folder
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare beir`."""
   parser.epilog = __doc__
-  parser.add_argument("folder", metavar="DIR",
+  parser.add_argument("folder", type=flags.path, metavar="DIR",
                       help="also below the data folder (beir/scifact): corpus.jsonl, queries.jsonl (each also as .gz) "
                       "and qrels/train.tsv, as BEIR publishes "
                       "nq-train, hotpotqa, fever, fiqa, nfcorpus, scifact and msmarco. qrels/dev.tsv, where it is "
@@ -25,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--split", default="train", metavar="NAME", help="train on qrels/NAME.tsv (default: %(default)s)")
   parser.add_argument("--validation_split", metavar="NAME",
                       help="validate on qrels/NAME.tsv; '' for none (default: dev, where it is there)")
-  parser.add_argument("--queries", metavar="FILE", help="the queries, where they are not in DIR/queries.jsonl")
-  parser.add_argument("--min_grade", type=int, default=JudgedPairs.min_grade, metavar="N",
+  parser.add_argument("--queries", type=flags.path, metavar="FILE",
+                      help="the queries, where they are not in DIR/queries.jsonl")
+  parser.add_argument("--min_grade", type=flags.positive, default=JudgedPairs.min_grade, metavar="N",
                       help="from which grade on a passage is relevant; nfcorpus and dbpedia have grades up to 2 "
                       "(default: %(default)s)")
   msmarco.add_negatives(parser)
@@ -37,8 +39,6 @@ def source(args: argparse.Namespace) -> JudgedPairs:
   folder = args.folder if os.path.isdir(args.folder) else os.fspath(root.resolve(args.folder))
   if not os.path.isdir(folder):
     raise InputError(f"{args.folder}: no such folder, nor below {root.data_dir()}; give one in BEIR layout")
-  if args.min_grade < 1:
-    raise InputError(f"--min_grade {args.min_grade}: give 1 or more; grade 0 is judged not relevant")
   validation = args.validation_split
   if validation is None:
     validation = "dev" if "dev" in splits(folder) else ""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
 
 DESCRIPTION = """\
 Turns a source's raw files into shuffled TFRecord shards in DATA_DIR/NAME, with a manifest: counts, settings, hashes of
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE", parser_class=_SourceParser)
   pydoc = sources.add_parser("pydoc", help="the documentation of the installed Python packages, with collections",
                              module=None, allow_abbrev=False)
-  pydoc.add_argument("--vocabulary", help="a SentencePiece model to use instead of training one of 8,000 pieces")
+  pydoc.add_argument("--vocabulary", type=flags.path,
+                     help="a SentencePiece model to use instead of training one of 8,000 pieces")
   _add_data_dir(pydoc)
   for name, (module, what) in SOURCES.items():
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
@@ -45,25 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "beir_ and the folder's name" if name == "beir" else name
     group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
     _add_data_dir(group)
-    group.add_argument("--validation_share", type=float, default=0.0, metavar="SHARE",
+    group.add_argument("--validation_share", type=flags.share_below_1, default=0.0, metavar="SHARE",
                        help="make this share of the queries, drawn by a hash, the validation split; of reddit and "
                        "stack_exchange, whole threads and questions (default: 0)")
-    group.add_argument("--without", action="append", default=[], metavar="NAME",
+    group.add_argument("--without", action="append", default=[], type=flags.path, metavar="NAME",
                        help="drop pairs that this prepared data has; repeatable")
-    group.add_argument("--decontaminate", action="append", default=[], metavar="COLLECTION",
+    group.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
                        help="train on nothing that has a test or dev query of this collection (also as one line of "
                        "its query), or 13 words in a row of one or of a document judged relevant; a folder in BEIR "
                        "layout, also below the data folder (beir/scifact); repeatable")
-    group.add_argument("--max_broken", type=float, default=0.001, metavar="SHARE",
+    group.add_argument("--max_broken", type=flags.share, default=0.001, metavar="SHARE",
                        help="stop where more of the lines are broken; fewer than 10 never stop it (default: 0.001)")
-    group.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    group.add_argument("--workers", type=flags.positive, metavar="N",
+                       help="processes (default: one for each core)")
     group.add_argument("--runner", metavar="RUNNER",
                        help="run as an Apache Beam pipeline instead: direct, dataflow, ... (needs gtr_jax[beam])")
     group.add_argument("--beam", action="append", default=[], metavar="OPTION",
                        help="an option of that runner, as --beam=--region=europe-west4; repeatable")
 
 
-class _SourceParser(argparse.ArgumentParser):
+class _SourceParser(flags.Parser):
   """Asks the source's module for its flags once its name has been given."""
 
   def __init__(self, *args, module: str | None, **kwargs):
@@ -82,7 +85,8 @@ def _module(name: str) -> Any:
 
 
 def _add_data_dir(parser) -> None:
-  parser.add_argument("--data_dir", help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
+  parser.add_argument("--data_dir", type=flags.path,
+                      help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
@@ -91,10 +95,6 @@ def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
     from gtr_jax.data.prepare import pydoc
     pydoc.prepare(args.vocabulary)
     return
-  if args.workers is not None and args.workers < 1:
-    raise InputError(f"--workers {args.workers}: give 1 or more")
-  if not 0 <= args.max_broken <= 1:
-    raise InputError(f"--max_broken {args.max_broken}: give a share, from 0 to 1")
   if args.beam and not args.runner:
     raise InputError("--beam belongs to --runner; add that, or leave it out")
   from gtr_jax.data.prepare import manifests

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, check_numbers, what_is_wrong
+from gtr_jax.data.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, check_fields
 
 _CHUNK = 4 << 20
 _LONGEST = 256 << 20  # Characters of a record.
@@ -40,9 +41,12 @@ class Dpr:
   paths: tuple[str, ...]
   validation: tuple[str, ...] = ()
   name: str = "dpr"
-  num_positives: int = 1
+  num_positives: NonNegative = 1
   negatives: tuple[str, ...] = ("hard",)
-  num_negatives: int = 30
+  num_negatives: NonNegative = 30
+
+  def __post_init__(self):
+    check_fields(self)
 
   def parts(self) -> list[Part]:
     parts = []
@@ -177,23 +181,22 @@ def _damaged(path, what) -> InputError:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare dpr`."""
   parser.epilog = __doc__
-  parser.add_argument("paths", nargs="+", metavar="FILE",
+  parser.add_argument("paths", nargs="+", type=flags.path, metavar="FILE",
                       help="biencoder-nq-train.json.gz, -trivia-, -squad1-, -webquestions-, -curatedtrec- or "
                       "nq-adv-hn-train of DPR (data.retriever.* of its download_data.py), or JSON lines with the same "
                       "fields or with Tevatron's (query_id, query, positive_passages, negative_passages)")
-  parser.add_argument("--validation", nargs="+", action="extend", default=[], metavar="FILE",
+  parser.add_argument("--validation", nargs="+", action="extend", default=[], type=flags.path, metavar="FILE",
                       help="the same for the validation split: biencoder-nq-dev.json.gz")
-  parser.add_argument("--num_positives", type=int, default=Dpr.num_positives, metavar="N",
+  parser.add_argument("--num_positives", type=flags.non_negative, default=Dpr.num_positives, metavar="N",
                       help="pairs of a question: its first N positives, 0 for all (default: %(default)s, as DPR)")
   parser.add_argument("--negative_kinds", nargs="*", default=list(Dpr.negatives), choices=list(_NEGATIVES),
                       metavar="KIND",
                       help="hard, random or both, in this order (default: hard)")
-  parser.add_argument("--num_negatives", type=int, default=Dpr.num_negatives, metavar="N",
+  parser.add_argument("--num_negatives", type=flags.non_negative, default=Dpr.num_negatives, metavar="N",
                       help="for each question at most, 0 for all (default: %(default)s)")
 
 
 def source(args: argparse.Namespace) -> Dpr:
-  """The source that the flags describe. Raises InputError where a number makes no sense."""
-  check_numbers(args, num_positives=0, num_negatives=0)
+  """The source that the flags describe."""
   return Dpr(tuple(args.paths), tuple(args.validation), num_positives=args.num_positives,
              negatives=tuple(args.negative_kinds), num_negatives=args.num_negatives)

@@ -20,6 +20,7 @@ from gtr_jax.data.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, Positive, check_fields
 
 _SPLITS = ("train", "validation")
 
@@ -58,10 +59,13 @@ class JudgedPairs:
   scores: str = ""
   titles: str = ""
   columns: str = ""
-  min_grade: int = 1
+  min_grade: Positive = 1
   systems: tuple[str, ...] = ()
   margin: float = 3.0
-  num_negatives: int = 30
+  num_negatives: NonNegative = 30
+
+  def __post_init__(self):
+    check_fields(self)
 
   def parts(self) -> list[Part]:
     if self.scores and not self.negatives:

@@ -56,7 +56,7 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   for other in settings.without:
     if other == name:
       raise InputError(f"--without {name}: that is what is to be prepared; give another --name")
-    inputs.append(os.fspath(root.data_dir() / other / "manifest.json"))
+    inputs.append(os.fspath(root.resolve(other) / "manifest.json"))
     shards(other)
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
   filters["name"] = name

@@ -5,13 +5,12 @@
 """
 
 import argparse
-import math
 import os
 
 from gtr_jax.data.prepare.judged import JudgedPairs
 from gtr_jax.data.prepare.passages import COLUMNS, cache_folder
-from gtr_jax.data.prepare.source import check_numbers
 from gtr_jax.errors import InputError
+from gtr_jax.io import flags
 
 # As published, and as RocketQA publishes them again, with titles.
 _NAMES = {
@@ -27,7 +26,7 @@ _NAMES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare msmarco`."""
   parser.epilog = __doc__
-  parser.add_argument("folder", metavar="DIR",
+  parser.add_argument("folder", type=flags.path, metavar="DIR",
                       help="what collectionandqueries.tar.gz and qrels.train.tsv hold (https://microsoft.github.io/msmarco"
                       "), or RocketQA's corpus/marco, which has titles. Dev small, where it is there, becomes the "
                       "validation split")
@@ -35,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      ("qrels", "their judgements"), ("titles", "titles of the passages"),
                      ("validation_queries", "queries of the validation split"),
                      ("validation_qrels", "their judgements; none: no validation split")):
-    parser.add_argument(f"--{name}", metavar="FILE", help=f"{what} (default: {' or '.join(_NAMES[name])} in DIR)")
+    parser.add_argument(f"--{name}", type=flags.path, metavar="FILE",
+                        help=f"{what} (default: {' or '.join(_NAMES[name])} in DIR)")
   parser.add_argument("--passage_columns", default="", choices=COLUMNS, metavar="COLUMNS",
                       help=f"of the collection, where it has three: {' or '.join(COLUMNS[1:])}")
   add_negatives(parser)
@@ -43,29 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_negatives(parser: argparse.ArgumentParser) -> None:
   """The flags of hard negatives."""
-  parser.add_argument("--negatives", nargs="+", action="extend", default=[], metavar="FILE",
+  parser.add_argument("--negatives", nargs="+", action="extend", default=[], type=flags.path, metavar="FILE",
                       help="hard negatives: msmarco-hard-negatives.jsonl.gz of sentence-transformers (systems, best "
                       "first; taken by turns), or triples of ids (qidpidtriples.train.full.2.tsv.gz; drawn by hash). "
                       "RocketQA's negatives are texts: gtr-jax prepare rocketqa")
-  parser.add_argument("--scores", default="", metavar="FILE",
+  parser.add_argument("--scores", type=flags.path, metavar="FILE",
                       help="a cross-encoder's scores of positives and negatives: cross-encoder-ms-marco-MiniLM-L-6-v2-"
                       'scores.pkl.gz, or JSON lines {"qid": ..., "scores": {"pid": ...}}')
-  parser.add_argument("--margin", type=float, default=JudgedPairs.margin, metavar="X",
+  parser.add_argument("--margin", type=flags.number, default=JudgedPairs.margin, metavar="X",
                       help="with scores, keep only negatives that score X below the worst positive (default: "
                       "%(default)s)")
   parser.add_argument("--systems", nargs="+", action="extend", default=[], metavar="NAME",
                       help="take negatives of these systems only, such as bm25 (default: all)")
-  parser.add_argument("--num_negatives", type=int, default=JudgedPairs.num_negatives, metavar="N",
+  parser.add_argument("--num_negatives", type=flags.non_negative, default=JudgedPairs.num_negatives, metavar="N",
                       help="for each query at most, 0 for all; a run draws from them anew in every epoch (default: "
                       "%(default)s)")
 
 
 def negatives(args: argparse.Namespace) -> dict:
-  """The fields of `JudgedPairs` that `add_negatives` has flags for. Raises InputError where a number makes no sense."""
-  check_numbers(args, num_negatives=0)
-  if math.isnan(args.margin):
-    raise InputError("--margin nan: give a number")
-  return {"negatives": tuple(args.negatives), "scores": args.scores, "margin": args.margin,
+  """The fields of `JudgedPairs` that `add_negatives` has flags for."""
+  return {"negatives": tuple(args.negatives), "scores": args.scores or "", "margin": args.margin,
           "systems": tuple(args.systems), "num_negatives": args.num_negatives}
 
 

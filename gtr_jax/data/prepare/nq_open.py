@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from gtr_jax.data.prepare.passages import COLUMNS, cache_folder, full_text, open_table
-from gtr_jax.data.prepare.source import Counts, Example, check_numbers, what_is_wrong
+from gtr_jax.data.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.text.answers import contains_answer_as_dpr
+from gtr_jax.values import NonNegative, Positive, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,12 @@ class NqOpen:
   cache: str
   columns: str = ""
   name: str = "nq_open"
-  depth: int = 100
-  num_positives: int = 1
-  num_negatives: int = 30
+  depth: Positive = 100
+  num_positives: Positive = 1
+  num_negatives: NonNegative = 30
+
+  def __post_init__(self):
+    check_fields(self)
 
   def parts(self) -> list[Part]:
     open_table(self.passages, self.cache, self.columns)
@@ -112,27 +116,26 @@ def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare nq_open`."""
   parser.epilog = __doc__
-  parser.add_argument("questions", metavar="FILE",
+  parser.add_argument("questions", type=flags.path, metavar="FILE",
                       help="NQ-open.train.jsonl (https://github.com/google-research-datasets/natural-questions) or "
                       "nq-train.qa.csv of DPR: questions and answers, without passages; answers are words, not "
                       "patterns as CuratedTREC's. DPR's biencoder-nq-train.json has passages already: gtr-jax prepare "
                       "dpr")
-  parser.add_argument("--run", required=True, metavar="FILE",
+  parser.add_argument("--run", required=True, type=flags.path, metavar="FILE",
                       help="what a search has found for these questions in these passages: a TREC run, query ids being "
                       "the questions' numbers in the file, from 0")
-  parser.add_argument("--passages", required=True, metavar="FILE",
+  parser.add_argument("--passages", required=True, type=flags.path, metavar="FILE",
                       help="psgs_w100.tsv of DPR (data.wikipedia_split.psgs_w100), or another TSV or corpus.jsonl")
   parser.add_argument("--passage_columns", default="", choices=COLUMNS, metavar="COLUMNS",
                       help=f"of a TSV with three columns and no header: {' or '.join(COLUMNS[1:])}")
-  for name, what in (("depth", "look at so many passages of a question"),
-                     ("num_positives", "pairs of a question at most"),
-                     ("num_negatives", "for each question at most, 0 for all")):
-    parser.add_argument(f"--{name}", type=int, default=getattr(NqOpen, name), metavar="N",
+  for name, kind, what in (("depth", flags.positive, "look at so many passages of a question"),
+                           ("num_positives", flags.positive, "pairs of a question at most"),
+                           ("num_negatives", flags.non_negative, "for each question at most, 0 for all")):
+    parser.add_argument(f"--{name}", type=kind, default=getattr(NqOpen, name), metavar="N",
                         help=f"{what} (default: %(default)s)")
 
 
 def source(args: argparse.Namespace) -> NqOpen:
-  """The source that the flags describe. Raises InputError where a number makes no sense."""
-  check_numbers(args, depth=1, num_positives=1, num_negatives=0)
+  """The source that the flags describe."""
   return NqOpen(args.questions, args.run, args.passages, cache_folder(), args.passage_columns, depth=args.depth,
                 num_positives=args.num_positives, num_negatives=args.num_negatives)

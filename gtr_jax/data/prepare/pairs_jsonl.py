@@ -15,8 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 from gtr_jax.data.prepare.html_text import html_to_text
 from gtr_jax.data.prepare.source import Counts, Example
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, Positive, check_fields
 
 # Query, passage: where an object has both, in this order.
 _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
@@ -70,11 +71,12 @@ class PairsJsonl:
   query_id: str = ""
   passage_id: str = ""
   html: bool = False
-  max_pairs: int = 8
-  min_words: int = 1
-  max_characters: int = 20_000
+  max_pairs: Positive = 8
+  min_words: NonNegative = 1
+  max_characters: Positive = 20_000
 
   def __post_init__(self):
+    check_fields(self)
     if bool(self.query) != bool(self.passage):
       raise InputError("--query and --passage go together; name the fields of both, or of neither")
     if (self.negatives or self.query_id or self.passage_id) and not self.query:
@@ -205,7 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 examples:
   gtr-jax prepare pairs gooaq_pairs.jsonl.gz --name gooaq
   gtr-jax prepare pairs docs.jsonl --query headline --passage intro,text --passage_id url --name docs"""
-  parser.add_argument("paths", nargs="+", metavar="FILE",
+  parser.add_argument("paths", nargs="+", type=flags.path, metavar="FILE",
                       help=f".jsonl (plain, .gz, .zst, .bz2 or .xz) of {_KINDS}; or of other fields, named below")
   parser.add_argument("--query", default="", metavar="FIELD,...",
                       help="fields of the query, such as title; several are joined with a space")
@@ -217,11 +219,11 @@ examples:
   parser.add_argument("--passage_id", default="", metavar="FIELD", help="field of the passage's id")
   parser.add_argument("--html", action="store_true", help="turn HTML into text, as for Stack Exchange")
   default = PairsJsonl(("",))
-  parser.add_argument("--max_pairs", type=int, default=default.max_pairs, metavar="N",
+  parser.add_argument("--max_pairs", type=flags.positive, default=default.max_pairs, metavar="N",
                       help="of a line with several passages (default: %(default)s)")
-  parser.add_argument("--min_words", type=int, default=default.min_words, metavar="N",
+  parser.add_argument("--min_words", type=flags.non_negative, default=default.min_words, metavar="N",
                       help="drop pairs with a shorter query or passage (default: %(default)s)")
-  parser.add_argument("--max_characters", type=int, default=default.max_characters, metavar="N",
+  parser.add_argument("--max_characters", type=flags.positive, default=default.max_characters, metavar="N",
                       help="drop pairs with a longer one; 512 tokens are about 2,500 (default: %(default)s)")
 
 

@@ -19,8 +19,9 @@ from gtr_jax.data.prepare import reddit_text
 from gtr_jax.data.prepare.records import normalized
 from gtr_jax.data.prepare.source import Counts, Example, newest, what_is_wrong
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, Positive, check_fields
 
 PAIRS = ("title_body", "post_comment", "comment_reply")
 _POST, _COMMENT = "post", "comment"
@@ -59,11 +60,11 @@ class Reddit:
   pairs: tuple[str, ...] = PAIRS
   min_post_score: int = 1
   min_comment_score: int = 1
-  min_title_words: int = 3
-  min_words: int = 5
-  max_words: int = 2_000
-  min_characters: int = 20
-  max_characters: int = 10_000
+  min_title_words: NonNegative = 3
+  min_words: NonNegative = 5
+  max_words: Positive = 2_000
+  min_characters: NonNegative = 20
+  max_characters: Positive = 10_000
   over_18: bool = False
   quarantined: bool = False
   official: bool = False
@@ -72,6 +73,7 @@ class Reddit:
   without_subreddits: tuple[str, ...] = ()
 
   def __post_init__(self):
+    check_fields(self)
     if not self.pairs or not set(self.pairs) <= set(PAIRS):
       raise InputError(f"pairs {', '.join(self.pairs) or 'none'}: choose of {', '.join(PAIRS)}")
 
@@ -256,7 +258,7 @@ examples:
 
 What is dropped, and why, is counted in the manifest. Ids are kept: pairs of one post are not each other's negatives.
 The dumps: https://github.com/ArthurHeitmann/arctic_shift (download_links.md)."""
-  parser.add_argument("paths", nargs="+", metavar="DUMP",
+  parser.add_argument("paths", nargs="+", type=flags.path, metavar="DUMP",
                       help="files of posts (RS_2019-01.zst, ..._submissions.zst) and of comments (RC_2019-01.zst, "
                       "..._comments.zst), one JSON object a line; give the months after a post too, for comments on it")
   parser.add_argument("--pairs", default=",".join(PAIRS), metavar="KIND,...",
@@ -268,17 +270,19 @@ The dumps: https://github.com/ArthurHeitmann/arctic_shift (download_links.md).""
       ("min_title_words", "drop posts with shorter titles"), ("min_words", "drop shorter texts and comments"),
       ("max_words", "drop longer texts and comments"), ("min_characters", "as --min_words, in characters"),
       ("max_characters", "as --max_words, in characters; 512 tokens are about 2,500")):
-    parser.add_argument(f"--{name}", type=int, default=defaults[name], metavar="N",
+    kind = flags.whole if name.endswith("_score") else flags.positive if "max" in name else flags.non_negative
+    parser.add_argument(f"--{name}", type=kind, default=defaults[name], metavar="N",
                         help=f"{what} (default: %(default)s)")
   for name, what in (
       ("over_18", "keep posts for adults and comments on them"), ("quarantined", "keep quarantined communities"),
       ("official", "keep pinned posts, advertisements and what moderators say as such"),
       ("any_language", "keep what does not look like English")):
     parser.add_argument(f"--{name}", action="store_true", help=what)
-  parser.add_argument("--bots", metavar="FILE",
+  parser.add_argument("--bots", type=flags.path, metavar="FILE",
                       help="more authors to drop, one a line; AutoModerator, names that end in bot and texts that say "
                       "so are dropped anyway")
-  parser.add_argument("--without_subreddits", metavar="FILE", help="communities to drop, one a line")
+  parser.add_argument("--without_subreddits", type=flags.path, metavar="FILE",
+                      help="communities to drop, one a line")
 
 
 def source(args: argparse.Namespace) -> Reddit:

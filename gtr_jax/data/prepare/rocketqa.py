@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from gtr_jax.data.prepare.passages import full_text
-from gtr_jax.data.prepare.source import Counts, Example, check_numbers
-from gtr_jax.io import lines
+from gtr_jax.data.prepare.source import Counts, Example
+from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,10 @@ class RocketQA:
 
   paths: tuple[str, ...]
   name: str = "rocketqa"
-  num_negatives: int = 30
+  num_negatives: NonNegative = 30
+
+  def __post_init__(self):
+    check_fields(self)
 
   def parts(self) -> list[Part]:
     return lines.line_parts(self.paths)
@@ -63,15 +67,14 @@ def _text(title: str, text: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare rocketqa`."""
   parser.epilog = __doc__
-  parser.add_argument("paths", nargs="+", metavar="FILE",
+  parser.add_argument("paths", nargs="+", type=flags.path, metavar="FILE",
                       help="marco_de1_denoise.tsv, nq_de1_denoise.tsv or another file of data_train (wget_data.sh in "
                       "https://github.com/PaddlePaddle/RocketQA): query, title, text, title, text, label; or query, "
                       "title, text, label. They have no ids: what is the same passage is told by its text")
-  parser.add_argument("--num_negatives", type=int, default=RocketQA.num_negatives, metavar="N",
+  parser.add_argument("--num_negatives", type=flags.non_negative, default=RocketQA.num_negatives, metavar="N",
                       help="for each query at most, 0 for all (default: %(default)s)")
 
 
 def source(args: argparse.Namespace) -> RocketQA:
-  """The source that the flags describe. Raises InputError where a number makes no sense."""
-  check_numbers(args, num_negatives=0)
+  """The source that the flags describe."""
   return RocketQA(tuple(args.paths), num_negatives=args.num_negatives)

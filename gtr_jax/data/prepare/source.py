@@ -4,7 +4,6 @@ A source is a frozen dataclass of plain values, so that it can be sent to a work
 manifest records, and an interrupted run goes on only where they are the same.
 """
 
-import argparse
 import collections
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -95,10 +94,3 @@ def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str],
     if at not in found or (value[2], value[3] is None) > (found[at][2], found[at][3] is None):
       found[at] = value
   return found
-
-
-def check_numbers(args: argparse.Namespace, **least: int) -> None:
-  """Raises InputError where a flag is below the least that makes sense; 0, where that is allowed, stands for all."""
-  for name, number in least.items():
-    if getattr(args, name) < number:
-      raise InputError(f"--{name} {getattr(args, name)}: give {number or '0 (all)'} or more")

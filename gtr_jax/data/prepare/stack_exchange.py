@@ -18,8 +18,9 @@ from gtr_jax.data.prepare import seven_zip
 from gtr_jax.data.prepare.html_text import html_to_text
 from gtr_jax.data.prepare.source import Counts, Example, newest
 from gtr_jax.errors import InputError
-from gtr_jax.io import lines
+from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.values import NonNegative, Positive, check_fields
 
 PAIRS = ("title_body", "question_answer")
 _QUESTION, _ANSWER = "1", "2"
@@ -51,11 +52,12 @@ class StackExchange:
   pairs: tuple[str, ...] = PAIRS
   min_question_score: int = 0
   min_answer_score: int = 1
-  min_words: int = 5
-  max_characters: int = 20_000
+  min_words: NonNegative = 5
+  max_characters: Positive = 20_000
   closed: bool = False
 
   def __post_init__(self):
+    check_fields(self)
     if not self.pairs or not set(self.pairs) <= set(PAIRS):
       raise InputError(f"pairs {', '.join(self.pairs) or 'none'}: choose of {', '.join(PAIRS)}")
 
@@ -243,20 +245,20 @@ examples:
 
 HTML becomes text with code kept as it is. What is dropped, and why, is counted in the manifest."""
   default = StackExchange(("",))
-  parser.add_argument("paths", nargs="+", metavar="DUMP",
+  parser.add_argument("paths", nargs="+", type=flags.path, metavar="DUMP",
                       help="Posts.xml of a site (plain, .gz, .bz2, .xz or .zst), its .7z, or a folder of these; a "
                       "plain file is read on all cores. The archive or the folder names the site: two of one name are "
                       "taken for dumps of one site. From https://archive.org/details/stackexchange")
   parser.add_argument("--pairs", default=",".join(PAIRS), metavar="KIND,...",
                       help="title_body: title -> text of the question; question_answer: title and text -> accepted or "
                       "best answer (default: %(default)s)")
-  parser.add_argument("--min_question_score", type=int, default=default.min_question_score, metavar="N",
+  parser.add_argument("--min_question_score", type=flags.whole, default=default.min_question_score, metavar="N",
                       help="drop questions below, with their answers (default: %(default)s)")
-  parser.add_argument("--min_answer_score", type=int, default=default.min_answer_score, metavar="N",
+  parser.add_argument("--min_answer_score", type=flags.whole, default=default.min_answer_score, metavar="N",
                       help="drop answers below; an accepted one is kept from 0 up (default: %(default)s)")
-  parser.add_argument("--min_words", type=int, default=default.min_words, metavar="N",
+  parser.add_argument("--min_words", type=flags.non_negative, default=default.min_words, metavar="N",
                       help="drop shorter texts of questions, and answers (default: %(default)s)")
-  parser.add_argument("--max_characters", type=int, default=default.max_characters, metavar="N",
+  parser.add_argument("--max_characters", type=flags.positive, default=default.max_characters, metavar="N",
                       help="drop longer ones; 512 tokens are about 2,500 (default: %(default)s)")
   parser.add_argument("--closed", action="store_true", help="keep closed questions: duplicates, off topic, unclear")
 
