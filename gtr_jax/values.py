@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Union
 
 from gtr_jax.errors import InputError
 
@@ -55,6 +55,14 @@ class Range:
     elif high:
       what += f" of at most {high}" if self.below is None else f" {high}"
     return what + (f" ({self.why})" if self.why else "")
+
+
+class _Missing:
+  def __repr__(self):
+    return "missing"
+
+
+MISSING = _Missing()
 
 
 class Says(NamedTuple):
@@ -137,7 +145,7 @@ def wrong(value: Any, hint: Any) -> Iterator[Wrong]:
   """All that is not as the annotation says; nothing where it says nothing that could be checked."""
   said = None
   notes: list[Range] = []
-  while typing.get_origin(hint) is Annotated:
+  while typing.get_origin(hint) in (Annotated, NotRequired):
     hint, *more = typing.get_args(hint)
     notes += [note for note in more if isinstance(note, Range)]
     said = next((note.text for note in more if isinstance(note, Says)), said)
@@ -153,7 +161,7 @@ def wrong(value: Any, hint: Any) -> Iterator[Wrong]:
       if name in value:
         yield from _inside(f"[{name!r}]", value[name], of)
       elif name in hint.__required_keys__:
-        yield Wrong("", value, f"one that has {name!r}")
+        yield Wrong(f"[{name!r}]", MISSING, _expected(of, (), None))
   elif isinstance(value, Mapping) and len(args) == 2:
     for key, of in value.items():
       for _ in wrong(key, args[0]):

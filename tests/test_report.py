@@ -118,7 +118,7 @@ def test_bad_input_writes_nothing(tmp_path):
   (bad / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2}\n{"step": 2, "train/loss": "low"}\n')
   for given, runs, message in [
       ([], [], "nothing to report"), ([tmp_path], [], "results.json: no such file; give the --output of gtr-jax"),
-      ([bad], [], "bad/results.json: not the results of an evaluation .KeyError: 'collections'"),
+      ([bad], [], r"bad/results.json: damaged, \['collections'\] is missing, and should be a dictionary"),
       ([results, other], [], "another collection 'alpha'"),
       ([hashed["1"], results, hashed["2"]], [], "another collection 'alpha'"),
       ([], [tmp_path], "metrics.jsonl: no such file; give the MODEL_DIR"),
@@ -226,7 +226,7 @@ def test_a_bad_sweep_is_one_line(tmp_path):
   with pytest.raises(InputError, match="sweep.json: no such file; give the --output of gtr-jax sweep"):
     read_study(tmp_path)
   (tmp_path / "sweep.json").write_text('{"runs": [{"name": "a"}]}')
-  with pytest.raises(InputError, match="sweep.json: damaged .KeyError: 'axes'"):
+  with pytest.raises(InputError, match=r"sweep.json: damaged, \['runs'\]\[0\]\['axes'\] is missing"):
     read_study(tmp_path)
   (tmp_path / "sweep.json").write_text(json.dumps({"runs": [
       {"name": "a", "axes": {}, "results": "gone.json", "model_dir": "a", "failed": None}]}))

@@ -108,7 +108,7 @@ def test_a_list_of_runs_and_no_evaluation():
     ({"axes": {"a": {}}}, "a has no values"),
     ({"axes": {"a": {"b": {"tune": []}}}}, "axes: a b: there is no stage 'tune'; there are pretrain, mine, finetune"),
     ({"axes": {"a": {"b": {"stages": ["tune"]}}}}, "no stage 'tune' to run"),
-    ({"axes": {"a": {"b": "x.gin"}}}, "a string where a list belongs"),
+    ({"axes": {"a": {"b": "x.gin"}}}, "plan.Sweep.axes['a']['b'] is 'x.gin': give a list of gin files and bindings"),
     ({"axes": {"a": {"b/c": []}}}, "'b/c' cannot name a run"),
     ({"axes": {"a": {"BM25": []}}}, "'BM25' cannot name a run"),
     ({"axes": {"a": {"x-y": [], "x": []}, "b": {"z": [], "y-z": []}}}, "two runs are called x-y-z"),
@@ -123,6 +123,46 @@ def test_a_list_of_runs_and_no_evaluation():
 def test_bad_sweeps(changed, message):
   with pytest.raises(InputError, match=re.escape(message)):
     planned(**changed)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"stages": ["a.gin"]}, "plan.Sweep.stages is ['a.gin']: give a dictionary, in {}"),
+    ({"stages": {"a": 3}}, "plan.Sweep.stages['a'] is 3: give a list of gin files and bindings, in [], or a command"),
+    ({"stages": {"a": None}}, "plan.Sweep.stages['a'] is None: give a list"),
+    ({"stages": {"a": ["x.gin", 3]}}, "plan.Sweep.stages['a'][1] is 3: give a string"),
+    ({"stages": {"a": [["x.gin"]]}}, "plan.Sweep.stages['a'][0] is ['x.gin']: give a string"),
+    ({"stages": {"a": {"b": []}}}, "plan.Sweep.stages['a'] is {'b': []}: give a list"),
+    ({"stages": {3: []}}, "plan.Sweep.stages is {3: []}: give keys that are each a string, not 3"),
+    ({"stages": {"a": ["x.gin", " "]}}, "plan.Sweep.stages: a: one of its entries is empty"),
+    ({"axes": ["size"]}, "plan.Sweep.axes is ['size']: give a dictionary, in {}"),
+    ({"axes": None}, "plan.Sweep.axes is None: give a dictionary"),
+    ({"axes": {"size": ["small"]}}, "plan.Sweep.axes['size'] is ['small']: give a dictionary"),
+    ({"axes": {"size": 3}}, "plan.Sweep.axes['size'] is 3: give a dictionary"),
+    ({"axes": {"size": {"small": 3}}}, "plan.Sweep.axes['size']['small'] is 3: give a list of gin files and bindings"),
+    ({"axes": {"size": {"small": None}}}, "plan.Sweep.axes['size']['small'] is None: give a list"),
+    ({"axes": {"size": {"small": [3]}}}, "plan.Sweep.axes['size']['small'][0] is 3: give a string"),
+    ({"axes": {"size": {"small": {"finetune": 3}}}}, "plan.Sweep.axes['size']['small']['finetune'] is 3: give a list"),
+    ({"axes": {"size": {"small": {"stages": "finetune"}}}}, "['small']['stages'] is 'finetune': give a list"),
+    ({"axes": {"size": {("a", 1): []}}}, "plan.Sweep.axes['size'] is {('a', 1): []}: give keys that are each a"),
+    ({"axes": {3: {"small": []}}}, "give keys that are each a string, not 3"),
+    ({"axes": {" ": {"small": []}}}, "' ' names no axis"),
+    ({"axes": {"size": {1: [], "1": []}}}, "size has values that are written alike: 1, '1'"),
+    ({"axes": {"size": {"..": []}}}, "'..' cannot name a run"),
+    ({"axes": {"size": {-1: []}}}, "'-1' cannot name a run"),
+    ({"axes": {"size": {"small": [""]}}}, "plan.Sweep.axes: size small: one of its entries is empty"),
+    ({"runs": ["a"]}, "plan.Sweep.runs is ['a']: give a dictionary, in {}, or None"),
+    ({"runs": {"a": ["small"]}}, "plan.Sweep.runs['a'] is ['small']: give a dictionary"),
+    ({"runs": {"a": {"size": ["small"]}}}, "plan.Sweep.runs['a']['size'] is ['small']: give a string or a number"),
+    ({"common": "x.gin"}, "plan.Sweep.common is 'x.gin': give a list of gin files and bindings, in []"),
+    ({"common": [3]}, "plan.Sweep.common[0] is 3: give a string"),
+    ({"evaluate": ["--collection c"]}, "plan.Sweep.evaluate is ['--collection c']: give a string"),
+    ({"evaluate": None}, "plan.Sweep.evaluate is None: give a string"),
+    ({"bm25": "yes"}, "plan.Sweep.bm25 is 'yes': give True or False"),
+])
+def test_sweeps_of_other_types(changed, message):
+  with pytest.raises(InputError, match=re.escape(message)) as e:
+    planned(**changed)
+  assert "\n" not in str(e.value)
 
 
 class FakeProcess:
@@ -178,10 +218,14 @@ class Runner:
   def write_results(self):
     for number, run in enumerate(self.plan.runs):
       if os.path.exists(run.results):
-        Path(run.results).write_text(json.dumps({
-            "systems": {run.name: {"results": {"c": {"nDCG@10": number / 10}}}}, "collections": {}}))
-    Path(self.plan.bm25_results).write_text(json.dumps({
-        "systems": {"BM25": {"results": {"c": {"nDCG@10": 0.5}}}}, "collections": {}}))
+        Path(run.results).write_text(json.dumps(found(run.name, number / 10)))
+    Path(self.plan.bm25_results).write_text(json.dumps(found("BM25", 0.5)))
+
+
+def found(system, value):
+  """Results of one system on one collection."""
+  return {"collections": {"c": {"documents": 3, "queries": 2, "median words": 5.0}},
+          "systems": {system: {"weights_hash": None, "results": {"c": {"nDCG@10": value}}}}}
 
 
 def test_failures_are_kept_apart_and_tried_again(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.io.atomic import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; then darker ones. What is no model is grey.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#004D40", "#7B3294",
@@ -207,4 +208,4 @@ def _save(figure: Figure, path: epath.Path) -> None:
     stream = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gtr_jax"}):  # Text as text; no changing ids.
       figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    path.with_name(f"{path.name}.{kind}").write_bytes(stream.getvalue())
+    write_bytes(path.with_name(f"{path.name}.{kind}"), stream.getvalue())

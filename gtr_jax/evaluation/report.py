@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -14,7 +15,9 @@ from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.plots import AVERAGE
 from gtr_jax.evaluation.published import published
 from gtr_jax.evaluation.tables import Table, as_csv, markdown
+from gtr_jax.io.atomic import write_text
 from gtr_jax.io.jsonl import read_objects
+from gtr_jax.io.paths import location
 
 METRICS_FILE = "metrics.jsonl"
 _HEADLINES = ("nDCG@10", "Recall@100")
@@ -42,7 +45,7 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   scores, collections = _read_results(results)
   runs = {name: _read_metrics(path) for name, path in _named(model_dirs).items()}
   of_sweeps = [studies.read_study(path) for path in sweeps]
-  output = epath.Path(output)
+  output = location(output)
   output.mkdir(parents=True, exist_ok=True)
   report = _Report(output)
   report.parts.append("# Report")
@@ -55,9 +58,7 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
     _training(report, runs)
   if scores:
     _lengths(report, scores, collections)
-  temporary = output / ".report.md.tmp"
-  temporary.write_text("\n\n".join(report.parts) + "\n")
-  temporary.replace(output / "report.md")
+  write_text(output / "report.md", "\n\n".join(report.parts) + "\n")  # The last, when what it shows is there.
   return output / "report.md"
 
 
@@ -69,7 +70,7 @@ class _Report:
 
   def table(self, heading: str, name: str, table: Table) -> None:
     """Adds a table, and writes it as NAME.csv."""
-    (self.output / f"{name}.csv").write_text(as_csv(table))
+    write_text(self.output / f"{name}.csv", as_csv(table))
     self.parts += [heading, markdown(table), f"[{name}.csv]({name}.csv)"]
 
   def plot(self, text: str, name: str, draw, *args) -> None:
@@ -257,15 +258,20 @@ def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:
     raise InputError(f"{model_dir / METRICS_FILE}: no such file; give the MODEL_DIR of a training run")
   lines = []
   for place, record, _ in read_objects(model_dir / METRICS_FILE):
-    if not isinstance(record.get("step"), int) or not all(isinstance(v, int | float) for v in record.values()):
+    if not _is_number(record.get("step")) or not all(map(_is_number, record.values())):
       raise InputError(f'{place}: not a line of metrics, {{"step": ..., name: number, ...}}')
     lines.append(record)
   return lines
 
 
+def _is_number(value: Any) -> bool:
+  """Also NaN and infinity, which a loss may be."""
+  return isinstance(value, float) or isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _named(paths: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   """Paths by the shortest end of each that tells them apart."""
-  paths = list(dict.fromkeys(epath.Path(path).resolve() for path in paths))
+  paths = list(dict.fromkeys(location(path).resolve() for path in paths))
   parts = 1
   while len({path.parts[-parts:] for path in paths}) < len(paths):
     parts += 1

@@ -1,8 +1,10 @@
 """results.json: what `gtr-jax evaluate` has measured in a folder, earlier calls included; and its tables."""
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from etils import epath
@@ -11,6 +13,10 @@ from gtr_jax.errors import InputError
 from gtr_jax.evaluation import beir
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.tables import aligned
+from gtr_jax.io.atomic import write_json
+from gtr_jax.io.json_file import check_json, read_json
+from gtr_jax.io.paths import is_remote, location
+from gtr_jax.values import NonNegative, Positive
 
 RESULTS_FILE = "results.json"
 DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
@@ -18,23 +24,39 @@ PROTOCOL = ("query_length", "document_length", "exclude_own_id")
 """What a collection's entry says of how it was evaluated. Lengths of None are each model's own."""
 
 _OURS = {"runs", "embeddings"}
+_Collection = TypedDict("_Collection", {
+    "documents": NonNegative, "queries": NonNegative, "median words": float, "hash": NotRequired[str | None],
+    "beir": NotRequired[bool], "warnings": NotRequired[Sequence[str]], "query_length": NotRequired[Positive | None],
+    "document_length": NotRequired[Positive | None], "exclude_own_id": NotRequired[bool]})
+_Values = TypedDict("_Values", {"nDCG@10": float})
+
+
+class _System(TypedDict):
+  weights_hash: str | None
+  results: Mapping[str, _Values]
+  similarity: NotRequired[str | None]
+  model: NotRequired[str | None]
+
+
+class _Results(TypedDict):
+  collections: Mapping[str, _Collection]
+  systems: Mapping[str, _System]
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
   """The results in an evaluation's folder, or in a file. Raises InputError where they are not what they should be."""
-  path = epath.Path(path)
+  path = location(path)
   place = path / RESULTS_FILE if path.is_dir() else path
+  advice = "give the --output of gtr-jax evaluate, or run that again"
   try:
-    found = json.loads(place.read_text())
-    for of in found["collections"].values():
-      _ = of["documents"], of["queries"], of["median words"]
-    for system in found["systems"].values():
-      _ = system["weights_hash"], [values["nDCG@10"] for values in system["results"].values()]
+    found = read_json(place, _Results, advice)
   except FileNotFoundError as e:
     raise InputError(f"{place}: no such file; give the --output of gtr-jax evaluate") from e
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise InputError(f"{place}: not the results of an evaluation ({type(e).__name__}: {e}); run gtr-jax evaluate "
-                     "again") from e
+  for name, system in found["systems"].items():
+    if unknown := system["results"].keys() - found["collections"].keys():
+      raise InputError(f"{place}: damaged, {name} has results on {sorted(unknown)[0]!r}, of which nothing is said; "
+                       f"{advice}")
+    check_json(place, system["results"], Mapping[str, Mapping[str, float]], advice)
   return found
 
 
@@ -84,11 +106,27 @@ def merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, 
 
 
 def write(output: epath.Path, results: Mapping[str, Any]) -> None:
-  """Adds results to what the folder holds now: another call may have written into it."""
-  whole = merged(read_earlier(output), results)
-  temporary = output / f".{RESULTS_FILE}.tmp"
-  temporary.write_text(json.dumps(whole, indent=2) + "\n")
-  temporary.replace(output / RESULTS_FILE)
+  """Adds results to what the folder holds now: another call may have written into it, or be writing.
+
+  Calls on one machine, or on a file system that has locks, wait for each other. A bucket has none: of two calls that
+  end at the same moment, the last one's results are kept, and the other has to be run again.
+  """
+  with _locked(output):
+    write_json(output / RESULTS_FILE, merged(read_earlier(output), results), indent=2)
+
+
+@contextlib.contextmanager
+def _locked(output: epath.Path) -> Iterator[None]:
+  """Only one process, and thread, at a time; the lock goes with the process that holds it."""
+  if is_remote(output):
+    yield
+    return
+  descriptor = os.open(output / f".{RESULTS_FILE}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -101,8 +139,9 @@ def tables(results: Mapping[str, Any]) -> str:
     of_papers = list(dict.fromkeys(mean for found in means.values() for mean in found))
     rows = [[name, *collections, *["average"] * (len(collections) > 1), *of_papers]]
     for system, of_system in results["systems"].items():
-      values = [of_system["results"][collection][name] for collection in collections]
-      values += [float(np.mean(values))] * (len(collections) > 1)
-      rows.append([system, *(f"{value:.4f}" for value in (*values, *(means[system][mean] for mean in of_papers)))])
+      values = [of_system["results"].get(collection, {}).get(name) for collection in collections]
+      values += [None if None in values else float(np.mean(values))] * (len(collections) > 1)
+      values += [means[system].get(mean) for mean in of_papers]
+      rows.append([system, *("-" if value is None else f"{value:.4f}" for value in values)])
     blocks.append(aligned(rows))
   return "\n\n".join(blocks)

@@ -1,17 +1,33 @@
 """What the axes of a sweep do: for each of them a table of its values by collections, the other axes held fixed."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import results_file
 from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.io.json_file import read_json
+from gtr_jax.io.paths import location
 
 SWEEP_FILE = "sweep.json"
 SIMILARITY = "similarity"  # An axis of its own where runs are evaluated with both.
+
+
+class _Run(TypedDict):
+  name: str
+  axes: Mapping[str, Any]
+  results: str | None
+  model_dir: str | None
+  failed: str | None
+
+
+class _SweepFile(TypedDict):
+  runs: Sequence[_Run]
+  axes: NotRequired[Mapping[str, Sequence[Any]]]
+  bm25: NotRequired[str | None]
+
 
 Scores = Mapping[str, Mapping[str, float]]
 """collection -> measure -> value."""
@@ -48,17 +64,13 @@ class Study(NamedTuple):
 
 def read_study(folder: epath.PathLike) -> Study:
   """Reads sweep.json and the results that it names. Raises InputError where one is missing or malformed."""
-  folder = epath.Path(folder)
+  folder = location(folder)
   path = folder / SWEEP_FILE if folder.is_dir() else folder
   if not path.exists():
     raise InputError(f"{path}: no such file; give the --output of gtr-jax sweep")
-  try:
-    whole = json.loads(path.read_text())
-    runs = [(str(run["name"]), dict(run["axes"]), run["results"], run["model_dir"], run["failed"])
-            for run in whole["runs"]]
-    order = {axis: list(values) for axis, values in whole.get("axes", {}).items()}
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise InputError(f"{path}: damaged ({type(e).__name__}: {e}); run gtr-jax sweep --collect") from e
+  whole = read_json(path, _SweepFile, "give the --output of gtr-jax sweep, or run that with --collect")
+  runs = [(run["name"], run["axes"], run["results"], run["model_dir"], run["failed"]) for run in whole["runs"]]
+  order = whole.get("axes", {})
   points, failed, collections, bm25 = [], {}, {}, {}
 
   def read(results):

@@ -4,17 +4,19 @@ import argparse
 import contextlib
 import functools
 import io
-import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
+from gtr_jax.io.atomic import write_json, write_text
+from gtr_jax.io.json_file import read_json
+from gtr_jax.io.paths import is_remote
 
 PLAN_FILE = "plan.json"
 DESCRIPTION = """\
@@ -72,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
   if not args.gin_file:
     raise InputError("give --gin_file, for instance --gin_file=sweeps/pretraining.gin; `gtr-jax train --list` names "
                      "those that come with gtr_jax")
+  if is_remote(args.output):
+    raise InputError(f"--output {args.output}: a sweep's folder lies on this machine, or on a disk that all machines "
+                     "see; give a local path")
   sys.path.append(os.getcwd())
   root.set_data_dir(args.data_dir)
   if not args.data_dir and os.environ.get("GTR_DATA_DIR"):  # The commands are to find it without the variable.
@@ -92,10 +97,8 @@ def run(args: argparse.Namespace) -> int:
     print(text, end="")
     return 0
   with running.locked(args.output) as lock:
-    new = Path(args.output, f".{PLAN_FILE}.tmp")
-    new.write_text(json.dumps(_identity(sweep), indent=1) + "\n")
-    new.replace(Path(args.output, PLAN_FILE))
-    Path(args.output, "commands.sh").write_text(text)
+    write_json(Path(args.output, PLAN_FILE), _identity(sweep))
+    write_text(Path(args.output, "commands.sh"), text)
     if args.slurm:
       running.set_aside(args.output, whole.jobs, print)
       path = scripts.write_slurm({name: job for name, job in whole.jobs.items() if name not in done}, args.output,
@@ -195,34 +198,37 @@ def _check_collections(whole: Any, done: set[str], data_root: Any, print_only: b
     print(f"plan.Sweep.evaluate: {e}", file=sys.stderr)
 
 
+class _Identity(TypedDict):
+  stages: list[str]
+  axes: list[str]
+
+
 def _identity(sweep: Any) -> dict[str, list[str]]:
   return {"stages": list(sweep.stages), "axes": list(sweep.axes)}
 
 
 def _check_folder(output: str, sweep: Any, whole: Any) -> None:
   """Raises InputError where the folder holds something else: no sweep, one of other axes, or of other settings."""
-  from gtr_jax.sweep.run import marker_of
+  from gtr_jax.sweep.run import marker_of, read_marker
   folder = Path(output)
-  if not folder.exists() or not any(path.name != ".lock" for path in folder.iterdir()):
+  if not folder.exists() or not any(path.name != ".lock" and not path.name.startswith(f".{PLAN_FILE}.")
+                                    for path in folder.iterdir()):
     return
   if not (folder / PLAN_FILE).exists():
     raise InputError(f"{output}: not empty, and no sweep made it; give another --output")
-  try:
-    there = json.loads((folder / PLAN_FILE).read_text())
-    stages, axes = ", ".join(there["stages"]), ", ".join(there["axes"])
-  except (ValueError, KeyError, TypeError) as e:
-    raise InputError(f"{folder / PLAN_FILE}: damaged ({type(e).__name__}: {e}); put it back, or give another "
-                     "--output") from e
+  there = read_json(folder / PLAN_FILE, _Identity, "put it back, or give another --output")
   if there != _identity(sweep):
-    raise InputError(f"{output}: holds a sweep of stages {stages} over {axes}; give another --output")
+    raise InputError(f"{output}: holds a sweep of stages {', '.join(there['stages'])} over {', '.join(there['axes'])}; "
+                     "give another --output")
   for run in whole.runs:
     job = whole.jobs.get(f"evaluate_{run.name}")
-    if job is not None and (marker := marker_of(output, job.name)).exists():
-      trained = marker.read_text().split()[0]
-      if trained != run.model:
-        raise InputError(f"{output}: run {run.name} was evaluated as {trained} and is {run.model} now, so its "
-                         f"configuration is another one; give another --output, or remove {marker} and "
-                         f"{os.path.dirname(run.results)}")
+    if job is None:
+      continue
+    trained = read_marker(marker := marker_of(output, job.name)).split()
+    if trained and trained[0] != run.model:
+      raise InputError(f"{output}: run {run.name} was evaluated as {trained[0]} and is {run.model} now, so its "
+                       f"configuration is another one; give another --output, or remove {marker} and "
+                       f"{os.path.dirname(run.results)}")
 
 
 def _own_words(args: argparse.Namespace) -> list[str]:

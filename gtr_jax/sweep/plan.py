@@ -8,18 +8,28 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from gtr_jax.errors import InputError
+from gtr_jax.values import Says, check, hints
 
 MINED = "mined"  # folder below the data root; see tasks/mined.py
 BM25 = "BM25"
 _STAGES = "stages"  # in an axis value: which stages run
 _CHECKPOINT = "INITIAL_CHECKPOINT_PATH"
-_NAME = re.compile(r"[\w.+-]+")
+_NAME = re.compile(r"[\w+][\w.+-]*")  # A folder that is not hidden, and no flag.
 _STAGE_NAME = re.compile(r"\w+")  # Part of the name of a seqio task.
 
 Resolve = Callable[[Sequence[str], Sequence[str]], str]
 """(gin files, bindings) -> the resolved text of that training; raises InputError."""
+
+
+_Entries = Annotated[Sequence[str], Says("a list of gin files and bindings, in []")]
+_Stage = Annotated[Sequence[str] | str, Says("a list of gin files and bindings, in [], or a command that begins with "
+                                             "'mine '")]
+_Value = Annotated[str | float | bool | None, Says("a string or a number")]
+_Adds = Annotated[_Entries | Mapping[str, Sequence[str]], Says("a list of gin files and bindings, in [], or a "
+                                                               "dictionary from stages to such lists")]
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,10 @@ class Sweep:
     bm25: whether BM25 is evaluated too, once.
   """
 
-  stages: Mapping[str, Sequence[str] | str]
-  axes: Mapping[str, Mapping[str, Sequence[str] | Mapping[str, Sequence[str]]]] = field(default_factory=dict)
-  runs: Mapping[str, Mapping[str, str]] | None = None
-  common: Sequence[str] = ()
+  stages: Mapping[str, _Stage]
+  axes: Mapping[str, Mapping[_Value, _Adds]] = field(default_factory=dict)
+  runs: Mapping[str, Mapping[str, _Value]] | None = None
+  common: _Entries = ()
   evaluate: str = ""
   bm25: bool = True
 
@@ -138,6 +148,8 @@ def _results(folders: Folders, run: str) -> str:
 
 
 def _check(sweep: Sweep) -> None:
+  for name, hint in hints(Sweep).items():
+    check(getattr(sweep, name), hint, f"plan.Sweep.{name}")
   if not sweep.stages:
     raise InputError("plan.Sweep.stages is empty; give each stage its gin files: {'train': ['runs/train.gin']}")
   for stage in sweep.stages:
@@ -146,19 +158,31 @@ def _check(sweep: Sweep) -> None:
     if isinstance(sweep.stages[stage], str) and not sweep.stages[stage].startswith("mine "):
       raise InputError(f"plan.Sweep.stages: {stage} is {sweep.stages[stage]!r:.40}; give a list of gin files and "
                        "bindings, or a command that begins with 'mine '")
+    _check_entries(f"plan.Sweep.stages: {stage}", sweep.stages[stage])
+  _check_entries("plan.Sweep.common", sweep.common)
   for axis, values in sweep.axes.items():
-    if not isinstance(values, Mapping) or not values:
+    if not axis.strip():
+      raise InputError(f"plan.Sweep.axes: {axis!r} names no axis; give it a name")
+    if not values:
       raise InputError(f"plan.Sweep.axes: {axis} has no values; give {{value: gin files and bindings}}")
+    if len(set(map(str, values))) < len(values):
+      raise InputError(f"plan.Sweep.axes: {axis} has values that are written alike: {', '.join(map(repr, values))}; "
+                       "rename one")
     for value, adds in values.items():
       where = f"plan.Sweep.axes: {axis} {value}"
       for stage in adds if isinstance(adds, Mapping) else ():
         if stage not in (*sweep.stages, _STAGES):
           raise InputError(f"{where}: there is no stage {stage!r}; there are {', '.join(sweep.stages)}")
-      if isinstance(adds, str) or isinstance(adds, Mapping) and any(isinstance(of, str) for of in adds.values()):
-        raise InputError(f"{where}: a string where a list belongs; write it in []")
+      for entries in adds.values() if isinstance(adds, Mapping) else [adds]:
+        _check_entries(where, entries)
       for stage in adds.get(_STAGES, ()) if isinstance(adds, Mapping) else ():
         if stage not in sweep.stages:
           raise InputError(f"{where}: there is no stage {stage!r} to run; there are {', '.join(sweep.stages)}")
+
+
+def _check_entries(where: str, entries: Sequence[str] | str) -> None:
+  if not all(entry.strip() for entry in ([entries] if isinstance(entries, str) else entries)):
+    raise InputError(f"{where}: one of its entries is empty; give a gin file or NAME = VALUE, or leave it out")
 
 
 def _combinations(sweep: Sweep) -> dict[str, dict[str, str]]:
@@ -179,7 +203,8 @@ def _combinations(sweep: Sweep) -> dict[str, dict[str, str]]:
   out = {}
   for name, axes in runs:
     if not _NAME.fullmatch(name) or name == BM25:
-      raise InputError(f"{name!r} cannot name a run (it names a folder); take letters, digits and ._+- in axis values")
+      raise InputError(f"{name!r} cannot name a run (it names a folder); take letters, digits and ._+- in axis values, "
+                       "a letter, a digit or + first")
     if name in out:
       raise InputError(f"two runs are called {name}: {out[name]} and {axes}; rename values of the axes")
     out[name] = axes

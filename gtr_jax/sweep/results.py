@@ -1,14 +1,14 @@
 """What a sweep came to: sweep.json, and a table of the runs."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gtr_jax.evaluation import beir
+from gtr_jax.evaluation import beir, results_file
 from gtr_jax.evaluation.studies import SWEEP_FILE
 from gtr_jax.evaluation.tables import aligned
+from gtr_jax.io.atomic import write_json
 from gtr_jax.sweep.plan import BM25, Plan, Sweep
 from gtr_jax.sweep.run import done_jobs, last_error, log_of
 
@@ -49,10 +49,7 @@ def collect(plan: Plan, sweep: Sweep, output: str, failed: Mapping[str, str]) ->
                  "model_dir": run.model_dir, "failed": missing})
   bm25 = os.path.relpath(plan.bm25_results, output) if BM25 in plan.jobs and BM25 not in why else None
   whole = {"runs": runs, "bm25": bm25, "axes": {axis: list(of.values()) for axis, of in values.items()}}
-  path = Path(output, SWEEP_FILE)
-  temporary = path.with_name(f".{SWEEP_FILE}.tmp")
-  temporary.write_text(json.dumps(whole, indent=1) + "\n")
-  temporary.replace(path)
+  write_json(Path(output, SWEEP_FILE), whole)
   return whole
 
 
@@ -70,10 +67,10 @@ def table(whole: Mapping[str, Any], output: str) -> str:
   of_collections: dict[str, Mapping[str, Any]] = {}
   for name, path in [(BM25, whole["bm25"]), *((run["name"], run["results"]) for run in whole["runs"])]:
     if path is not None:
-      found = json.loads(Path(output, path).read_text())
+      found = results_file.read(Path(output, path))
       systems = found["systems"].values()
       of_collections |= found["collections"]
-      scores |= {f"{name} ({of['similarity']})" if len(systems) > 1 else name: of["results"] for of in systems}
+      scores |= {f"{name} ({of.get('similarity')})" if len(systems) > 1 else name: of["results"] for of in systems}
     elif name != BM25:
       scores[name] = {}
   collections = beir.shown(dict.fromkeys(collection for of in scores.values() for collection in of))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.atomic import write_text
 from gtr_jax.sweep.plan import Job
 
 POLL_SECONDS = 0.2
@@ -57,12 +58,19 @@ def started_of(output: str, name: str) -> Path:
   return Path(output, "started", name)
 
 
+def read_marker(path: Path) -> str:
+  """What a marker says; "" of one that is not there. A damaged one says what no job was done for."""
+  try:
+    return path.read_bytes().decode("utf-8", "replace")
+  except FileNotFoundError:
+    return ""
+
+
 def done_jobs(output: str, jobs: Mapping[str, Job]) -> set[str]:
   """The jobs that were done with these settings, whose results are there, and were made from what is there."""
   done: set[str] = set()
   for job in jobs.values():  # Each after those that it needs.
-    marker = marker_of(output, job.name)
-    text = marker.read_text() if marker.exists() and os.path.exists(job.makes) else ""
+    text = read_marker(marker_of(output, job.name)) if os.path.exists(job.makes) else ""
     if re.fullmatch(re.escape(job.stamp) + r"\n(\d+\n)?", text) and _has_its_inputs(output, job, done):
       done.add(job.name)
   return done
@@ -82,11 +90,11 @@ def set_aside(output: str, jobs: Mapping[str, Job], say: Callable[[str], None]) 
 def _has_its_inputs(output: str, job: Job, done: set[str]) -> bool:
   """Whether what the job came after is done, and was not done again since the job was started."""
   started = started_of(output, job.name)
-  return done.issuperset(job.after) and (not started.exists() or started.read_text() == _inputs(output, job))
+  return done.issuperset(job.after) and (not started.exists() or read_marker(started) == _inputs(output, job))
 
 
 def _inputs(output: str, job: Job) -> str:
-  return "".join(marker_of(output, name).read_text() for name in job.after)
+  return "".join(read_marker(marker_of(output, name)) for name in job.after)
 
 
 @contextmanager
@@ -167,7 +175,7 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         marker_of(output, job.name).unlink(missing_ok=True)  # Of an earlier time.
         if job.words[0] == "evaluate":  # Or else it would add to the results of other flags.
           Path(job.makes).unlink(missing_ok=True)
-        started_of(output, job.name).write_text(_inputs(output, job))
+        write_text(started_of(output, job.name), _inputs(output, job))
         running[job.name] = start(job, log, worker), worker, time.monotonic()
         if signals:  # It came while the process was being made.
           running[job.name][0].terminate()
@@ -177,7 +185,7 @@ def run_jobs(jobs: Mapping[str, Job], output: str, workers: int, start: Start,
         del running[name]
         job, seconds = jobs[name], time.monotonic() - began
         if code == 0:
-          marker_of(output, name).write_text(f"{job.stamp}\n{time.time_ns()}\n")
+          write_text(marker_of(output, name), f"{job.stamp}\n{time.time_ns()}\n")
           say(f"[{number[name]}/{len(number)}] {name} done in {seconds:,.0f} s")
         elif signals:
           say(f"[{number[name]}/{len(number)}] {name} stopped")

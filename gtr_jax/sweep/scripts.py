@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from gtr_jax.io.atomic import write_text
 from gtr_jax.sweep.plan import Job, Plan
 from gtr_jax.sweep.run import log_of, marker_of, started_of
 
@@ -69,7 +70,7 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
   for number, (after, members) in enumerate(groups.items()):
     path = folder / f"group_{number}.sh"
     cases = [f"{i}) {_shell(output, job)} ;;" for i, job in enumerate(members)]
-    path.write_text(_GROUP.format(name=f"sweep_{number}", logs=Path(output, "logs")) + "\n".join(cases) + "\nesac\n")
+    write_text(path, _GROUP.format(name=f"sweep_{number}", logs=Path(output, "logs")) + "\n".join(cases) + "\nesac\n")
     needs = f" --dependency=afterok:{':'.join(place[name] for name in after)} --kill-on-invalid-dep=yes" * bool(after)
     submit.append(f'group_{number}=$(sbatch --parsable --array=0-{len(members) - 1}{needs} "$@" '
                   f"{shlex.quote(str(path))} | cut -d ';' -f 1)\n")
@@ -79,7 +80,7 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
   submit.append(f'sbatch --dependency=afterany{all_groups} --output={shlex.quote(str(Path(output, "logs")))}/'
                 f'slurm-%j.log "$@" --wrap={wrap}\n')
   path = folder / "submit.sh"
-  path.write_text("".join(submit))
+  write_text(path, "".join(submit))
   return path
 
 
@@ -89,4 +90,4 @@ def _shell(output: str, job: Job) -> str:
   marker = shlex.quote(str(marker_of(output, job.name)))
   return (f"rm -f {marker} && cat {inputs} > {shlex.quote(str(started_of(output, job.name)))} && "
           f"{command} >> {shlex.quote(str(log_of(output, job)))} 2>&1 && "
-          f"{{ echo {shlex.quote(job.stamp)}; date +%s%N; }} > {marker}")
+          f"{{ echo {shlex.quote(job.stamp)}; date +%s%N; }} > {marker}.tmp && mv {marker}.tmp {marker}")

@@ -24,6 +24,7 @@ from gtr_jax.data.prepare.records import Pair
 from gtr_jax.data.prepare.source import Resumable, Source
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic
+from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
 
 _MARK = "description.json"  # Of a work folder: what is prepared there.
@@ -119,7 +120,7 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
 def _locked(work: pathlib.Path) -> Iterator[None]:
   """For one process at a time. Raises InputError where another has it, or the folder holds what is not ours."""
   there = sorted(path.name for path in work.iterdir() if path.name != "lock" and not path.name.startswith(f".{_MARK}."))
-  if there and not _is_ours(work):
+  if there and _fingerprint(work) is None:
     raise InputError(f"{work}: gtr-jax prepare works in a folder of this name, and this one is not its own (it holds "
                      f"{there[0]}); move it, or give another --name")
   with open(work / "lock", "a") as f:
@@ -130,18 +131,18 @@ def _locked(work: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _is_ours(work: pathlib.Path) -> bool:
-  """Whether a preparation has made it."""
+def _fingerprint(work: pathlib.Path) -> str | None:
+  """Of what a work folder was begun for; None of one that no preparation has made."""
   try:
-    return "fingerprint" in json.loads((work / _MARK).read_text())
-  except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
-    return False
+    return read_json(work / _MARK, dict, "").get("fingerprint")
+  except (OSError, InputError):
+    return None
 
 
 def _begin(work: pathlib.Path, description: dict, say: Callable[[str], None]) -> None:
   """Empties the work folder unless it is of the very same preparation."""
   mark = work / _MARK
-  if mark.exists() and json.loads(mark.read_text())["fingerprint"] == description["fingerprint"]:
+  if _fingerprint(work) == description["fingerprint"]:
     say(f"going on in {work}")
   else:
     _remove(work, but=(_MARK, "lock"))

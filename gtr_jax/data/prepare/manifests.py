@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from etils import epath
 
@@ -17,11 +17,27 @@ from gtr_jax.data.prepare import decontaminate, steps
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.io.atomic import write_json, write_text
+from gtr_jax.io.json_file import check_json, read_json
+from gtr_jax.values import Range
 
 FORMAT = 2  # Raise it when records, their order or the manifest change.
 SPLITS = ("train", "validation")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
+
+
+_Count = Annotated[int, Range(0)]
+
+
+class _Manifest(TypedDict):
+  """What is read of one."""
+
+  counts: Mapping[str, _Count]
+  broken_places: list[str]
+  examples: Mapping[str, _Count]
+  splits: Mapping[str, Mapping[str, _Count]]
+  filters: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +107,9 @@ def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: flo
     if "://" in os.fspath(folder):
       return False  # An interrupted copy; the manifest comes last.
     raise InputError(f"{folder} is there, but holds no prepared data; give another --name")
-  there = json.loads(manifest.read_text())
+  there = read_json(manifest, dict, f"remove {folder}, or give another --name")
   if there.get("fingerprint") == description["fingerprint"]:
+    check_json(manifest, there, _Manifest, f"remove {folder}, or give another --name")
     counts = Counts()
     counts.update(there["counts"], there["broken_places"])
     check_broken(counts, max_broken)
@@ -118,9 +135,11 @@ def read(name: str, prepare: str | None = None) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
   """Looked at once in a process while the manifest stays: there may be thousands of files, and far away."""
-  manifest = json.loads((folder / "manifest.json").read_text())
-  if manifest.get("format") != FORMAT or "splits" not in manifest:
+  path = folder / "manifest.json"
+  manifest = read_json(path, dict, f"remove {folder}, then {hint}")
+  if manifest.get("format") != FORMAT:
     raise InputError(f"{folder}: not prepared data of this version of gtr_jax; remove it, then {hint}")
+  check_json(path, manifest, _Manifest, f"remove {folder}, then {hint}")
   for files in manifest["splits"].values():
     for file, size in files.items():
       if not (folder / file).exists() or (folder / file).stat().length != size:
@@ -159,9 +178,9 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tall
     left = "is left to train on" if examples else "is left"
     raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
   folder = epath.Path(folder)
-  (folder / "dropped.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
+  write_text(folder / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
   counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
   manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
                                   "splits": {split: splits[split] for split in examples}}
-  (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+  write_json(folder / "manifest.json", manifest)
