@@ -13,7 +13,8 @@ from etils import epath
 from tiny_text import pairs, records, task_name, words, write_jsonl
 
 from gtr_jax.data import examples, root, shards
-from gtr_jax.data.examples import add_pair_task, jsonl, tfrecord
+from gtr_jax.data.examples import add_pair_task, jsonl, rate_by_size, tfrecord
+from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
 from gtr_jax.text.tokenizer import Tokenizer
@@ -262,6 +263,58 @@ def test_tfds_source(data_dir, vocabulary):
   assert sorted(ex["inputs"].tolist() for ex in got) == sorted(encoded(tokenizer, r["question"], 8) for r in rows)
   assert sorted(len(ex["negative_targets"]) for ex in got) == [0, 1, 2]
   assert all("train" in name for name in read(task)) and len(read(task, split="validation")) == 1
+  assert rate_by_size(9)(task) == 3.0 and rate_by_size(2)(task) == 2.0
+
+
+def test_rate_by_size_of_each_source(data_dir, vocabulary):
+  declared = {"query": "query", "passage": "passage", "vocabulary": vocabulary}
+  write_jsonl(data_dir / "a.jsonl", pairs(5))
+  for name, number in (("a", 4), ("b", 3)):
+    write_tfrecord(data_dir / f"{name}.tfrecord", pairs(number))
+  tasks = [add_pair_task(task_name(), jsonl(train="a.jsonl"), **declared),
+           add_pair_task(task_name(), tfrecord(train="*.tfrecord", validation="a.tfrecord"), **declared)]
+  assert [rate_by_size(100)(task) for task in tasks] == [5.0, 7.0] and tasks[1].num_input_examples("validation") == 4
+  assert [rate_by_size(6)(task) for task in tasks] == [5.0, 6.0]
+  mixture = seqio.MixtureRegistry.add(task_name(), [task.name for task in tasks], default_rate=rate_by_size(6))
+  batches = TrainingBatches(mixture.name, None, {"inputs": 8, "targets": 12}, 4, one_task_per_batch=True)
+  batches.check_first_batch()
+  batches.close()
+
+
+def test_rate_by_size_where_nothing_can_be_counted(data_dir, vocabulary):
+  declared = {"query": "query", "passage": "passage", "vocabulary": vocabulary}
+  write_tfrecord(data_dir / "a.tfrecord", pairs(4))
+  (data_dir / "cut.tfrecord").write_bytes((data_dir / "a.tfrecord").read_bytes()[:-3])
+  (data_dir / "text.tfrecord").write_text("no records here, only a line of text\n")
+  for name, message in (("cut", "cut.tfrecord: damaged, or no TFR"), ("text", "text.tfrecord: damaged, or no TFRecord"),
+                        ("gone", "gone.tfrecord: no such file")):
+    task = add_pair_task(task_name(), tfrecord(train=f"{name}.tfrecord"), **declared)
+    with pytest.raises(InputError, match=message) as e:
+      rate_by_size(9)(task)
+    assert "\n" not in str(e.value)
+  only = add_pair_task(task_name(), tfrecord(validation="a.tfrecord"), **declared)
+  with pytest.raises(InputError, match=f"{only.name}: no split 'train' whose size could be its rate, only validation"):
+    rate_by_size(9)(only)
+  unknown = seqio.TaskRegistry.add(
+      task_name(), seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: None, splits=["train"]),
+      output_features={"inputs": seqio.Feature(seqio.PassThroughVocabulary(size=0))}, preprocessors=[])
+  with pytest.raises(InputError, match=f"{unknown.name}: its source does not say how many examples it has; give its"):
+    rate_by_size(9)(unknown)
+  for most in (0, -1, float("nan"), "9", None, True):
+    with pytest.raises(InputError, match="rate_by_size: most is .*: give a number above 0"):
+      rate_by_size(most)
+
+
+@pytest.mark.parametrize("rate, message", [(0.0, "none can be drawn"), (-1.0, "none can be drawn"),
+                                           (float("nan"), "none can be drawn"), ("x", "its rates cannot be told"),
+                                           (lambda task: None, "its rates cannot be told")])
+def test_rates_that_are_none(data_dir, vocabulary, rate, message):
+  write_tfrecord(data_dir / "a.tfrecord", pairs(8))
+  task = add_pair_task(task_name(), tfrecord(train="a.tfrecord"), query="query", passage="passage",
+                       vocabulary=vocabulary)
+  mixture = seqio.MixtureRegistry.add(task_name(), [(task.name, rate)])
+  with pytest.raises(InputError, match=f"{mixture.name}: .*{message}"):
+    TrainingBatches(mixture.name, None, {"inputs": 8, "targets": 12}, 4)
 
 
 def test_vocabulary_of_the_run_replaces_the_tasks(data_dir, vocabulary, tmp_path):

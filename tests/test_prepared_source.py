@@ -13,7 +13,7 @@ from tiny_text import spoil, task_name, words
 from toy_source import ToySource, write
 
 from gtr_jax.data import shards
-from gtr_jax.data.examples import add_pair_task, prepared
+from gtr_jax.data.examples import add_pair_task, prepared, rate_by_size
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.data.prepare import engine
 from gtr_jax.data.prepare.manifests import Settings
@@ -66,6 +66,7 @@ def test_a_task_reads_its_splits(prepare, vocabulary):
          for split in ("train", "validation")}
   assert {split: len(found) for split, found in got.items()} == {
       split: task.num_input_examples(split) for split in got} and 20 < len(got["validation"]) < 60
+  assert rate_by_size(10**6)(task) == len(got["train"]) == rate_by_size(10**6)(only_train)
   tokenizer = Tokenizer(vocabulary)
   assert sorted(ex["targets"].tolist() for found in got.values() for ex in found) == sorted(
       tokenizer.encode([row["passage"]], 12)[0].tolist() for row in rows)

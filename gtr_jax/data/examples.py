@@ -11,6 +11,7 @@ be mixed with `seqio.MixtureRegistry.add("mix", [("questions", 1.0), ("titles", 
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import seqio
 import tensorflow as tf
@@ -21,6 +22,7 @@ from gtr_jax.data.pair_task import PairTask
 from gtr_jax.data.shards import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.values import Range, check
 
 Source = Callable[..., seqio.DataSource]
 
@@ -118,11 +120,22 @@ def add_pair_task(
   )
 
 
-def rate_by_size(most: int) -> Callable[[seqio.Task], float]:
-  """A mixing rate: the number of a task's training pairs, but `most` where it has more."""
+def rate_by_size(most: float) -> Callable[[seqio.Task | seqio.Mixture], float]:
+  """A mixing rate: the number of a task's training pairs, but `most` where it has more.
+
+  The rate raises InputError for a task that has no training split, or whose source cannot say how many pairs it has.
+  """
+  check(most, Annotated[float, Range(above=0)], "rate_by_size: most")
 
   def rate(task):
-    size = task.get_cached_stats("train")["examples"] if task.cache_dir else task.num_input_examples("train")
+    instead = "give its rate in the mixture as a number"
+    if "train" not in task.splits:
+      raise InputError(f"{task.name}: no split 'train' whose size could be its rate, only "
+                       f"{', '.join(sorted(task.splits)) or 'none'}; {instead}")
+    cached = getattr(task, "cache_dir", None)  # A mixture in a mixture has none.
+    size = task.get_cached_stats("train")["examples"] if cached else task.num_input_examples("train")
+    if size is None:
+      raise InputError(f"{task.name}: its source does not say how many examples it has; {instead}")
     return float(min(size, most))
 
   return rate

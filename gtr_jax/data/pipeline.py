@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import queue
 import re
@@ -116,6 +117,8 @@ class TrainingBatches:
     tasks = _tasks(provider, split)
     if use_cached:
       _find_cached(tasks)
+    with _input_errors(self._name):
+      rates = _rates(provider, tasks)
 
     def pairs(part, num_epochs=None):
       dataset = converter(part.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
@@ -127,8 +130,7 @@ class TrainingBatches:
       with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
         apart = tasks if one_task_per_batch else [provider]
         parts = [pairs(part).batch(batch_size // process_count, drop_remainder=True) for part in apart]
-        dataset = parts[0] if len(parts) == 1 else tf.data.Dataset.sample_from_datasets(
-            parts, [provider.get_rate(task) for task in tasks], seed=seed)
+        dataset = parts[0] if len(parts) == 1 else tf.data.Dataset.sample_from_datasets(parts, rates, seed=seed)
         return dataset.with_options(_options())
 
     # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
@@ -334,6 +336,23 @@ def _provider(name, module, split):
 
 def _tasks(provider, split):
   return [task for task in seqio.get_subtasks(provider) if split in task.splits]
+
+
+def _rates(provider, tasks) -> list[float]:
+  """Of a mixture, the rate of each task; some may be counted from the data. Raises InputError where they are none."""
+  if not isinstance(provider, seqio.Mixture):
+    return [1.0] * len(tasks)
+  try:
+    rates = [float(provider.get_rate(task)) for task in tasks]
+  except InputError:
+    raise
+  except (TypeError, ValueError) as e:
+    raise InputError(f"{provider.name}: its rates cannot be told ({' '.join(str(e).split())}); give them as numbers in "
+                     "seqio.MixtureRegistry.add") from e
+  if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not sum(rates):
+    named = ", ".join(f"{task.name} {rate:g}" for task, rate in zip(tasks, rates, strict=True))
+    raise InputError(f"{provider.name}: of rates {named} none can be drawn; give numbers above 0")
+  return rates
 
 
 def _find_cached(tasks):

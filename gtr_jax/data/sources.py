@@ -3,9 +3,11 @@
 Every source yields examples with the features of `shards.TEXTS` (scalar strings) and `shards.LISTS` (string vectors).
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -144,6 +146,10 @@ class TfrecordSource(_RecordSource):
   def list_shards(self, split: str) -> Sequence[str]:
     return [os.fspath(f) for f in _find(self._patterns[split], self._prepare)]
 
+  def num_input_examples(self, split: str) -> int:
+    """Counts them, which reads the files once in a process."""
+    return sum(_count_records(file, epath.Path(file).stat().mtime) for file in self.list_shards(split))
+
   def _read_shard(self, file):
     return tf.data.TFRecordDataset(file).enumerate(start=1).map(lambda number, record: (file, number, record))
 
@@ -156,6 +162,16 @@ class TfrecordSource(_RecordSource):
     name = tf.strings.split(file, "/")[-1]
     example_id = tf.strings.join([name, ":", tf.strings.as_string(number)])
     return _from_fields(fields, tf.io.parse_single_example(record, description), example_id)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_records(file: str, mtime: float) -> int:
+  """Of a TFRecord file; not counted again while its time stays."""
+  try:
+    return int(tf.data.TFRecordDataset(file).reduce(np.int64(0), lambda count, _: count + 1))
+  except tf.errors.DataLossError as e:
+    raise InputError(f"{file}: damaged, or no TFRecord file ({' '.join(e.message.split()):.80}); fetch or write it "
+                     "again") from e
 
 
 class PreparedSource(_RecordSource):
