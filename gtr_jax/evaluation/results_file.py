@@ -1,6 +1,7 @@
 """results.json: what `gtr-jax evaluate` has measured in a folder, earlier calls included; and its tables."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,9 +122,14 @@ def _locked(output: epath.Path) -> Iterator[None]:
   if is_remote(output):
     yield
     return
+  output.mkdir(parents=True, exist_ok=True)
   descriptor = os.open(output / f".{RESULTS_FILE}.lock", os.O_RDWR | os.O_CREAT, 0o644)
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as e:  # Results that took hours are not lost for a file system without locks.
+      if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise
     yield
   finally:
     os.close(descriptor)

@@ -79,7 +79,7 @@ def table(whole: Mapping[str, Any], output: str) -> str:
   rows = [[MEASURE, *collections, *["average"] * (len(collections) > 1), *of_papers]]
   for name, of in scores.items():
     values = [of.get(collection, {}).get(MEASURE) for collection in collections]
-    values += [None if None in values else sum(values) / len(values)] * (len(collections) > 1)
+    values += [None if None in values or not values else sum(values) / len(values)] * (len(collections) > 1)
     values += [averages[name].get(average) for average in of_papers]
     rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
   return "\n".join([aligned(rows), *(f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"])])
