@@ -145,6 +145,22 @@ def test_a_batch_that_teaches_nothing_is_refused(place, capsys, request, rows, m
   assert not (place / number).exists()
 
 
+def test_home_folders_in_gin_files_and_flags(place, model, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(place))
+  monkeypatch.chdir(tmp_path)
+  try:
+    assert cli.main(["train", "--gin_file", "~/run.gin", "--data_dir", "~", "--gin.MODEL_DIR='~/of_home'",
+                     "--gin.evaluate.RetrievalEvaluator.collection='~/small'", "--gin.TRAIN_STEPS=0",
+                     "--gin.VALIDATION=None", f"--gin.INITIAL_CHECKPOINT_PATH='~/{model.name}'",
+                     "--gin.VOCABULARY='~/spiece.model'"]) == 0
+    assert (place / "of_home" / "model.json").exists()
+    assert cli.main(["evaluate", "--model", "A=~/of_home", "--collection", "~/small", "--output", "~/of_results"]) == 0
+    assert cli.main(["report", "--results", "~/of_results", "--model_dir", "~/model", "--output", "~/of_report"]) == 0
+  finally:
+    root.set_data_dir(str(place))
+  assert (place / "of_report" / "report.md").exists() and not list(tmp_path.iterdir())
+
+
 def test_fine_tuning_starts_from_the_parameters(place, model, capsys):
   assert train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None",
                model_dir="tuned") == 0
