@@ -133,8 +133,8 @@ def check_arguments(function: Callable, arguments: Mapping[str, Any]) -> None:
 def hints(target: Callable) -> dict[str, Any]:
   """Parameter -> annotation of a function, or of the constructor of a class; "return" is what a function makes."""
   of = target
-  if inspect.isclass(target):
-    of = target if "__init__" not in target.__dict__ or hasattr(target, "__dataclass_fields__") else target.__init__
+  if inspect.isclass(target) and inspect.isfunction(target.__init__) and not hasattr(target, "__dataclass_fields__"):
+    of = target.__init__
   try:
     return dict(typing.get_type_hints(of, include_extras=True))
   except (NameError, TypeError, AttributeError):  # Of a user's own code: names that exist for type checkers only.

@@ -129,6 +129,14 @@ def test_bad_input_writes_nothing(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_names_are_no_formulas(tmp_path):
+  results = write_results(tmp_path / "results", {"$A_{$": ("a", (0.5, 0.25))}, ("c$x^", "d|$\\frac$"))
+  run = write_metrics(tmp_path / "$run_{$")
+  write_report(tmp_path / "report", [results], [run])
+  assert "$A_{$" in (tmp_path / "report" / "ndcg_at_10.svg").read_text()
+  assert "$run_{$" in (tmp_path / "report" / "loss.svg").read_text()
+
+
 def test_published_rows_stand_beside_sets_of_beir_alone(tmp_path):
   systems = {"BM25": (None, (0.25, 0.75)), "mine": ("a", (0.375, 0.5))}
   results = write_results(tmp_path / "one", systems, ("scifact", "trec-covid"), is_beir=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from gtr_jax.evaluation.evaluate import BM25
@@ -204,8 +205,11 @@ def _legend(figure: Figure, labels: Sequence[str], handles: Sequence) -> None:
 
 
 def _save(figure: Figure, path: epath.Path) -> None:
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)  # A name may have a $.
   for kind in ("png", "svg"):
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gtr_jax"}):  # Text as text; no changing ids.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gtr_jax",  # Text as text; no changing ids.
+                                "text.parse_math": False}):
       figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
     write_bytes(path.with_name(f"{path.name}.{kind}"), stream.getvalue())
