@@ -36,7 +36,8 @@ class Processes:
   def __init__(self, folder, commands, environments):
     self._outputs = [folder / f"output_{time.time_ns()}_{i}" for i in range(len(commands))]
     base = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+            "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0"
+                         " --xla_llvm_disable_expensive_passes=true"}
     self.processes = []
     for command, environment, output in zip(commands, environments, self._outputs, strict=True):
       with output.open("w") as f:
