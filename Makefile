@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 	$(BIN)/gtr-jax demo --output demo
 
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --durations=10
 
 test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
 	$(BIN)/python -m pytest tests/peers --durations=10

@@ -10,6 +10,19 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")  # The last one wins.
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Whole files go to a worker (make test), the longest first, so that none is left alone with one at the end.
+LONGEST = ("equality", "sharding_hlo", "two_processes", "resume", "sweep_command", "pipeline", "ring", "recipes", "cli",
+           "pair_task", "plan", "t5", "prepare_engine", "partitioning", "step", "dual_encoder", "convert")
+COLLECTED = pytest.StashKey[list[str]]()  # ids of all tests of this folder, in their order
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m
+def pytest_collection_modifyitems(config, items):
+  places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: places.get(item.path.name, len(places)))
+  config.stash[COLLECTED] = [item.nodeid for item in items if item.path.parent == config.rootpath / "tests"]

@@ -240,13 +240,13 @@ def test_checkpoint_of_another_size(place, model, capsys):
   assert not (place / "never").exists()
 
 
-@pytest.mark.parametrize("line, parts", [
-    ("{\"query\": \"a\"", ["bad.jsonl:2"]), ("{\"query\": \"\", \"positive\": \"b\"}", ["bad.jsonl:2", "query"]),
-    ("{\"query\": \"a\"}", ["bad.jsonl:2", "positive"])])
-def test_wrong_line_of_training_data(place, capsys, line, parts):
+@pytest.mark.parametrize("name, line, parts", [
+    ("bad_cut_off", "{\"query\": \"a\"", ["bad.jsonl:2"]),
+    ("bad_empty", "{\"query\": \"\", \"positive\": \"b\"}", ["bad.jsonl:2", "query"]),
+    ("bad_missing", "{\"query\": \"a\"}", ["bad.jsonl:2", "positive"])])
+def test_wrong_line_of_training_data(place, capsys, name, line, parts):
   from gtr_jax.data.examples import add_pair_task
   from gtr_jax.data.examples import jsonl as source
-  name = f"bad_{abs(hash(line))}"
   add_pair_task(name, source(train="bad.jsonl"), query="query", passage="positive", vocabulary="spiece.model")
   (place / "bad.jsonl").write_text(json.dumps({"query": "a", "positive": "b"}) + "\n" + line + "\n")
   code = train(place, f"--gin.MIXTURE_OR_TASK_NAME='{name}'", "--gin.VALIDATION=None", model_dir="never")

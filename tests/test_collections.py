@@ -55,7 +55,7 @@ def test_document_text_has_no_space_for_an_empty_title():
 
 def test_reads_gzip_and_says_when_it_is_cut_off(folder):
   (folder / "corpus.jsonl").unlink()
-  packed = gzip.compress(jsonl(CORPUS).encode())
+  packed = gzip.compress(jsonl(CORPUS).encode(), mtime=0)
   (folder / "corpus.jsonl.gz").write_bytes(packed)
   assert read_collection(folder).documents.ids == ["d1", "d2", "d3"]
   (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])

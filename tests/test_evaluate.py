@@ -227,7 +227,7 @@ def test_results_are_not_mixed_with_those_of_another_split_or_corpus(tmp_path):
       evaluate({}, [tmp_path / changed / "a"], tmp_path / "out", bm25=True, progress=False)
   assert (tmp_path / "out/results.json").read_text() == before
   other = write_collection(tmp_path / "copy" / "a", corpus(20))
-  (other / "corpus.jsonl.gz").write_bytes(gzip.compress((other / "corpus.jsonl").read_bytes()))
+  (other / "corpus.jsonl.gz").write_bytes(gzip.compress((other / "corpus.jsonl").read_bytes(), mtime=0))
   (other / "corpus.jsonl").unlink()
   evaluate({}, [other], tmp_path / "out", bm25=True, progress=False)
   assert (tmp_path / "out/results.json").read_text() == before

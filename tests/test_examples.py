@@ -180,7 +180,8 @@ def test_what_is_no_id(data_dir, vocabulary, field, value):
 
 def test_files_of_a_split(data_dir, vocabulary):
   rows = pairs(30)
-  (data_dir / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:10]).encode()))
+  (data_dir / "a.jsonl.gz").write_bytes(
+      gzip.compress("".join(json.dumps(r) + "\n" for r in rows[:10]).encode(), mtime=0))
   write_jsonl(data_dir / "sub/part-1.jsonl", rows[10:20])
   write_jsonl(data_dir / "sub/part-2.jsonl", rows[20:])
   task = add_pair_task(task_name(), jsonl(train=["a.jsonl.gz", "sub/part-*.jsonl"], dev="sub/part-2.jsonl"),

@@ -140,7 +140,8 @@ def test_ranks_and_draw(tmp_path):
 
 
 def test_gzip_in_and_out(tmp_path):
-  (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in PAIRS).encode()))
+  (tmp_path / "pairs.jsonl.gz").write_bytes(
+      gzip.compress("".join(json.dumps(p) + "\n" for p in PAIRS).encode(), mtime=0))
   assert cli.main(["mine", f"--pairs={tmp_path}/pairs.jsonl.gz", f"--output={tmp_path}/new/out.jsonl.gz"]) == 0
   lines = gzip.decompress((tmp_path / "new" / "out.jsonl.gz").read_bytes()).splitlines()
   assert len(lines) == len(PAIRS)

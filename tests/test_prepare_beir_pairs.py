@@ -86,7 +86,7 @@ def test_what_is_known_to_be_positive_for_dev_is_no_negative_in_training(folder)
 
 def test_other_names_of_files(folder):
   for name in ("corpus", "queries"):
-    (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress((folder / f"{name}.jsonl").read_bytes()))
+    (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress((folder / f"{name}.jsonl").read_bytes(), mtime=0))
     (folder / f"{name}.jsonl").unlink()
   assert len(run(folder)[0]) == 3
   (folder / "queries.jsonl.gz").rename(folder / "queries_train.jsonl.gz")

@@ -31,7 +31,7 @@ def write(tmp_path):
     text = json.dumps(list(records), indent=indent) if ".jsonl" not in name else (
         "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     path = tmp_path / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text.encode())
     return path
 
   return written

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+from functools import partial
 
 import pytest
 import toy_source
@@ -23,7 +24,7 @@ def read(path):
 
 
 LONG = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True, write_checksum=True)
-FORMS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+FORMS = {".gz": partial(gzip.compress, mtime=0), ".bz2": bz2.compress, ".xz": lzma.compress,
          ".zst": lambda data: zstandard.ZstdCompressor(compression_params=LONG).compress(data)}
 
 
@@ -91,11 +92,12 @@ def test_lines_of_byte_ranges(tmp_path):
     (b"", "is empty; fetch it again"), (json.dumps(["a", "b"]).encode("utf-16"), "UTF-16; convert it to UTF-8: iconv"),
     (json.dumps(["a", "b"]).encode("utf-32"), "UTF-32; convert it to UTF-8: iconv -f UTF-32 -t UTF-8"),
     (b"\xfe\xff\0[", "UTF-16; convert"),
-    (gzip.compress(b"x"), "holds a .gz archive, which its name does not say; rename"),
+    (gzip.compress(b"x", mtime=0), "holds a .gz archive, which its name does not say; rename"),
     (zstandard.compress(b"x"), "holds a .zst archive, .*; rename"),
     (lzma.compress(b"x"), "holds a .xz archive"), (b"PK\3\4", "holds a .zip archive, .*; unpack it"),
     (b'[\n["a", "b"]\n]\n', "a JSON array, where one JSON value a line is expected; convert it: jq"),
-    (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array, where")])
+    (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array, where")],
+    ids=["empty", "utf16", "utf32", "utf16-big-endian", "gz", "zst", "xz", "zip", "array", "array-in-a-line"])
 def test_files_that_are_not_what_they_seem(tmp_path, content, message):
   for path, packed in ((tmp_path / "a.jsonl", content), (tmp_path / "b.jsonl.bz2", bz2.compress(content))):
     path.write_bytes(packed)

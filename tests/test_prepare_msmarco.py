@@ -39,7 +39,7 @@ def run(*flags, module=msmarco):
 
 def write_jsonl(path, *records):
   text = "".join(json.dumps(r) + "\n" for r in records).encode()
-  path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+  path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
   return path
 
 
@@ -152,7 +152,7 @@ def test_margin_of_scores_in_a_pickle(folder, protocol, number):
   negatives = write_jsonl(folder / "negatives.jsonl", _NEGATIVES)
   path = folder / "scores.pkl.gz"
   path.write_bytes(gzip.compress(pickle.dumps(
-      {q: {p: number(score) for p, score in scores.items()} for q, scores in _SCORES.items()}, protocol)))
+      {q: {p: number(score) for p, score in scores.items()} for q, scores in _SCORES.items()}, protocol), mtime=0))
   examples, counts = run(folder, "--negatives", negatives, "--scores", path)
   assert negatives_of(examples) == ["10", "20", "12"]  # At most 5.0 - 3, the worst positive's less the margin.
   assert counts.reasons["negative_scores_too_high"] == 1 and counts.reasons["negative_without_score"] == 4

@@ -12,6 +12,7 @@ import bz2
 import gzip
 import json
 import lzma
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ from gtr_jax.io import lines
 def file(tmp_path):
   def write(rows, name="pairs.jsonl"):
     text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
-    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    compress = {".gz": partial(gzip.compress, mtime=0), ".bz2": bz2.compress, ".xz": lzma.compress,
+                ".zst": zstandard.compress}
     path = tmp_path / name
     path.write_bytes(compress.get(path.suffix, bytes)(text))
     return str(path)

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from ports import free_port
 
 from gtr_jax import cli, distributed, process_group
 from gtr_jax.errors import InputError
@@ -18,11 +19,9 @@ from gtr_jax.process_group import Cluster, Group
 
 @pytest.fixture
 def port(monkeypatch):
-  monkeypatch.setattr(process_group, "JOIN_SECONDS", 20)
+  monkeypatch.setattr(process_group, "JOIN_SECONDS", 120)
   monkeypatch.setattr(process_group, "GRACE_SECONDS", 1)
-  with socket.socket() as s:
-    s.bind(("", 0))
-    return s.getsockname()[1]
+  return free_port()
 
 
 class Process(threading.Thread):
@@ -53,7 +52,7 @@ class Process(threading.Thread):
           peer.connection.shutdown(socket.SHUT_RDWR)
 
   def exit_code(self):
-    assert self.ended.wait(30)
+    assert self.ended.wait(120)
     return self.code
 
 
@@ -63,7 +62,7 @@ def start(port, *mains):
 
 def finish(processes):
   for process in processes:
-    process.join(30)
+    process.join(120)
     assert not process.is_alive()
   return [process.error for process in processes]
 
@@ -82,7 +81,7 @@ def test_agree(port):
 
   def first(group):
     value = group.from_first(lambda: {"steps": (1, 2)})
-    late.wait(30)
+    late.wait(120)
     seen.append("late")
     group.wait_for_all()
     return value
@@ -112,7 +111,7 @@ def test_ends_without_a_word_when_all_are_done(port, capfd):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_process_ends_the_others(port, capfd, lost):
   processes = start(port, train, train, train)
-  assert all(process.met.wait(30) for process in processes)
+  assert all(process.met.wait(120) for process in processes)
   for process in processes:
     process.group.make_advice = lambda: "go on at 7"
   processes[lost].end(-9)
@@ -143,10 +142,10 @@ def test_what_fails_all_is_said_once_by_each(port, capfd):
 
 
 def test_missing_process(port, monkeypatch):
-  monkeypatch.setattr(process_group, "JOIN_SECONDS", 1)
+  monkeypatch.setattr(process_group, "JOIN_SECONDS", 3)
   processes = [Process(port, index, 4, train) for index in (0, 2)]
   errors = finish(processes)
-  assert errors == 2 * [f"process 1, 3 of 4 did not come to localhost:{port} within 1 seconds; start all processes, "
+  assert errors == 2 * [f"process 1, 3 of 4 did not come to localhost:{port} within 3 seconds; start all processes, "
                         "and look at what that one says"]
 
 

@@ -336,7 +336,7 @@ def test_an_interruption_and_going_on(tmp_path, monkeypatch, received):
 
 def test_one_sweep_at_a_time_in_a_folder(tmp_path, monkeypatch):
   python = tmp_path / "python"
-  python.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" "$@"\nexec sleep 60\n')
+  python.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" "$@"\nexec sleep 600\n')
   python.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(python))
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")

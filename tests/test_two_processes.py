@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from one_of_two import SIGNAL_AFTER, STEPS
+from ports import free_port
 from test_resume import GIN, write_data
 from tiny_model_dir import corpus, write_collection, write_model_dir
 from tiny_training import tiny_batch
@@ -24,17 +24,11 @@ from gtr_jax.retrieval.store import Store
 LIMIT = 300  # seconds; no test takes that long
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("", 0))
-    return s.getsockname()[1]
-
-
 class Processes:
-  """Started at once; `commands` and `environments` have one for each."""
+  """Started at once; `commands` and `environments` have one for each; their outputs go to files of this name."""
 
-  def __init__(self, folder, commands, environments):
-    self._outputs = [folder / f"output_{time.time_ns()}_{i}" for i in range(len(commands))]
+  def __init__(self, folder, name, commands, environments):
+    self._outputs = [folder / f"{name}_output_{i}" for i in range(len(commands))]
     base = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3",
             "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0"
                          " --xla_llvm_disable_expensive_passes=true"}
@@ -76,7 +70,7 @@ def together(tmp_path_factory):
   write_model_dir(folder / "model")
   write_collection(folder / "collection", corpus(60))
   port, script = free_port(), Path(__file__).parent / "one_of_two.py"
-  with Processes(folder, [[script, 0, port, folder], [script, 1, port, folder], [script, "alone", folder]],
+  with Processes(folder, "all", [[script, 0, port, folder], [script, 1, port, folder], [script, "alone", folder]],
                  [{"JAX_NUM_CPU_DEVICES": devices} for devices in "448"]) as processes:
     *codes, code_alone = processes.exit_codes()
     paths = [folder / "report_0.json", folder / "report_1.json"]
@@ -167,7 +161,7 @@ def test_train_goes_on_after_one_is_killed(tmp_path):
   slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
            "JAX_COORDINATOR_PORT": str(free_port())}
 
-  with Processes(tmp_path, [[*command, "--distributed"]] * 2, [
+  with Processes(tmp_path, "killed", [[*command, "--distributed"]] * 2, [
       {**environment, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]) as pair:
     file, checkpoints = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "checkpoints"
     # A checkpoint is written while training goes on: the metrics alone do not say that there is one.
@@ -180,7 +174,7 @@ def test_train_goes_on_after_one_is_killed(tmp_path):
     assert told and int(told[1]) in list_steps(checkpoints), pair.outputs()[0]
 
   by_hand = ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", "2", "--process_id"]
-  with Processes(tmp_path, [[*command, *by_hand, i] for i in range(2)], [environment] * 2) as pair:
+  with Processes(tmp_path, "again", [[*command, *by_hand, i] for i in range(2)], [environment] * 2) as pair:
     assert pair.exit_codes() == [0, 0], pair.outputs()
     assert f"going on at step {told[1]} of {steps}" in pair.outputs()[0] and "going on" not in pair.outputs()[1]
   after = metrics(tmp_path / "run")
