@@ -17,15 +17,25 @@ from tiny_model_dir import sentence, write_vocabulary
 
 from gtr_jax.errors import InputError
 
-STEPS = 120
+STEPS = 80
 
 TASKS = """
+import os
+import time
 import seqio
 from gtr_jax.data.examples import add_pair_task, jsonl
+from gtr_jax.training.metrics import JsonlWriter
 for name in ("questions", "titles"):
   add_pair_task("resume_" + name, jsonl(train=name + ".jsonl"), query="query", passage="passage", negatives="negatives",
                 vocabulary="spiece.model", shuffle_buffer_size=64)
 seqio.MixtureRegistry.add("resume_both", [("resume_questions", 3.0), ("resume_titles", 1.0)])
+
+# A process that is to be killed does not come to its end before, however late this machine lets the test do it.
+slow_after, write = int(os.environ.get("SLOW_AFTER", 1_000_000)), JsonlWriter.write
+def write_slowly(self, step, scalars):
+  write(self, step, scalars)
+  time.sleep(0.5 * (step > slow_after))
+JsonlWriter.write = write_slowly
 """
 
 GIN = f"""
@@ -73,10 +83,10 @@ class Run:
         "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
-  def start(self):
+  def start(self, slow_after=STEPS):
     self._file_before = self._file()
-    return subprocess.Popen(self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)
+    return subprocess.Popen(self.command, env={**self.environment, "SLOW_AFTER": str(slow_after)},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
   def finish(self):
     """Runs to the end and returns what it printed."""
@@ -146,8 +156,8 @@ def test_killed_and_stopped_at_random_moments(folder, undisturbed):
   run = Run(folder, "disturbed")
 
   # SIGKILL in the middle of a save: the process is halted when a temporary folder appears, so that it is still there.
-  process = run.start()
   first = rng.randrange(10, 25)
+  process = run.start(slow_after=first + 20)  # There is a save every 8 steps.
   while True:
     run.wait_until(process, lambda: run.last_step() >= first and run.being_saved())
     process.send_signal(signal.SIGSTOP)
@@ -161,8 +171,8 @@ def test_killed_and_stopped_at_random_moments(folder, undisturbed):
   whole = run.checkpoints()[-1]
 
   # SIGKILL at any moment.
-  process = run.start()
   second = whole + rng.randrange(3, 20)
+  process = run.start(slow_after=second + 8)
   run.wait_until(process, lambda: run.last_step() >= second)
   time.sleep(rng.random() * 0.05)
   process.kill()
@@ -171,7 +181,7 @@ def test_killed_and_stopped_at_random_moments(folder, undisturbed):
   assert process.returncode == -signal.SIGKILL
 
   # SIGTERM: saves where it is, and the next process goes on from there.
-  process = run.start()
+  process = run.start(slow_after=run.checkpoints()[-1] + 12)
   run.wait_until(process, lambda: run.last_step() >= run.checkpoints()[-1] + 2)
   process.terminate()
   output = process.communicate()[0]

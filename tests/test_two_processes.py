@@ -150,7 +150,7 @@ def test_the_first_process_is_killed(together):
 
 def test_train_goes_on_after_one_is_killed(tmp_path):
   """`gtr-jax train` with the real pipeline: each process reads its part of the data."""
-  steps = 32  # More than can be trained between the first checkpoint and the kill.
+  steps = 32
   write_data(tmp_path)
   (tmp_path / "run.gin").write_text(GIN.replace("CHECKPOINT_PERIOD = 8", "CHECKPOINT_PERIOD = 4"))
   command = ["-m", "gtr_jax", "train", f"--gin_file={tmp_path / 'run.gin'}", f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
@@ -162,7 +162,8 @@ def test_train_goes_on_after_one_is_killed(tmp_path):
            "JAX_COORDINATOR_PORT": str(free_port())}
 
   with Processes(tmp_path, "killed", [[*command, "--distributed"]] * 2, [
-      {**environment, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]) as pair:
+      {**environment, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLOW_AFTER": "12"} for i in range(2)]
+  ) as pair:
     file, checkpoints = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "checkpoints"
     # A checkpoint is written while training goes on: the metrics alone do not say that there is one.
     pair.wait_until(lambda: checkpoints.exists() and list_steps(checkpoints) and file.read_text().count("\n") >= 6)
