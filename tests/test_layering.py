@@ -105,3 +105,73 @@ def test_starts_without_tensorflow(code):
   check = code + ("\nimport sys; loaded = {'tensorflow', 'seqio', 'clu.metric_writers'} & set(sys.modules)"
                   "\nassert not loaded, loaded")
   subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, cwd=ROOT)
+
+
+# Files outside io/ that write, rename or remove by themselves, and why.
+BY_HAND = {
+    "checkpoint.py": "within Orbax's own temporary folder",
+    "checkpoint_steps.py": "sets steps aside",
+    "collections/download.py": "downloads that go on where they were cut off",
+    "convert/t5x.py": "TensorStore writes the arrays of a whole new folder",
+    "data/prepare/beam.py": "a folder that many workers fill",
+    "data/prepare/engine.py": "a work folder that a later run goes on in",
+    "data/prepare/passages.py": "within a new folder of atomic",
+    "data/prepare/pydoc.py": "replaces a corpus, and keeps what others have put there",
+    "data/prepare/seven_zip.py": "a pipe",
+    "demo.py": "its own marker",
+    "distributed.py": "an empty file, to see whether a folder is shared",
+    "sweep/run.py": "appends to logs, and sets trainings aside",
+    "training/metrics.py": "appends to the metrics",
+}
+
+
+def writes_by_hand(tree):
+  """Lines that open for writing, write whole files or rename, other than by `io.atomic`."""
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    of = ast.unparse(node.func)
+    modes = [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if (name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax") for mode in modes)
+        or isinstance(node.func, ast.Attribute) and not of.startswith("atomic.") and (
+            name in ("write_text", "write_bytes", "rename") or of in ("os.replace", "shutil.move")
+            or name == "replace" and len(node.args) == 1 and not node.keywords)):
+      yield node.lineno
+
+
+def test_one_way_of_writing():
+  found = {str(path.relative_to(ROOT / "gtr_jax")): list(writes_by_hand(ast.parse(path.read_text())))
+           for path in files() if path.parent.name != "io"}
+  assert {name for name, lines in found.items() if lines} <= BY_HAND.keys(), found
+
+
+@pytest.mark.parametrize("code, lines", [
+    ("path.write_text('x')", 1), ("open(p, 'w')", 1), ("p.open('ab')", 1), ("os.replace(a, b)", 1), ("a.rename(b)", 1),
+    ("new.replace(path)", 1), ("text.replace('a', 'b')", 0), ("atomic.write_text(p, 'x')", 0), ("open(p)", 0),
+    ("write_text(p, 'x')", 0), ("p.open('rb')", 0), ("dataclasses.replace(a, b=c)", 0), ("state.replace(x=1)", 0)])
+def test_what_writes_by_hand_is_found(code, lines):
+  assert len(list(writes_by_hand(ast.parse(code)))) == lines
+
+
+def test_one_reader_of_json():
+  """JSON of files is read by `io.jsonl.parse`, so that all know the same of what can be wrong with it."""
+  others = {"process_group.py", "distributed.py",  # what processes say to each other
+            "evaluation/published.py",  # packaged
+            "demo.py",  # written a moment ago
+            "data/pipeline.py", "data/prepare/decontaminate.py",  # within an archive that was read whole
+            "data/prepare/manifests.py"}  # of values, not of a file
+  found = {str(path.relative_to(ROOT / "gtr_jax")) for path in files() if path.parent.name != "io" and any(
+      isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads")
+      for node in ast.walk(ast.parse(path.read_text())))}
+  assert found <= others, found - others
+
+
+def test_one_reader_of_lines():
+  """Compressed files, corpora, queries and judgements are opened in one place."""
+  readers = {"gzip.open", "gzip.GzipFile", "bz2.open", "bz2.BZ2File", "lzma.open", "lzma.LZMAFile"}
+  found = {str(path.relative_to(ROOT / "gtr_jax")) for path in files() for node in ast.walk(ast.parse(path.read_text()))
+           if isinstance(node, ast.Call) and ast.unparse(node.func) in readers}
+  assert found == {"io/lines.py", "mining/mine.py"}, found  # The latter writes.
+  names = {path.name for path in files() if "qrels" in path.name}
+  assert names == {"qrels.py"}

@@ -20,6 +20,7 @@ from gtr_jax.data.prepare.records import Pair
 from gtr_jax.data.prepare.source import KEPT_PLACES, Source
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, failures
+from gtr_jax.io.json_file import read_json
 
 try:
   import apache_beam as beam
@@ -61,7 +62,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
       why = failures.reason(e) or (str(e).strip() or type(e).__name__).splitlines()[0]
       raise InputError(f"the pipeline failed: {why}") from e
     tally = steps.Tally()
-    tally.reasons, tally.places, tally.dropped = json.loads((new / "tally.json").read_text())
+    tally.reasons, tally.places, tally.dropped = read_json(new / "tally.json", list, "start again")
     tally.reasons = collections.Counter(tally.reasons)
     manifests.check_broken(tally, max_broken)
     manifests.write(new, description, tally, _name_shards(new))
@@ -135,7 +136,7 @@ def _merge(tallies: Iterable[Any]) -> Any:
 
 
 def _write_tally(work: str, tally: Any) -> None:
-  (epath.Path(work) / "tally.json").write_text(json.dumps(tally))
+  atomic.write_json(epath.Path(work) / "tally.json", tally, indent=None)
 
 
 def _name_shards(new: epath.Path) -> dict[str, dict[str, int]]:

@@ -9,7 +9,6 @@ import dataclasses
 import fcntl
 import functools
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -65,8 +64,7 @@ class Job:
 
   def tallies(self, stage: str, count: int) -> Iterator[dict]:
     for i in range(count):
-      with open(self.path(stage, i, "json")) as f:
-        yield json.load(f)
+      yield read_json(self.path(stage, i, "json"), dict, f"remove {self.work}, and run it again")
 
 
 def prepare(source: Source, settings: manifests.Settings, *, processes: int | None = None, max_broken: float = 0.001,

@@ -25,6 +25,7 @@ from gtr_jax.data import root
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, lines
+from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
 
@@ -49,7 +50,7 @@ class PassageTable:
   """
 
   def __init__(self, path: str, folder: Path):
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json", dict, f"remove {folder}, and run it again")
     self.path, self.broken, self.broken_places = path, meta["broken"], meta["broken_places"]
     self._parse, self._first = _parser(meta["columns"]), meta["first"]
     self._starts = np.load(folder / "starts.npy", mmap_mode="r")
@@ -175,9 +176,9 @@ def _index(path, size, columns, folder):
     order = np.argsort(hashes, kind="stable")
     np.save(folder / "rows.npy", order.astype(np.uint32))
     np.save(folder / "hashes.npy", hashes := hashes[order])
-  (folder / "meta.json").write_text(json.dumps({
+  atomic.write_json(folder / "meta.json", {
       "path": path, "columns": columns, "first": first, "unpacked": unpacked, "broken": broken,
-      "broken_places": broken_places}))
+      "broken_places": broken_places})
   if hashes is not None:
     _check_unique(PassageTable(path, folder), hashes, order)
 

@@ -16,6 +16,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from tqdm import tqdm
@@ -26,6 +27,8 @@ from gtr_jax.data.prepare.docstrings import Documentation
 from gtr_jax.data.prepare.near_copies import NearCopies, normalize
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
+from gtr_jax.io import atomic
+from gtr_jax.io.json_file import read_json
 
 IN_DOMAIN = "numpy_jax_tensorflow"
 
@@ -129,7 +132,7 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
     for name, rows in files.items():
       path = new / name
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text("".join(rows))
+      atomic.write_text(path, "".join(rows))
     if vocabulary is None:
       say("training a vocabulary")
       train_vocabulary(corpus.vocabulary_texts(), new / "spiece.model")
@@ -138,8 +141,8 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
     hashes = {name: hashlib.sha256((new / name).read_bytes()).hexdigest() for name in sorted([*files, "spiece.model"])}
     manifest = {"counts": {name: len(rows) for name, rows in files.items()}, "sha256": hashes,
                 "versions": dict(packages.versions)}
-    (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    if (output / "manifest.json").exists() and json.loads((output / "manifest.json").read_text()) == manifest:
+    atomic.write_json(new / "manifest.json", manifest)
+    if (output / "manifest.json").exists() and _manifest(output) == manifest:
       say(f"{output} is up to date")
     else:
       _replace(output, new, say)
@@ -160,9 +163,13 @@ def _check_ours(output: epath.Path) -> None:
 def _hashes(folder: epath.Path) -> dict[str, str] | None:
   """Of the files that the corpus in a folder was made of; None if there is none."""
   try:
-    return dict(json.loads((folder / "manifest.json").read_text())["sha256"])
+    return dict(_manifest(folder)["sha256"])
   except (FileNotFoundError, KeyError, TypeError, ValueError):
     return None
+
+
+def _manifest(folder: epath.Path) -> dict[str, Any]:
+  return read_json(folder / "manifest.json", dict, "remove the folder, and prepare it again")
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
