@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple
 
 from gtr_jax.data.prepare.source import Resumable
@@ -111,6 +111,7 @@ def _do(function, task):
 
 @contextlib.contextmanager
 def _without_interrupts():
+  resource_tracker.ensure_running()  # Started with the first worker, it would let interrupts through again.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
