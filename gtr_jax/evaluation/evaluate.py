@@ -31,6 +31,7 @@ from gtr_jax.retrieval.runs import Run, write_run
 from gtr_jax.retrieval.search import Searcher, search_run
 from gtr_jax.retrieval.store import Store, normalized
 from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.values import Positive
 
 BM25 = "BM25"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
@@ -264,7 +265,7 @@ class RetrievalEvaluator:
   def __init__(self, name: str, collection: epath.PathLike, *, model: DualEncoder, tokenizer: Tokenizer, mesh: Mesh,
                query_length: int, document_length: int, query_prompt: str = "", document_prompt: str = "",
                split: str | None = None, exclude_own_id: bool | None = None, allow_empty_documents: bool = False,
-               max_queries: int | None = None, max_documents: int | None = None):
+               max_queries: Positive | None = None, max_documents: Positive | None = None):
     protocol = Protocol(split, exclude_own_id, allow_empty_documents=allow_empty_documents)
     found = distributed.first_before_others(lambda: find_one(collection))
     try:

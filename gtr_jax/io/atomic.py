@@ -73,7 +73,11 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 def write_json(path: epath.PathLike, value: Any, indent: int | None = 1) -> None:
   """Writes a JSON value, for people to read too."""
-  write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+  text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+  try:
+    write_text(path, text)
+  except UnicodeEncodeError:  # A path of bytes that are not UTF-8.
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 @contextlib.contextmanager

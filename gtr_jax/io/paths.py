@@ -18,7 +18,7 @@ def location(path: epath.PathLike) -> epath.Path:
   A `~` or `~name` at its beginning is a home folder, as in a shell. What is relative stays relative.
 
   Raises:
-    InputError: it is empty, holds a NUL character, or has a scheme other than gs://.
+    InputError: it is empty, holds a NUL character, has a scheme other than gs://, or names nobody's home folder.
   """
   text = os.fspath(path)
   if not text.strip():
@@ -31,7 +31,11 @@ def location(path: epath.PathLike) -> epath.Path:
         "give the path without file://" if scheme[1].lower() == "file" else
         "write gs:// in small letters, with two slashes" if scheme[1].lower() == "gs" else
         "copy it to this machine, and give the path"))
-  return epath.Path(os.path.expanduser(text))
+  home = os.path.expanduser(text)
+  if home == text and text.startswith("~") and not os.path.lexists(text):
+    raise InputError(f"{text}: there is no user {text[1:].partition('/')[0]!r} with a home folder here; for a path "
+                     f"that begins with a ~ write ./{text}")
+  return epath.Path(home)
 
 
 def expanded(path: epath.PathLike) -> str:

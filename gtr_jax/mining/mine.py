@@ -77,6 +77,8 @@ class Choice:
   seed: int = 0
 
   def __post_init__(self):
+    if self.num_negatives < 1:
+      raise InputError(f"{self.num_negatives} negatives for each pair: give 1 or more")
     if not 1 <= self.first_rank <= self.last_rank:
       raise InputError(f"ranks {self.first_rank} to {self.last_rank}: the first must be at least 1, and not above the "
                        "last")
