@@ -18,7 +18,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from etils import epath
@@ -28,7 +28,9 @@ from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
+from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.paths import location
+from gtr_jax.values import NonNegative, Positive
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
@@ -58,7 +60,7 @@ class Store:
     self.settings = manifest["settings"]
     self.shape = (manifest["documents"], manifest["dim"])
     self._chunk_rows = manifest["chunk_rows"]
-    self.ids = (self.path / _IDS).read_text().split("\n")[:-1] if (self.path / _IDS).exists() else []
+    self.ids = _read_ids(self.path / _IDS)
     if len(self.ids) != self.shape[0]:
       raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
     self._offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
@@ -210,16 +212,33 @@ def _npy(array: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
+class _Settings(TypedDict):
+  weights_hash: str
+  max_length: Positive
+  prompt: str
+
+
+class _Manifest(TypedDict):
+  documents: NonNegative
+  dim: Positive
+  chunk_rows: Positive
+  documents_hash: str
+  settings: _Settings
+
+
 def _read_manifest(folder: epath.Path) -> dict[str, Any]:
+  path, advice = folder / _MANIFEST, "remove the folder, and run the command that made it again"
+  manifest = read_json(path, dict, advice)
+  if manifest.get("format") != _FORMAT:
+    raise InputError(f"{path}: format {manifest.get('format')!r:.40}, this version reads {_FORMAT}; encode again")
+  return check_json(path, manifest, _Manifest, advice)
+
+
+def _read_ids(path: epath.Path) -> list[str]:
   try:
-    manifest = jsonl.parse((folder / _MANIFEST).read_bytes())
-    if manifest["format"] != _FORMAT:
-      raise InputError(f"{folder / _MANIFEST}: format {manifest['format']}, this version reads {_FORMAT}; encode again")
-    return {name: manifest[name] for name in ("documents", "dim", "chunk_rows", "documents_hash", "settings")}
-  except InputError:
-    raise
-  except (ValueError, KeyError, TypeError) as e:
-    raise _damaged(folder / _MANIFEST, f"{type(e).__name__}: {e}") from e
+    return path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+  except UnicodeDecodeError as e:
+    raise _damaged(path, f"not UTF-8, {e.reason}") from e
 
 
 def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -234,5 +253,5 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndar
 
 
 def _damaged(path: epath.Path, what: str) -> InputError:
-  lost = "the folder" if path.name == _MANIFEST else f"{path.name} and {_COMPLETE}"
-  return InputError(f"{path}: damaged or cut off ({what}); remove {lost}, and run the command that made it again")
+  return InputError(f"{path}: damaged or cut off ({what}); remove {path.name} and {_COMPLETE}, and run the command "
+                    "that made it again")

@@ -9,11 +9,8 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
-
-from etils import epath
 
 from gtr_jax.data.prepare import reddit_text
 from gtr_jax.data.prepare.records import normalized
@@ -297,5 +294,5 @@ def _names(path: str | None) -> tuple[str, ...]:
   """The lines of a file."""
   if path is None:
     return ()
-  lines.size_of(os.fspath(path))  # Raises where there is none.
-  return tuple(sorted({line.strip() for line in epath.Path(path).read_text().splitlines() if line.strip()}))
+  return tuple(sorted({line.strip() for part in lines.line_parts([path]) for _, line in lines.read_text(part)
+                       if line.strip()}))
