@@ -65,9 +65,10 @@ def of_another_size(path):
     ("ids.txt", lambda path: path.unlink()), ("manifest.json", cut_off),
     ("manifest.json", lambda path: path.write_text("[]")),
     ("ids.txt", lambda path: path.write_bytes(b"\xff\n" * 4)),
-    *(("manifest.json", lambda path, field=field: path.write_text(json.dumps({**json.loads(path.read_text()), **field})))
-      for field in ({"documents": "4"}, {"dim": None}, {"chunk_rows": 0}, {"settings": []}, {"documents": 1.5},
-                    {"settings": {"weights_hash": 5}})),
+    *(("manifest.json", lambda path, field=field: path.write_text(
+        json.dumps({**json.loads(path.read_text()), **field}))) for field in (
+            {"documents": "4"}, {"dim": None}, {"chunk_rows": 0}, {"settings": []}, {"documents": 1.5},
+            {"settings": {"weights_hash": 5}})),
 ])
 def test_a_damaged_file_is_named(folder, name, spoil):
   spoil(folder / name)
