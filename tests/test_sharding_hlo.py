@@ -151,16 +151,13 @@ def test_the_ring_has_no_global_logits(mesh, microbatch_size):
   assert [c.devices for c in ring.collectives if c.kind == "collective-permute"] == [8]
 
 
-def gradient(mesh_shape):
+def gradient(mesh_shape, model, boxed):
   """Of a batch in two microbatches, with dropout, in float64."""
-  config = T5Config(VOCAB, 16, 2, 8, 32, 2, dropout_rate=0.2, remat="layer", scan_layers=True)
-  model = DualEncoder(config, 8)
   mesh = partitioning.make_mesh(*mesh_shape)
   rng = np.random.default_rng(0)
   features = {name: rng.integers(1, 1 << 60, 32) for name in ("query_hash", "passage_hash", "text_hash")}
   features |= {f"{side}_encoder_input_tokens": rng.integers(1, VOCAB, (32, length)).astype(np.int32)
                for side, length in (("left", 6), ("right", 9))}
-  boxed = jax.jit(model.init)(jax.random.key(0))
   shardings = partitioning.state_shardings(mesh, boxed)
   params = jax.device_put(jax.tree.map(lambda x: x.astype("float64"), nn.meta.unbox(boxed)), shardings)
   batch = partitioning.global_batch(mesh, make_batch(features, partitioning.num_groups(mesh), microbatches=2))
@@ -171,10 +168,13 @@ def gradient(mesh_shape):
 
 def test_summing_once_changes_nothing():
   """The masks of dropout too are those of a mesh that the compiler alone divides."""
+  config = T5Config(VOCAB, 16, 2, 8, 32, 2, dropout_rate=0.2, remat="layer", scan_layers=True)
+  model = DualEncoder(config, 8)
   with jax.enable_x64(True):
-    expected = gradient(FSDP)
+    boxed = jax.jit(model.init)(jax.random.key(0))
+    expected = gradient(FSDP, model, boxed)
     for mesh in (DATA, BOTH):
-      got = gradient(mesh)
+      got = gradient(mesh, model, boxed)
       for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(a - b) <= 1e-12 * np.linalg.norm(b)
 
