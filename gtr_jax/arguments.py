@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
               "Pretrains, mines negatives, fine-tunes, evaluates and searches, on the documentation of the installed\n"
               "Python packages. Prints every command that it runs, so that each can be run by hand.")
   p.add_argument("--output", default="demo", type=flags.path,
-                 help="folder for everything that it writes; what an earlier demo made is removed (default: demo)")
+                 help="folder for everything that it writes; what an earlier demo made moves aside (default: demo)")
   return whole
 
 

@@ -122,9 +122,11 @@ def tidy(directory: epath.Path) -> None:
   Raises:
     InputError: nothing is whole.
   """
-  for path in directory.iterdir():
+  for path in list(directory.iterdir()):
     if _is_orbax_s(path):
       path.rmtree()
+    elif _TEMPORARY.fullmatch(path.name):
+      set_aside(path, "it has a name that Orbax gives to what it is saving, and holds something else")
   faults = {folder: _fault(folder) for folder in _step_folders(directory)}
   if None not in faults.values():
     found = _may_be_checkpoints(directory)
@@ -148,8 +150,9 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 
 def _is_orbax_s(path: epath.Path) -> bool:
-  """Whether Orbax has begun to save a step there, under a temporary name."""
-  return bool(_TEMPORARY.fullmatch(path.name)) and path.is_dir() and not os.path.islink(path)
+  """Whether Orbax has begun to save a step there, under a temporary name, and nobody has put anything else there."""
+  return bool(_TEMPORARY.fullmatch(path.name)) and path.is_dir() and not os.path.islink(path) and all(
+      part.name.startswith(("_", *ITEMS)) for part in path.iterdir())
 
 
 def _was_only_begun(folder: epath.Path) -> bool:

@@ -12,6 +12,7 @@ from gtr_jax import arguments, distributed
 from gtr_jax.data.prepare import command as prepare
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures
+from gtr_jax.io.paths import check_output
 from gtr_jax.plan import command as dry_run
 
 _ADVICE = {"train": "; training goes on from its last whole checkpoint",
@@ -182,6 +183,9 @@ def _search(args):
     raise InputError("--queries and --output go together: the queries of a file into a TREC run")
   if args.queries and args.query:
     raise InputError("give --query to see answers, or --queries to write a run, not both")
+  if args.output:
+    check_output(args.output, {"--queries": args.queries, "--embeddings": args.embeddings, "--model": args.model,
+                               "--vocabulary": args.vocabulary})
   if not all(query.strip() for query in args.query or ()):
     raise InputError("--query is empty")
   from gtr_jax.retrieval.encode import embed
@@ -246,8 +250,7 @@ def _evaluate(args):
   from gtr_jax.partitioning import make_mesh
   _set_data_dir(args)
   models = {}
-  for value in args.model:
-    name, _, path = ("", "", value) if os.path.exists(value) else value.rpartition("=")
+  for name, path in args.model:
     name = name or os.path.basename(os.path.normpath(path))
     if name in models:
       raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")

@@ -4,9 +4,9 @@ Pretrain on noisy pairs, mine hard negatives, fine-tune with and without pretrai
 untrained model, report, search. Everything lands in one folder.
 """
 
+import itertools
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from gtr_jax.evaluation.evaluate import BM25
 from gtr_jax.io.paths import location
 
 _MARKER = "made_by_gtr_jax_demo"
-# Removed before the demo runs again; what `prepare` finds up to date stays, and all that others have put there.
+# Moved aside before the demo runs again; what `prepare` finds up to date stays, and all that others have put beside.
 _MADE = ("data/pydoc/finetune_hard_negatives.jsonl", "gtr_pt", "gtr", "gtr_ft", "untrained", "results", "report",
          "embeddings")
 _QUERIES = (
@@ -44,7 +44,7 @@ Next:
 
 
 def run(output: str) -> None:
-  """Runs the demo into `output`. What an earlier demo made there is removed first, and nothing else.
+  """Runs the demo into `output`. What an earlier demo made there moves aside first.
 
   Raises:
     InputError: no demo made the folder, or it is none.
@@ -59,15 +59,15 @@ def run(output: str) -> None:
   _run("prepare", "pydoc", "--data_dir", data)
 
   def train(name, run, *flags):
-    _run("train", f"--gin_file=runs/{run}.gin", f"--gin.MODEL_DIR='{folder / name}'", *flags,
-         f"--gin.VALIDATION_COLLECTION='{pydoc / 'collections' / _IN_DOMAIN}'", "--data_dir", data)
+    _run("train", f"--gin_file=runs/{run}.gin", f"--gin.MODEL_DIR={str(folder / name)!r}", *flags,
+         f"--gin.VALIDATION_COLLECTION={str(pydoc / 'collections' / _IN_DOMAIN)!r}", "--data_dir", data)
 
   _step("2. Pretrain on noisy pairs (GTR-PT)")
   train("gtr_pt", "demo_pretrain")
   _step("3. Mine hard negatives with BM25")
   _run("mine", "--pairs", pydoc / "finetune/train.jsonl", "--output", pydoc / "finetune_hard_negatives.jsonl")
   _step("4. Fine-tune the pretrained model (GTR)")
-  train("gtr", "demo_finetune", f"--gin.INITIAL_CHECKPOINT_PATH='{folder / 'gtr_pt'}'")
+  train("gtr", "demo_finetune", f"--gin.INITIAL_CHECKPOINT_PATH={str(folder / 'gtr_pt')!r}")
   _step("5. Fine-tune without pretraining (GTR-FT), and keep an untrained model to compare with")
   train("gtr_ft", "demo_finetune")
   train("untrained", "demo_finetune", "--gin.TRAIN_STEPS=0")
@@ -93,7 +93,7 @@ def run(output: str) -> None:
 
 
 def _begin(folder: Path) -> None:
-  """Makes the folder, without what an earlier demo made in it."""
+  """Makes the folder; what an earlier demo has made in it, and whatever else lies there by now, moves aside."""
   if os.path.lexists(folder):
     if not folder.is_dir():
       raise InputError(f"{folder}: is no folder; give another --output")
@@ -102,8 +102,12 @@ def _begin(folder: Path) -> None:
     if links := [name for name in _MADE if (folder / name).is_symlink()]:
       raise InputError(f"{folder / links[0]}: a link, where the demo makes a folder; remove it, or give another "
                        "--output")
-    for path in filter(Path.exists, (folder / name for name in _MADE)):
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if made := [name for name in _MADE if (folder / name).exists()]:
+      earlier = next(path for i in itertools.count(1) if not (path := folder / f"earlier-{i}").exists())
+      for name in made:
+        (earlier / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(earlier / name)
+      print(f"What an earlier demo has made is now in {earlier}; remove it when you need it no more.")
   folder.mkdir(parents=True, exist_ok=True)
   (folder / _MARKER).touch()
 

@@ -121,7 +121,8 @@ def train(
     if validation_data is not None:
       eval_step = jax.jit(make_eval_step(model, loss))
       validation = distributed.first_before_others(lambda: validation_data(**shard))
-      measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates))
+      measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
+                                        (best_metric or "").partition("/")[0] == ValidationLoss.name))
 
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
@@ -194,10 +195,11 @@ class ValidationLoss:
 
   name = "validation"
 
-  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh, candidates: Candidates):
+  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh, candidates: Candidates,
+               decides: bool):
     self._batches, self._eval_step, self._mesh = batches, eval_step, mesh
     if (first := next(iter(batches), None)) is not None:
-      candidates.look_at_validation(first)
+      candidates.check_validation(first, decides)
 
   def __call__(self, params: Any) -> dict[str, float]:
     """`loss`, `accuracy` and `mrr` of these parameters."""

@@ -73,6 +73,15 @@ def test_many_are_said(capsys):
   assert "88% of the pairs of the first batch have no candidate" in capsys.readouterr().err
 
 
+def test_validation_that_measures_nothing(capsys):
+  candidates = Candidates(tiny_loss())
+  candidates.check_validation(batch(), decides=True)
+  candidates.check_validation(batch(*[DIFFERENT[:1]] * 3), decides=False)
+  assert "the validation data measures nothing: it has one pair; give it more" in capsys.readouterr().err
+  with pytest.raises(InputError, match="all of its 8 pairs have one query.*BEST_METRIC cannot be taken from it"):
+    candidates.check_validation(batch(query=SAME), decides=True)
+
+
 def test_a_later_batch_is_said_once(capsys):
   candidates = Candidates(tiny_loss())
   candidates.look_at(3, batch())

@@ -135,10 +135,13 @@ def test_nothing_begins_anew_where_checkpoints_are_but_none_is_whole(folder, cap
 
 def test_a_killed_save_is_removed(folder):
   saved(folder, [1]).close()
+  (folder / "12.orbax-checkpoint-tmp").mkdir()
+  (folder / "12.orbax-checkpoint-tmp/notes.txt").write_text("mine")
   for name in ("2.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-0", "4.orbax-checkpoint-tmp-1700000000000000"):
     (folder / name / "state.orbax-checkpoint-tmp").mkdir(parents=True)
   Checkpointer(folder)
-  assert names(folder) == ["1"]
+  assert names(folder) == ["1", "12.orbax-checkpoint-tmp.set-aside-1"]
+  assert (folder / "12.orbax-checkpoint-tmp.set-aside-1/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])

@@ -69,7 +69,8 @@ def test_reads_gzip_and_says_when_it_is_cut_off(folder):
     ('["d9"]', "corpus.jsonl:4: a list of JSON, not an object"),
     ('{"title": "t", "text": "t"}', 'corpus.jsonl:4: no "_id"'),
     ('{"_id": 9.5, "text": "t"}', 'corpus.jsonl:4: "_id": 9.5 is no id'),
-    ('{"_id": null, "text": "t"}', 'corpus.jsonl:4: no "_id", only'),
+    ('{"_id": null, "text": "t"}', 'corpus.jsonl:4: "_id" is null'),
+    ('{"_id": " ", "text": "t"}', 'corpus.jsonl:4: "_id" is \' \''),
     ('{"_id": true, "text": "t"}', 'corpus.jsonl:4: "_id": true is no id'),
     ('{"_id": ["d9"], "text": "t"}', 'corpus.jsonl:4: "_id": ["d9"] is no id'),
     ('{"_id": "d 9", "text": "t"}', 'corpus.jsonl:4: "_id" is \'d 9\''),
@@ -124,6 +125,11 @@ def test_judgements_that_are_of_no_use(folder, text, message):
     ("q1,d2,1", "test.tsv:5: 1 columns"),
     ("q1 0 d2 1 run", "test.tsv:5: 5 columns"),
     ("q1\t\t1", "test.tsv:5: 3 columns, or an empty one"),
+    ("q1\td2\t", "test.tsv:5: 3 columns, or an empty one"),  # NaN, as tables write it.
+    ("q1\td2", "test.tsv:5: 2 columns, where there are 3 above"),  # Cut off.
+    ("q1 0 d2 1", "test.tsv:5: 4 columns, where there are 3 above"),
+    ("q1\td2.0\t1", "test.tsv:5: unknown document 'd2.0'"),
+    ("q1\t2.0\t1", "unknown document '2.0'; it is not in the corpus (is it '2' there?"),
     ("q1\td2\tnan", "test.tsv:5: the grade 'nan' is not a whole number"),
     ("q1\td1\t0", "test.tsv:5: query 'q1', document 'd1' was judged 1 above and 0 here"),
 ])

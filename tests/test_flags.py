@@ -56,7 +56,7 @@ def test_every_path_may_begin_with_a_tilde(name, monkeypatch):
   assert read in (flags.path, flags.paths, flags.named_path)
   for text, expected in (("~/x/", "/home/someone/x/"), ("./a", "./a"), ("google/t5", "google/t5"),
                          ("gs://b/x", "gs://b/x"), ("a~b", "a~b")):
-    assert read(text) == expected
+    assert read(text) == (("", expected) if read is flags.named_path else expected)
   for text in ("s3://b/x", "file:///x", "a\0b"):
     with pytest.raises(argparse.ArgumentTypeError):
       read(text)
@@ -65,11 +65,14 @@ def test_every_path_may_begin_with_a_tilde(name, monkeypatch):
 def test_paths_with_names_and_commas(monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", "/home/someone")
   assert flags.paths("~/a,b,~/c") == "/home/someone/a,b,/home/someone/c" and flags.paths("") == ""
-  assert flags.named_path("A=~/x") == "A=/home/someone/x" and flags.named_path("~/a=b") == "/home/someone/a=b"
-  assert flags.named_path("A=google/t5") == "A=google/t5"
+  assert flags.named_path("A=~/x") == ("A", "/home/someone/x")
+  assert flags.named_path("~/a=b") == ("", "/home/someone/a=b")
+  assert flags.named_path("A=google/t5") == ("A", "google/t5") and flags.named_path("A=b=c") == ("A", "b=c")
   (tmp_path / "a=~b").touch()
   monkeypatch.chdir(tmp_path)
-  assert flags.named_path("a=~b") == "a=~b"  # It is there.
+  assert flags.named_path("a=~b") == ("", "a=~b")  # It is there.
+  (tmp_path / "x=y").mkdir()
+  assert flags.named_path(f"lr=1={tmp_path}/x=y") == ("lr=1", f"{tmp_path}/x=y")
   with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
     flags.named_path("A=")
 

@@ -39,7 +39,7 @@ ALLOWED = {
     "process_group.py": ({"errors"}, set()),
     "mining": ({"errors", "io", "collections", "model", "partitioning", "distributed", "retrieval", "text"},
                {"numpy", "etils", "tqdm"}),
-    "sweep": ({"errors", "io", "arguments", "config", "train", "data", "evaluation"}, {"etils", "tqdm"}),
+    "sweep": ({"errors", "io", "mining", "arguments", "config", "train", "data", "evaluation"}, {"etils", "tqdm"}),
     "plan/hlo.py": (set(), {"numpy"}),
     "plan/chips.py": ({"errors", "plan"}, set()),
     "plan/dry_run.py": ({"errors", "partitioning", "plan", "text", "training"}, {"jax"}),

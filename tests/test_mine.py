@@ -111,6 +111,20 @@ def test_what_prepare_wrote_is_no_file_of_pairs(tmp_path, capsys):
   assert "what gtr-jax prepare wrote" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "link.jsonl"])
+def test_what_is_read_is_not_overwritten(tmp_path, capsys, name):
+  folder = write_collection(tmp_path / "c", corpus(10), queries=2)
+  (folder / "link.jsonl").symlink_to("corpus.jsonl")
+  before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+  assert cli.main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / name}"]) == 2
+  assert "would be overwritten" in capsys.readouterr().err.splitlines()[-1]
+  assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+  assert cli.main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / 'new.jsonl'}"]) == 0
+  assert cli.main(["search", "--model", str(tmp_path), "--embeddings", str(tmp_path), "--queries",
+                   str(folder / "queries.jsonl"), "--output", str(folder / "queries.jsonl")]) == 2
+  assert "--output would overwrite --queries" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_ids_tell_what_is_the_same(tmp_path):
   pairs = [{"q": "lion", "p": "lion one", "qid": 1, "pid": "a"},
            {"q": "big lion", "p": "lion two", "qid": 1, "pid": "b"},

@@ -102,7 +102,7 @@ def test_workers_say_what_was_refused(number):
     list(workers.run(refuse, tasks, number, lambda n: None))
 
 
-def test_the_demo_removes_what_a_demo_has_made(tmp_path):
+def test_the_demo_moves_aside_what_a_demo_has_made(tmp_path):
   folder = tmp_path / "demo"
   demo._begin(folder)
   for name in ("gtr_pt/checkpoints", "results", "longer/checkpoints", "data/mine", "data/pydoc"):
@@ -111,7 +111,9 @@ def test_the_demo_removes_what_a_demo_has_made(tmp_path):
   (folder / "data/pydoc/finetune_hard_negatives.jsonl").write_text("x")
   demo._begin(folder)
   assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
-      "made_by_gtr_jax_demo", "longer/checkpoints/file", "data/mine/file", "data/pydoc/file"}
+      "made_by_gtr_jax_demo", "longer/checkpoints/file", "data/mine/file", "data/pydoc/file",
+      "earlier-1/gtr_pt/checkpoints/file", "earlier-1/results/file",
+      "earlier-1/data/pydoc/finetune_hard_negatives.jsonl"}
 
 
 @pytest.mark.parametrize("make, message", [

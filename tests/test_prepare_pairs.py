@@ -98,7 +98,7 @@ def test_named_fields(file):
   assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
-  with pytest.raises(InputError, match="jsonl:1: no field 'id', only 't'"):
+  with pytest.raises(InputError, match="jsonl:1: no field 'id', nor in the lines behind it, only 't'"):
     PairsJsonl((path,), query=("t",), passage=("long",), query_id="id").parts()
   for given in ({"query": ("t",)}, {"negatives": "n"}, {"query_id": "n"}):
     with pytest.raises(InputError, match="go"):
@@ -122,7 +122,7 @@ def test_broken_lines_are_counted(file, tmp_path):
   assert [e.query for e in examples] == ["a", "e", "last"]
   assert counts.reasons == {"broken": 6}
   assert [int(place.split(":")[1]) for place in counts.places] == [2, 3, 4, 5, 6, 8]
-  assert "3 is not a text" in counts.places[1].replace("'", "")
+  assert "a number (3), where a text is expected" in counts.places[1].replace("'", "")
 
 
 def test_filters_are_counted(file):

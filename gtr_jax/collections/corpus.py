@@ -83,8 +83,10 @@ def document_of(line: bytes, no_text: str | None = "") -> Document:
   if not isinstance(record, dict):
     raise ValueError(f"{jsonl.kind_of(record)} of JSON, not an object; each line must be one JSON object")
   if record.get("_id") is None:
-    raise ValueError(f'no "_id", only {", ".join(map(repr, record)) or "an empty object"}; every line needs one')
-  return Document(jsonl.id_of(record, "_id"), jsonl.text_of(record, "title", ""),
+    raise ValueError(jsonl.missing(record, "_id"))
+  if not (doc_id := jsonl.id_of(record, "_id")):
+    raise ValueError(f'"_id" is {record["_id"]!r}; an id may be neither empty nor contain white space')
+  return Document(doc_id, jsonl.text_of(record, "title", ""),
                   jsonl.text_of(record, "text", no_text))
 
 
@@ -190,5 +192,6 @@ def broken(path: epath.PathLike, line: lines.Line, rest: Iterable[lines.Line], e
   if jsonl.is_array(line):
     return jsonl.an_array(line)
   cut_off = not line.ended and "not JSON (" in str(error)
-  advice = "the file is cut off (no line end); fetch it again" if cut_off else "correct or remove the line"
+  advice = jsonl.other_form(line) or (
+      "the file is cut off (no line end); fetch it again" if cut_off else "correct or remove the line")
   return InputError(f"{line.place}: {error}; {advice}")

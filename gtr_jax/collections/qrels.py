@@ -38,22 +38,29 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
     part: of a file.
     on_broken: is told of lines that are none of these; None: they are an InputError.
   """
-  rest = lines.read_text(part, on_broken)
+  rest, width = lines.read_text(part, on_broken), 0
   for number, (place, line) in enumerate(rest, 1):
-    fields = [field.strip() for field in line.rstrip().split("\t")] if "\t" in line else lines.columns(line)
+    fields = [field.strip() for field in line.split("\t")] if "\t" in line else lines.columns(line)
     if not any(fields):
       continue
+    if len(fields) > 3 and not fields[-1]:
+      fields.pop()  # A tab behind the grade.
     grade = "1" if len(fields) == 2 else fields[-1]
     matched = _GRADE.fullmatch(grade)
     if number == 1 and not part.start and (not matched or len(fields) == 2) and _is_header(fields[0]):
+      width = len(fields)
       continue
-    if not 2 <= len(fields) <= 4 or not all(fields):
-      wrong = (f"{len(fields)} columns, or an empty one; write query-id, corpus-id and score with tabs between them, "
-               "or query, 0, document and grade, as TREC has it")
+    if width and len(fields) != width and 2 <= len(fields) <= 4:
+      wrong = f"{len(fields)} columns, where there are {width} above; give all lines the same"
+    elif not 2 <= len(fields) <= 4 or not all(fields):
+      commas = ", not commas" if len(fields) == 1 and "," in line else ""
+      wrong = (f"{len(fields)} columns, or an empty one; write query-id, corpus-id and score with tabs between "
+               f"them{commas}, or query, 0, document and grade, as TREC has it")
     elif not matched:
       header = "; if this is the header, write query-id, corpus-id and score" if number == 1 else ""
       wrong = f"the grade {grade!r} is not a whole number; write 0, 1, 2, ...{header}"
     else:
+      width = len(fields)
       yield Judgement(place, fields[0], fields[2 if len(fields) == 4 else 1], int(matched[1]))
       continue
     if on_broken is None:
@@ -64,6 +71,12 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
 
 def _is_header(name: str) -> bool:
   return re.sub(r"[\W_]", "", name).lower() in _HEADERS
+
+
+def _as_number(name: str) -> str:
+  """What to say of an id that a table has turned into a number."""
+  whole = re.fullmatch(r"(\d+)\.0+", name)
+  return f" (is it {whole[1]!r} there? a table writes ids as numbers with .0: write them as they are)" if whole else ""
 
 
 def read_qrels(path: epath.PathLike, query_ids: Container[str], doc_ids: Container[str],
@@ -87,9 +100,10 @@ def read_qrels(path: epath.PathLike, query_ids: Container[str], doc_ids: Contain
   lines.size_of(path)
   for place, query_id, doc_id, grade in judgements_in(Part(os.fspath(location(path)))):
     if query_id not in query_ids:
-      unknown_queries.append(f"{place}: unknown query {query_id!r}; it is not in the queries file")
+      unknown_queries.append(f"{place}: unknown query {query_id!r}; it is not in the queries file"
+                             f"{_as_number(query_id)}")
     if doc_id not in doc_ids:
-      unknown.append(f"{place}: unknown document {doc_id!r}; it is not in the corpus")
+      unknown.append(f"{place}: unknown document {doc_id!r}; it is not in the corpus{_as_number(doc_id)}")
     if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
       raise InputError(f"{place}: query {query_id!r}, document {doc_id!r} was judged {qrels[query_id][doc_id]} above "
                        f"and {grade} here; keep one")

@@ -146,6 +146,7 @@ def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]
 
   Raises InputError with file and line.
   """
+  without = {fields.query_id, fields.passage_id} - {None}  # of all lines so far
   for path in paths:
     with tqdm(total=lines.size_of(path), desc=f"shuffle {path.name}", unit="B", unit_scale=True, leave=False,
               delay=1) as bar, lines.on_bytes(bar.update):
@@ -154,6 +155,10 @@ def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]
           yield _example(row, fields, f"{_short(path)}:{place.rpartition(':')[2]}")
         except ValueError as e:
           raise InputError(f"{place}: {e}; correct or remove the line") from e
+        without -= row.keys()
+  if without:
+    raise InputError(f"{', '.join(map(os.fspath, paths))}: no line has a {min(without)!r}, which the task declares; "
+                     "name the field of the ids, or leave it out")
 
 
 def _short(path: epath.Path) -> str:
@@ -210,8 +215,8 @@ def _example(row: dict, fields: Fields, example_id: str) -> dict:
       "example_id": example_id,
       "query": text([there(name) for name in fields.query], "query", fields.query),
       "passage": text([there(name) for name in fields.passage], "passage", fields.passage),
-      "query_id": identifier(there(fields.query_id), fields.query_id) if fields.query_id else "",
-      "passage_id": identifier(there(fields.passage_id), fields.passage_id) if fields.passage_id else "",
+      "query_id": identifier(row.get(fields.query_id), fields.query_id),
+      "passage_id": identifier(row.get(fields.passage_id), fields.passage_id),
       "negatives": negatives,
       "negative_ids": negative_ids,
       "negative_queries": [text([q], "negative query", [fields.negative_queries])

@@ -19,6 +19,7 @@ from gtr_jax.io.atomic import write_text
 from gtr_jax.io.jsonl import read_objects
 from gtr_jax.io.paths import location
 
+_TITLE = "# Report"
 METRICS_FILE = "metrics.jsonl"
 _HEADLINES = ("nDCG@10", "Recall@100")
 _LENGTHS = "Median number of words of the ten documents that rank first, over all queries."
@@ -29,7 +30,7 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   """Writes report.md, its tables (CSV) and its plots (PNG and SVG) into a folder.
 
   Args:
-    output: the folder; what it holds under these names is replaced.
+    output: the folder: a new or empty one, or that of an earlier report, which is replaced.
     results: outputs of `evaluate` (folders, or their results.json). Systems and collections are put together.
     model_dirs: training runs.
     sweeps: outputs of `gtr-jax sweep`.
@@ -46,9 +47,11 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   runs = {name: _read_metrics(path) for name, path in _named(model_dirs).items()}
   of_sweeps = [studies.read_study(path) for path in sweeps]
   output = location(output)
+  if output.exists() and any(output.iterdir()) and not _is_ours(output):
+    raise InputError(f"{output}: not empty, and no report of gtr-jax is in it; give another --output")
   output.mkdir(parents=True, exist_ok=True)
   report = _Report(output)
-  report.parts.append("# Report")
+  report.parts.append(_TITLE)
   if scores:
     _quality(report, scores, collections)
     _beside_published(report, scores, collections)
@@ -60,6 +63,11 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
     _lengths(report, scores, collections)
   write_text(output / "report.md", "\n\n".join(report.parts) + "\n")  # The last, when what it shows is there.
   return output / "report.md"
+
+
+def _is_ours(folder: epath.Path) -> bool:
+  path = folder / "report.md"
+  return path.is_file() and path.read_bytes()[:len(_TITLE) + 2].decode(errors="replace") == _TITLE + "\n\n"
 
 
 class _Report:

@@ -62,9 +62,10 @@ def paths(text: str) -> str:
   return ",".join(path(one) for one in text.split(",") if one)
 
 
-def named_path(text: str) -> str:
-  """A path, or NAME=PATH."""
-  name, equals, of_name = text.rpartition("=")
-  if not equals or text.startswith("~") or os.path.exists(text):
-    return path(text)
-  return f"{name}={path(of_name)}"
+def named_path(text: str) -> tuple[str, str]:
+  """(name, path) of PATH, which has no name, or of NAME=PATH; there may be more = in either."""
+  places = [i for i, character in enumerate(text) if character == "="]
+  if not places or text.startswith("~") or os.path.exists(text):
+    return "", path(text)
+  at = next((i for i in places if text[i + 1:] and os.path.exists(os.path.expanduser(text[i + 1:]))), places[0])
+  return text[:at], path(text[at + 1:])

@@ -14,6 +14,7 @@ from gtr_jax.io.lines import Line, OnBroken, Part, check_rest, not_utf8, read_li
 from gtr_jax.io.paths import location
 
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
+_INEXACT = 2**53  # From here on, different whole numbers are the same float.
 _UNREADABLE = "not JSON that can be read"  # What is whole, and more than Python takes.
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
           type(None): "null"}
@@ -106,6 +107,8 @@ def _values(part, on_broken):
       continue
     if on_broken is None:
       check_rest(part.path, rest)
+    if advice := other_form(line):
+      raise InputError(f"{line.place}: {broken}; {advice}")
     if not line.ended and not broken.startswith(_UNREADABLE):
       raise InputError(f"{line.place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the "
                        "line")
@@ -113,6 +116,20 @@ def _values(part, on_broken):
       advice = "each line must be one JSON object: correct or remove the line"
       raise InputError(f"{line.place}: {broken}" + (f"; {advice}" if "JSON" in broken else ""))
     on_broken(line.place, broken)
+
+
+def other_form(line: Line) -> str:
+  """What to do about a file whose first line this is, and no JSON: of what forms that tell themselves it may be."""
+  text = line.data.strip()
+  if b"\r" in text:
+    return "its lines end with a carriage return alone, as on old Macs: tr '\\r' '\\n' < FILE"
+  if not line.place.endswith(":1") or line.data.isspace():
+    return ""
+  if text.startswith(b"{") and text.endswith((b"{", b"[", b",", b":")) and line.ended:
+    return "if this is JSON over several lines, write one object a line: jq -c . FILE (or '.data[]', where they are)"
+  if not text.startswith((b"{", b"[")) and text.count(b",") > 0 and b"\t" not in text:
+    return ("if this is CSV, write it as JSON lines: pandas.read_csv(…).to_json(…, orient='records', lines=True)")
+  return ""
 
 
 def is_array(line: Line) -> bool:
@@ -132,7 +149,7 @@ def an_array(line: Line) -> InputError:
 
 
 def identifier(value: Any) -> str:
-  """An id as text; "" for null and "", which are no ids. Of a table, 1 and 1.0 are one id, and "1" is the same.
+  """An id as text; "" for null and blank texts, which are no ids. Of a table, 1 and 1.0 are one id, "1" is the same.
 
   Raises:
     ValueError: it is none: true, a list, 1.5, NaN, ….
@@ -140,10 +157,12 @@ def identifier(value: Any) -> str:
   if value is None:
     return ""
   if isinstance(value, str):
-    return value
+    return value if value.strip() else ""
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value)
   if isinstance(value, float) and value.is_integer():
+    if abs(value) >= _INEXACT:
+      raise ValueError(f"{value!r} is no id: such numbers are not exact with a point; write it as a text")
     return str(int(value))
   raise ValueError(f"{json.dumps(value)[:40]} is no id")
 
@@ -154,7 +173,7 @@ def id_of(record: dict[str, Any], name: str) -> str:
   try:
     return _unicode(identifier(value))
   except ValueError as e:
-    raise ValueError(f'"{name}": {e}; give a text or a whole number, or null for none') from e
+    raise ValueError(f'"{name}": {e}; give a text or a whole number') from e
 
 
 def text_of(record: dict[str, Any], name: str, default: str | None = None) -> str:
@@ -167,13 +186,20 @@ def text_of(record: dict[str, Any], name: str, default: str | None = None) -> st
   if value is None:
     value = default
   if value is None:
-    raise ValueError(f'no "{name}", only {", ".join(map(repr, record)) or "an empty object"}; every line needs one')
+    raise ValueError(missing(record, name))
   if not isinstance(value, str):
     raise ValueError(f'"{name}" is {json.dumps(value)[:40]}, not a string')
   try:
     return _unicode(value)
   except ValueError as e:
     raise ValueError(f'"{name}" is {e}') from e
+
+
+def missing(record: dict[str, Any], name: str) -> str:
+  """What to say of a field that is not there, or null."""
+  if name in record:
+    return f'"{name}" is null; every line needs one'
+  return f'no "{name}", only {", ".join(map(repr, record)) or "an empty object"}; every line needs one'
 
 
 def _unicode(text: str) -> str:

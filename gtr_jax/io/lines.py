@@ -145,7 +145,11 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Ite
       yield whole
     except EOFError as e:
       raise InputError(f"{path}: the archive is cut off ({e}); fetch it again") from e
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
+    except gzip.BadGzipFile as e:
+      anew = "; or, where gzip -t finds it whole but for what follows, write it anew: zcat FILE | gzip"
+      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again"
+                       + anew * ("Not a gzipped" in str(e))) from e
+    except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
       raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
     except OSError as e:
       if e.errno is not None or not name.endswith(".bz2"):

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from etils import epath
 
@@ -46,6 +47,25 @@ def expanded(path: epath.PathLike) -> str:
   """
   location(path)
   return os.path.expanduser(os.fspath(path))
+
+
+def check_output(output: epath.PathLike, inputs: Mapping[str, epath.PathLike | None]) -> None:
+  """Raises InputError where a file to write is one that is read, or is there already in a folder that is.
+
+  Args:
+    output: the file.
+    inputs: flag -> file or folder, or what is no path here (a name on a hub), or None.
+  """
+  place = Path(os.path.realpath(location(output)))
+  for flag, given in inputs.items():
+    if given is None or is_remote(given) or not os.path.exists(os.path.expanduser(given)):
+      continue
+    of_input = Path(os.path.realpath(os.path.expanduser(given)))
+    if of_input == place:
+      raise InputError(f"--output would overwrite {flag}; give another file")
+    if place.exists() and of_input in place.parents:
+      raise InputError(f"--output {output}: is there, in {flag}, and would be overwritten; give another file, or "
+                       "remove it")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

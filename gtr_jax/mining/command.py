@@ -10,6 +10,7 @@ from typing import Any
 from gtr_jax import distributed
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
+from gtr_jax.io.paths import check_output
 
 DESCRIPTION = """\
 Writes training pairs again, each with `negatives`: passages that rank high for its query and do not answer it.
@@ -73,10 +74,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, missing: Any) -> str:
   """Mines; returns what to print. `missing` is what the flags say that the model may not."""
-  _check(args)
+  choice = check(args)
   from gtr_jax.mining import mine as mining
-  choice = mining.Choice(args.num_negatives, args.first_rank, args.last_rank, args.margin, args.max_score_ratio,
-                         args.seed)
   fields = mining.Fields(args.query_field or "query", args.passage_field or "positive", args.query_id_field,
                          args.passage_id_field, args.answers_field)
   if args.model:
@@ -126,14 +125,15 @@ def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], docum
   return counts.total()
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> Any:
+  """The choice of negatives. Raises InputError where flags do not go together; nothing is read."""
   if not args.pairs and not args.collection:
     raise InputError("give --pairs, training pairs as JSONL, or --collection, a corpus with judgements, or both")
   if args.pairs and os.path.exists(os.path.join(args.pairs, "manifest.json")):
     raise InputError(f"--pairs {args.pairs}: what gtr-jax prepare wrote (TFRecord); mine reads pairs as JSONL: give "
                      "the file that they were prepared from")
-  if args.pairs and os.path.realpath(args.pairs) == os.path.realpath(args.output):
-    raise InputError("--output would overwrite --pairs; give another file")
+  check_output(args.output, {"--pairs": args.pairs, "--collection": args.collection, "--model": args.model,
+                             "--vocabulary": args.vocabulary})
   if os.path.isdir(args.output):
     raise InputError(f"--output {args.output}: is a folder; name the file to write, for instance "
                      f"{os.path.join(args.output, 'mined.jsonl')}")
@@ -142,8 +142,10 @@ def _check(args: argparse.Namespace) -> None:
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field"):
     if getattr(args, name) and not args.pairs:
       raise InputError(f"--{name} is a field of --pairs; the judgements of a collection have none, leave it out")
+  from gtr_jax.mining.mine import Choice
+  choice = Choice(args.num_negatives, args.first_rank, args.last_rank, args.margin, args.max_score_ratio, args.seed)
   if args.model:
-    return
+    return choice
   if args.embeddings:
     raise InputError("--embeddings keeps those of --model; BM25 has none, leave it out")
   if args.margin is not None and args.margin < 0 or args.max_score_ratio is not None and args.max_score_ratio > 1:
@@ -153,6 +155,7 @@ def _check(args: argparse.Namespace) -> None:
   if by_score and args.collection and args.pairs and not args.passage_id_field:
     raise InputError("--margin and --max_score_ratio compare with the score of the pair's own passage: say with "
                      "--passage_id_field which of --collection that is")
+  return choice
 
 
 def _read_collection(args: argparse.Namespace) -> tuple[Any, Any, Any]:

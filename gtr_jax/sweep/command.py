@@ -155,12 +155,17 @@ def _resolver(search_paths: list[str]) -> Callable:
 def _problem(words: Sequence[str]) -> str | None:
   """What is wrong with the flags of a command, if anything is."""
   from gtr_jax import arguments
+  from gtr_jax.mining import command as mining
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):
-      arguments.parser().parse_args(words)
+      args = arguments.parser().parse_args(words)
+    if args.command == "mine":
+      mining.check(args)
   except SystemExit:
     return said.getvalue().strip().splitlines()[-1]
+  except InputError as e:
+    return str(e)
   return None
 
 

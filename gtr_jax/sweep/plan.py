@@ -119,7 +119,7 @@ def make_plan(sweep: Sweep, folders: Folders, resolve: Resolve) -> Plan:
   runs = []
   evaluated: dict[str, str] = {}  # model -> results of the first run that has it
   flags = tuple(_words(sweep.evaluate))
-  if wrong := {"--model", "--output", "--bm25"} & set(flags):
+  if wrong := {"--model", "--output", "--bm25"} & _names(flags):
     raise InputError(f"plan.Sweep.evaluate: the sweep gives {' and '.join(sorted(wrong))} itself; leave it out")
   if flags and sweep.bm25:
     folder = _results(folders, BM25)
@@ -267,14 +267,21 @@ def _training_job(stage, begins, of_axes, common, made, last, folders, resolve, 
   return Job(name, tuple(words), after, model_dir, name)
 
 
+def _names(words: Sequence[str]) -> set[str]:
+  """The flags among words, as --flag value or --flag=value."""
+  return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
 def _mining_job(stage, commands, made, last, folders, jobs) -> Job:
   words = [word for command in commands for word in _words(command)]
+  if "--output" in _names(words):
+    raise InputError("the sweep gives --output itself; leave it out")
   after = _needed(words, made)
-  if last is not None and "--model" not in words:
+  if last is not None and "--model" not in _names(words):
     words += ["--model", f"{{{_stage_of(made, last)}}}"]
     after = _needed(words, made)
   name = f"{stage}_{_hash(repr([_filled(word, made, {of: of for of in made.values()}) for word in words]))}"
-  if "--model" in words and "--embeddings" not in words:
+  if "--model" in _names(words) and "--embeddings" not in _names(words):
     words += ["--embeddings", os.path.join(folders.output, "embeddings")]
   words = [_filled(word, made, {of: jobs[of].makes for of in made.values()}) for word in words]
   # Other sweeps mine into the same folder, with the same words maybe, from other files.

@@ -55,13 +55,26 @@ class Candidates:
       print(f"the batch of step {step} teaches nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no "
             "success (said once)", file=sys.stderr)
 
-  def look_at_validation(self, batch: Batch) -> None:
-    """Of the first validation batch: says so. All processes call it with their parts."""
+  def check_validation(self, batch: Batch, decides: bool) -> None:
+    """Of the first validation batch. All processes call it with their parts.
+
+    Args:
+      batch: the batch.
+      decides: whether what is measured on it decides which checkpoint is the best.
+
+    Raises:
+      InputError: no pair has a candidate, and it decides; otherwise this is said.
+    """
     pairs = _Pairs(batch, several=jax.process_count() > 1)
     alone, looked_at = self._alone(pairs)
-    if alone == looked_at and jax.process_index() == 0:
-      print(f"the validation data measures nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no success",
-            file=sys.stderr)
+    if alone < looked_at:
+      return
+    why = self._why(pairs) if len(pairs.query) > 1 else "it has one pair; give it more"
+    message = f"the validation data measures nothing: {why}; its loss of 0 and accuracy of 1 are no success"
+    if decides:
+      raise InputError(f"{message}, and BEST_METRIC cannot be taken from it")
+    if jax.process_index() == 0:
+      print(message, file=sys.stderr)
 
   def _alone(self, pairs: "_Pairs") -> tuple[int, int]:
     """(pairs without a candidate but their own, pairs that were looked at)."""

@@ -111,7 +111,10 @@ class JudgedPairs:
                            f"{rest[0][:60]!r}; ids must be unique: remove one")
         query = rest[0]
       elif what == "judged":
-        judged.setdefault(rest[0], {})[rest[1]] = rest[2]
+        of_split = judged.setdefault(rest[0], {})
+        if of_split.setdefault(rest[1], rest[2]) != rest[2]:
+          raise InputError(f"{self.qrels if rest[0] == 'train' else self.validation_qrels}: query {key!r}, passage "
+                           f"{rest[1]!r} is judged {of_split[rest[1]]} in one line and {rest[2]} in another; keep one")
       elif what == "ranked":
         ranked += rest[0]
         known.update(rest[1])

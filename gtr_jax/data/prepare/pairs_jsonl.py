@@ -8,6 +8,8 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import itertools
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -23,6 +25,7 @@ from gtr_jax.values import NonNegative, Positive, check_fields
 _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
           ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"), ("title", "text"))
 _NEGATIVES = re.compile(r"negatives?(_\d+)?|downvoted_answer")
+_LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
 _KINDS = ('[query, passage], [query, passage, negative], {"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, '
           '{"texts": [query, passage]} or {"title": ..., "body": ...}')
@@ -91,7 +94,8 @@ class PairsJsonl:
       file_parts = lines.line_parts([path])
       counts = Counts()
       with contextlib.closing(jsonl.read_values(file_parts[0]._replace(stop=None), counts.broken)) as rows:
-        place, row = next(rows, (path, None))
+        first = list(itertools.islice(rows, _LOOKED_AT))
+      place, row = first[0] if first else (path, None)
       if row is None and counts.places:
         raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
       try:
@@ -99,6 +103,10 @@ class PairsJsonl:
       except ValueError as e:
         raise InputError(f"{place}: {e}; expected {_KINDS}, "
                          "or name the fields with --query and --passage") from e
+      for name in filter(None, (self.query_id, self.passage_id)):
+        if not any(isinstance(row, dict) and name in row for _, row in first):
+          raise InputError(f"{place}: no field {name!r}, nor in the lines behind it, only "
+                           f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
       parts += file_parts
     return parts
 
@@ -158,7 +166,7 @@ class PairsJsonl:
 
   def _text(self, value):
     if not isinstance(value, str):
-      raise ValueError(f"{str(value)[:40]!r} is not a text")
+      raise ValueError(f"{jsonl.kind_of(value)} ({json.dumps(value)[:40]}), where a text is expected")
     if not (value.isascii() and value.isprintable()):
       value = _NOT_TEXT.sub("", value)
     return html_to_text(value) if self.html else value.strip()
@@ -189,10 +197,8 @@ def _joined(row, names):
 
 
 def _identifier(row, name):
-  if name and name not in row:
-    raise ValueError(f"no field {name!r}, only {', '.join(map(repr, row)) or 'an empty object'}")
   try:
-    return jsonl.identifier(row[name]) if name else ""
+    return jsonl.identifier(row.get(name))
   except ValueError as e:
     raise ValueError(f"field {name!r}: {e}") from e
 

@@ -24,7 +24,7 @@ from gtr_jax.collections.corpus import Document, document_of
 from gtr_jax.data import root
 from gtr_jax.data.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, lines
+from gtr_jax.io import atomic, jsonl, lines
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
@@ -134,7 +134,8 @@ def _index(path, size, columns, folder):
   with open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
       total=size, desc=f"index {os.path.basename(path)}", unit="B", unit_scale=True, leave=False, delay=1) as bar, (
           lines.on_bytes(bar.update)):
-    for number, (place, line, stop, ended) in enumerate(lines.read_lines(Part(path)), 1):
+    for number, read in enumerate(lines.read_lines(Part(path)), 1):
+      place, line, stop, ended = read
       if unpacked:
         copy.write(line + b"\n")
         stop = position + len(line) + 1
@@ -147,6 +148,8 @@ def _index(path, size, columns, folder):
       try:
         row_id = parse(line).id
       except ValueError as e:
+        if number == 1 and (advice := jsonl.other_form(read)):
+          raise InputError(f"{place}: {e}; {advice}") from e
         if columns == "json" and line.strip() and not ended:
           raise InputError(f"{place}: {e}, and no line end: the file is cut off; fetch it again, or remove the line"
                            ) from e
