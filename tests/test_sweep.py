@@ -116,6 +116,7 @@ def test_a_list_of_runs_and_no_evaluation():
     ({"runs": {"r": {"size": "huge"}}}, "axis size has no value 'huge'; it has small, large"),
     ({"runs": {}}, "runs is empty"),
     ({"evaluate": "--model x"}, "the sweep gives --model itself"),
+    ({"evaluate": "--collection c --output=y --model=x"}, "the sweep gives --model and --output itself"),
     ({"stages": {"a": ["x.gin", "B = '{c}'"]}, "axes": {}}, "stage a: {c} stands for what a stage before"),
     ({"axes": {"a": {"b": {"stages": ["finetune"]}}}}, "run b, stage finetune: {mine} stands for what"),
     ({"refused": ["large.gin"]}, "run PT-large-0.1, stage pretrain: nothing in this run uses {'large.gin'}"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_resume import GIN, sentence
+from test_resume import GIN, STEPS, sentence
 from tiny_model_dir import corpus, write_collection, write_vocabulary
 
 from gtr_jax import cli
@@ -21,7 +21,7 @@ add_pair_task("sweep_pairs", jsonl(train="pairs.jsonl"), query="query", passage=
               shuffle_buffer_size=64)
 """
 TINY = GIN.split("WARMUP_STEPS")[0].replace("include 'models/t5_1_0.gin'", "include 'models/t5_tiny.gin'").replace(
-    "TRAIN_STEPS = 120", "TRAIN_STEPS = 3").replace("in_batch.InBatchLoss.temperature", "TEMPERATURE") + """
+    f"TRAIN_STEPS = {STEPS}", "TRAIN_STEPS = 3").replace("in_batch.InBatchLoss.temperature", "TEMPERATURE") + """
 BATCH_SIZE = 8
 TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 12}
 MIXTURE_OR_TASK_MODULE = 'sweep_tasks'
@@ -187,6 +187,17 @@ def test_printed_commands_name_the_data_folder(folder, capsys, monkeypatch):
     if line.startswith(("gtr-jax train", "gtr-jax evaluate")):
       assert f"--data_dir {folder}/data" in line
   assert f"--data_dir {folder}/data --collect" in (folder / "out" / "slurm" / "submit.sh").read_text()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--first_rank 9", "ranks 9 to 3"), ("--split dev", "--split says which judgements"),
+    ("--num_negatives 4", "4 negatives: ranks 1 to 3 have fewer"),
+    ("--output x.jsonl", "the sweep gives --output itself"), ("--output=x.jsonl", "the sweep gives --output itself"),
+    ("--embeddings x --model=y --margin x", "give a number")])
+def test_mining_is_checked_before_anything_runs(folder, capsys, flags, message):
+  (folder / "real.gin").write_text(REAL.replace("--last_rank 10", f"--last_rank 3 {flags}"))
+  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
+  assert message in capsys.readouterr().err.splitlines()[-1] and not (folder / "out").exists()
 
 
 def test_the_folder_of_something_else(folder, capsys):
