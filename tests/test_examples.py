@@ -165,6 +165,17 @@ def test_null_is_no_id(data_dir, vocabulary):
   assert a["negative_passage_hash"][1] == b["negative_passage_hash"][0]
 
 
+def test_ids_that_are_not_there(data_dir, vocabulary):
+  """As null, but where no line has any the declared name is wrong."""
+  write_jsonl(data_dir / "pairs.jsonl", [{"query": "ba", "passage": "da", "qid": 1}, {"query": "be", "passage": "de"}])
+  fields = {"query": "query", "passage": "passage", "vocabulary": vocabulary}
+  got = read(add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query_id="qid", **fields))
+  assert got["pairs.jsonl:1"]["query_hash"] != got["pairs.jsonl:2"]["query_hash"]
+  task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), passage_id="pid", **fields)
+  with pytest.raises(InputError, match="pairs.jsonl: no line has a 'pid', which the task declares"):
+    read(task)
+
+
 @pytest.mark.parametrize("value", ["true", "1.5", "[1]", '{"a": 1}', "NaN", "Infinity"])
 @pytest.mark.parametrize("field", ["qid", "pid", "nids"])
 def test_what_is_no_id(data_dir, vocabulary, field, value):

@@ -121,6 +121,12 @@ def test_broken_lines(folder):
   assert any("queries.jsonl:5: not a query with _id and text" in place for place in counts.places)
 
 
+def test_judgements_that_contradict_each_other(folder):
+  write_qrels(folder, "train", "q0 d0 1", "q0 d0 0", "q1 d1 1")
+  with pytest.raises(InputError, match="train.tsv: query 'q0', passage 'd0' is judged 1 in one line and 0 in another"):
+    run(folder)
+
+
 def test_missing_files(folder):
   with pytest.raises(InputError, match=r"test.tsv: no such file; splits here: train\."):
     run(folder, "--split", "test")
