@@ -4,6 +4,7 @@ Only process 0 prints and writes what there is once, and what the processes have
 functions work in a single process too, where there is nobody to ask.
 """
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -52,12 +53,25 @@ def join(name: str, cluster: Cluster, advice: str = "start all of them again") -
   jax.distributed.initialize(f"{host}:{group.jax_port}", cluster.count, cluster.index,
                              local_device_ids=cluster.local_device_ids, cluster_detection_method="deactivate",
                              shutdown_timeout_seconds=60)
+  _let_reasons_come_first()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has taken it, for a service that is not used here.
   if jax.process_index() != cluster.index:
     raise InputError(f"--process_id {cluster.index}: the machines say that this is process {jax.process_index()}; give "
                      "that, or --distributed")
   check_same({f"the version of {package}": importlib.metadata.version(package) for package in ("jax", "jaxlib")} |
              {"the source code of gtr_jax": _source_hash()})
+
+
+def _let_reasons_come_first() -> None:
+  """Where process 0 is lost, a thread of jax aborts the others at once, whatever they are doing.
+
+  That thread sleeps first (`sleep` takes the number of the signal, six, for seconds), so that the thread that listens
+  can say which process is lost and end this one, also where another one holds Python for a while. What aborts for a
+  reason of its own does so a little later.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def find_cluster() -> Cluster:

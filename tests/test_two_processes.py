@@ -148,6 +148,27 @@ def test_the_first_process_is_killed(together):
   assert re.search(r"^test \(process 1 of 2\): process 0 of 2 \(on \S+\) is gone: .*; start again$", outputs[1], re.M)
 
 
+BUSY = """
+import os, signal, sys, time
+from gtr_jax import distributed
+distributed.join("busy", distributed.Cluster("localhost:" + sys.argv[2], 2, int(sys.argv[1])), "start again")
+if sys.argv[1] == "0":
+  os.kill(os.getpid(), signal.SIGKILL)
+while True:
+  sum(range(2 * 10**7))  # Python hears of nothing meanwhile.
+"""
+
+
+def test_a_busy_process_says_that_the_first_one_is_killed():
+  """jax would abort it before its own thread has a turn."""
+  port = str(free_port())
+  processes = [subprocess.Popen([sys.executable, "-c", BUSY, str(i), port], stderr=subprocess.PIPE, text=True)
+               for i in range(2)]
+  outputs = [process.communicate()[1] for process in processes]
+  assert [process.returncode for process in processes] == [-signal.SIGKILL, 1], outputs
+  assert re.search(r"^busy \(process 1 of 2\): process 0 of 2 \(on \S+\) is gone: .*; start again$", outputs[1], re.M)
+
+
 def test_train_goes_on_after_one_is_killed(tmp_path):
   """`gtr-jax train` with the real pipeline: each process reads its part of the data."""
   steps = 32
