@@ -31,7 +31,7 @@ def parse(data: bytes, unique: bool = False) -> Any:
     ValueError: it is none; the message says why, in words.
   """
   try:
-    return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_copies if unique else None)
+    return json.loads(data.decode().removeprefix("\ufeff"), object_pairs_hook=_without_copies if unique else None)
   except UnicodeDecodeError as e:
     raise ValueError(not_utf8(data)) from e
   except json.JSONDecodeError as e:
