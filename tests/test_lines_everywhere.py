@@ -140,6 +140,14 @@ def test_a_damaged_archive_is_not_blamed_on_a_line(tmp_path, reader):
   assert "the archive is damaged" in error(READERS[reader], path)
 
 
+def test_a_broken_line_with_a_carriage_return_is_one_of_many(tmp_path):
+  """`prepare` counts it, and does not take the file for one of an old Mac."""
+  (tmp_path / "x.jsonl").write_bytes(LINE + b'{"query": "a\rb"\n' + LINE)
+  counts = Counts()
+  found = list(jsonl.read_values(jsonl.Part(str(tmp_path / "x.jsonl")), counts.broken))
+  assert len(found) == 2 and counts.reasons["broken"] == 1
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file(tmp_path, reader):
   (tmp_path / "folder").mkdir()

@@ -121,14 +121,14 @@ def _values(part, on_broken):
 def other_form(line: Line) -> str:
   """What to do about a file whose first line this is, and no JSON: of what forms that tell themselves it may be."""
   text = line.data.strip()
+  if not line.place.endswith(":1"):  # A later line of that kind is only broken.
+    return ""
   if b"\r" in text:
     return "its lines end with a carriage return alone, as on old Macs: tr '\\r' '\\n' < FILE"
-  if not line.place.endswith(":1") or line.data.isspace():
-    return ""
   if text.startswith(b"{") and text.endswith((b"{", b"[", b",", b":")) and line.ended:
     return "if this is JSON over several lines, write one object a line: jq -c . FILE (or '.data[]', where they are)"
-  if not text.startswith((b"{", b"[")) and text.count(b",") > 0 and b"\t" not in text:
-    return ("if this is CSV, write it as JSON lines: pandas.read_csv(…).to_json(…, orient='records', lines=True)")
+  if not text.startswith((b"{", b"[")) and b"," in text and b"\t" not in text:
+    return "if this is CSV, write it as JSON lines: pandas.read_csv(…).to_json(…, orient='records', lines=True)"
   return ""
 
 

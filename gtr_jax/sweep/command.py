@@ -188,7 +188,8 @@ def _check_mined(whole: Any, done: set[str], print_only: bool) -> None:
 def _check_collections(whole: Any, done: set[str], data_root: Any, print_only: bool) -> None:
   """Says which collections will be downloaded. Raises InputError (where commands are printed: says) what is missing."""
   from gtr_jax import arguments
-  from gtr_jax.evaluation.evaluate import Protocol, check_collections
+  from gtr_jax.collections.protocol import Protocol
+  from gtr_jax.evaluation.evaluate import check_collections
   job = next((job for job in whole.jobs.values() if job.words[0] == "evaluate" and job.name not in done), None)
   if job is None:
     return
