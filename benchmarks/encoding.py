@@ -13,8 +13,8 @@ import measure
 import numpy as np
 from flax import linen as nn
 
-from gtr_jax import partitioning
-from gtr_jax.retrieval import encode
+from gtr_jax.inference import embed
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.tokenizer import Tokenizer
 
 
@@ -39,7 +39,7 @@ def main():
   def ours(number):
     del number
     ids = pairs.passage_ids if pairs.passages is None else tokenizer.encode(pairs.passages, max_length)
-    found["gtr_jax"] = encode.embed_tokens(model, params, ids, "passage", max_length, mesh)
+    found["gtr_jax"] = embed.embed_tokens(model, params, ids, "passage", max_length, mesh)
 
   variants = {"gtr_jax": ours}
   with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def main():
       same = [i for i, ids in enumerate(theirs_ids) if np.array_equal(ids, pairs.passage_ids[i])]
 
   flops = measure.encoder_flops(model.config, [len(ids) for ids in pairs.passage_ids])
-  slots = sum(batch.texts.tokens.size for batch in encode._batches(pairs.passage_ids, max_length, mesh.size, True))
+  slots = sum(batch.texts.tokens.size for batch in embed._batches(pairs.passage_ids, max_length, mesh.size, True))
   results, lines = {}, []
   for name, of_variant in seconds.items():
     share = median(flops / second / rate for second, rate in zip(of_variant, rates[name], strict=True))

@@ -14,10 +14,10 @@ from pathlib import Path
 import measure
 import numpy as np
 
-from gtr_jax.data import root
 from gtr_jax.data.examples import add_pair_task, jsonl
 from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.data.vocabulary import train_vocabulary
+from gtr_jax.io import data_root
 from gtr_jax.text.batch import RowLengths, make_batch
 
 
@@ -55,7 +55,7 @@ def main():
       args.query_field, args.passage_field, pairs, extra_ids = "title", "body", "pairs.jsonl", 0
     else:
       vocabulary, pairs, extra_ids = args.vocabulary, os.path.abspath(args.pairs), 100
-    root.set_data_dir(name)
+    data_root.set_data_dir(name)
     add_pair_task("pairs", jsonl(train=str(pairs)), query=args.query_field, passage=args.passage_field,
                   vocabulary=os.path.abspath(vocabulary), extra_ids=extra_ids)
     lengths = dict(zip(("inputs", "targets"), args.lengths, strict=True))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch, split_hash
 
 

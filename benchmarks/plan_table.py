@@ -13,8 +13,8 @@ import shlex
 import subprocess
 import sys
 
-from gtr_jax.plan import chips, command, dry_run
-from gtr_jax.plan.hlo import Collective, Work
+from gtr_jax.dry_run import chips, command, step_plan
+from gtr_jax.dry_run.hlo import Collective, Work
 
 SIZES, BATCHES, DEVICES = ("base", "large", "xl", "xxl"), (2048, 65536), (8, 64, 256)
 AT_ONCE = 32  # pairs that a device encodes at once
@@ -34,7 +34,7 @@ def flags(size: str, batch: int, devices: int) -> list[str]:
   return out
 
 
-def row(size: str, batch: int, devices: int, plan: dry_run.Plan) -> str:
+def row(size: str, batch: int, devices: int, plan: step_plan.Plan) -> str:
   """A line of the table."""
   state = plan.params_bytes + plan.optimizer_bytes
   floors = {name: chips.floor(chip, plan.work, state).seconds for name, chip in chips.CHIPS.items()}
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     fields = json.loads(run.stdout.splitlines()[-1])
     work = fields["work"]
     work["collectives"] = [Collective(*collective) for collective in work["collectives"]]
-    print(row(size, batch, devices, dry_run.Plan(**{**fields, "work": Work(**work)})), flush=True)
+    print(row(size, batch, devices, step_plan.Plan(**{**fields, "work": Work(**work)})), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 import measure
 import numpy as np
 
-from gtr_jax import partitioning
+from gtr_jax.parallel import partitioning
 from gtr_jax.retrieval.search import Searcher
 
 

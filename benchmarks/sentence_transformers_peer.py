@@ -8,8 +8,8 @@ from etils import epath
 from flax import traverse_util
 from sentence_transformers import SentenceTransformer
 
-from gtr_jax.convert import export
-from gtr_jax.convert.source import Array
+from gtr_jax.formats import sentence_transformers_writer
+from gtr_jax.formats.source import Array
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -28,6 +28,6 @@ def build(model: DualEncoder, params: dict, vocabulary: str | Path, folder: Path
   """
   flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
   arrays = {name: Array(x.shape, x.dtype, lambda x=x: x) for name, x in flat.items()}
-  export.write(epath.Path(folder), model, arrays, Tokenizer(vocabulary, extra_ids),
+  sentence_transformers_writer.write(epath.Path(folder), model, arrays, Tokenizer(vocabulary, extra_ids),
                {"query": max_length, "document": max_length}, {"query": "", "document": ""}, "")
   return SentenceTransformer(str(folder), device="cpu", config_kwargs={"dropout_rate": 0.0})

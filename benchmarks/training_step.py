@@ -14,9 +14,9 @@ import jax
 import measure
 import numpy as np
 
-from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import create_state

@@ -1,4 +1,4 @@
-"""The one exception that means "your input is wrong", as opposed to "gtr_jax is wrong"."""
+"""The errors that the command line prints as one line: what is not a bug of gtr_jax."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
   The message is one line that says what is wrong, where (file and line), and what to do. The command line prints it
   without a traceback and exits with code 2.
   """
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; one line says why and what to do. The command line prints it and exits with code 1."""

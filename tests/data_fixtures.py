@@ -3,8 +3,8 @@
 import pytest
 from tiny_text import words
 
-from gtr_jax.data import root
 from gtr_jax.data.vocabulary import train_vocabulary
+from gtr_jax.io import data_root
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,6 @@ def data_dir(tmp_path):
   """An empty data root, set as this process's."""
   folder = tmp_path / "data"
   folder.mkdir()
-  root.set_data_dir(str(folder))
+  data_root.set_data_dir(str(folder))
   yield folder
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)

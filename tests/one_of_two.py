@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import TinyBatches, tiny_loss
 
-from gtr_jax import arguments, cli, distributed, partitioning
-from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.cli import main
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
+from gtr_jax.parallel import partitioning, processes
 from gtr_jax.training import optimizers
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
@@ -32,7 +33,7 @@ class PartOfBatches(TinyBatches):
 
   def __init__(self, mesh, signal_after=None, number=None):
     super().__init__(partitioning.num_groups(mesh))
-    part, parts = distributed.data_part(mesh)
+    part, parts = processes.data_part(mesh)
     self._mine = slice(part * self.groups // parts, (part + 1) * self.groups // parts)
     self._signal_after, self._number = signal_after, number
 
@@ -48,7 +49,7 @@ def fed(**axes):
   mesh = partitioning.make_mesh(**axes)
   batch = partitioning.global_batch(mesh, next(iter(PartOfBatches(mesh))).batch)
   whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(batch.queries.tokens)
-  return [distributed.data_part(mesh), np.asarray(whole).tolist()]
+  return [processes.data_part(mesh), np.asarray(whole).tolist()]
 
 
 class Training:
@@ -65,14 +66,14 @@ class Training:
 
   def run(self, folder, **signals):
     """Begins or goes on; returns what `fit` returns."""
-    if distributed.is_first():
+    if processes.is_first():
       folder.mkdir(exist_ok=True)
-    distributed.wait_for_all()
+    processes.wait_for_all()
     checkpointer = Checkpointer(folder / "checkpoints")
     periods, batches = Periods(STEPS, log=1, checkpoint=0), PartOfBatches(self.mesh, **signals)
     batches.wants_state = periods.may_save
     state, progress = resume(checkpointer, self._double(self._single), self._shardings, batches)
-    writers = [JsonlWriter(folder / "metrics.jsonl", int(state.step))] if distributed.is_first() else []
+    writers = [JsonlWriter(folder / "metrics.jsonl", int(state.step))] if processes.is_first() else []
     with contextlib.closing(checkpointer):
       return fit(state, self._step, batches, checkpointer, periods=periods, mesh=self.mesh, writers=writers,
                  progress=progress)
@@ -80,8 +81,8 @@ class Training:
 
 def command(*argv):
   """Runs a command of gtr-jax in processes that are joined already."""
-  args = arguments.parser().parse_args([str(arg) for arg in argv])
-  assert not cli._COMMANDS[args.command](args)
+  args = main.parser().parse_args([str(arg) for arg in argv])
+  assert not main.COMMANDS[args.command].run(args)
 
 
 def alone(folder):
@@ -93,22 +94,22 @@ def alone(folder):
 
 
 def together(index, port, folder):
-  distributed.join("test", distributed.Cluster(f"localhost:{port}", 2, index), "start again")
+  processes.join("test", processes.Cluster(f"localhost:{port}", 2, index), "start again")
   report = {"devices": [jax.device_count(), jax.local_device_count()]}
 
   try:
-    distributed.check_same({"BATCH_SIZE": 16, "LEARNING_RATE": 0.1 * (1 + index)})
+    processes.check_same({"BATCH_SIZE": 16, "LEARNING_RATE": 0.1 * (1 + index)})
   except InputError as e:
     report["differs"] = str(e)
-    distributed.wait_for_all()  # Where process 0 waits.
-  distributed.SHARED_SECONDS = 1
+    processes.wait_for_all()  # Where process 0 waits.
+  processes.SHARED_SECONDS = 1
   own = folder / f"of_process_{index}"
   own.mkdir()
   try:
-    distributed.check_shared(own)
+    processes.check_shared(own)
   except InputError as e:
     report["not shared"] = str(e)
-    distributed.wait_for_all()
+    processes.wait_for_all()
 
   report["fed"] = [fed(model=4), fed(model=8)]
 
@@ -127,7 +128,7 @@ def together(index, port, folder):
   command("evaluate", "--model", model, "--collection", collection, "--bm25", "--output", folder / "results")
 
   (folder / f"report_{index}.json").write_text(json.dumps(report))
-  distributed.wait_for_all()
+  processes.wait_for_all()
   with jax.enable_x64(True):
     training.run(folder / "killed", **({} if index else {"signal_after": 3, "number": signal.SIGKILL}))
 

@@ -18,11 +18,11 @@ from gtr_jax.collections.beir import SETS, SUITES, parts
 from gtr_jax.collections.collection import read_collection
 from gtr_jax.collections.find import find_collections
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir
+from gtr_jax.evaluation import averages
 from gtr_jax.evaluation.evaluate import Protocol, evaluate
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.published import published
-from gtr_jax.partitioning import make_mesh
+from gtr_jax.parallel.partitioning import make_mesh
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -31,8 +31,9 @@ ALL = dict.fromkeys(SETS, {"beir": True})  # What results say of collections tha
 
 def test_the_table():
   assert {name: len(sets) for name, sets in SUITES.items()} == {"beir": 19, "beir-public": 15, "nano-beir": 13}
-  assert {name: len(sets) for name, sets in beir.AVERAGES.items()} == {"BEIR-18": 18, "BEIR-14": 14, "NanoBEIR-13": 13}
-  assert not any("msmarco" in sets for name, sets in beir.AVERAGES.items() if name != "NanoBEIR-13")
+  assert {name: len(sets) for name, sets in averages.AVERAGES.items()} == {
+      "BEIR-18": 18, "BEIR-14": 14, "NanoBEIR-13": 13}
+  assert not any("msmarco" in sets for name, sets in averages.AVERAGES.items() if name != "NanoBEIR-13")
   forums = [SETS[name] for name in parts("cqadupstack")]
   whole = SETS["cqadupstack"]  # Published are the sums, 457,199 and 13,145.
   assert (len(forums), sum(of.documents for of in forums), sum(of.queries for of in forums)) == (
@@ -44,7 +45,7 @@ def test_the_table():
       "msmarco": ("dev", 64, 512, False), "trec-news": ("test", 64, 768, False), "robust04": ("test", 64, 768, False),
       "arguana": ("test", 512, 512, True), "quora": ("test", 64, 512, True),
       "nano-beir/arguana": ("test", 512, 512, True), "nano-beir/quora": ("test", 64, 512, True)}
-  assert all(measure in MEASURES for of in SETS.values() for measure in (of.measure, beir.recall_of(of.name)))
+  assert all(measure in MEASURES for of in SETS.values() for measure in (of.measure, averages.recall_of(of.name)))
   assert [of.name for of in SETS.values() if of.measure == "MRR@10"] == ["msmarco"]
 
 
@@ -52,10 +53,10 @@ def test_published_averages_are_those_of_the_published_rows():
   """Which sets an average is of, and that no figure was mistyped: every source gives its averages as well."""
   seen = set()
   for row in published():
-    values = {name: {row.measure: value, beir.recall_of(name): value} for name, value in row.values.items()
+    values = {name: {row.measure: value, averages.recall_of(name): value} for name, value in row.values.items()
               if name in SETS and value is not None}
-    assert set(row.values) <= SETS.keys() | beir.AVERAGES.keys()
-    for name, value in beir.averages(values, row.measure, ALL).items():
+    assert set(row.values) <= SETS.keys() | averages.AVERAGES.keys()
+    for name, value in averages.averages(values, row.measure, ALL).items():
       if (stated := row.values.get(name)) is not None:
         assert value == pytest.approx(stated, abs=0.00061), (row.name, row.measure, name)
         seen.add((row.name, row.measure, name))
@@ -64,21 +65,21 @@ def test_published_averages_are_those_of_the_published_rows():
 
 
 def test_means_only_where_everything_is_there():
-  names = beir.AVERAGES["BEIR-18"]
+  names = averages.AVERAGES["BEIR-18"]
   results = {name: {"nDCG@10": i / 100, "Recall@100": 0.5, "Capped recall@100": 0.9} for i, name in enumerate(names)}
-  averages = beir.averages(results, "nDCG@10", ALL)
-  assert averages["BEIR-18"] == pytest.approx(sum(range(18)) / 18 / 100) and "BEIR-14" in averages
-  recall = beir.averages(results, "Recall@100", ALL)["BEIR-18"]
+  found = averages.averages(results, "nDCG@10", ALL)
+  assert found["BEIR-18"] == pytest.approx(sum(range(18)) / 18 / 100) and "BEIR-14" in found
+  recall = averages.averages(results, "Recall@100", ALL)["BEIR-18"]
   assert recall == pytest.approx((17 * 0.5 + 0.9) / 18)  # TREC-COVID's is capped.
-  assert beir.averages(results, "nDCG@10", {**ALL, "scifact": {"beir": False}}) == {}  # A folder of that name.
+  assert averages.averages(results, "nDCG@10", {**ALL, "scifact": {"beir": False}}) == {}  # A folder of that name.
   del results["bioasq"]
-  assert list(beir.averages(results, "nDCG@10", ALL)) == ["BEIR-14"]
+  assert list(averages.averages(results, "nDCG@10", ALL)) == ["BEIR-14"]
   del results["scifact"]
-  assert beir.averages(results, "nDCG@10", ALL) == {}
+  assert averages.averages(results, "nDCG@10", ALL) == {}
   forums = {name: {"nDCG@10": float(i)} for i, name in enumerate(parts("cqadupstack"))}
-  assert beir.with_means(forums)["cqadupstack"] == {"nDCG@10": 5.5}
+  assert averages.with_means(forums)["cqadupstack"] == {"nDCG@10": 5.5}
   del forums["cqadupstack/tex"]
-  assert "cqadupstack" not in beir.with_means(forums)
+  assert "cqadupstack" not in averages.with_means(forums)
 
 
 # Finding and downloading.

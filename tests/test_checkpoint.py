@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import tiny_loss, tiny_model
 
-from gtr_jax import partitioning
-from gtr_jax.checkpoint import Checkpointer, find_checkpoint, restore_params
+from gtr_jax.checkpoints.checkpointer import Checkpointer, find_checkpoint, restore_params
 from gtr_jax.errors import InputError
+from gtr_jax.parallel import partitioning
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import TrainState, abstract_state, create_state
 

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from test_checkpoint import abstract, make_state, saved
 
-from gtr_jax.checkpoint import Checkpointer, find_checkpoint, list_steps, restore_params
+from gtr_jax.checkpoints.checkpointer import Checkpointer, find_checkpoint, list_steps, restore_params
 from gtr_jax.errors import InputError
 
 

@@ -9,8 +9,10 @@ import sys
 import pytest
 from tiny_model_dir import sentence, write_vocabulary
 
-from gtr_jax import cli
-from gtr_jax.data import examples, root
+from gtr_jax.cli import encode
+from gtr_jax.cli.main import main
+from gtr_jax.data import examples
+from gtr_jax.io import data_root
 
 RUN = """
 from __gin__ import dynamic_registration
@@ -75,11 +77,11 @@ def place(tmp_path_factory):
   sys.path.insert(0, str(folder))
   yield folder
   sys.path.remove(str(folder))
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 def train(place, *flags, model_dir="model"):
-  return cli.main(["train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR='{place / model_dir}'",
+  return main(["train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR='{place / model_dir}'",
                    f"--gin.evaluate.RetrievalEvaluator.collection='{place / 'small'}'", "--data_dir", str(place),
                    *flags])
 
@@ -104,26 +106,26 @@ def test_training_leaves_what_the_docs_say(model, capsys):
 
 def test_train_encode_search_evaluate_mine_report(place, model, capsys):
   store = place / "store"
-  assert cli.main(["encode", "--model", str(model), "--collection", str(place / "small"), "--output", str(store)]) == 0
-  assert cli.main(["search", "--model", str(model), "--embeddings", str(store), "--query", sentence(3, 4),
+  assert main(["encode", "--model", str(model), "--collection", str(place / "small"), "--output", str(store)]) == 0
+  assert main(["search", "--model", str(model), "--embeddings", str(store), "--query", sentence(3, 4),
                    "--top_k", "2"]) == 0
   answer = capsys.readouterr().out
   assert answer.count("\n  1  ") == answer.count("\n  2  ") == 1 and sentence(3, 9)[:5]
   run = place / "run.trec"
-  assert cli.main(["search", "--model", str(model), "--embeddings", str(store), "--queries",
+  assert main(["search", "--model", str(model), "--embeddings", str(store), "--queries",
                    str(place / "small/queries.jsonl"), "--output", str(run), "--top_k", "5"]) == 0
   assert len(run.read_text().splitlines()) == 8 * 5
   results = place / "results"
-  assert cli.main(["evaluate", "--model", f"ours={model}", "--bm25", "--collection", str(place / "small"), "--output",
+  assert main(["evaluate", "--model", f"ours={model}", "--bm25", "--collection", str(place / "small"), "--output",
                    str(results)]) == 0
   table = capsys.readouterr().out
   assert "nDCG@10" in table and "BM25" in table and "ours" in table
   values = json.loads((results / "results.json").read_text())["systems"]["BM25"]["results"]["small"]
   assert f"{values['nDCG@10']:.4f}" in table
   mined = place / "mined.jsonl"
-  assert cli.main(["mine", "--pairs", str(place / "train.jsonl"), "--output", str(mined)]) == 0
+  assert main(["mine", "--pairs", str(place / "train.jsonl"), "--output", str(mined)]) == 0
   assert len(mined.read_text().splitlines()) == 120
-  assert cli.main(["report", "--results", str(results), "--model_dir", str(model), "--output",
+  assert main(["report", "--results", str(results), "--model_dir", str(model), "--output",
                    str(place / "report")]) == 0
   assert "ours" in (place / "report/report.md").read_text()
 
@@ -149,15 +151,15 @@ def test_home_folders_in_gin_files_and_flags(place, model, tmp_path, monkeypatch
   monkeypatch.setenv("HOME", str(place))
   monkeypatch.chdir(tmp_path)
   try:
-    assert cli.main(["train", "--gin_file", "~/run.gin", "--data_dir", "~", "--gin.MODEL_DIR='~/of_home'",
+    assert main(["train", "--gin_file", "~/run.gin", "--data_dir", "~", "--gin.MODEL_DIR='~/of_home'",
                      "--gin.evaluate.RetrievalEvaluator.collection='~/small'", "--gin.TRAIN_STEPS=0",
                      "--gin.VALIDATION=None", f"--gin.INITIAL_CHECKPOINT_PATH='~/{model.name}'",
                      "--gin.VOCABULARY='~/spiece.model'"]) == 0
     assert (place / "of_home" / "model.json").exists()
-    assert cli.main(["evaluate", "--model", "A=~/of_home", "--collection", "~/small", "--output", "~/of_results"]) == 0
-    assert cli.main(["report", "--results", "~/of_results", "--model_dir", "~/model", "--output", "~/of_report"]) == 0
+    assert main(["evaluate", "--model", "A=~/of_home", "--collection", "~/small", "--output", "~/of_results"]) == 0
+    assert main(["report", "--results", "~/of_results", "--model_dir", "~/model", "--output", "~/of_report"]) == 0
   finally:
-    root.set_data_dir(str(place))
+    data_root.set_data_dir(str(place))
   assert (place / "of_report" / "report.md").exists() and not list(tmp_path.iterdir())
 
 
@@ -165,7 +167,7 @@ def test_fine_tuning_starts_from_the_parameters(place, model, capsys):
   assert train(place, f"--gin.INITIAL_CHECKPOINT_PATH='{model}'", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None",
                model_dir="tuned") == 0
   assert train(place, "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None", model_dir="random") == 0
-  from gtr_jax.model import load_model
+  from gtr_jax.inference.load import load_model
   trained, tuned, fresh = (load_model(place / name).params["projection_layer"]["kernel"]
                            for name in ("model", "tuned", "random"))
   assert (trained == tuned).all() and not (trained == fresh).all()
@@ -210,15 +212,15 @@ def test_folders_of_something_else_are_left_alone(place, capsys):
   before = sorted(str(p) for p in (place / "small").rglob("*"))
   wrong(capsys, train(place, model_dir="small"), "small", "MODEL_DIR")
   collection = ["--collection", str(place / "small")]
-  wrong(capsys, cli.main(["evaluate", "--bm25", *collection, "--output", str(place / "small")]), "another folder")
-  wrong(capsys, cli.main(["evaluate", "--bm25", *collection, "--output", str(place / "run.gin")]), "run.gin")
+  wrong(capsys, main(["evaluate", "--bm25", *collection, "--output", str(place / "small")]), "another folder")
+  wrong(capsys, main(["evaluate", "--bm25", *collection, "--output", str(place / "run.gin")]), "run.gin")
   assert sorted(str(p) for p in (place / "small").rglob("*")) == before
 
 
 def test_evaluating_again_keeps_what_was_there(place, model, tmp_path):
   command = ["evaluate", "--collection", str(place / "small"), "--output", str(tmp_path / "out")]
-  assert cli.main([*command, "--bm25"]) == 0
-  assert cli.main([*command, "--model", str(model)]) == 0
+  assert main([*command, "--bm25"]) == 0
+  assert main([*command, "--model", str(model)]) == 0
   systems = json.loads((tmp_path / "out/results.json").read_text())["systems"]
   assert set(systems) == {"BM25", "model"} and all("small" in of["results"] for of in systems.values())
 
@@ -227,7 +229,7 @@ def test_half_of_a_surrogate_pair(place, model, tmp_path, capsys):
   write_collection(tmp_path / "c")
   with (tmp_path / "c/corpus.jsonl").open("a") as f:
     f.write('{"_id": "x", "title": "", "text": "\\ud800"}\n')
-  wrong(capsys, cli.main(["encode", "--model", str(model), "--collection", str(tmp_path / "c"), "--output",
+  wrong(capsys, main(["encode", "--model", str(model), "--collection", str(tmp_path / "c"), "--output",
                           str(tmp_path / "store")]), "corpus.jsonl:41", "Unicode")
 
 
@@ -267,7 +269,7 @@ def test_wrong_collection(tmp_path, capsys, change, parts):
   write_collection(tmp_path / "c")
   with (tmp_path / "c" / change[0]).open("a") as f:
     f.write(change[1] + "\n")
-  code = cli.main(["evaluate", "--bm25", "--collection", str(tmp_path / "c"), "--output", str(tmp_path / "out")])
+  code = main(["evaluate", "--bm25", "--collection", str(tmp_path / "c"), "--output", str(tmp_path / "out")])
   wrong(capsys, code, *parts)
   assert not (tmp_path / "out").exists()
 
@@ -275,29 +277,29 @@ def test_wrong_collection(tmp_path, capsys, change, parts):
 def test_store_of_another_model(place, model, tmp_path, capsys):
   store = str(tmp_path / "store")
   collection = ["--collection", str(place / "small")]
-  assert cli.main(["encode", "--model", str(model), *collection, "--output", store]) == 0
+  assert main(["encode", "--model", str(model), *collection, "--output", store]) == 0
   assert train(place, "--gin.RANDOM_SEED=1", "--gin.TRAIN_STEPS=0", "--gin.VALIDATION=None", model_dir="other") == 0
   capsys.readouterr()
-  wrong(capsys, cli.main(["encode", "--model", str(place / "other"), *collection, "--output", store]), store)
-  wrong(capsys, cli.main(["search", "--model", str(place / "other"), "--embeddings", store, "--query", "x"]), store)
-  assert cli.main(["search", "--model", str(model), "--embeddings", store, "--query", "x"]) == 0
+  wrong(capsys, main(["encode", "--model", str(place / "other"), *collection, "--output", store]), store)
+  wrong(capsys, main(["search", "--model", str(place / "other"), "--embeddings", store, "--query", "x"]), store)
+  assert main(["search", "--model", str(model), "--embeddings", store, "--query", "x"]) == 0
 
 
 def test_wrong_paths(place, tmp_path, capsys):
   here = str(tmp_path)
-  wrong(capsys, cli.main(["search", "--model", here, "--embeddings", here, "--query", "x"]), here)
-  wrong(capsys, cli.main(["mine", "--pairs", "nowhere.jsonl", "--output", "out.jsonl"]), "nowhere.jsonl")
-  wrong(capsys, cli.main(["report", "--results", "nowhere", "--output", str(tmp_path / "r")]), "nowhere")
-  wrong(capsys, cli.main(["train", "--gin_file", "nowhere.gin"]), "nowhere.gin")
-  wrong(capsys, cli.main(["train"]), "--gin_file")
-  wrong(capsys, cli.main(["train", "--gin_file", "models/t5_tiny.gin"]), "runs/train.gin")
+  wrong(capsys, main(["search", "--model", here, "--embeddings", here, "--query", "x"]), here)
+  wrong(capsys, main(["mine", "--pairs", "nowhere.jsonl", "--output", "out.jsonl"]), "nowhere.jsonl")
+  wrong(capsys, main(["report", "--results", "nowhere", "--output", str(tmp_path / "r")]), "nowhere")
+  wrong(capsys, main(["train", "--gin_file", "nowhere.gin"]), "nowhere.gin")
+  wrong(capsys, main(["train"]), "--gin_file")
+  wrong(capsys, main(["train", "--gin_file", "models/t5_tiny.gin"]), "runs/train.gin")
   pairs = str(place / "train.jsonl")
-  wrong(capsys, cli.main(["mine", "--pairs", pairs, "--output", pairs]), "overwrite")
+  wrong(capsys, main(["mine", "--pairs", pairs, "--output", pairs]), "overwrite")
 
 
 def test_demo_does_not_empty_what_is_not_its_own(tmp_path, capsys):
   (tmp_path / "thesis.txt").write_text("years of work")
-  wrong(capsys, cli.main(["demo", "--output", str(tmp_path)]), str(tmp_path))
+  wrong(capsys, main(["demo", "--output", str(tmp_path)]), str(tmp_path))
   assert (tmp_path / "thesis.txt").exists()
 
 
@@ -306,17 +308,17 @@ def test_errors_of_the_system_without_a_file(monkeypatch, tmp_path, capsys):
                       (OSError("a\nb"), "a b; check the room"), (TimeoutError(), "TimeoutError; check")):
     def fail(args, error=error):
       raise error
-    monkeypatch.setitem(cli._COMMANDS, "encode", fail)
-    wrong(capsys, cli.main(["encode", "--model=a", "--collection=b", "--output=c"]), text)
+    monkeypatch.setattr(encode, "run", fail)
+    wrong(capsys, main(["encode", "--model=a", "--collection=b", "--output=c"]), text)
 
 
 def test_numbers_that_are_none(capsys):
   for value in ("x", "0", "2.5", "-1"):
     with pytest.raises(SystemExit):
-      cli.main(["search", "--model=a", "--embeddings=b", f"--top_k={value}"])
+      main(["search", "--model=a", "--embeddings=b", f"--top_k={value}"])
     assert capsys.readouterr().err.endswith(f"--top_k: {value!r}: give a positive whole number\n")
   with pytest.raises(SystemExit):
-    cli.main(["convert", "a", "b", "--query_length=99999999999"])
+    main(["convert", "a", "b", "--query_length=99999999999"])
   assert capsys.readouterr().err == ("gtr-jax convert: --query_length: '99999999999': give a whole number from 2 to "
                                      "2,147,483,647 (a token and EOS)\n")
 
@@ -324,14 +326,14 @@ def test_numbers_that_are_none(capsys):
 def test_unknown_flags_are_errors():
   for command in (["encode", "--modell", "x"], ["fly"], []):
     with pytest.raises(SystemExit) as e:
-      cli.main(command)
+      main(command)
     assert e.value.code == 2
 
 
 @pytest.mark.parametrize("command", ["prepare", "train", "encode", "search", "evaluate", "mine", "report", "demo"])
 def test_help(command, capsys):
   with pytest.raises(SystemExit) as e:
-    cli.main([command, "--help"])
+    main([command, "--help"])
   assert e.value.code == 0 and f"gtr-jax {command}" in capsys.readouterr().out
 
 

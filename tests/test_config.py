@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gtr_jax import config, train
+from gtr_jax import config
 from gtr_jax.errors import InputError
+from gtr_jax.training import run
 
 GOLDEN = Path(__file__).parent / "golden" / "runs"
 RUNS = {
@@ -31,7 +32,7 @@ BASE = ["models/t5_tiny.gin", "runs/pretrain.gin"]
 
 def resolve(files, bindings=()):
   config.parse(files, bindings)
-  return config.resolved(train.train)
+  return config.resolved(run.TrainingRun)
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
@@ -65,7 +66,7 @@ def test_later_files_and_flags_win(tmp_path):
 
 def test_a_binding_may_name_what_the_files_import():
   text = resolve(BASE, [*REQUIRED, "OPTIMIZER=@optimizers.adamw()", "optimizers.adamw.weight_decay=0.1"])
-  assert "train.optimizer = @gtr_jax.training.optimizers.adamw()" in text and "adafactor" not in text
+  assert "TrainingRun.optimizer = @gtr_jax.training.optimizers.adamw()" in text and "adafactor" not in text
 
 
 def test_search_path_comes_before_ours(tmp_path, monkeypatch):
@@ -75,7 +76,7 @@ def test_search_path_comes_before_ours(tmp_path, monkeypatch):
   (tmp_path / "extra" / "more.gin").write_text("LOG_PERIOD = 7\n")
   monkeypatch.chdir(tmp_path)
   config.parse([*BASE, "more.gin"], REQUIRED, [str(tmp_path / "extra")])
-  assert "log_period = 7\n" in config.resolved(train.train)
+  assert "log_period = 7\n" in config.resolved(run.TrainingRun)
 
 
 def test_an_include_may_lie_beside_the_file(tmp_path):

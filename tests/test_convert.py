@@ -12,16 +12,19 @@ from etils import epath
 from flax import traverse_util
 from tiny_model_dir import sentence, tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
-from gtr_jax import cli, partitioning
-from gtr_jax.conversion import convert
-from gtr_jax.convert import export, formats
-from gtr_jax.convert.names import names
-from gtr_jax.convert.source import Array
+from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
-from gtr_jax.model import Missing, load_model, with_initial_params
+from gtr_jax.formats import any_form, sentence_transformers_writer
+from gtr_jax.formats.convert import convert
+from gtr_jax.formats.names import names
+from gtr_jax.formats.source import Array
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.retrieval.encode import embed
+from gtr_jax.parallel import partitioning
+from gtr_jax.training.initial_params import with_initial_params
 
 GATED = T5Config(vocab_size=152, emb_dim=16, num_heads=4, head_dim=6, mlp_dim=20, num_layers=2,
                  mlp_activations=("gelu", "linear"), relpos_buckets=8, relpos_max_distance=20)
@@ -45,7 +48,7 @@ def folder(tmp_path, vocabulary):
 
 def written(path, encoder, vocabulary, seed=0, **options):
   path = epath.Path(path)
-  export.write(path, encoder, arrays_of(encoder, seed), vocabulary,
+  sentence_transformers_writer.write(path, encoder, arrays_of(encoder, seed), vocabulary,
                {"query": 24, "document": 40}, {"query": "q: ", "document": ""}, "card\n", **options)
   return path
 
@@ -56,7 +59,7 @@ def change(place, **fields):
 
 def message(path):
   with pytest.raises(InputError) as e:
-    formats.open_model(path)
+    any_form.open_foreign(path)
   assert "\n" not in str(e.value)
   return str(e.value)
 
@@ -70,7 +73,7 @@ def reweigh(place, spoil):
     {}, {"projection_dim": None}, {"pooling": "first", "normalize": False}, {"config": GATED}])
 def test_import_of_an_export_is_the_same(tmp_path, vocabulary, options):
   encoder = DualEncoder(**{"config": tiny_encoder(vocabulary).config, "projection_dim": 8, **options})
-  found = formats.open_model(written(tmp_path / "model", encoder, vocabulary))
+  found = any_form.open_foreign(written(tmp_path / "model", encoder, vocabulary))
   assert found.encoder == encoder
   assert found.prompts == {"query": "q: ", "document": ""}
   assert found.lengths == {"query": 40, "document": 40}
@@ -93,7 +96,7 @@ def test_shards_and_bfloat16(tmp_path, vocabulary):
   upcast = {name: x.astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in (
       (name, array.read()) for name, array in arrays_of(encoder).items()) if not name.startswith("projection")}
   upcast["projection_layer/kernel"] = arrays_of(encoder)["projection_layer/kernel"].read()
-  export.write(path.parent / "float32", encoder, {name: Array(x.shape, x.dtype, lambda x=x: x)
+  sentence_transformers_writer.write(path.parent / "float32", encoder, {name: Array(x.shape, x.dtype, lambda x=x: x)
                                                   for name, x in upcast.items()},
                vocabulary, {"query": 24, "document": 40}, {"query": "q: ", "document": ""}, "")
   same = load_model(path.parent / "float32", partitioning.make_mesh())
@@ -119,7 +122,7 @@ def test_bare_t5_with_a_decoder(folder, both):
             "lm_head.weight": np.ones((2, 2), np.float32)}
 
   reweigh(folder / "model.safetensors", with_decoder)
-  found = formats.open_model(folder)
+  found = any_form.open_foreign(folder)
   assert found.encoder == DualEncoder(GATED, projection_dim=None)
   mesh = partitioning.make_mesh()
   encoder = DualEncoder(GATED, projection_dim=10)
@@ -249,7 +252,7 @@ def test_prompts_that_are_no_texts(folder):
   change(folder / "config_sentence_transformers.json", prompts={"query": 3})
   assert message(folder).endswith("the prompt 'query' is 3; give a text")
   change(folder / "config_sentence_transformers.json", prompts={"query": None, "passage": "p: "})
-  assert formats.open_model(folder).prompts == {"query": "", "document": ""}
+  assert any_form.open_foreign(folder).prompts == {"query": "", "document": ""}
 
 
 @pytest.mark.parametrize("max_seq_length, model_max_length, expected", [
@@ -260,11 +263,12 @@ def test_lengths(folder, max_seq_length, model_max_length, expected):
   change(folder / "sentence_bert_config.json", max_seq_length=max_seq_length)
   change(folder / "tokenizer_config.json", model_max_length=model_max_length)
   if expected:
-    assert formats.open_model(folder).lengths == {"query": expected, "document": expected}
+    assert any_form.open_foreign(folder).lengths == {"query": expected, "document": expected}
     return
   with pytest.raises(InputError, match="does not say how long a query may be; give a number of tokens"):
     load_model(folder)
-  assert load_model(folder, missing=Missing(query_length=8, document_length=9)).lengths == {"query": 8, "document": 9}
+  assert load_model(folder, tokenization=Tokenization(query_length=8, document_length=9)).lengths == {
+      "query": 8, "document": 9}
 
 
 @pytest.mark.parametrize("left", ["1_Pooling", "2_Dense", "config_sentence_transformers.json"])
@@ -285,7 +289,7 @@ def test_modules(folder):
   place.write_text(json.dumps([module for module in modules if module["type"].endswith(("Transformer", "Pooling"))]))
   assert "similarity_fn_name is 'cosine' of vectors that are not normalised" in message(folder)
   change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
-  assert formats.open_model(folder).encoder == DualEncoder(GATED, projection_dim=None, normalize=False)
+  assert any_form.open_foreign(folder).encoder == DualEncoder(GATED, projection_dim=None, normalize=False)
   for text, expected in (("[{}]", "has no type; copy"), ("[3]", "module 0 is no object with `type` and `path`"),
                          ("[]", "is a chain of nothing; gtr_jax computes Transformer")):
     place.write_text(text)
@@ -300,7 +304,7 @@ def test_missing_files(folder):
   (folder / "model.safetensors").rename(folder / "elsewhere")
   assert "model-00001-of-00002.safetensors: no such file, and" in message(folder)
   (folder / "elsewhere").rename(folder / "model-00001-of-00002.safetensors")
-  assert "layer_norm" not in formats.open_model(folder).arrays
+  assert "layer_norm" not in any_form.open_foreign(folder).arrays
   shards["weight_map"]["other"] = "model-00001-of-00002.safetensors"
   (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
   assert "has no other, and" in message(folder)
@@ -340,7 +344,7 @@ def test_vocabulary_from_the_fast_tokenizer(folder, vocabulary):
     change(folder / "tokenizer.json", **{**fields, **spoilt})
     with pytest.raises(InputError, match=f"not T5's tokenizer .{text}.*; give its SentencePiece model as vocabulary"):
       load_model(folder)
-  given = load_model(folder, missing=Missing(vocabulary=vocabulary.path))  # As the message says.
+  given = load_model(folder, tokenization=Tokenization(vocabulary=vocabulary.path))  # As the message says.
   assert given.tokenizer.sha256 == vocabulary.sha256
 
 
@@ -349,7 +353,7 @@ def test_vocabulary_from_the_fast_tokenizer(folder, vocabulary):
     ({"shared": False}, "holds one tower")])
 def test_what_t5x_does_not_say(tmp_path, options, text, capsys):
   run = write_model_dir(tmp_path / "run", **options)
-  assert cli.main(["convert", str(run), str(tmp_path / "checkpoint_0"), "--to", "t5x"]) == 2
+  assert main(["convert", str(run), str(tmp_path / "checkpoint_0"), "--to", "t5x"]) == 2
   assert text in capsys.readouterr().err
   assert not (tmp_path / "checkpoint_0").exists()
 
@@ -364,24 +368,24 @@ def test_json_of_another_kind(folder):
 
 def test_convert_on_the_command_line(tmp_path, capsys):
   run = write_model_dir(tmp_path / "run")
-  assert cli.main(["convert", str(run), str(tmp_path / "model")]) == 0
+  assert main(["convert", str(run), str(tmp_path / "model")]) == 0
   ours, theirs = load_model(run), load_model(tmp_path / "model")
   np.testing.assert_array_equal(embed(ours, TEXTS, "passage", progress=False),
                                 embed(theirs, TEXTS, "passage", max_length=ours.lengths["document"], progress=False))
   assert "gtr_jax.load(\"model\")" in (tmp_path / "model" / "README.md").read_text()
-  assert cli.main(["convert", str(run), str(tmp_path / "model")]) == 2
+  assert main(["convert", str(run), str(tmp_path / "model")]) == 2
   assert "model: exists; give a new folder" in capsys.readouterr().err
   for name in ("t5x", "checkpoint_01"):
-    assert cli.main(["convert", str(run), str(tmp_path / name), "--to", "t5x"]) == 2
+    assert main(["convert", str(run), str(tmp_path / name), "--to", "t5x"]) == 2
     assert "give " + str(tmp_path / name / "checkpoint_0") in capsys.readouterr().err
   for form, name in (("t5x", "checkpoint_1"), ("stablehlo", "programs"), ("saved-model", "programs")):
-    assert cli.main(["convert", str(run), str(tmp_path / name), "--to", form, "--results", str(tmp_path)]) == 2
+    assert main(["convert", str(run), str(tmp_path / name), "--to", form, "--results", str(tmp_path)]) == 2
     assert f"--to {form} writes none; leave it out" in capsys.readouterr().err
   towers = write_model_dir(tmp_path / "towers", shared=False)
-  assert cli.main(["convert", str(towers), str(tmp_path / "b")]) == 2
+  assert main(["convert", str(towers), str(tmp_path / "b")]) == 2
   assert "holds one tower" in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run", "towers", "vocabulary.model"]
-  assert cli.main(["convert", str(run), str(tmp_path / "c"), "--vocabulary", "x"]) == 2
+  assert main(["convert", str(run), str(tmp_path / "c"), "--vocabulary", "x"]) == 2
   assert "a training run says its vocabulary" in capsys.readouterr().err
-  assert cli.main(["convert", "no/such", str(tmp_path / "d")]) == 2
+  assert main(["convert", "no/such", str(tmp_path / "d")]) == 2
   assert "no/such: no such folder" in capsys.readouterr().err

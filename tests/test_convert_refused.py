@@ -10,10 +10,10 @@ from etils import epath
 from test_convert import GATED, change, written
 from tiny_model_dir import sentence, tiny_encoder, write_model_dir, write_vocabulary
 
-from gtr_jax.conversion import convert
-from gtr_jax.convert import formats
 from gtr_jax.errors import InputError
-from gtr_jax.model import load_model
+from gtr_jax.formats import any_form
+from gtr_jax.formats.convert import convert
+from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def test_prompts_are_those_of_encode_query_and_encode_document(folder):
   """As sentence-transformers 6.2 reads them: tests/peers compares both."""
   for fields, expected in PROMPTS:
     change(folder / "config_sentence_transformers.json", **fields)
-    assert formats.open_model(folder).prompts == dict(zip(("query", "document"), expected, strict=True))
+    assert any_form.open_foreign(folder).prompts == dict(zip(("query", "document"), expected, strict=True))
 
 
 @pytest.mark.parametrize("name", ["file/model", "file/a/model", "link", "/proc/model"])

@@ -9,10 +9,11 @@ import pytest
 from tiny_model_dir import corpus, sentence, write_model_dir
 
 from gtr_jax.errors import InputError
-from gtr_jax.model import load_model
-from gtr_jax.partitioning import make_mesh
-from gtr_jax.retrieval import encode, store
-from gtr_jax.retrieval.encode import embed, encode_corpus
+from gtr_jax.inference import embed
+from gtr_jax.inference.load import load_model
+from gtr_jax.parallel.partitioning import make_mesh
+from gtr_jax.retrieval import store
+from gtr_jax.retrieval.encode import encode_corpus
 from gtr_jax.text.packing import Texts
 
 
@@ -23,7 +24,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 64)
+  monkeypatch.setattr(embed, "CPU_TOKENS_PER_BATCH", 64)
   monkeypatch.setattr(store, "CHUNK_ROWS", 10)
 
 
@@ -52,47 +53,47 @@ TEXTS = [sentence(i, n) for i, n in enumerate([3, 30, 1, 12, 30, 7, 2, 12, 25])]
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_embeddings_equal_those_of_each_text_alone(run, small_batches, shape):
   model = loaded(run, *shape)
-  found = embed(model, TEXTS, "passage", progress=False)
+  found = embed.embed(model, TEXTS, "passage", progress=False)
   assert found.dtype == np.float32
   assert found.shape == (len(TEXTS), 8)
   np.testing.assert_allclose(found[:4], one_by_one(loaded(run, 1), TEXTS[:4], "passage", 32), rtol=0, atol=1e-5)
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-  queries = embed(model, TEXTS[:1], "query", progress=False)
+  queries = embed.embed(model, TEXTS[:1], "query", progress=False)
   assert np.abs(queries - found[:1]).max() > 1e-3  # The other tower.
 
 
 def test_lengths_and_prompts_are_the_models(run):
   model = loaded(run, 1)
   long = sentence(1, 40)
-  query = embed(model, [long], "query", progress=False)
-  cut = embed(model, [long], "query", max_length=8, progress=False)
+  query = embed.embed(model, [long], "query", progress=False)
+  cut = embed.embed(model, [long], "query", max_length=8, progress=False)
   assert np.abs(query - cut).max() > 1e-3
   np.testing.assert_allclose(query, one_by_one(model, [long], "query", 16), atol=1e-5)
   prompted = loaded(run, 1)
   prompted.prompts["query"] = "lion "
-  np.testing.assert_allclose(embed(prompted, ["zebra"], "query", progress=False),
+  np.testing.assert_allclose(embed.embed(prompted, ["zebra"], "query", progress=False),
                              one_by_one(model, ["lion zebra"], "query", 16), atol=1e-5)
 
 
 def test_few_programs_for_all_lengths(run, monkeypatch):
-  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 128)
+  monkeypatch.setattr(embed, "CPU_TOKENS_PER_BATCH", 128)
   model = loaded(run, 1)
   tokens = [np.full(length, 5, np.int32) for length in np.random.default_rng(0).integers(1, 100, 300)]
-  encode._encode.clear_cache()
+  embed._encode.clear_cache()
   for params in (model.params, jax.tree.map(lambda x: x * 2, model.params)):  # As between evaluations in training.
-    encode.embed_tokens(model.encoder, params, tokens, "query", 100, model.mesh)
-  assert encode._encode._cache_size() <= 2  # and a single row
+    embed.embed_tokens(model.encoder, params, tokens, "query", 100, model.mesh)
+  assert embed._encode._cache_size() <= 2  # and a single row
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_batches_hold_every_text_once_where_they_say(groups, monkeypatch):
-  monkeypatch.setattr(encode, "CPU_TOKENS_PER_BATCH", 128)
-  monkeypatch.setattr(encode, "LONGEST_IN_SHORT_ROWS", 32)
+  monkeypatch.setattr(embed, "CPU_TOKENS_PER_BATCH", 128)
+  monkeypatch.setattr(embed, "LONGEST_IN_SHORT_ROWS", 32)
   rng = np.random.default_rng(0)
   tokens = [rng.integers(1, 99, n).astype(np.int32) for n in (*rng.integers(1, 40, 60), 70, 64, 32, 33, 1)]
   found = {}
   shapes = set()
-  for batch in encode._batches(tokens, max_length=70, groups=groups, on_cpu=True):
+  for batch in embed._batches(tokens, max_length=70, groups=groups, on_cpu=True):
     shapes.add(batch.texts.tokens.shape)
     assert batch.texts.tokens[0].size <= 128
     for number, place in zip(batch.numbers, batch.places, strict=True):
@@ -112,7 +113,7 @@ def test_batches_hold_every_text_once_where_they_say(groups, monkeypatch):
 def test_short_texts_fill_the_rows():
   rng = np.random.default_rng(0)
   tokens = [np.ones(n, np.int32) for n in rng.integers(2, 256, 3000)]
-  slots = sum(batch.texts.tokens.size for batch in encode._batches(tokens, 256, 1, on_cpu=True))
+  slots = sum(batch.texts.tokens.size for batch in embed._batches(tokens, 256, 1, on_cpu=True))
   assert sum(map(len, tokens)) / slots > 0.97
 
 
@@ -122,7 +123,7 @@ def test_a_store_holds_what_embed_gives(run, small_batches, tmp_path):
   assert made.shape == (25, 8)
   assert made.ids == sorted(documents.ids, reverse=True)
   row = {doc_id: i for i, doc_id in enumerate(documents.ids)}
-  expected = embed(model, [documents.full_texts()[row[doc_id]] for doc_id in made.ids], "passage", progress=False)
+  expected = embed.embed(model, [documents.full_texts()[row[doc_id]] for doc_id in made.ids], "passage", progress=False)
   np.testing.assert_allclose(made[0:25], expected, atol=1e-5)
 
 

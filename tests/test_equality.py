@@ -10,9 +10,9 @@ import pytest
 from flax import linen as nn
 from tiny_training import VOCAB, tiny_model
 
-from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import grad_cache
 from gtr_jax.training.step import make_eval_step

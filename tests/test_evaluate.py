@@ -15,9 +15,10 @@ from gtr_jax.evaluation import evaluate as evaluation
 from gtr_jax.evaluation import results_file
 from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate
 from gtr_jax.evaluation.results_file import tables
-from gtr_jax.model import load_model
-from gtr_jax.partitioning import make_mesh
-from gtr_jax.retrieval import encode, search
+from gtr_jax.inference import embed
+from gtr_jax.inference.load import load_model
+from gtr_jax.parallel.partitioning import make_mesh
+from gtr_jax.retrieval import search
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -131,12 +132,12 @@ def test_cosine_and_dot_have_one_store_and_results_of_their_own(made):
   store = Store(folder / "out/embeddings" / f"a-{found['two']['weights_hash'][:12]}")
   dot = evaluation._with_similarity(load_model(folder / "run", mesh), "dot")
   documents = dict(zip(corpus(40).ids, corpus(40).full_texts(), strict=True))
-  vectors = encode.embed(dot, [documents[doc_id] for doc_id in store.ids], "passage", progress=False)
+  vectors = embed.embed(dot, [documents[doc_id] for doc_id in store.ids], "passage", progress=False)
   norms = np.linalg.norm(vectors, axis=1)
   assert np.ptp(norms) > 0.01
   np.testing.assert_allclose(store.norms(slice(None)), norms, rtol=1e-5)
   np.testing.assert_allclose(store[:], vectors / norms[:, None], atol=1e-6)
-  query = encode.embed(dot, [" ".join(corpus(40).texts[0].split()[:4])], "query", progress=False)[0]
+  query = embed.embed(dot, [" ".join(corpus(40).texts[0].split()[:4])], "query", progress=False)[0]
   ranked = read_run(folder / "out" / "runs" / "two_dot_-a.trec")["q0"]
   assert ranked.doc_ids == [store.ids[row] for row in np.argsort(-(vectors @ query), kind="stable")]
   np.testing.assert_allclose(ranked.scores, np.sort(vectors @ query)[::-1], rtol=1e-5)
@@ -260,11 +261,11 @@ def test_the_evaluator_of_training(made):
     found = evaluator(model.params)
   expected = results["systems"]["two"]["results"]["a"]
   assert found == pytest.approx({name: expected[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}, abs=1e-6)
-  programs = encode._encode._cache_size(), search._search_block._cache_size()
+  programs = embed._encode._cache_size(), search._search_block._cache_size()
   others = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tiny_params(model.encoder, 7), model.params)
   other = evaluator(others)
   assert other != found
-  assert (encode._encode._cache_size(), search._search_block._cache_size()) == programs
+  assert (embed._encode._cache_size(), search._search_block._cache_size()) == programs
 
 
 @pytest.mark.parametrize("name, own", [("quora", None), ("beir/quora", None), ("quora", True), ("quora", False)])

@@ -12,11 +12,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tiny_text import pairs, records, task_name, words, write_jsonl
 
-from gtr_jax.data import examples, root, shards
+from gtr_jax.data import examples, run_vocabulary, shards
 from gtr_jax.data.examples import add_pair_task, jsonl, rate_by_size, tfrecord
 from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"
@@ -35,7 +36,7 @@ def encoded(tokenizer, text, length):
 
 
 def test_declaring_touches_no_disk_and_using_names_the_command(tmp_path):
-  root.set_data_dir(str(tmp_path / "nowhere"))
+  data_root.set_data_dir(str(tmp_path / "nowhere"))
   try:
     task = add_pair_task(task_name(), jsonl(train="corpus/train.jsonl"), query="query", passage="passage",
                          vocabulary="corpus/spiece.model", prepare="gtr-jax prepare corpus")
@@ -47,18 +48,18 @@ def test_declaring_touches_no_disk_and_using_names_the_command(tmp_path):
     with pytest.raises(InputError, match="nowhere/corpus/spiece.model: no such .*; run: gtr-jax prepare corpus"):
       read(task)
   finally:
-    root.set_data_dir(None)
+    data_root.set_data_dir(None)
 
 
 def test_data_root_by_call_then_environment_then_default(monkeypatch, tmp_path):
   monkeypatch.delenv("GTR_DATA_DIR", raising=False)
-  assert str(root.data_dir()).endswith("/.cache/gtr_jax") and root.data_dir().is_absolute()
+  assert str(data_root.data_dir()).endswith("/.cache/gtr_jax") and data_root.data_dir().is_absolute()
   monkeypatch.setenv("GTR_DATA_DIR", str(tmp_path / "env"))
-  assert root.data_dir() == tmp_path / "env"
-  root.set_data_dir(str(tmp_path / "set"))
-  assert root.data_dir() == tmp_path / "set" and root.resolve("a/b") == tmp_path / "set/a/b"
-  assert str(root.resolve("/a/b")) == "/a/b" and str(root.resolve("gs://bucket/b")) == "gs://bucket/b"
-  root.set_data_dir(None)
+  assert data_root.data_dir() == tmp_path / "env"
+  data_root.set_data_dir(str(tmp_path / "set"))
+  assert data_root.data_dir() == tmp_path / "set" and data_root.resolve("a/b") == tmp_path / "set/a/b"
+  assert str(data_root.resolve("/a/b")) == "/a/b" and str(data_root.resolve("gs://bucket/b")) == "gs://bucket/b"
+  data_root.set_data_dir(None)
 
 
 def test_text_becomes_the_ids_that_inference_makes(data_dir, vocabulary):
@@ -209,7 +210,7 @@ def test_files_of_a_split(data_dir, vocabulary):
 def test_shards_are_shuffled_once_and_kept_by_content(data_dir, vocabulary, tmp_path):
   path = write_jsonl(data_dir / "pairs.jsonl", pairs(500))
   fields = shards.Fields(("query",), ("passage",))
-  first = shards.shards_of([root.resolve("pairs.jsonl")], fields)
+  first = shards.shards_of([data_root.resolve("pairs.jsonl")], fields)
   assert first.num_examples == 500 and len(first.files) == 64
 
   lines = [[int(example_id.split(":")[1]) for example_id, *_ in records(f)] for f in first.files]
@@ -218,9 +219,9 @@ def test_shards_are_shuffled_once_and_kept_by_content(data_dir, vocabulary, tmp_
   assert abs(np.corrcoef(order, np.arange(500))[0, 1]) < 0.15
   assert {len(shard) for shard in lines} == {7, 8}
   contents = [Path(f).read_bytes() for f in first.files]
-  assert shards.shards_of([root.resolve("pairs.jsonl")], fields) == first  # Found, not written again.
+  assert shards.shards_of([data_root.resolve("pairs.jsonl")], fields) == first  # Found, not written again.
 
-  root.set_data_dir(str(tmp_path / "elsewhere"))  # The same anywhere.
+  data_root.set_data_dir(str(tmp_path / "elsewhere"))  # The same anywhere.
   again = shards.shards_of([epath.Path(path)], fields)
   assert [Path(f).read_bytes() for f in again.files] == contents
   with open(again.files[3], "r+b") as f:
@@ -341,7 +342,7 @@ def test_vocabulary_of_the_run_replaces_the_tasks(data_dir, vocabulary, tmp_path
   text = pairs(1)[0]["query"]
   with pytest.raises(ValueError, match="same vocabulary"):
     mixture.get_dataset(LENGTHS)
-  with root.use_vocabulary(str(other), extra_ids=5):
+  with run_vocabulary.use_vocabulary(str(other), extra_ids=5):
     assert read(task)["pairs.jsonl:1"]["inputs"].tolist() == encoded(Tokenizer(str(other)), text, 8)
     assert task.output_features["inputs"].vocabulary.vocab_size == 125
     mixture.get_dataset(LENGTHS)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 
+import gin
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,12 +19,16 @@ from test_loop import MESH, STEP, lines, new_state, saved_steps
 from tiny_model_dir import tiny_encoder, write_vocabulary
 from tiny_training import TinyBatches
 
-from gtr_jax import checkpoint, cli, config, model, train
-from gtr_jax.checkpoint import Checkpointer, list_steps
-from gtr_jax.errors import InputError
+from gtr_jax.checkpoints import checkpointer
+from gtr_jax.checkpoints.checkpointer import Checkpointer, list_steps
+from gtr_jax.cli import encode
+from gtr_jax.cli.main import main
+from gtr_jax.errors import InputError, TrainingError
+from gtr_jax.formats import model_dir
+from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.io import atomic, failures
-from gtr_jax.model import write_model_json
-from gtr_jax.training.loop import Periods, TrainingError, fit, resume
+from gtr_jax.training import run
+from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -41,7 +46,7 @@ def chained(error, cause=None, context=None):
 
 def through_gin():
   """gin raises a copy, which has the text only."""
-  @config.gin.configurable(module="test_failures")
+  @gin.configurable(module="test_failures")
   def opens():
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/mnt/x")
 
@@ -115,8 +120,8 @@ def test_every_command_prints_it(monkeypatch, capsys, error, text):
   def fail(args):
     raise error
 
-  monkeypatch.setitem(cli._COMMANDS, "encode", fail)
-  assert cli.main(["encode", "--model=a", "--collection=b", "--output=c"]) == 2
+  monkeypatch.setattr(encode, "run", fail)
+  assert main(["encode", "--model=a", "--collection=b", "--output=c"]) == 2
   assert capsys.readouterr().err.startswith(f"gtr-jax encode: {text}")
 
 
@@ -132,9 +137,9 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 
 
 def start(folder, periods, batches=None):
-  """Trains as `train.train` does, with what it makes of errors."""
+  """Trains as `run.train` does, with what it makes of errors."""
   folder.mkdir(exist_ok=True)
-  with train._told_where_it_goes_on(folder), contextlib.ExitStack() as closing:
+  with run._told_where_it_goes_on(folder), contextlib.ExitStack() as closing:
     state, shardings = new_state()
     checkpointer = Checkpointer(folder / "checkpoints")
     closing.callback(checkpointer.close)
@@ -166,7 +171,7 @@ def failing(function, call, error):
 
 
 @pytest.mark.parametrize("where, name, call, last", [
-    (ocp.handlers.JsonCheckpointHandler, "async_save", 2, 10), (checkpoint._BytesHandler, "save", 2, 10),
+    (ocp.handlers.JsonCheckpointHandler, "async_save", 2, 10), (checkpointer._BytesHandler, "save", 2, 10),
     (ocp.handlers.PyTreeCheckpointHandler, "async_save", 1, None), (JsonlWriter, "write", 17, 15),
     (Checkpointer, "save", 3, 20),
 ])
@@ -217,7 +222,7 @@ def test_a_first_start_that_was_cut_off_can_be_started_again(tmp_path, monkeypat
   make = functools.partial(write_model_json, tmp_path / "run", tiny_encoder(tokenizer), tokenizer, query_length=8,
                            document_length=8)
   with monkeypatch.context() as patch:
-    patch.setattr(model, "write_json", failing(atomic.write_json, 1, FULL))
+    patch.setattr(model_dir, "write_json", failing(atomic.write_json, 1, FULL))
     with pytest.raises(OSError):
       make()
   (tmp_path / "run/.model.json.elsewhere-12-3.tmp").write_text("{")

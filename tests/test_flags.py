@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from gtr_jax import arguments
-from gtr_jax.data.prepare import command as prepare
+from gtr_jax.cli import main, prepare
 from gtr_jax.io import flags
 
 PATHS = {"FILE", "DIR", "DUMP", "COLLECTION", "DIR,DIR", "SRC", "DST", "MODEL", "[NAME=]MODEL"}
@@ -14,7 +13,7 @@ PATHS = {"FILE", "DIR", "DUMP", "COLLECTION", "DIR,DIR", "SRC", "DST", "MODEL", 
 
 def commands():
   """(name, parser) of every command and source."""
-  whole = arguments.parser()
+  whole = main.parser()
   for name, parser in subparsers(whole):
     if name != "prepare":
       yield name, parser
@@ -123,20 +122,20 @@ def test_what_is_no_number_is_refused(name):
 ])
 def test_what_the_command_line_says(words, message, capsys):
   with pytest.raises(SystemExit) as e:
-    arguments.parser().parse_args(words.split())
+    main.parser().parse_args(words.split())
   assert e.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_empty_path_is_refused(capsys):
   with pytest.raises(SystemExit):
-    arguments.parser().parse_args(["report", "--results", "r", "--output", ""])
+    main.parser().parse_args(["report", "--results", "r", "--output", ""])
   assert "the path is empty" in capsys.readouterr().err
 
 
 def test_the_data_folder_of_the_environment(monkeypatch):
-  from gtr_jax.data import root
+  from gtr_jax.io import data_root
   monkeypatch.setenv("HOME", "/home/someone")
   monkeypatch.setenv("GTR_DATA_DIR", "~/data")
-  assert os.fspath(root.data_dir()) == "/home/someone/data"
-  assert os.fspath(root.resolve("~/v/spiece.model")) == "/home/someone/v/spiece.model"
-  assert os.fspath(root.resolve("v")) == "/home/someone/data/v"
+  assert os.fspath(data_root.data_dir()) == "/home/someone/data"
+  assert os.fspath(data_root.resolve("~/v/spiece.model")) == "/home/someone/v/spiece.model"
+  assert os.fspath(data_root.resolve("v")) == "/home/someone/data/v"

@@ -8,87 +8,94 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EVERYWHERE = {"errors", "values"}  # They import none of the others.
-# Folder or file below gtr_jax/ -> the parts of gtr_jax, and the packages of others, that it may import.
-ALLOWED = {
-    "io": ({"errors"}, {"etils", "zstandard"}),
-    "collections": ({"errors", "io"}, {"numpy", "etils", "tqdm", "pyarrow"}),
-    "losses": ({"errors"}, {"jax"}),
-    "models": ({"errors", "io", "partitioning", "text"}, {"jax", "flax"}),
-    "partitioning.py": ({"errors"}, {"jax", "flax"}),
-    "text": ({"errors", "io"}, {"numpy", "sentencepiece", "etils"}),
-    "training": ({"errors", "io", "models", "losses", "partitioning", "text", "checkpoint"},
-                 {"jax", "flax", "optax", "numpy", "tqdm", "etils"}),
-    "retrieval": ({"errors", "io", "collections", "models", "partitioning", "text", "model", "distributed"},
-                  {"jax", "numpy", "tqdm", "etils", "bm25s", "Stemmer"}),
-    "evaluation": ({"errors", "io", "collections", "models", "partitioning", "text", "model", "retrieval",
-                    "distributed"}, {"jax", "numpy", "tqdm", "etils", "ir_measures", "matplotlib"}),
-    "data": ({"__version__", "errors", "io", "collections", "text"},
-             {"numpy", "seqio", "tensorflow", "tensorflow_datasets", "sentencepiece", "tqdm", "etils", "zstandard",
-              "google_crc32c", "apache_beam", "py7zr"}),
-    "checkpoint.py": ({"checkpoint_steps", "errors", "io"}, {"jax", "numpy", "flax", "orbax", "etils", "absl"}),
-    "checkpoint_steps.py": ({"errors", "io"}, {"orbax", "etils"}),
-    "convert": ({"errors", "io", "models", "text"},
-                {"jax", "flax", "numpy", "ml_dtypes", "etils", "tensorstore", "sentencepiece", "torch",
-                 "huggingface_hub", "tensorflow"}),
-    "conversion.py": ({"errors", "io", "convert", "model"}, {"etils"}),
-    "model.py": ({"errors", "io", "models", "partitioning", "text", "checkpoint", "distributed", "convert"},
-                 {"jax", "flax", "numpy", "ml_dtypes", "etils"}),
-    "embedder.py": ({"errors", "io", "collections", "model", "partitioning", "retrieval"}, {"jax", "numpy"}),
-    "distributed.py": ({"errors", "io", "partitioning", "process_group"}, {"jax", "etils"}),
-    "process_group.py": ({"errors"}, set()),
-    "mining": ({"errors", "io", "collections", "model", "partitioning", "distributed", "retrieval", "text"},
-               {"numpy", "etils", "tqdm"}),
-    "sweep": ({"errors", "io", "collections", "mining", "arguments", "config", "train", "data", "evaluation"},
-              {"etils", "tqdm"}),
-    "plan/hlo.py": (set(), {"numpy"}),
-    "plan/chips.py": ({"errors", "plan"}, set()),
-    "plan/dry_run.py": ({"errors", "partitioning", "plan", "text", "training"}, {"jax"}),
-    "plan/command.py": ({"errors", "io", "plan", "config", "train", "data", "partitioning"}, set()),
-    "config.py": ({"errors"}, {"gin"}),
-    "t5x_adapter": ({"errors", "io", "models", "partitioning", "text", "training", "data"},
-                    {"jax", "flax", "t5x", "seqio", "tensorflow", "clu"}),
-    "errors.py": (set(), set()),
-    "values.py": (set(), set()),
-    "__init__.py": ({"embedder"}, set()),
-}
-
-
-def imports(path):
-  """(whole module names) that a file imports, at its top or inside a function."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{path}: relative import"
-      yield node.module
-      if node.module == "gtr_jax":
-        yield from (f"gtr_jax.{alias.name}" for alias in node.names)
+# The packages of gtr_jax from the ground up, and the packages of others that each imports. A package imports itself and
+# what stands above its own line, `errors` and the version; nothing of its own line or below.
+LAYERS = (
+    {"values": ""},
+    {"io": "etils zstandard", "config": "gin", "parallel": "etils flax jax numpy", "losses": "jax"},
+    {"collections": "etils numpy pyarrow tqdm", "text": "etils numpy sentencepiece", "checkpoints": "etils jax orbax",
+     "models": "flax jax"},
+    {"prepare": "apache_beam etils google_crc32c numpy py7zr tqdm zstandard"},
+    {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tqdm",
+     "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
+    {"training": "clu etils flax jax numpy optax tqdm", "inference": "etils flax jax ml_dtypes numpy tqdm"},
+    {"retrieval": "Stemmer bm25s etils jax numpy tqdm", "dry_run": "jax numpy",
+     "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
+    {"mining": "etils numpy tqdm", "evaluation": "etils ir_measures jax matplotlib numpy"},
+    {"sweep": "etils tqdm", "demo": "etils tqdm"},
+    {"cli": ""},
+)
 
 
 def files():
   return sorted((ROOT / "gtr_jax").rglob("*.py"))
 
 
-@pytest.mark.parametrize("part", sorted(ALLOWED))
-def test_imports_only_what_it_may(part):
-  ours, theirs = ALLOWED[part]
-  place = ROOT / "gtr_jax" / part
-  for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+def module_of(path):
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path) for path in files()}
+
+
+def imports(path):
+  """Whole names of the modules that a file imports, at its top or inside a function."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      inside = {f"{node.module}.{alias.name}" for alias in node.names}
+      yield from inside & MODULES or {node.module}
+
+
+def package_of(module):
+  """Of ours: "io" of gtr_jax.io.lines, "" of what stands at the root."""
+  parts = module.split(".")
+  return parts[1] if len(parts) > 2 or (ROOT / "gtr_jax" / parts[-1]).is_dir() and len(parts) == 2 else ""
+
+
+def test_the_root_has_three_modules():
+  assert {path.name for path in (ROOT / "gtr_jax").glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+  assert {path.name for path in (ROOT / "gtr_jax").iterdir() if path.is_dir()} - {"__pycache__"} == {
+      package for layer in LAYERS for package in layer}
+
+
+@pytest.mark.parametrize("package", [package for layer in LAYERS for package in layer])
+def test_imports_only_what_stands_above(package):
+  line = next(i for i, layer in enumerate(LAYERS) if package in layer)
+  ours = {package, *(above for layer in LAYERS[:line] for above in layer)}
+  for path in sorted((ROOT / "gtr_jax" / package).rglob("*.py")):
     for name in imports(path):
-      first, _, rest = name.partition(".")
+      first = name.partition(".")[0]
       if first == "gtr_jax":
-        second = rest.split(".")[0]
-        assert not rest or second in ours | {part} | EVERYWHERE, f"{path.relative_to(ROOT)} imports {name}"
+        assert package_of(name) in ours or name in ("gtr_jax", "gtr_jax.errors"), f"{module_of(path)} imports {name}"
       else:
-        assert first in theirs or first in sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {name}"
+        assert first in LAYERS[line][package].split() or first in sys.stdlib_module_names, (
+            f"{module_of(path)} imports {name}")
+
+
+def test_no_circle():
+  """Also none that is hidden in functions."""
+  graph = {module_of(path): {name for name in imports(path) if name in MODULES} for path in files()}
+  graph["gtr_jax"] = set()  # What it shows is imported when it is asked for.
+  done = set()
+
+  def visit(module, inside):
+    assert module not in inside, " -> ".join([*inside[inside.index(module):], module])
+    if module not in done:
+      for imported in sorted(graph[module]):
+        visit(imported, [*inside, module])
+      done.add(module)
+
+  for module in sorted(graph):
+    visit(module, [])
 
 
 @pytest.mark.parametrize("package, only_in", [
-    ("gin", {"config.py"}), ("orbax", {"checkpoint.py", "checkpoint_steps.py"}), ("clu", {"train.py", "t5x_adapter"}),
-    ("tensorflow", {"data", "t5x_adapter", "convert"}), ("apache_beam", {"data"}),
-    ("seqio", {"data", "t5x_adapter"}), ("torch", {"convert"}),
-    ("transformers", set()), ("t5x", {"t5x_adapter"}),
+    ("gin", {"config"}), ("orbax", {"checkpoints"}), ("clu", {"training", "integrations"}),
+    ("tensorflow", {"data", "integrations", "formats"}), ("apache_beam", {"prepare"}),
+    ("seqio", {"data", "integrations"}), ("torch", {"formats"}), ("transformers", set()), ("t5x", {"integrations"}),
 ])
 def test_one_place_imports_it(package, only_in):
   for path in files():
@@ -99,8 +106,8 @@ def test_one_place_imports_it(package, only_in):
 
 @pytest.mark.parametrize("code", [
     "import gtr_jax",
-    "from gtr_jax import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
-    "import gtr_jax.retrieval.search, gtr_jax.model, gtr_jax.evaluation.evaluate, gtr_jax.training.loop",
+    "from gtr_jax.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    "import gtr_jax.retrieval.search, gtr_jax.inference.load, gtr_jax.evaluation.evaluate, gtr_jax.training.loop",
 ])
 def test_starts_without_tensorflow(code):
   check = code + ("\nimport sys; loaded = {'tensorflow', 'seqio', 'clu.metric_writers'} & set(sys.modules)"
@@ -110,17 +117,17 @@ def test_starts_without_tensorflow(code):
 
 # Files outside io/ that write, rename or remove by themselves, and why.
 BY_HAND = {
-    "checkpoint.py": "within Orbax's own temporary folder",
-    "checkpoint_steps.py": "sets steps aside",
+    "checkpoints/checkpointer.py": "within Orbax's own temporary folder",
+    "checkpoints/steps.py": "sets steps aside",
     "collections/download.py": "downloads that go on where they were cut off",
-    "convert/t5x.py": "TensorStore writes the arrays of a whole new folder",
-    "data/prepare/beam.py": "a folder that many workers fill",
-    "data/prepare/engine.py": "a work folder that a later run goes on in",
-    "data/prepare/passages.py": "within a new folder of atomic",
-    "data/prepare/pydoc.py": "replaces a corpus, and keeps what others have put there",
-    "data/prepare/seven_zip.py": "a pipe",
-    "demo.py": "its own marker",
-    "distributed.py": "an empty file, to see whether a folder is shared",
+    "formats/t5x.py": "TensorStore writes the arrays of a whole new folder",
+    "prepare/beam.py": "a folder that many workers fill",
+    "prepare/engine.py": "a work folder that a later run goes on in",
+    "prepare/passages.py": "within a new folder of atomic",
+    "demo/corpus.py": "replaces a corpus, and keeps what others have put there",
+    "prepare/seven_zip.py": "a pipe",
+    "demo/run.py": "its own marker",
+    "parallel/processes.py": "an empty file, to see whether a folder is shared",
     "sweep/run.py": "appends to logs, and sets trainings aside",
     "training/metrics.py": "appends to the metrics",
 }
@@ -157,11 +164,11 @@ def test_what_writes_by_hand_is_found(code, lines):
 
 def test_one_reader_of_json():
   """JSON of files is read by `io.jsonl.parse`, so that all know the same of what can be wrong with it."""
-  others = {"process_group.py", "distributed.py",  # what processes say to each other
+  others = {"parallel/process_group.py", "parallel/processes.py",  # what processes say to each other
             "evaluation/published.py",  # packaged
-            "demo.py",  # written a moment ago
-            "data/pipeline.py", "data/prepare/decontaminate.py",  # within an archive that was read whole
-            "data/prepare/manifests.py"}  # of values, not of a file
+            "demo/run.py",  # written a moment ago
+            "data/pipeline.py", "prepare/decontaminate.py",  # within an archive that was read whole
+            "prepare/manifests.py"}  # of values, not of a file
   found = {str(path.relative_to(ROOT / "gtr_jax")) for path in files() if path.parent.name != "io" and any(
       isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads")
       for node in ast.walk(ast.parse(path.read_text())))}

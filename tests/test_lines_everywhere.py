@@ -17,14 +17,14 @@ from pyarrow import parquet
 from gtr_jax.collections.corpus import read_corpus
 from gtr_jax.collections.qrels import read_qrels
 from gtr_jax.collections.queries import read_queries
-from gtr_jax.data.prepare.pairs_jsonl import PairsJsonl
-from gtr_jax.data.prepare.passages import open_table
-from gtr_jax.data.prepare.source import Counts
 from gtr_jax.data.shards import Fields, read_examples
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.mining.mine import Fields as MinedFields
 from gtr_jax.mining.mine import read_pairs
+from gtr_jax.prepare.passages import open_table
+from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.training.metrics import JsonlWriter
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny_training import PAIRS, TinyBatches
 
-from gtr_jax import partitioning
-from gtr_jax.checkpoint import Checkpointer
-from gtr_jax.errors import InputError
-from gtr_jax.training.loop import Periods, TrainingError, fit, resume
+from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.errors import InputError, TrainingError
+from gtr_jax.parallel import partitioning
+from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter, PeriodMeans
 from gtr_jax.training.state import TrainState
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 
-from gtr_jax import cli
-from gtr_jax.embedder import load
+from gtr_jax.cli.main import main
+from gtr_jax.inference import embed
+from gtr_jax.inference.embedder import load
 from gtr_jax.mining import rankers
 from gtr_jax.retrieval import encode
 from gtr_jax.retrieval.bm25 import BM25Index
@@ -35,7 +36,7 @@ def mine(folder, **flags):
   """`gtr-jax mine` with its output in `folder`; returns its exit code, and what it wrote."""
   output = folder / flags.pop("output", "out.jsonl")
   words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-  code = cli.main(["mine", f"--output={output}", *words])
+  code = main(["mine", f"--output={output}", *words])
   return code, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else None
 
 
@@ -116,11 +117,11 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys, name):
   folder = write_collection(tmp_path / "c", corpus(10), queries=2)
   (folder / "link.jsonl").symlink_to("corpus.jsonl")
   before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-  assert cli.main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / name}"]) == 2
+  assert main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / name}"]) == 2
   assert "would be overwritten" in capsys.readouterr().err.splitlines()[-1]
   assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-  assert cli.main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / 'new.jsonl'}"]) == 0
-  assert cli.main(["search", "--model", str(tmp_path), "--embeddings", str(tmp_path), "--queries",
+  assert main(["mine", f"--collection={folder}", "--split=test", f"--output={folder / 'new.jsonl'}"]) == 0
+  assert main(["search", "--model", str(tmp_path), "--embeddings", str(tmp_path), "--queries",
                    str(folder / "queries.jsonl"), "--output", str(folder / "queries.jsonl")]) == 2
   assert "--output would overwrite --queries" in capsys.readouterr().err.splitlines()[-1]
 
@@ -156,7 +157,7 @@ def test_ranks_and_draw(tmp_path):
 def test_gzip_in_and_out(tmp_path):
   (tmp_path / "pairs.jsonl.gz").write_bytes(
       gzip.compress("".join(json.dumps(p) + "\n" for p in PAIRS).encode(), mtime=0))
-  assert cli.main(["mine", f"--pairs={tmp_path}/pairs.jsonl.gz", f"--output={tmp_path}/new/out.jsonl.gz"]) == 0
+  assert main(["mine", f"--pairs={tmp_path}/pairs.jsonl.gz", f"--output={tmp_path}/new/out.jsonl.gz"]) == 0
   lines = gzip.decompress((tmp_path / "new" / "out.jsonl.gz").read_bytes()).splitlines()
   assert len(lines) == len(PAIRS)
   assert [p.name for p in (tmp_path / "new").iterdir()] == ["out.jsonl.gz"]
@@ -234,8 +235,9 @@ def test_a_models_own_search(tmp_path, model, monkeypatch):
     towers.append(args[3])
     return embed_tokens(*args)
 
-  embed_tokens = encode.embed_tokens
-  monkeypatch.setattr(encode, "embed_tokens", watched)
+  embed_tokens = embed.embed_tokens
+  for module in (embed, encode):
+    monkeypatch.setattr(module, "embed_tokens", watched)
   assert mined(tmp_path, pairs, **flags) == records
   assert len(list((tmp_path / "embeddings").iterdir())) == 1
   for limits in ({"margin": 0.05}, {"max_score_ratio": 0.9}):
@@ -360,7 +362,7 @@ def test_ids_of_another_collection(tmp_path, capsys):
 def test_an_output_that_is_a_folder(tmp_path, capsys):
   (tmp_path / "out.jsonl").mkdir()
   pairs = write(tmp_path / "pairs.jsonl", [{"not": "read"}])
-  assert cli.main(["mine", f"--pairs={pairs}", f"--output={tmp_path}/out.jsonl"]) == 2
+  assert main(["mine", f"--pairs={pairs}", f"--output={tmp_path}/out.jsonl"]) == 2
   assert "out.jsonl: is a folder; name the file" in capsys.readouterr().err.splitlines()[-1]
 
 

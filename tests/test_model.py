@@ -9,10 +9,13 @@ import pytest
 from etils import epath
 from tiny_model_dir import tiny_encoder, tiny_params, write_model_dir, write_vocabulary
 
-from gtr_jax.conversion import convert
 from gtr_jax.errors import InputError
-from gtr_jax.model import Missing, check_model, for_several, load_model, weights_hash, write_model_json
-from gtr_jax.partitioning import make_mesh
+from gtr_jax.formats.convert import convert
+from gtr_jax.formats.model_dir import write_model_json
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.load import check_model, for_several, load_model
+from gtr_jax.inference.weights_hash import weights_hash
+from gtr_jax.parallel.partitioning import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +93,17 @@ def test_other_places_than_local_folders(run, tmp_path, path, text, monkeypatch)
 
   monkeypatch.setattr(type(epath.Path("gs://b/x")), "exists", lambda self: unreachable(self) if "gs://" in str(self)
                       else os.path.exists(self))
-  for call in (load_model, check_model, lambda path: for_several(Missing(query_length=3), [path]),
+  for call in (load_model, check_model, lambda path: for_several(Tokenization(query_length=3), [path]),
                lambda path: convert(path, tmp_path / "out", "stablehlo"), lambda path: convert(run, path, "t5x")):
     assert text in message(call, path)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_lengths_of_numpy(run):
-  missing = Missing(query_length=np.int64(5), document_length=np.int32(6))
+  missing = Tokenization(query_length=np.int64(5), document_length=np.int32(6))
   assert (type(missing.query_length), type(missing.document_length)) == (int, int)
   for length in (2**63, 1_000_001, np.bool_(True)):
-    assert "query_length is" in message(Missing, query_length=length)
+    assert "query_length is" in message(Tokenization, query_length=length)
 
 
 def test_wrong_vocabulary_and_damaged_files(run, tmp_path):
@@ -140,14 +143,14 @@ def test_a_model_dir_is_not_overwritten_by_another_model(run, tmp_path):
 def test_what_several_models_lack_is_given_to_those_that_lack_it(run, tmp_path):
   convert(run, tmp_path / "checkpoint_0", "t5x")
   convert(run, tmp_path / "folder", "sentence-transformers")
-  whole = Missing(run / "spiece.model", 0, 5, 6)
+  whole = Tokenization(run / "spiece.model", 0, 5, 6)
   missing = for_several(whole, [run, tmp_path / "checkpoint_0", tmp_path / "folder"])
   for path, lengths in ((run, (16, 32)), (tmp_path / "folder", (32, 32)), (tmp_path / "checkpoint_0", (5, 6))):
     model = load_model(path, one_device(), missing)
     assert tuple(model.lengths.values()) == lengths
     assert model.tokenizer.path == (path if path.name != "checkpoint_0" else run) / "spiece.model"
-  for given in (Missing(query_length=5), Missing(vocabulary=run / "spiece.model"), Missing(extra_ids=0)):
+  for given in (Tokenization(query_length=5), Tokenization(vocabulary=run / "spiece.model"), Tokenization(extra_ids=0)):
     text = message(for_several, given, [run, tmp_path / "folder"])
     assert f"--{given.given()[0]}: no model here lacks it, each says its own; leave it out, or" in text
-  assert for_several(Missing(), ["no/such"]).given() == []  # Nothing to look for, so nothing is opened.
+  assert for_several(Tokenization(), ["no/such"]).given() == []  # Nothing to look for, so nothing is opened.
   assert "leave vocabulary, extra_ids, query_length, document_length out" in message(check_model, run, whole)

@@ -15,11 +15,13 @@ from test_convert import GATED, change, reweigh, written
 from tiny_model_dir import write_model_dir, write_vocabulary
 
 import gtr_jax
-from gtr_jax.conversion import convert
-from gtr_jax.convert import formats, json_file
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
-from gtr_jax.model import Missing, check_model, load_model, open_source
+from gtr_jax.formats import any_form, json_file
+from gtr_jax.formats.any_form import open_model
+from gtr_jax.formats.convert import convert
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.load import check_model, load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -89,8 +91,8 @@ def test_the_embedding_lies_elsewhere(bare, exported, name, tied):
   reweigh(bare / "model.safetensors", lambda found: renamed(found, name))
   if tied is not None:
     change(bare / "config.json", tie_word_embeddings=tied)
-  found = formats.open_model(bare).arrays["token_embedder/embedding"].read()
-  np.testing.assert_array_equal(found, formats.open_model(exported).arrays["token_embedder/embedding"].read())
+  found = any_form.open_foreign(bare).arrays["token_embedder/embedding"].read()
+  np.testing.assert_array_equal(found, any_form.open_foreign(exported).arrays["token_embedder/embedding"].read())
 
 
 @pytest.mark.parametrize("fields", [{"tie_word_embeddings": False}, {"model_type": "mt5"}])
@@ -137,7 +139,7 @@ def test_adapters(bare, exported, fields, text, beside):
     shutil.rmtree(bare)
     shutil.copytree(exported, bare)
   put(bare, {"adapter_config.json": fields, "adapter_model.safetensors": b"x"})
-  for call in (load_model, check_model, open_source, gtr_jax.load):
+  for call in (load_model, check_model, open_model, gtr_jax.load):
     assert message(bare, call).startswith(f"{bare}: ") and text in message(bare, call)
 
 
@@ -176,7 +178,7 @@ def test_a_trainers_checkpoint_is_read(bare, tmp_path):
   checkpoint = tmp_path / "out" / "checkpoint-500"
   shutil.copytree(bare, checkpoint)
   put(checkpoint, {"trainer_state.json": {}, "optimizer.pt": b"x", "training_args.bin": b"x", "global_step500/": None})
-  assert formats.open_model(checkpoint).encoder == DualEncoder(GATED, projection_dim=None)
+  assert any_form.open_foreign(checkpoint).encoder == DualEncoder(GATED, projection_dim=None)
   assert message(tmp_path / "out").endswith(f"no model itself, and {checkpoint} in it is one; give that")
   shutil.copytree(bare, tmp_path / "out" / "checkpoint-900")
   assert f"give one of the 2 in it: {checkpoint}, {tmp_path}/out/checkpoint-900" in message(tmp_path / "out")
@@ -282,7 +284,8 @@ def test_vocabularies_that_are_none(bare, tmp_path, data, text, whole):
   place = tmp_path / "given.model"
   place.write_bytes(data)
   assert message(place, Tokenizer, whole).startswith(f"{place}: {text}")
-  assert message(bare, lambda path: load_model(path, missing=Missing(place)), whole).startswith(f"{place}: {text}")
+  said = message(bare, lambda path: load_model(path, tokenization=Tokenization(place)), whole)
+  assert said.startswith(f"{place}: {text}")
   (bare / "tokenizer.json").unlink()
   (bare / "spiece.model").write_bytes(data)
   assert message(bare, whole=whole).startswith(f"{bare / 'spiece.model'}: {text}")
@@ -332,7 +335,7 @@ def test_json_with_a_mark_of_byte_order_and_whole_numbers_with_a_point(folder):
     (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
   fields = json.loads((folder / "config.json").read_bytes())
   (folder / "config.json").write_text(json.dumps({**fields, "d_model": 16.0, "layer_norm_epsilon": 1e-6}))
-  assert formats.open_model(folder).encoder == DualEncoder(GATED, projection_dim=10)
+  assert any_form.open_foreign(folder).encoder == DualEncoder(GATED, projection_dim=10)
 
 
 @pytest.mark.parametrize("header, text", [
@@ -386,7 +389,7 @@ def cache(place, exported, snapshots, main=None, blobs=True):
 def test_the_cache_of_the_hub(tmp_path, exported, snapshots, main, below):
   root = cache(tmp_path, exported, snapshots, main)
   name = main or snapshots[0]
-  found = formats.open_model(root / below.format(name))
+  found = any_form.open_foreign(root / below.format(name))
   assert found.path == root / "snapshots" / name
   assert found.encoder == DualEncoder(GATED, projection_dim=10)
 
@@ -495,7 +498,7 @@ def test_a_model_json_of_another_program(run, tmp_path):
 
 @pytest.mark.parametrize("path", ["~/no/such", "~/nosuch", "./a/b", "../a/b", "a/b/", "a/b/c", "/a/b", "~no/x", "."])
 def test_a_path_is_never_taken_for_a_name(path, tmp_path, monkeypatch):
-  monkeypatch.setattr(formats, "_download", lambda name: pytest.fail(f"{name} was asked for"))
+  monkeypatch.setattr(any_form, "_download", lambda name: pytest.fail(f"{name} was asked for"))
   monkeypatch.chdir(tmp_path)
   said = message(path)
   assert "no such model" in said or path == "." or path == "~no/x" and "there is no user 'no'" in said
@@ -520,7 +523,7 @@ def test_without_the_network_the_cache_is_read(exported, monkeypatch):
 
   monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(
       list_repo_files=unreachable, snapshot_download=snapshot_download))
-  assert formats.open_model("owner/cached").path == exported
+  assert any_form.open_foreign("owner/cached").path == exported
   assert "cannot be had from the Hugging Face hub (no network); check the name" in message("owner/other")
 
 
@@ -530,7 +533,8 @@ def test_home_folders(folder, run, tmp_path, monkeypatch):
   for path in ("~/model", "~/run", "~/run/checkpoints/1"):
     assert gtr_jax.load(path).dim == load_model(path).encoder.dim
     check_model(path)
-  assert load_model("~/model", missing=Missing(vocabulary="~/run/spiece.model", extra_ids=0)).path == "~/model"
+  tokenization = Tokenization(vocabulary="~/run/spiece.model", extra_ids=0)
+  assert load_model("~/model", tokenization=tokenization).path == "~/model"
   assert Tokenizer("~/run/spiece.model").path == epath.Path(tmp_path / "run" / "spiece.model")
   train_vocabulary([f"word{i % 50} other{i % 7}" for i in range(500)], "~/new/spiece.model", 100)
   assert (tmp_path / "new" / "spiece.model").exists()
@@ -578,4 +582,4 @@ def test_safetensors_of_others_have_headers_of_others(bare):
   """Metadata of other frameworks changes nothing."""
   found = safetensors.numpy.load_file(bare / "model.safetensors")
   safetensors.numpy.save_file(found, bare / "model.safetensors", metadata={"format": "mlx", "x": "y"})
-  assert formats.open_model(bare).encoder == DualEncoder(GATED, projection_dim=None)
+  assert any_form.open_foreign(bare).encoder == DualEncoder(GATED, projection_dim=None)

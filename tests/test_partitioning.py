@@ -11,11 +11,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from gtr_jax import partitioning
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config, dropout
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
 
 MODEL = DualEncoder(T5Config(64, 16, 4, 4, 32, 1, mlp_activations=("gelu", "linear")), 12)

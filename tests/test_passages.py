@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from gtr_jax.data.prepare import passages
-from gtr_jax.data.prepare.passages import Document, full_text, open_table
 from gtr_jax.errors import InputError
+from gtr_jax.prepare import passages
+from gtr_jax.prepare.passages import Document, full_text, open_table
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from tiny_training import tiny_loss
 
-from gtr_jax import cli, partitioning
+from gtr_jax.cli.main import main
+from gtr_jax.dry_run import chips, hlo, step_plan
+from gtr_jax.dry_run.hlo import Collective, Program, Work
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.plan import chips, dry_run, hlo
-from gtr_jax.plan.hlo import Collective, Program, Work
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
 
@@ -129,7 +130,7 @@ def test_collectives_in_a_loop():
 
 
 CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3)
-SIZES = dry_run.BatchSizes(64, {"inputs": 8, "targets": 24})
+SIZES = step_plan.BatchSizes(64, {"inputs": 8, "targets": 24})
 
 
 def formula(config, sizes, projection):
@@ -153,14 +154,14 @@ def formula(config, sizes, projection):
 def test_flops_are_those_of_the_formula(options, sizes):
   config, sizes = dataclasses.replace(CONFIG, **options), dataclasses.replace(SIZES, **sizes)
   mesh = partitioning.make_mesh(1, 8, 1)
-  plan = dry_run.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, sizes)
+  plan = step_plan.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, sizes)
   assert 8 * plan.work.flops == pytest.approx(formula(config, sizes, 48), rel=1e-9)
   assert plan.work.unknown_loops == 0
 
 
 def test_bytes_of_state_and_batch():
   mesh = partitioning.make_mesh(1, 4, 2)
-  plan = dry_run.plan(DualEncoder(CONFIG, 48), tiny_loss(), optimizers.adamw(1e-3), mesh, SIZES)
+  plan = step_plan.plan(DualEncoder(CONFIG, 48), tiny_loss(), optimizers.adamw(1e-3), mesh, SIZES)
   scales = 7 * 32 * 4  # Divided over fsdp, like the projection, and not over model; the position biases the other way.
   assert plan.params_bytes == 4 * (plan.parameters - 7 * 32 - 4 * 32 - 32 * 48) / 8 + scales / 4 + 32 * 48 + 4 * 32 * 2
   assert plan.optimizer_bytes == 2 * plan.params_bytes + 3 * 4  # two moments and three counts of steps
@@ -186,18 +187,18 @@ def features(pairs, rng):
 @pytest.mark.parametrize("microbatch_size", [None, 128])
 def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
   mesh = partitioning.make_mesh(fsdp=2, model=2)
-  sizes = dry_run.BatchSizes(512, {"inputs": 8, "targets": 24, "negative_inputs": 6, "negative_targets": 32},
+  sizes = step_plan.BatchSizes(512, {"inputs": 8, "targets": 24, "negative_inputs": 6, "negative_targets": 32},
                              microbatch_size, negatives_per_example=2, negative_queries_per_example=1)
   given, parts = features(512, np.random.default_rng(0)), microbatch_size and 512 // microbatch_size
   real = make_batch(given, 4, microbatches=parts)
-  assumed = dry_run.abstract_batch(mesh, sizes)
+  assumed = step_plan.abstract_batch(mesh, sizes)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(lambda x: (x.shape, x.dtype), assumed)
   real = make_batch(given, 4, row_lengths=RowLengths(16, 48), microbatches=parts)
   means = [np.count_nonzero(np.concatenate([given[f"{side}_encoder_input_tokens"][:, None], np.pad(
       given[f"{side}_negative_encoder_input_tokens"], ((0, 0), (0, 0), (0, pad)))], 1)) / count
            for side, pad, count in (("left", 2, 1024),)] + [12 / 3 + 16 * 2 / 3]
   packed = dataclasses.replace(sizes, row_lengths={"inputs": 16, "targets": 48}, mean_tokens=means)
-  assumed = dry_run.abstract_batch(mesh, packed)
+  assumed = step_plan.abstract_batch(mesh, packed)
   for side in ("queries", "passages"):
     ours, theirs = getattr(assumed, side).tokens.shape, getattr(real, side).tokens.shape
     assert ours[:-2] == theirs[:-2] and ours[-1] == theirs[-1]
@@ -235,7 +236,7 @@ DRY = ["train", "--dry_run", "--gin_file=models/t5_tiny.gin", "--gin_file=runs/p
 
 def test_the_command(capsys):
   """Without data, a model folder or a task; with one chip only."""
-  assert cli.main([*DRY, "--gin_file=meshes/fsdp.gin", "--gin.ROW_LENGTHS={'inputs': 16, 'targets': 32}",
+  assert main([*DRY, "--gin_file=meshes/fsdp.gin", "--gin.ROW_LENGTHS={'inputs': 16, 'targets': 32}",
                    "--mean_tokens", "4", "8", "--chip", "h100"]) == 0
   out = capsys.readouterr().out
   assert out.startswith("8 devices (data 1 x fsdp 8 x model 1), 2,204,096 parameters, ")
@@ -247,7 +248,7 @@ def test_the_command(capsys):
 
 
 def test_a_recipe_that_starts_from_another_model(capsys):
-  assert cli.main(["train", "--dry_run", "--gin_file=models/t5_tiny.gin", "--gin_file=recipes/gtr_finetune.gin",
+  assert main(["train", "--dry_run", "--gin_file=models/t5_tiny.gin", "--gin_file=recipes/gtr_finetune.gin",
                    "--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 16}",
                    "--gin.ROW_LENGTHS=None"]) == 0
   assert "8 devices" in capsys.readouterr().out
@@ -275,18 +276,19 @@ def test_a_recipe_that_starts_from_another_model(capsys):
     (["--gin.NO_SUCH_MACRO=1"], "nothing in this run uses NO_SUCH_MACRO"),
 ])
 def test_wrong_input_gets_one_line(flags, message, capsys):
-  assert cli.main([*DRY, *flags]) == 2
+  assert main([*DRY, *flags]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error.startswith("gtr-jax train: ") and message in error
 
 
 def test_its_flags_need_it(capsys):
-  assert cli.main(["train", "--gin_file=models/t5_tiny.gin", "--described_devices", "8"]) == 2
+  assert main(["train", "--gin_file=models/t5_tiny.gin", "--described_devices", "8"]) == 2
   assert "--described_devices belongs to --dry_run" in capsys.readouterr().err
 
 
 def test_devices_that_are_not_here():
-  code = ("from gtr_jax import partitioning; from gtr_jax.plan import dry_run; dry_run.describe_devices(12)\n"
+  code = ("from gtr_jax.parallel import partitioning\nfrom gtr_jax.dry_run import step_plan\n"
+          "step_plan.describe_devices(12)\n"
           "print(dict(partitioning.make_mesh(fsdp=3).shape))")
   out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
   assert out == "{'data': 4, 'fsdp': 3, 'model': 1}\n" and math.prod((4, 3, 1)) == 12

@@ -11,8 +11,8 @@ import json
 import pytest
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import beir_pairs
 from gtr_jax.errors import InputError
+from gtr_jax.prepare.sources import beir_pairs
 
 
 @pytest.fixture

@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 import toy_source
 
-from gtr_jax import cli
-from gtr_jax.data import root
-from gtr_jax.data.prepare import command
+from gtr_jax.cli import prepare
+from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
 
 
 @pytest.fixture(autouse=True)
 def no_data_dir():
   yield
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 def test_prepares_pairs(tmp_path, capsys, monkeypatch):
   path = toy_source.write(tmp_path / "a.jsonl", [[r["query"], r["passage"]] for r in toy_source.rows(200)])
   arguments = ["prepare", "pairs", path, "--data_dir", "data"]
   monkeypatch.chdir(tmp_path)
-  assert cli.main([*arguments, "--workers", "1"]) == 0
+  assert main([*arguments, "--workers", "1"]) == 0
   out = capsys.readouterr().out
   assert out.startswith(f"wrote {tmp_path}/data/pairs\n") and out.endswith("\nread 200, written 200 (train 200)\n")
   more = ["--name", "mine", "--validation_share", "0.2", "--without", "other", "--max_broken", "0", "--workers", "2"]
   toy = toy_source.write(tmp_path / "b.jsonl", [["a question", "its answer"]])
-  assert cli.main(["prepare", "pairs", toy, "--name", "other", "--data_dir", str(tmp_path / "data")]) == 0
+  assert main(["prepare", "pairs", toy, "--name", "other", "--data_dir", str(tmp_path / "data")]) == 0
   run = subprocess.run([Path(sys.executable).parent / "gtr-jax", *arguments, *more], capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   manifest = json.loads((tmp_path / "data/mine/manifest.json").read_text())
@@ -41,7 +41,7 @@ def test_what_was_dropped_and_what_is_broken_is_told(tmp_path, capsys):
   rows = [*([r["query"], r["passage"]] for r in toy_source.rows(20)), ["a", "a"], b"broken", ["b"], b"{", b"\xff"]
   path = toy_source.write(tmp_path / "a.jsonl", rows)
   flags = ["--data_dir", str(tmp_path), "--validation_share", "1e-9", "--workers", "1"]
-  assert cli.main(["prepare", "pairs", path, *flags]) == 0
+  assert main(["prepare", "pairs", path, *flags]) == 0
   said = capsys.readouterr().out.splitlines()
   assert said[1:4] == ["read 25, written 20 (train 20)", "dropped or counted: query_is_passage 1",
                        "broken lines: 4, the first:"]
@@ -54,7 +54,7 @@ def test_what_was_dropped_and_what_is_broken_is_told(tmp_path, capsys):
     ("stack_exchange", "examples:\n  gtr-jax prepare stack_exchange dumps/ --closed\n  gtr-jax")])
 def test_examples_of_the_help_are_lines(source, example, capsys):
   with pytest.raises(SystemExit):
-    cli.main(["prepare", source, "--help"])
+    main(["prepare", source, "--help"])
   assert example in capsys.readouterr().out
 
 
@@ -64,30 +64,30 @@ def test_examples_of_the_help_are_lines(source, example, capsys):
     ([], "none.jsonl: no such file"),
 ])
 def test_wrong_input_is_one_line(tmp_path, capsys, flags, message):
-  assert cli.main(["prepare", "pairs", str(tmp_path / "none.jsonl"), "--data_dir", str(tmp_path), *flags]) == 2
+  assert main(["prepare", "pairs", str(tmp_path / "none.jsonl"), "--data_dir", str(tmp_path), *flags]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1 and error.startswith("gtr-jax prepare: ")
 
 
-@pytest.mark.parametrize("source", ["pydoc", *command.SOURCES])
+@pytest.mark.parametrize("source", ["pydoc", *prepare.SOURCES])
 def test_each_source_has_its_help(source, capsys):
   with pytest.raises(SystemExit) as e:
-    cli.main(["prepare", source, "--help"])
+    main(["prepare", source, "--help"])
   out = capsys.readouterr().out
   assert e.value.code == 0 and "--data_dir" in out
   assert source == "pydoc" or "--decontaminate" in out and out.count("positional arguments") == 1
 
 
 def test_pydoc_gets_its_vocabulary(monkeypatch, tmp_path):
-  from gtr_jax.data.prepare import pydoc
   got = []
-  monkeypatch.setattr(pydoc, "prepare", got.append)
-  assert cli.main(["prepare", "pydoc", "--data_dir", str(tmp_path), "--vocabulary", "v"]) == 0
-  assert got == ["v"] and root.data_dir() == tmp_path
+  from gtr_jax.demo import corpus
+  monkeypatch.setattr(corpus, "prepare", got.append)
+  assert main(["prepare", "pydoc", "--data_dir", str(tmp_path), "--vocabulary", "v"]) == 0
+  assert got == ["v"] and data_root.data_dir() == tmp_path
 
 
 def test_without_beam_it_says_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  monkeypatch.delitem(sys.modules, "gtr_jax.data.prepare.beam", raising=False)
+  monkeypatch.delitem(sys.modules, "gtr_jax.prepare.beam", raising=False)
   with pytest.raises(InputError, match=r"--runner needs Apache Beam: pip install 'gtr_jax\[beam\]'"):
-    import gtr_jax.data.prepare.beam  # noqa: F401
+    import gtr_jax.prepare.beam  # noqa: F401

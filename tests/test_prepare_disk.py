@@ -11,11 +11,11 @@ import toy_source
 from test_prepare_engine import contents, data, prepare  # noqa: F401
 from toy_source import ToySource, write
 
-from gtr_jax import demo
 from gtr_jax.collections import beir, download
-from gtr_jax.data.prepare import buckets, engine, records, seven_zip, workers
-from gtr_jax.data.prepare.source import Resumable
+from gtr_jax.demo.run import run
 from gtr_jax.errors import InputError
+from gtr_jax.prepare import buckets, engine, records, seven_zip, workers
+from gtr_jax.prepare.source import Resumable
 
 
 @pytest.fixture
@@ -104,12 +104,12 @@ def test_workers_say_what_was_refused(number):
 
 def test_the_demo_moves_aside_what_a_demo_has_made(tmp_path):
   folder = tmp_path / "demo"
-  demo._begin(folder)
+  run._begin(folder)
   for name in ("gtr_pt/checkpoints", "results", "longer/checkpoints", "data/mine", "data/pydoc"):
     (folder / name).mkdir(parents=True)
     (folder / name / "file").write_text("x")
   (folder / "data/pydoc/finetune_hard_negatives.jsonl").write_text("x")
-  demo._begin(folder)
+  run._begin(folder)
   assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
       "made_by_gtr_jax_demo", "longer/checkpoints/file", "data/mine/file", "data/pydoc/file",
       "earlier-1/gtr_pt/checkpoints/file", "earlier-1/results/file",
@@ -121,21 +121,21 @@ def test_the_demo_moves_aside_what_a_demo_has_made(tmp_path):
     (lambda folder: folder.symlink_to("nowhere"), "is no folder"),
     (lambda folder: (folder / "gtr").mkdir(parents=True), "not empty, and no demo made it"),
     (lambda folder: (folder / "made_by_gtr_jax_demo").mkdir(parents=True), "not empty, and no demo made it"),
-    (lambda folder: (demo._begin(folder), (folder / "gtr").symlink_to(folder.parent)), "gtr: a link, where the demo"),
+    (lambda folder: (run._begin(folder), (folder / "gtr").symlink_to(folder.parent)), "gtr: a link, where the demo"),
 ])
 def test_the_demo_refuses_what_is_not_its_own(tmp_path, make, message):
   folder = tmp_path / "demo"
   make(folder)
   before = sorted(tmp_path.rglob("*"))
   with pytest.raises(InputError, match=message):
-    demo._begin(folder)
+    run._begin(folder)
   assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_demo_takes_an_empty_folder_and_a_link_to_one(tmp_path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "link").symlink_to("empty")
-  demo._begin(tmp_path / "link")
+  run._begin(tmp_path / "link")
   assert (tmp_path / "link").is_symlink() and len(list((tmp_path / "empty").iterdir())) == 1
 
 

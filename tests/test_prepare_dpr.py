@@ -7,8 +7,8 @@ import json
 import pytest
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import dpr, nq_open
 from gtr_jax.errors import InputError
+from gtr_jax.prepare.sources import dpr, nq_open
 
 
 def context(number, title="Title", **more):

@@ -16,18 +16,18 @@ import pytest
 import toy_source
 from toy_source import ToySource, write
 
-from gtr_jax.data import root
-from gtr_jax.data.prepare import buckets, engine, records
-from gtr_jax.data.prepare.manifests import Settings
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
+from gtr_jax.prepare import buckets, engine, records
+from gtr_jax.prepare.manifests import Settings
 
 
 @pytest.fixture
 def data(tmp_path):
   """An empty data root, set as this process's."""
-  root.set_data_dir(str(tmp_path / "data"))
+  data_root.set_data_dir(str(tmp_path / "data"))
   yield tmp_path / "data"
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 def prepare(source, processes=1, max_broken=0.001, **settings):

@@ -11,10 +11,10 @@ import pytest
 import toy_source
 import zstandard
 
-from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.prepare.source import Counts
 
 
 def read(path):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import msmarco, pickles, rocketqa
-from gtr_jax.data.prepare.source import Counts
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.prepare import pickles
+from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.sources import msmarco, rocketqa
 
 
 @pytest.fixture

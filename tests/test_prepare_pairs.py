@@ -19,10 +19,10 @@ import pytest
 import zstandard
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import pairs_jsonl
-from gtr_jax.data.prepare.pairs_jsonl import PairsJsonl
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.prepare.sources import pairs_jsonl
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 
 
 @pytest.fixture

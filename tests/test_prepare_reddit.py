@@ -13,10 +13,10 @@ import pytest
 import zstandard
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import reddit, reddit_text
-from gtr_jax.data.prepare.reddit import Reddit
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.prepare.sources import reddit, reddit_text
+from gtr_jax.prepare.sources.reddit import Reddit
 
 
 def _post(number, **others):

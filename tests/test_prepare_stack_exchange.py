@@ -14,12 +14,12 @@ from xml.sax.saxutils import quoteattr
 import pytest
 from prepared_in_memory import prepared
 
-from gtr_jax.data.prepare import stack_exchange
-from gtr_jax.data.prepare.html_text import html_to_text
-from gtr_jax.data.prepare.source import Counts
-from gtr_jax.data.prepare.stack_exchange import StackExchange
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.sources import stack_exchange
+from gtr_jax.prepare.sources.html_text import html_to_text
+from gtr_jax.prepare.sources.stack_exchange import StackExchange
 
 _TEXT = "<p>words enough for a text of some length</p>"
 

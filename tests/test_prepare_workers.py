@@ -11,7 +11,7 @@ import pathlib
 import signal
 import sys
 
-from gtr_jax.data.prepare import workers
+from gtr_jax.prepare import workers
 
 
 def note(task):

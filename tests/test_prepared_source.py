@@ -15,9 +15,9 @@ from toy_source import ToySource, write
 from gtr_jax.data import shards
 from gtr_jax.data.examples import add_pair_task, prepared, rate_by_size
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
-from gtr_jax.data.prepare import engine
-from gtr_jax.data.prepare.manifests import Settings
 from gtr_jax.errors import InputError
+from gtr_jax.prepare import engine
+from gtr_jax.prepare.manifests import Settings
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"

@@ -12,9 +12,10 @@ import time
 import pytest
 from ports import free_port
 
-from gtr_jax import cli, distributed, process_group
+from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
-from gtr_jax.process_group import Cluster, Group
+from gtr_jax.parallel import process_group, processes
+from gtr_jax.parallel.process_group import Cluster, Group
 
 
 @pytest.fixture
@@ -216,9 +217,9 @@ def test_slurm_is_found(monkeypatch, no_cluster):
   for name, value in {"JOB_ID": "4097", "STEP_NODELIST": "node[07-09,12]", "NTASKS": "16", "PROCID": "9",
                       "LOCALID": "1"}.items():
     monkeypatch.setenv(f"SLURM_{name}", value)
-  assert distributed.find_cluster() == Cluster("node07:61441", 16, 9, [1])
+  assert processes.find_cluster() == Cluster("node07:61441", 16, 9, [1])
   monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
-  assert distributed.find_cluster() == Cluster("node07:61441", 16, 9, [0, 1, 2, 3])
+  assert processes.find_cluster() == Cluster("node07:61441", 16, 9, [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -233,13 +234,13 @@ def test_slurm_is_found(monkeypatch, no_cluster):
      "--process_id 2: of --num_processes 2 the first is 0, the last 1"),
 ])
 def test_flags_that_do_not_say_it(capfd, no_cluster, flags, message):
-  assert cli.main(["search", "--model", "m", "--embeddings", "e", *flags]) == 2
+  assert main(["search", "--model", "m", "--embeddings", "e", *flags]) == 2
   assert capfd.readouterr().err.startswith(f"gtr-jax search: {message}")
 
 
 def test_a_single_process_needs_nobody(capfd, no_cluster, tmp_path):
   """`--num_processes 1`, as a launch file for any number of hosts gives it."""
-  assert cli.main(["search", "--model", "m", "--embeddings", str(tmp_path), "--coordinator_address", "host:1",
+  assert main(["search", "--model", "m", "--embeddings", str(tmp_path), "--coordinator_address", "host:1",
                    "--num_processes", "1", "--process_id", "0"]) == 2
   assert "not an embedding store" in capfd.readouterr().err
-  assert distributed.is_first() and not distributed.joined() and distributed.from_first(lambda: (1,)) == (1,)
+  assert processes.is_first() and not processes.joined() and processes.from_first(lambda: (1,)) == (1,)

@@ -10,11 +10,11 @@ import pytest
 from tiny_text import words
 
 from gtr_jax.collections.collection import read_collection
-from gtr_jax.data import root
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
-from gtr_jax.data.prepare import docstrings, pydoc
-from gtr_jax.data.prepare.near_copies import NearCopies
+from gtr_jax.demo import corpus, docstrings
+from gtr_jax.demo.near_copies import NearCopies
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"
@@ -53,7 +53,7 @@ def packages(tmp_path_factory):
   same_question = [documentation(f"other answer {i}", summary=alpha[i].split("\n")[0]) for i in range(60, 150)]
   beta = [near_copy(doc) for doc in alpha[:60]] + same_question + [documentation(f"beta {i}") for i in range(50)]
   gamma = [near_copy(zero[i]) for i in range(30)] + [documentation(f"gamma {i}") for i in range(40)]
-  return pydoc.Packages(
+  return corpus.Packages(
       finetune={"alpha": write_package(tree / "alpha", alpha), "beta": write_package(tree / "beta", beta)},
       pretrain={"gamma": write_package(tree / "gamma", gamma)},
       zero_shot={"zero_shot": {"zero": write_package(tree / "zero", zero)},
@@ -64,7 +64,7 @@ def packages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(packages, tmp_path_factory):
-  return pydoc.prepare(packages=packages, output=tmp_path_factory.mktemp("data") / "pydoc", say=lambda line: None)
+  return corpus.prepare(packages=packages, output=tmp_path_factory.mktemp("data") / "pydoc", say=lambda line: None)
 
 
 def rows(path):
@@ -150,7 +150,7 @@ def test_pretraining_pairs_are_noisy_and_of_three_kinds(prepared):
 
 
 def test_the_same_packages_give_the_same_bytes(prepared, packages, tmp_path):
-  again = pydoc.prepare(packages=packages, output=tmp_path / "again", say=lambda line: None)
+  again = corpus.prepare(packages=packages, output=tmp_path / "again", say=lambda line: None)
   files, files_again = (sorted(p.relative_to(top) for p in Path(top).rglob("*") if p.is_file())
                         for top in (prepared, again))
   assert files == files_again and len(files) > 14
@@ -163,27 +163,27 @@ def test_the_same_packages_give_the_same_bytes(prepared, packages, tmp_path):
 
 def test_again_it_keeps_what_is_the_same_and_replaces_what_is_not(packages, vocabulary, tmp_path):
   output, said = tmp_path / "pydoc", []
-  small = pydoc.Packages({"alpha": packages.finetune["alpha"]}, {}, {"zero_shot": packages.zero_shot["two_packages"]})
-  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  small = corpus.Packages({"alpha": packages.finetune["alpha"]}, {}, {"zero_shot": packages.zero_shot["two_packages"]})
+  corpus.prepare(vocabulary, small, output=output, say=said.append)
   assert (output / "spiece.model").read_bytes() == Path(vocabulary).read_bytes()
   mined = output / "finetune_hard_negatives.jsonl"
   mined.write_text("mined\n")
-  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  corpus.prepare(vocabulary, small, output=output, say=said.append)
   assert mined.exists() and said[-1].endswith("is up to date")
-  pydoc.prepare(vocabulary, pydoc.Packages({"alpha": packages.finetune["beta"]}, {}, small.zero_shot), output=output,
+  corpus.prepare(vocabulary, corpus.Packages({"alpha": packages.finetune["beta"]}, {}, small.zero_shot), output=output,
                 say=said.append)
   assert not mined.exists() and said[-1] == f"wrote {output}"
   kept = output / "set-aside-1" / mined.name
   assert kept.read_text() == "mined\n" and f"{mined}: not of this corpus, and kept as {kept}" in said
   (output / "finetune/train.jsonl").write_text("changed by hand\n")
-  pydoc.prepare(vocabulary, small, output=output, say=said.append)
+  corpus.prepare(vocabulary, small, output=output, say=said.append)
   assert kept.exists() and (output / "set-aside-2/finetune/train.jsonl").read_text() == "changed by hand\n"
   assert rows(output / "finetune/train.jsonl")
   assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
   with pytest.raises(InputError, match="gone.model: no such vocabulary"):
-    pydoc.prepare(str(tmp_path / "gone.model"), small, output=tmp_path / "other")
+    corpus.prepare(str(tmp_path / "gone.model"), small, output=tmp_path / "other")
   with pytest.raises(InputError, match="cannot train a vocabulary"):
-    pydoc.prepare(None, pydoc.Packages({}, {}, {}), output=tmp_path / "other", say=said.append)
+    corpus.prepare(None, corpus.Packages({}, {}, {}), output=tmp_path / "other", say=said.append)
   assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
 
 
@@ -194,7 +194,7 @@ def test_what_it_has_not_made_is_not_replaced(packages, vocabulary, tmp_path, na
   path.write_text('{"mine": true}')
   for output in (tmp_path / "pydoc", path):
     with pytest.raises(InputError, match="is no corpus that gtr-jax prepare pydoc has made; move it"):
-      pydoc.prepare(vocabulary, packages, output=output)
+      corpus.prepare(vocabulary, packages, output=output)
   assert path.read_text() == '{"mine": true}' and len(list(tmp_path.rglob("*"))) == 2 + name.count("/")
 
 
@@ -205,7 +205,7 @@ def test_its_tasks_read_it(prepared, tmp_path):
   (data / "pydoc/finetune_hard_negatives.jsonl").write_text("".join(
       json.dumps(row | {"negatives": [other["positive"]]}) + "\n"
       for row, other in zip(finetune, finetune[1:] + finetune[:1], strict=True)))
-  root.set_data_dir(str(data))
+  data_root.set_data_dir(str(data))
   try:
     lengths = {"inputs": 16, "targets": 32}
     for task, negatives in (("pydoc_finetune_hard_negatives", 1), ("pydoc_both_stages", 0)):
@@ -217,11 +217,11 @@ def test_its_tasks_read_it(prepared, tmp_path):
       validation = list(ValidationBatches(task, "gtr_jax.tasks.pydoc", lengths, 16))
       assert validation[0].valid.any()
   finally:
-    root.set_data_dir(None)
+    data_root.set_data_dir(None)
 
 
 def test_the_installed_packages_are_there_without_importing_any():
-  packages = pydoc.installed_packages()
+  packages = corpus.installed_packages()
   folders = [f for part in (packages.finetune, packages.pretrain, *packages.zero_shot.values()) for f in part.values()]
   assert all(folder.is_dir() for folder in folders) and len(set(folders)) == len(folders) > 30
   # What may or may not be installed changes nothing, and no package is on both sides.

@@ -10,10 +10,12 @@ import seqio
 import tensorflow_datasets as tfds
 from tiny_model_dir import sentence, write_model_dir
 
-from gtr_jax import cli, config, train
-from gtr_jax.data import root
+from gtr_jax import config
+from gtr_jax.cli.main import main
 from gtr_jax.data.sources import TfdsSource
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
+from gtr_jax.training import run
 
 # Of each distinct structure one; the other recipes differ from these in numbers and names only (tests/golden/runs).
 RECIPES = {
@@ -53,21 +55,21 @@ def data(tmp_path_factory):
     rows = [{"query": f"{sentence(i, 3)} {i}", "pos": [f"{sentence(i + number, 7)} {i}"],
              "neg": [f"{sentence(i + k, 6)} {k} {i}" for k in range(1, 5)]} for i in range(160)]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(["prepare", "pairs", str(folder / f"{name}.jsonl"), "--name", name, "--data_dir", str(folder),
+    assert main(["prepare", "pairs", str(folder / f"{name}.jsonl"), "--name", name, "--data_dir", str(folder),
                      "--validation_share", "0.25", "--workers", "1"]) == 0
   yield folder
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_three_steps_of_each_recipe(data, name, tmp_path):
   files, bindings = RECIPES[name]
-  root.set_data_dir(str(data))
+  data_root.set_data_dir(str(data))
   start = f"{'T5_CHECKPOINT' if 'pretrain' in files[0] else 'INITIAL_CHECKPOINT_PATH'}='{data / 't5'}'"
   config.parse([str(data / "tiny.gin"), *files],
                [*SHORT, "EXTRA_IDS=0", "VOCABULARY='t5_vocab/spiece.model'", f"MODEL_DIR='{tmp_path / 'run'}'",
                 start, *bindings])
-  assert config.bound(train.train)(config_text=config.resolved(train.train)) is None
+  assert run.train(config.bound(run.TrainingRun)(), config.resolved(run.TrainingRun)) is None
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   losses = [line["train/loss"] for line in lines if "train/loss" in line]
   assert len(losses) == 3 and np.isfinite(losses).all() and np.isfinite(lines[-1]["validation/loss"])
@@ -81,7 +83,7 @@ def test_every_task_says_how_to_prepare_it(tmp_path):
   import gtr_jax.tasks.msmarco
   import gtr_jax.tasks.natural_questions
   import gtr_jax.tasks.nli  # noqa: F401
-  root.set_data_dir(str(tmp_path))
+  data_root.set_data_dir(str(tmp_path))
   try:
     for name in (*NAMES, "msmarco", "trivia_qa", "squad", *(f"beir_{name}" for name in (
         "bioasq", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "scifact"))):
@@ -93,7 +95,7 @@ def test_every_task_says_how_to_prepare_it(tmp_path):
       named = command[command.index("--name") + 1] if "--name" in command else command[2]
       assert folder == (f"beir_{command[3].rpartition('/')[2]}" if named == "beir" else named), str(e.value)
   finally:
-    root.set_data_dir(None)
+    data_root.set_data_dir(None)
 
 
 def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
@@ -117,10 +119,10 @@ def test_two_mined_files_that_would_be_one_task(tmp_path):
   (tmp_path / "mined").mkdir()
   for name in ("same-name.jsonl", "same_name.jsonl.gz"):
     (tmp_path / "mined" / name).touch()
-  root.set_data_dir(str(tmp_path))
+  data_root.set_data_dir(str(tmp_path))
   try:
     with pytest.raises(InputError, match="both would be the task mined_same_name; rename one"):
       runpy.run_module("gtr_jax.tasks.mined")
   finally:
-    root.set_data_dir(None)
+    data_root.set_data_dir(None)
     seqio.TaskRegistry.remove("mined_same_name")

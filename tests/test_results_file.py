@@ -9,12 +9,12 @@ import threading
 import pytest
 from test_report import write_metrics, write_results
 
-from gtr_jax.data.prepare import manifests
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import report, results_file
 from gtr_jax.evaluation.studies import read_study
 from gtr_jax.io import atomic
 from gtr_jax.io.json_file import read_json
+from gtr_jax.prepare import manifests
 from gtr_jax.sweep import results as of_sweep
 
 GOOD = {"depth": 1000,

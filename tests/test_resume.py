@@ -40,7 +40,7 @@ JsonlWriter.write = write_slowly
 
 GIN = f"""
 from __gin__ import dynamic_registration
-from gtr_jax import train
+from gtr_jax.training import run
 from gtr_jax.losses import in_batch
 from gtr_jax.models import dual_encoder
 from gtr_jax.models import t5

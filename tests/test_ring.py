@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_in_batch import OPTIONS, make
 
-from gtr_jax import partitioning
 from gtr_jax.errors import InputError
 from gtr_jax.losses import ring
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch, split_hash
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (4, 1, 2)}

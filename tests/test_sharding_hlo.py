@@ -17,13 +17,13 @@ import pytest
 from flax import linen as nn
 from tiny_training import VOCAB, tiny_loss
 
-from gtr_jax import partitioning
+from gtr_jax.dry_run.hlo import Program
+from gtr_jax.dry_run.step_plan import BatchSizes, abstract_batch
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.plan.dry_run import BatchSizes, abstract_batch
-from gtr_jax.plan.hlo import Program
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
 from gtr_jax.training import grad_cache, optimizers
 from gtr_jax.training.state import abstract_state, state_initializer
@@ -181,17 +181,17 @@ def test_summing_once_changes_nothing():
 
 XXL = """
 import json
-from gtr_jax.plan import dry_run
-dry_run.describe_devices(64)
-from gtr_jax import partitioning
+from gtr_jax.dry_run import step_plan
+step_plan.describe_devices(64)
+from gtr_jax.parallel import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.training import optimizers
 config = T5Config(32128, 1024, 128, 128, 65536, 24, dtype="bfloat16", remat="layer", scan_layers=True)
-sizes = dry_run.BatchSizes(2048, {"inputs": 64, "targets": 256})
+sizes = step_plan.BatchSizes(2048, {"inputs": 64, "targets": 256})
 mesh = partitioning.make_mesh(1, 64, 1)
-plan = dry_run.plan(DualEncoder(config), InBatchLoss(), optimizers.adafactor(1e-3), mesh, sizes)
+plan = step_plan.plan(DualEncoder(config), InBatchLoss(), optimizers.adafactor(1e-3), mesh, sizes)
 print(json.dumps([plan.params_bytes, plan.optimizer_bytes, plan.temporary_bytes, plan.parameters]))
 """
 

@@ -6,7 +6,7 @@ import safetensors.numpy
 from tiny_model_dir import sentence, write_model_dir
 
 import gtr_jax
-from gtr_jax.conversion import convert
+from gtr_jax.formats.convert import convert
 
 
 def test_programs_compute_what_the_model_does(tmp_path):

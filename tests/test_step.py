@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_training import PAIRS, tiny_batch, tiny_loss, tiny_model
 
-from gtr_jax import partitioning
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
+from gtr_jax.parallel import partitioning
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import TrainState, create_state, state_initializer
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step

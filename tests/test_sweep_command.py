@@ -12,8 +12,8 @@ import pytest
 from test_resume import GIN, STEPS, sentence
 from tiny_model_dir import corpus, write_collection, write_vocabulary
 
-from gtr_jax import cli
-from gtr_jax.sweep import command
+from gtr_jax.cli import sweep
+from gtr_jax.cli.main import main
 
 TASKS = """
 from gtr_jax.data.examples import add_pair_task, jsonl
@@ -108,27 +108,27 @@ def test_a_real_sweep(folder):
 ])
 def test_all_is_checked_before_anything_starts(folder, capsys, old, new, message):
   (folder / "real.gin").write_text(REAL.replace(old, new))
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]) == 2
+  assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error.startswith("gtr-jax sweep: ") and message in error
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
+  assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
   assert not (folder / "out").exists()
 
 
 def test_a_sweep_in_a_bucket(folder, capsys):
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=gs://bucket/out", "--data_dir=data"]) == 2
+  assert main(["sweep", "--gin_file=real.gin", "--output=gs://bucket/out", "--data_dir=data"]) == 2
   assert "gs://bucket/out: a sweep's folder lies on this machine" in capsys.readouterr().err
 
 
 def test_damaged_markers_are_of_what_is_not_done(folder, capsys):
   flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
-  assert cli.main([*flags, "--slurm"]) == 0
+  assert main([*flags, "--slurm"]) == 0
   first = capsys.readouterr().out
   for name in re.findall(r"^# (\w+)", (folder / "out" / "commands.sh").read_text(), flags=re.M)[1:]:
     for place in ("done", "started"):
       (folder / "out" / place / name).write_bytes(b"\xff\0")
   (folder / "out" / "done" / "evaluate_PT-0.05").write_bytes(b"")
-  assert cli.main([*flags, "--slurm"]) == 0
+  assert main([*flags, "--slurm"]) == 0
   assert capsys.readouterr().out == first
 
 
@@ -142,24 +142,24 @@ def test_collections_are_looked_for_before_anything_starts(folder, capsys, monke
       ("--bm25_is_missing", "unrecognized arguments"), ("--similarity dot", "nothing to evaluate on"),
   ]:
     (folder / "real.gin").write_text(REAL.replace("--collection made_up", given))
-    assert cli.main(flags) == 2
+    assert main(flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (folder / "out").exists()
     if "nowhere" in given:  # Commands can be printed for another machine.
-      assert cli.main([*flags, "--print"]) == 0
+      assert main([*flags, "--print"]) == 0
       assert message in capsys.readouterr().err
   (folder / "real.gin").write_text(REAL.replace("--collection made_up", "--collection made_up --collection beir/nq"))
-  assert cli.main([*flags, "--slurm"]) == 0
+  assert main([*flags, "--slurm"]) == 0
   assert "downloaded to" in (error := capsys.readouterr().err) and error.endswith(": beir/nq\n")
 
 
 def test_what_mining_needs_is_looked_for(folder, capsys):
   (folder / "real.gin").write_text(REAL.replace("data/pairs.jsonl", "data/nothing.jsonl"))
   flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
-  assert cli.main(flags) == 2
+  assert main(flags) == 2
   assert "data/nothing.jsonl: no such file or folder" in capsys.readouterr().err.splitlines()[-1]
   assert not (folder / "out").exists()
-  assert cli.main([*flags, "--print"]) == 0
+  assert main([*flags, "--print"]) == 0
   assert "data/nothing.jsonl: no such file or folder" in capsys.readouterr().err
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_plan_is_one_line(folder, capsys, text, message):
   flags = ["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data"]
   (folder / "out").mkdir()
   (folder / "out/plan.json").write_bytes(text)
-  assert cli.main([*flags, "--print"]) == 2
+  assert main([*flags, "--print"]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error.startswith("gtr-jax sweep: out/plan.json: damaged, ") and message in error
   assert error.endswith("; put it back, or give another --output")
@@ -182,7 +182,7 @@ def test_a_damaged_plan_is_one_line(folder, capsys, text, message):
 
 def test_printed_commands_name_the_data_folder(folder, capsys, monkeypatch):
   monkeypatch.setenv("GTR_DATA_DIR", "data")
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--slurm"]) == 0
+  assert main(["sweep", "--gin_file=real.gin", "--output=out", "--slurm"]) == 0
   for line in (folder / "out" / "commands.sh").read_text().splitlines():
     if line.startswith(("gtr-jax train", "gtr-jax evaluate")):
       assert f"--data_dir {folder}/data" in line
@@ -196,23 +196,23 @@ def test_printed_commands_name_the_data_folder(folder, capsys, monkeypatch):
     ("--embeddings x --model=y --margin x", "give a number")])
 def test_mining_is_checked_before_anything_runs(folder, capsys, flags, message):
   (folder / "real.gin").write_text(REAL.replace("--last_rank 10", f"--last_rank 3 {flags}"))
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
+  assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
   assert message in capsys.readouterr().err.splitlines()[-1] and not (folder / "out").exists()
 
 
 def test_the_folder_of_something_else(folder, capsys):
   def error(*flags):
-    assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", *flags]) == 2
+    assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", *flags]) == 2
     return capsys.readouterr().err.splitlines()[-1]
 
   (folder / "out").mkdir()
   (folder / "out" / "thesis.tex").touch()
   assert "not empty, and no sweep made it" in error()
-  (folder / "out" / "thesis.tex").rename(folder / "out" / command.PLAN_FILE)
-  (folder / "out" / command.PLAN_FILE).write_text('{"stages": ["train"], "axes": ["size"]}')
+  (folder / "out" / "thesis.tex").rename(folder / "out" / sweep.PLAN_FILE)
+  (folder / "out" / sweep.PLAN_FILE).write_text('{"stages": ["train"], "axes": ["size"]}')
   assert "holds a sweep of stages train over size" in error()
-  (folder / "out" / command.PLAN_FILE).unlink()
-  assert cli.main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--slurm"]) == 0
+  (folder / "out" / sweep.PLAN_FILE).unlink()
+  assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--slurm"]) == 0
   (folder / "out" / "done" / "evaluate_PT-0.05").write_text("pretrain_00000000 --collection made_up\n17\n")
   assert "run PT-0.05 was evaluated as pretrain_00000000 and is pretrain_" in error()
 
@@ -230,7 +230,7 @@ def test_the_folder_of_something_else(folder, capsys):
     ("demo", "PT-0.02 PT-0.1 FT-0.02 FT-0.1 PT+FT-0.02 PT+FT-0.1", {"pretrain": 1, "mine": 2, "finetune": 4}),
 ])
 def test_the_sweeps_that_come_with_it(capsys, tmp_path, file, runs, trainings):
-  assert cli.main(["sweep", f"--gin_file=sweeps/{file}.gin", f"--output={tmp_path}/out", "--print"]) == 0
+  assert main(["sweep", f"--gin_file=sweeps/{file}.gin", f"--output={tmp_path}/out", "--print"]) == 0
   printed = capsys.readouterr().out
   assert set(re.findall(r"# evaluate_([\w.+-]+)", printed)) | {run for shared in re.findall(r"for ([^;\n]+)", printed)
                                                               for run in shared.split(", ")} == set(runs.split())

@@ -13,13 +13,14 @@ from flax import serialization, traverse_util
 from test_convert import GATED, TEXTS, arrays_of
 from tiny_model_dir import corpus, tiny_encoder, write_collection, write_model_dir, write_vocabulary
 
-from gtr_jax import cli
-from gtr_jax.convert import formats, t5x
+from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
-from gtr_jax.model import Missing, load_model
+from gtr_jax.formats import any_form, t5x
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.retrieval.encode import embed
 
 # T5X does not say the largest distance: it is always 128.
 ENCODER = DualEncoder(T5Config(vocab_size=152, emb_dim=16, num_heads=4, head_dim=6, mlp_dim=20, num_layers=2,
@@ -35,7 +36,7 @@ def nested(flat):
 
 
 def same(path, expected, encoder=ENCODER):
-  found = formats.open_model(path)
+  found = any_form.open_foreign(path)
   assert found.encoder == encoder
   assert found.arrays.keys() == expected.keys()
   for name, value in expected.items():
@@ -117,7 +118,7 @@ def test_scanned_layers(folder):
   same(write_legacy(folder, stacked(values())), values())
   write_legacy(folder.parent / "checkpoint_4", stacked(values(), bias=lambda i, x: x + i))
   with pytest.raises(InputError, match="each layer has a position bias of its own"):
-    formats.open_model(folder.parent)
+    any_form.open_foreign(folder.parent)
 
 
 @pytest.mark.parametrize("use_ocdbt", [True, False])
@@ -129,7 +130,7 @@ def test_orbax(folder, use_ocdbt):
   same(folder.parent, values())
   (folder / "state" / "_METADATA").unlink()
   with pytest.raises(InputError, match="half written|no such file"):
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
 
 
 def test_placeholders(folder):
@@ -169,7 +170,7 @@ def test_damaged(folder, spoil, text):
   write_legacy(folder, values())
   spoil(folder)
   with pytest.raises(InputError, match=text) as e:
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
   assert "\n" not in str(e.value)
 
 
@@ -183,7 +184,7 @@ def test_wrong_arrays(folder, spoil, text):
   flat = {name: value for name, value in {**values(), **spoil}.items() if value is not None}
   write_legacy(folder, flat)
   with pytest.raises(InputError, match=text):
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
 
 
 @pytest.mark.parametrize("contents, text", [
@@ -200,7 +201,7 @@ def test_odd_contents(folder, contents, text):
   folder.mkdir(parents=True)
   (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
   with pytest.raises(InputError, match=text) as e:
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
   assert str(e.value).startswith(str(folder / "checkpoint"))
 
 
@@ -209,10 +210,10 @@ def test_integers_and_nan(folder, inline):
   name = "encoder/encoder_norm/scale"
   write_legacy(folder, {**values(), name: np.ones((16,), np.int32)}, inline=lambda _: inline)
   with pytest.raises(InputError, match=f"{name} is of int32; weights are of floating point"):
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
   other = write_legacy(folder.parent / "checkpoint_4", stacked({**values(), name: np.full((16,), np.nan, np.float32)}),
                        inline=lambda _: inline)
-  array = formats.open_model(other).arrays[name]
+  array = any_form.open_foreign(other).arrays[name]
   with pytest.raises(InputError, match=f"checkpoint_4: {name} holds NaN or infinity"):
     array.read()
 
@@ -223,14 +224,14 @@ def test_a_chunk_that_is_missing(folder):
   same(write_legacy(folder, flat), flat)
   (folder / "target.encoder.layers_1.mlp.wo.kernel" / "1.0").unlink()
   with pytest.raises(InputError, match=r"layers_1.mlp.wo.kernel: a part of the array \[20, 16\] is missing"):
-    formats.open_model(folder)
+    any_form.open_foreign(folder)
 
 
 def test_a_chunk_that_is_cut_short(folder):
   write_legacy(folder, values())
   chunk = folder / "target.encoder.layers_1.mlp.wo.kernel" / "0.0"
   chunk.write_bytes(chunk.read_bytes()[:10])
-  array = formats.open_model(folder).arrays["encoder/layers_1/mlp/wo/kernel"]
+  array = any_form.open_foreign(folder).arrays["encoder/layers_1/mlp/wo/kernel"]
   with pytest.raises(InputError, match="layers_1.mlp.wo.kernel: damaged"):
     array.read()
 
@@ -239,19 +240,19 @@ def test_what_the_checkpoint_does_not_say(folder, tmp_path, capsys):
   vocabulary = write_vocabulary(epath.Path(tmp_path) / "spiece.model")
   encoder = tiny_encoder(vocabulary)
   write_legacy(folder, values(encoder))
-  for missing, name in ((Missing(), "vocabulary"), (Missing(vocabulary.path, 0), "query_length"),
-                        (Missing(vocabulary.path, 0, 16), "document_length")):
+  for missing, name in ((Tokenization(), "vocabulary"), (Tokenization(vocabulary.path, 0), "query_length"),
+                        (Tokenization(vocabulary.path, 0, 16), "document_length")):
     with pytest.raises(InputError, match=f"give .*: --{name}, in Python {name}="):
-      load_model(folder, missing=missing)
+      load_model(folder, tokenization=missing)
   for place, text in ((tmp_path, "a folder; give the vocabulary in it, .*spiece.model"),
                       (tmp_path / "nothing", "no such vocabulary; give the path of a SentencePiece model")):
     with pytest.raises(InputError, match=text):
-      load_model(folder, missing=Missing(place, 0, 16, 32))
+      load_model(folder, tokenization=Tokenization(place, 0, 16, 32))
   words = ["convert", str(folder), str(tmp_path / "model"), "--vocabulary", str(vocabulary.path), "--extra_ids", "0"]
-  assert cli.main(words) == 2
+  assert main(words) == 2
   assert "give a number of tokens (GTR: 64 for queries, 512 for documents): --query_length" in capsys.readouterr().err
-  assert cli.main([*words, "--query_length=16", "--document_length=32"]) == 0
-  given = load_model(folder, missing=Missing(vocabulary.path, 0, 16, 32))
+  assert main([*words, "--query_length=16", "--document_length=32"]) == 0
+  given = load_model(folder, tokenization=Tokenization(vocabulary.path, 0, 16, 32))
   converted = load_model(tmp_path / "model")
   np.testing.assert_array_equal(embed(given, TEXTS, "query", 32, progress=False),
                                 embed(converted, TEXTS, "query", progress=False))
@@ -264,16 +265,16 @@ def test_several_models_of_which_one_does_not_say_it(tmp_path, capsys):
   run = write_model_dir(tmp_path / "run")
   other = write_model_dir(tmp_path / "other", seeds=(5,))
   for source, *rest in ((run, tmp_path / "checkpoint_0", "--to=t5x"), (other, tmp_path / "folder")):
-    assert cli.main(["convert", str(source), *map(str, rest)]) == 0
+    assert main(["convert", str(source), *map(str, rest)]) == 0
   words = ["evaluate", "--collection", str(write_collection(tmp_path / "small", corpus(20))), "--output",
            str(tmp_path / "results"), "--model", f"run={run}", "--model", f"folder={tmp_path / 'folder'}"]
   flags = ["--vocabulary", str(run / "spiece.model"), "--extra_ids=0", "--query_length=16", "--document_length=32"]
   capsys.readouterr()
-  assert cli.main([*words, *flags]) == 2
+  assert main([*words, *flags]) == 2
   assert "vocabulary: no model here lacks it, each says its own" in capsys.readouterr().err
-  assert cli.main([*words[:-2], *flags]) == 2
+  assert main([*words[:-2], *flags]) == 2
   assert "leave vocabulary, extra_ids, query_length, document_length out" in capsys.readouterr().err
-  assert cli.main([*words, "--model", f"t5x={tmp_path / 'checkpoint_0'}", *flags]) == 0
+  assert main([*words, "--model", f"t5x={tmp_path / 'checkpoint_0'}", *flags]) == 0
   systems = json.loads((tmp_path / "results" / "results.json").read_text())["systems"]
   hashes = {name: system["weights_hash"] for name, system in systems.items()}
   assert hashes["run"] == load_model(run).weights_hash == hashes["t5x"]

@@ -17,7 +17,7 @@ from test_resume import GIN, write_data
 from tiny_model_dir import corpus, write_collection, write_model_dir
 from tiny_training import tiny_batch
 
-from gtr_jax.checkpoint import list_steps
+from gtr_jax.checkpoints.checkpointer import list_steps
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -150,8 +150,8 @@ def test_the_first_process_is_killed(together):
 
 BUSY = """
 import os, signal, sys, time
-from gtr_jax import distributed
-distributed.join("busy", distributed.Cluster("localhost:" + sys.argv[2], 2, int(sys.argv[1])), "start again")
+from gtr_jax.parallel import processes
+processes.join("busy", processes.Cluster("localhost:" + sys.argv[2], 2, int(sys.argv[1])), "start again")
 if sys.argv[1] == "0":
   os.kill(os.getpid(), signal.SIGKILL)
 while True:

@@ -10,19 +10,8 @@ import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.values import (
-    NonNegative,
-    Positive,
-    Range,
-    Reference,
-    Says,
-    Share,
-    check,
-    check_arguments,
-    check_fields,
-    hints,
-    wrong,
-)
+from gtr_jax.values.check import Reference, check, check_arguments, check_fields, hints, wrong
+from gtr_jax.values.ranges import NonNegative, Positive, Range, Says, Share
 
 
 class Made(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 import sentencepiece
 from flax import linen as nn
 
-from gtr_jax.checkpoint import Checkpointer
+from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.collections.corpus import Documents
-from gtr_jax.model import write_model_json
+from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.text.tokenizer import Tokenizer

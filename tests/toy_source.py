@@ -7,9 +7,9 @@ import random
 import time
 from pathlib import Path
 
-from gtr_jax.data.prepare.source import Example
 from gtr_jax.io.jsonl import read_values
 from gtr_jax.io.lines import line_parts
+from gtr_jax.prepare.source import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,11 @@ def main():
   import signal
   import sys
 
-  from gtr_jax.data import root
-  from gtr_jax.data.prepare import engine, manifests
+  from gtr_jax.io import data_root
+  from gtr_jax.prepare import engine, manifests
   signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the tests run in the background.
   data_dir, path, log, joins = sys.argv[1:]
-  root.set_data_dir(data_dir)
+  data_root.set_data_dir(data_dir)
   try:
     engine.prepare(ToySource((path,), joins == "True", log=log), manifests.Settings(), processes=3)
   except KeyboardInterrupt:

@@ -17,12 +17,13 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from gtr_jax.data import root, sources
+from gtr_jax.data import run_vocabulary, sources
 from gtr_jax.data.pair_task import PairTask
 from gtr_jax.data.shards import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.text.tokenizer import Tokenizer
-from gtr_jax.values import Range, check
+from gtr_jax.values.check import check
+from gtr_jax.values.ranges import Range
 
 Source = Callable[..., seqio.DataSource]
 
@@ -146,19 +147,19 @@ def _names(field: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class RunVocabulary(seqio.Vocabulary):
-  """The vocabulary that the run reads with (`root.use_vocabulary`), or else the task's own; opened when first used."""
+  """The vocabulary that the run reads with (`run_vocabulary`), or else the task's own; opened when first used."""
 
   def __init__(self, path: str, extra_ids: int, prepare: str | None):
     self._path, self._task_extra_ids, self._prepare = path, extra_ids, prepare
     super().__init__()
 
   @property
-  def file(self) -> root.VocabularyFile:
+  def file(self) -> run_vocabulary.VocabularyFile:
     """The file in use now."""
-    return root.vocabulary_file(self._path, self._task_extra_ids)
+    return run_vocabulary.vocabulary_file(self._path, self._task_extra_ids)
 
   @property
-  def opened_file(self) -> root.VocabularyFile:
+  def opened_file(self) -> run_vocabulary.VocabularyFile:
     """The same; InputError if it is not there."""
     file = self.file
     if not epath.Path(file.path).exists():
@@ -219,6 +220,6 @@ class RunVocabulary(seqio.Vocabulary):
 
 
 @functools.lru_cache(maxsize=8)
-def _open(file: root.VocabularyFile) -> seqio.SentencePieceVocabulary:
+def _open(file: run_vocabulary.VocabularyFile) -> seqio.SentencePieceVocabulary:
   Tokenizer(file.path, file.extra_ids)  # Raises InputError where it is no vocabulary of T5's kind.
   return seqio.SentencePieceVocabulary(file.path, file.extra_ids)

@@ -28,13 +28,15 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from gtr_jax.data import root
+from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
 from gtr_jax.text.batch import Batch
-from gtr_jax.values import Length, NonNegative, Positive, Range, Says, Seed, check_arguments
+from gtr_jax.values.check import check_arguments
+from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Seed
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
@@ -127,7 +129,7 @@ class TrainingBatches:
       return dataset.filter(functools.partial(_is_taken, data_fraction)) if data_fraction < 1 else dataset
 
     def batched():
-      with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+      with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
         apart = tasks if one_task_per_batch else [provider]
         parts = [pairs(part).batch(batch_size // process_count, drop_remainder=True) for part in apart]
         dataset = parts[0] if len(parts) == 1 else tf.data.Dataset.sample_from_datasets(parts, rates, seed=seed)
@@ -136,7 +138,7 @@ class TrainingBatches:
     # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
     self._batched, self._pairs_of = batched, [functools.partial(pairs, task, num_epochs=1) for task in tasks]
     self._data_fraction, self._vocabulary = data_fraction, (vocabulary, extra_ids)
-    with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       self.vocabulary_file = _vocabulary_file(provider)
       self._iterator = iter(batched())
       files = [_files(task, split, use_cached) for task in tasks]
@@ -171,7 +173,7 @@ class TrainingBatches:
     Raises:
       InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
     """
-    with root.use_vocabulary(*self._vocabulary), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(*self._vocabulary), _input_errors(self._name):
       if self._data_fraction < 1 and not all(any(True for _ in pairs().take(1)) for pairs in self._pairs_of):
         raise InputError(f"{self._name}: data_fraction {self._data_fraction} leaves no pair of one of its tasks; give "
                          "a larger share")  # An endless search otherwise.
@@ -281,7 +283,7 @@ class ValidationBatches:
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     if use_cached:
       _find_cached(_tasks(provider, split))
-    with root.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
                                           num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
                for task in _tasks(provider, split)]
@@ -357,7 +359,7 @@ def _rates(provider, tasks) -> list[float]:
 
 def _find_cached(tasks):
   """Looks for what `seqio_cache_tasks` has written of these tasks: in the data root, and where seqio is told."""
-  folder = os.fspath(root.data_dir() / "seqio_cache")
+  folder = os.fspath(data_root.data_dir() / "seqio_cache")
   if folder not in seqio.get_global_cache_dirs():
     seqio.add_global_cache_dirs([folder])
   for task in tasks:
@@ -378,10 +380,10 @@ def _is_taken(fraction, pair):
   return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
 
 
-def _vocabulary_file(provider) -> root.VocabularyFile:
+def _vocabulary_file(provider) -> run_vocabulary.VocabularyFile:
   vocabulary = provider.output_features["inputs"].vocabulary
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # Of a task that was not declared by add_pair_task.
-    return root.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+    return run_vocabulary.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
   if not isinstance(vocabulary, RunVocabulary):
     raise InputError(f"{provider.name}: its vocabulary is no SentencePiece model, which a T5 encoder needs")
   return vocabulary.opened_file
@@ -404,8 +406,8 @@ def _input_errors(name):
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", e.message, flags=re.DOTALL)
     message = re.sub(r'assertion failed: \["?(.*?)"?\]', r"\1", " ".join(message.split()))
     if isinstance(e, tf.errors.DataLossError):
-      message += (f"; fetch the file again, or delete {root.data_dir() / 'cache'} if it is there: that is made again; "
-                  "what gtr-jax prepare has written, remove and prepare again")
+      message += (f"; fetch the file again, or delete {data_root.data_dir() / 'cache'} if it is there: that is made "
+                  "again; what gtr-jax prepare has written, remove and prepare again")
     raise InputError(f"{name}: {message}") from e
 
 

@@ -17,9 +17,8 @@ import tensorflow as tf
 from etils import epath
 from tqdm import tqdm
 
-from gtr_jax.data import root
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, jsonl, lines
+from gtr_jax.io import atomic, data_root, jsonl, lines
 
 _FORMAT = 2  # Part of the hash: raise it when the records change.
 _SEED = 0
@@ -60,7 +59,7 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
     stat = path.stat()
     size += stat.length * (4 if lines.is_compressed(path) else 1)
     digest.update(f"{_short(path)} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
-  folder = root.data_dir() / "cache" / digest.hexdigest()[:32]
+  folder = data_root.data_dir() / "cache" / digest.hexdigest()[:32]
   for _ in range(3):  # Another process may just be replacing what this one has written.
     if (done := _complete(folder)) is not None:
       return done
@@ -163,7 +162,7 @@ def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]
 
 def _short(path: epath.Path) -> str:
   """The path below the data root, or else the file's name."""
-  return os.fspath(path.relative_to(root.data_dir())) if path.is_relative_to(root.data_dir()) else path.name
+  return os.fspath(path.relative_to(data_root.data_dir())) if path.is_relative_to(data_root.data_dir()) else path.name
 
 
 def _example(row: dict, fields: Fields, example_id: str) -> dict:

@@ -13,9 +13,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from gtr_jax.data import root, shards
-from gtr_jax.data.prepare import manifests
+from gtr_jax.data import shards
 from gtr_jax.errors import InputError
+from gtr_jax.io import data_root
+from gtr_jax.prepare import manifests
 
 # Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
 _OPEN_SHARDS = 8
@@ -34,7 +35,7 @@ def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
   """The files that the patterns name, sorted; InputError if one of the patterns names none."""
   files = []
   for pattern in [patterns] if isinstance(patterns, str) else patterns:
-    path = root.resolve(pattern)
+    path = data_root.resolve(pattern)
     found = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
     if not found or not found[0].exists():
       raise InputError(f"{path}: no such file; {_hint(prepare)}")
@@ -184,7 +185,7 @@ class PreparedSource(_RecordSource):
 
   def list_shards(self, split: str) -> Sequence[str]:
     name = self._patterns[split]
-    return [os.fspath(root.resolve(name) / file) for file in self._of(split, "splits")]
+    return [os.fspath(data_root.resolve(name) / file) for file in self._of(split, "splits")]
 
   def num_input_examples(self, split: str) -> int:
     return self._of(split, "examples")
@@ -193,7 +194,7 @@ class PreparedSource(_RecordSource):
     name = self._patterns[split]
     found = manifests.read(name, self._prepare)[what]
     if split not in found:
-      raise InputError(f"{root.resolve(name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
+      raise InputError(f"{data_root.resolve(name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
                        "--validation_share, or declare the splits that it has")
     return found[split]
 
@@ -213,7 +214,7 @@ class TfdsSource(seqio.DataSource):
     return False
 
   def _builder(self):
-    folder = root.data_dir() / "tensorflow_datasets"
+    folder = data_root.data_dir() / "tensorflow_datasets"
     hint = self._prepare or f"tfds build {self._name} --data_dir {folder}"
     try:
       builder = tfds.builder(self._name, data_dir=folder)

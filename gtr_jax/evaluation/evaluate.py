@@ -13,25 +13,28 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from gtr_jax import distributed
 from gtr_jax.collections.collection import Collection
 from gtr_jax.collections.find import find_collections, look_for_collections
 from gtr_jax.collections.protocol import Protocol, Task, check_task, find_one, read_task
 from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir, results_file
+from gtr_jax.evaluation import averages, results_file
 from gtr_jax.evaluation.measures import measure
 from gtr_jax.evaluation.results_file import DEPTH
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.embed import embed, embed_tokens
+from gtr_jax.inference.load import Model, check_model, load_model
+from gtr_jax.inference.weights_hash import weights_hash
 from gtr_jax.io.paths import location
-from gtr_jax.model import Missing, Model, check_model, load_model, weights_hash
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.parallel import processes
 from gtr_jax.retrieval.bm25 import bm25_run
-from gtr_jax.retrieval.encode import embed, embed_tokens, encode_corpus
+from gtr_jax.retrieval.encode import encode_corpus
 from gtr_jax.retrieval.runs import Run, write_run
 from gtr_jax.retrieval.search import Searcher, search_run
 from gtr_jax.retrieval.store import Store, normalized
 from gtr_jax.text.tokenizer import Tokenizer
-from gtr_jax.values import Positive
+from gtr_jax.values.ranges import Positive
 
 BM25 = "BM25"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
@@ -40,7 +43,7 @@ SIMILARITIES = ("cosine", "dot")
 
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
-             protocol: Protocol | None = None, mesh: Mesh | None = None, missing: Missing | None = None,
+             protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
              progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
@@ -57,7 +60,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     data_root: where sets of BEIR are looked for, and downloaded to.
     protocol: how.
     mesh: devices for the models; default: data parallel over all.
-    missing: what models of other programs do not say.
+    tokenization: what models of other programs do not say.
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
@@ -74,20 +77,20 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for similarity in protocol.similarities:
     if similarity not in SIMILARITIES:
       raise InputError(f"similarity {similarity!r}: give one of {', '.join(SIMILARITIES)}")
-  earlier = distributed.from_first(lambda: results_file.read_earlier(output))
+  earlier = processes.from_first(lambda: results_file.read_earlier(output))
   names = [BM25] * bm25 + [of_model for name in models for of_model in (name, *(
       f"{name} ({similarity})" for similarity in dict.fromkeys(protocol.similarities)))]
   _check_names(names, "systems")
   for path in models.values():
-    check_model(path, missing)
-  found = distributed.first_before_others(lambda: find_collections(collections, suite, data_root))
+    check_model(path, tokenization)
+  found = processes.first_before_others(lambda: find_collections(collections, suite, data_root))
   tasks = [read_task(one, protocol) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
   _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
-  distributed.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
+  processes.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
   results = {"depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks},
              "systems": {}}
-  say = (lambda text: print(text, file=sys.stderr)) if progress and distributed.is_first() else lambda text: None
+  say = (lambda text: print(text, file=sys.stderr)) if progress and processes.is_first() else lambda text: None
   for name, of in results["collections"].items():
     for warning in of.get("warnings", ()):
       say(f"{name}: {warning}")
@@ -101,8 +104,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "weights_hash": model and model.weights_hash, "results": {}}
     there = earlier.get("systems", {}).get(name, of_system)
-    again = beir.with_forums(results["collections"])
-    dropped = [of_earlier for of_earlier in beir.shown(there["results"]) if of_earlier not in again]
+    again = averages.with_forums(results["collections"])
+    dropped = [of_earlier for of_earlier in averages.shown(there["results"]) if of_earlier not in again]
     if there["weights_hash"] != of_system["weights_hash"] and dropped:
       say(f"{name}: the results here are of other weights; those on {', '.join(dropped)} are dropped")
     for task in tasks:
@@ -111,11 +114,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
           "queries")
       if model is not None:
         run = _model_run(trained, model, task, output / "embeddings", clock, progress)
-      elif distributed.is_first():
+      elif processes.is_first():
         with clock.times("indexing and searching"):
           run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
                          exclude_own_id=task.protocol.exclude_own_id, progress=progress)
-      if not distributed.is_first():
+      if not processes.is_first():
         continue
       with clock.times("measuring"):
         write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
@@ -127,11 +130,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   if bm25:
     evaluate_system(BM25)
   for name, path in models.items():
-    trained = load_model(path, mesh, missing)
+    trained = load_model(path, mesh, tokenization)
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
       evaluate_system(name, trained, similarity)
     del trained  # Before the next one is loaded.
-  return distributed.from_first(lambda: results_file.merged({}, results))
+  return processes.from_first(lambda: results_file.merged({}, results))
 
 
 def check_collections(collections: Sequence[epath.PathLike], suite: str | None, data_root: epath.PathLike,
@@ -267,14 +270,14 @@ class RetrievalEvaluator:
                split: str | None = None, exclude_own_id: bool | None = None, allow_empty_documents: bool = False,
                max_queries: Positive | None = None, max_documents: Positive | None = None):
     protocol = Protocol(split, exclude_own_id, allow_empty_documents=allow_empty_documents)
-    found = distributed.first_before_others(lambda: find_one(collection))
+    found = processes.first_before_others(lambda: find_one(collection))
     try:
       task = read_task(found, protocol)
     except InputError as e:  # Here the flags of `evaluate` are bindings.
       binding = "RetrievalEvaluator.allow_empty_documents = True"
       raise InputError(str(e).replace("--allow_empty_documents", binding)) from e
     whole, self._protocol = task.collection, task.protocol
-    if distributed.is_first():
+    if processes.is_first():
       for warning in task.warnings():
         print(f"{name}: {warning}", file=sys.stderr)
     self.name = name

@@ -9,7 +9,7 @@ from etils import epath
 
 from gtr_jax.collections.beir import SETS
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir, plots, results_file, studies
+from gtr_jax.evaluation import averages, plots, results_file, studies
 from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.plots import AVERAGE
@@ -91,10 +91,10 @@ def _quality(report: _Report, scores: Mapping, collections: Mapping) -> None:
   report.parts.append("## Retrieval quality")
   for measure in _HEADLINES:
     report.plot(f"{measure} of each system on each collection", _file(measure), plots.bars, measure,
-                _with_average(scores, beir.shown(collections), measure))
+                _with_average(scores, averages.shown(collections), measure))
   for measure in MEASURES:
-    report.table(f"### {measure}", _file(measure),
-                 Table("system", _with_average(scores, beir.shown(collections), measure, collections), 4, best=True))
+    with_average = _with_average(scores, averages.shown(collections), measure, collections)
+    report.table(f"### {measure}", _file(measure), Table("system", with_average, 4, best=True))
   rows = {name: {"documents": of["documents"], "queries": of["queries"], "median words": of["median words"]}
           for name, of in collections.items()}
   report.table("### Collections", "collections", Table("collection", rows, 1))
@@ -108,7 +108,7 @@ def _with_average(scores: Mapping, names: Sequence[str], measure: str,
   `collections`, what is said about them, adds the averages of papers on BEIR that a system has all sets of.
   """
   out = {}
-  means = {system: beir.averages(of, measure, collections or {}) for system, of in scores.items()}
+  means = {system: averages.averages(of, measure, collections or {}) for system, of in scores.items()}
   columns = dict.fromkeys(mean for of in means.values() for mean in of)
   for system, of_system in scores.items():
     out[system] = {name: of_system.get(name, {}).get(measure) for name in names}
@@ -121,7 +121,7 @@ def _with_average(scores: Mapping, names: Sequence[str], measure: str,
 
 def _beside_published(report: _Report, scores: Mapping, collections: Mapping) -> None:
   """Sets of BEIR, with published rows below; nothing where there is no such set."""
-  sets = [name for name in beir.shown(collections) if collections[name].get("beir") and
+  sets = [name for name in averages.shown(collections) if collections[name].get("beir") and
           any(name in row.values for row in published())]
   if not sets:
     return
@@ -131,7 +131,7 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
   notes = {}
   for measure in ("nDCG@10", "Recall@100", "MRR@10"):
     own = {system: {**{SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
-                    **beir.averages(of, measure, collections)} for system, of in scores.items()}
+                    **averages.averages(of, measure, collections)} for system, of in scores.items()}
     columns = list(dict.fromkeys(column for row in own.values() for column in row))
     theirs = {}
     for row in published():
@@ -154,13 +154,13 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
 
 
 def _of_papers(name: str, measure: str) -> str:
-  return beir.recall_of(name) if measure == "Recall@100" else measure
+  return averages.recall_of(name) if measure == "Recall@100" else measure
 
 
 def _sweep(report: _Report, study: studies.Study) -> None:
   """For each axis tables of its values by collections, and plots for each choice of the other axes."""
   report.parts.append(f"## Sweep {study.name}")
-  names = beir.shown(study.collections)
+  names = averages.shown(study.collections)
   if study.failed:
     report.parts.append("\n".join(["Without results:", "", *(f"- {name}: {why}" for name, why in
                                                               study.failed.items())]))
@@ -220,7 +220,7 @@ def _lengths(report: _Report, scores: Mapping, collections: Mapping) -> None:
 
 
 def _length_rows(scores: Mapping, collections: Mapping) -> dict[str, dict[str, float | None]]:
-  names = beir.shown(collections)
+  names = averages.shown(collections)
   return {plots.WHOLE: {name: collections[name]["median words"] for name in names},
           **{system: {name: of.get(name, {}).get(MEDIAN_WORDS_TOP_10) for name in names}
              for system, of in scores.items()}}
@@ -257,7 +257,7 @@ def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, 
       if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
         system = f"{system} ({name})"
       scores.setdefault(system, {}).update(of_system["results"])
-  return ({system: dict(beir.with_means(of)) for system, of in scores.items()}, beir.with_forums(collections))
+  return ({system: dict(averages.with_means(of)) for system, of in scores.items()}, averages.with_forums(collections))
 
 
 def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:

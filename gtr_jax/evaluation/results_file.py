@@ -11,13 +11,13 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import beir
+from gtr_jax.evaluation import averages
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.tables import aligned
 from gtr_jax.io.atomic import write_json
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.paths import is_remote, location
-from gtr_jax.values import NonNegative, Positive
+from gtr_jax.values.ranges import NonNegative, Positive
 
 RESULTS_FILE = "results.json"
 DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
@@ -100,10 +100,10 @@ def merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, 
   systems = {name: system for name, system in systems.items() if system["results"]}
   for name, new in results["systems"].items():
     same = name in systems and all(systems[name].get(key) == new[key] for key in ("weights_hash", "similarity"))
-    systems[name] = {**new, "results": beir.with_means({**(systems[name]["results"] if same else {}),
+    systems[name] = {**new, "results": averages.with_means({**(systems[name]["results"] if same else {}),
                                                         **new["results"]})}
   collections = {**earlier.get("collections", {}), **results["collections"]}
-  return {**results, "systems": systems, "collections": beir.with_forums(collections)}
+  return {**results, "systems": systems, "collections": averages.with_forums(collections)}
 
 
 def write(output: epath.Path, results: Mapping[str, Any]) -> None:
@@ -137,10 +137,10 @@ def _locked(output: epath.Path) -> Iterator[None]:
 
 def tables(results: Mapping[str, Any]) -> str:
   """The results as text: for each measure, systems by collections, their plain mean, and the means of BEIR's papers."""
-  collections = beir.shown(results["collections"])
+  collections = averages.shown(results["collections"])
   blocks = []
   for name in MEASURES:
-    means = {system: beir.averages(of["results"], name, results["collections"])
+    means = {system: averages.averages(of["results"], name, results["collections"])
              for system, of in results["systems"].items()}
     of_papers = list(dict.fromkeys(mean for found in means.values() for mean in found))
     rows = [[name, *collections, *["average"] * (len(collections) > 1), *of_papers]]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, NoReturn
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import paths as places
-from gtr_jax.values import MOST, Length, NonNegative, Positive, Range, Seed, Share, wrong
+from gtr_jax.values.check import wrong
+from gtr_jax.values.ranges import MOST, Length, NonNegative, Positive, Range, Seed, Share
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.io.jsonl import parse
 from gtr_jax.io.paths import check_regular, location
-from gtr_jax.values import shortened, wrong
+from gtr_jax.values.check import shortened, wrong
 
 
 def read_json(path: epath.PathLike, shape: Any, advice: str) -> Any:

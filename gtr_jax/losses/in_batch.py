@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
-from gtr_jax.values import Range, check_fields
+from gtr_jax.values.check import check_fields
+from gtr_jax.values.ranges import Range
 
 
 @dataclass(frozen=True)

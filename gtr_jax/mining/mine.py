@@ -16,11 +16,11 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from gtr_jax import distributed
 from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, jsonl
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
+from gtr_jax.parallel import processes
 from gtr_jax.text.answers import answer_forms, contains_answer
 from gtr_jax.text.same_text import hash_key, text_key
 
@@ -208,11 +208,11 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
     count += 1
   short, remaining = 0, iter(pairs())
   with (_written(output) as write,
-        tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and distributed.is_first())) as bar):
+        tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and processes.is_first())) as bar):
     while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
       ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
       for pair, found in zip(block, ranked, strict=True):
-        if distributed.is_first():
+        if processes.is_first():
           wrong = set().union(*(known[key] for key in pair.query_keys))
           wrong.add(text_key(pair.query.text))
           drawn = _draw(pair, choice.rows(found), ranker, wrong, choice, id_of or str)
@@ -220,7 +220,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
           ids = {} if id_of is None else {"negative_ids": [id_of(doc_id) for doc_id, _ in drawn]}
           write({**pair.record, "negatives": [text for _, text in drawn], **ids})
         bar.update()
-  return Mined(count, distributed.from_first(lambda: short))
+  return Mined(count, processes.from_first(lambda: short))
 
 
 def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choice,
@@ -249,7 +249,7 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choi
 @contextlib.contextmanager
 def _written(path: epath.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
   """Gives what writes a record, in the first process; the JSONL(.gz) appears when whole."""
-  if not distributed.is_first():
+  if not processes.is_first():
     yield lambda record: None
     return
   with contextlib.ExitStack() as stack:

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from gtr_jax.collections.corpus import Documents, full_text
-from gtr_jax.model import Model
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import Model
 from gtr_jax.retrieval.bm25 import BM25Index
-from gtr_jax.retrieval.encode import embed
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store
 

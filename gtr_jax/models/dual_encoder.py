@@ -12,8 +12,9 @@ from flax import linen as nn
 from gtr_jax.errors import InputError
 from gtr_jax.models import t5
 from gtr_jax.models.pooling import POOLINGS, l2_normalize
-from gtr_jax.partitioning import constrain, num_groups
-from gtr_jax.values import Positive, check_fields
+from gtr_jax.parallel.partitioning import constrain, num_groups
+from gtr_jax.values.check import check_fields
+from gtr_jax.values.ranges import Positive
 
 TOWERS = ("query", "passage")
 _HOW_TO_TRAIN = ("remat", "scan_layers")  # fields of the T5 configuration that change no result

@@ -1,9 +1,19 @@
-"""What a model consists of, as text."""
+"""What a model consists of: as abstract arrays, and as text."""
 
 from typing import Any
 
 import jax
 from flax import linen as nn
+
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.parallel.partitioning import state_shardings
+
+
+def abstract_parameters(encoder: DualEncoder, mesh: jax.sharding.Mesh) -> Any:
+  """Shapes, dtypes and shardings of an encoder's parameters, unboxed: what a checkpoint is read onto."""
+  boxed = jax.eval_shape(encoder.init, jax.random.key(0))
+  return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                      nn.meta.unbox(boxed), state_shardings(mesh, boxed))
 
 
 def parameter_table(params: Any) -> str:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.partitioning import constrain, own_part
-from gtr_jax.values import Positive, Range, check_fields
+from gtr_jax.parallel.partitioning import constrain, own_part
+from gtr_jax.values.check import check_fields
+from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
 

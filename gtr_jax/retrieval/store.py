@@ -23,14 +23,14 @@ from typing import Any, TypedDict
 import numpy as np
 from etils import epath
 
-from gtr_jax import distributed
 from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.paths import location
-from gtr_jax.values import NonNegative, Positive
+from gtr_jax.parallel import processes
+from gtr_jax.values.ranges import NonNegative, Positive
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
@@ -139,16 +139,16 @@ class StoreWriter:
       ends[row + 1] = ends[row] + len(line)
     self._manifest = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
-    distributed.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
-    self._manifest["chunk_rows"] = distributed.from_first(self._check_folder)
-    if distributed.is_first():
+    processes.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
+    self._manifest["chunk_rows"] = processes.from_first(self._check_folder)
+    if processes.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
       write_parts(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
       if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
         write_parts(self.path / _DOCUMENTS, self._lines())
         write_parts(self.path / _OFFSETS, [_npy(ends)])
         write_parts(self.path / _IDS, [ids])
-    distributed.check_shared(self.path)
+    processes.check_shared(self.path)
 
   def _lines(self) -> Iterator[bytes]:
     """The lines of documents.jsonl."""
@@ -184,20 +184,20 @@ class StoreWriter:
       return [i for i in range(-(-total // rows))
               if not all((self.path / name.format(i)).exists() for name in (_EMBEDDINGS, _NORMS))]
 
-    return [range(i * rows, min((i + 1) * rows, total)) for i in distributed.from_first(look)]
+    return [range(i * rows, min((i + 1) * rows, total)) for i in processes.from_first(look)]
 
   def write_chunk(self, rows: range, embeddings: np.ndarray, norms: np.ndarray) -> None:
     """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
-    if distributed.is_first():
+    if processes.is_first():
       chunk = rows.start // self._manifest["chunk_rows"]
       for name, array in ((_EMBEDDINGS, embeddings), (_NORMS, norms)):
         write_parts(self.path / name.format(chunk), [_npy(array.astype(np.float32))])
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""
-    if distributed.is_first() and not (self.path / _COMPLETE).exists():
+    if processes.is_first() and not (self.path / _COMPLETE).exists():
       write_parts(self.path / _COMPLETE, [])
-    distributed.wait_for_all()
+    processes.wait_for_all()
     return Store(self.path)
 
 

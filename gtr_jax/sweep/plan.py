@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 from gtr_jax.errors import InputError
-from gtr_jax.values import Says, check, hints
+from gtr_jax.values.check import check, hints
+from gtr_jax.values.ranges import Says
 
 MINED = "mined"  # folder below the data root; see tasks/mined.py
 BM25 = "BM25"

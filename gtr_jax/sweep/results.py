@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gtr_jax.evaluation import beir, results_file
+from gtr_jax.evaluation import averages, results_file
 from gtr_jax.evaluation.studies import SWEEP_FILE
 from gtr_jax.evaluation.tables import aligned
 from gtr_jax.io.atomic import write_json
@@ -73,13 +73,13 @@ def table(whole: Mapping[str, Any], output: str) -> str:
       scores |= {f"{name} ({of.get('similarity')})" if len(systems) > 1 else name: of["results"] for of in systems}
     elif name != BM25:
       scores[name] = {}
-  collections = beir.shown(dict.fromkeys(collection for of in scores.values() for collection in of))
-  averages = {name: beir.averages(of, MEASURE, of_collections) for name, of in scores.items()}
-  of_papers = list(dict.fromkeys(average for of in averages.values() for average in of))
+  collections = averages.shown(dict.fromkeys(collection for of in scores.values() for collection in of))
+  of_runs = {name: averages.averages(of, MEASURE, of_collections) for name, of in scores.items()}
+  of_papers = list(dict.fromkeys(average for of in of_runs.values() for average in of))
   rows = [[MEASURE, *collections, *["average"] * (len(collections) > 1), *of_papers]]
   for name, of in scores.items():
     values = [of.get(collection, {}).get(MEASURE) for collection in collections]
     values += [None if None in values or not values else sum(values) / len(values)] * (len(collections) > 1)
-    values += [averages[name].get(average) for average in of_papers]
+    values += [of_runs[name].get(average) for average in of_papers]
     rows.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
   return "\n".join([aligned(rows), *(f"{run['name']}: {run['failed']}" for run in whole["runs"] if run["failed"])])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gtr_jax import partitioning
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
 
 

@@ -19,17 +19,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from gtr_jax.checkpoint import Checkpointer
-from gtr_jax.errors import InputError
+from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import atomic
-from gtr_jax.partitioning import global_batch
+from gtr_jax.parallel.partitioning import global_batch
 from gtr_jax.training.metrics import PeriodMeans
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
-
-
-class TrainingError(RuntimeError):
-  """Training cannot go on; one line says why and what to do. The command line prints it and exits with code 1."""
 
 
 class Evaluator(Protocol):

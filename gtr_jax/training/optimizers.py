@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gtr_jax.values import NonNegative, Positive, Range, Says, check_arguments
+from gtr_jax.values.check import check_arguments
+from gtr_jax.values.ranges import NonNegative, Positive, Range, Says
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 _Rate = Annotated[float, Range(0)]

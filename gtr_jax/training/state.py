@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gtr_jax import partitioning
+from gtr_jax.parallel import partitioning
 
 
 @flax.struct.dataclass

@@ -14,12 +14,12 @@ from toy_source import ToySource, write
 
 from gtr_jax.data.examples import add_pair_task, prepared
 from gtr_jax.data.pipeline import TrainingBatches
-from gtr_jax.data.prepare import engine
-from gtr_jax.data.prepare.manifests import Settings
 from gtr_jax.errors import InputError
+from gtr_jax.prepare import engine
+from gtr_jax.prepare.manifests import Settings
 
 beam = pytest.importorskip("apache_beam", reason="make test-beam installs it")
-from gtr_jax.data.prepare import beam as on_beam  # noqa: E402
+from gtr_jax.prepare import beam as on_beam  # noqa: E402
 
 pytest_plugins = "data_fixtures"
 

@@ -10,7 +10,7 @@ from tiny_model_dir import corpus, write_collection, write_model_dir
 
 import gtr_jax
 from gtr_jax.evaluation.evaluate import evaluate
-from gtr_jax.mteb_model import MTEBModel
+from gtr_jax.integrations.mteb import MTEBModel
 
 DOCUMENTS = corpus(40)
 

@@ -14,11 +14,11 @@ from test_convert import GATED, change, written
 from test_convert_refused import PROMPTS
 from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
 
-from gtr_jax.convert import formats
 from gtr_jax.errors import InputError
-from gtr_jax.model import load_model
+from gtr_jax.formats import any_form
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.retrieval.encode import embed
 
 pytestmark = pytest.mark.peers
 
@@ -129,7 +129,7 @@ def test_torch_files_that_are_cut_short(tmp_path, size, text, zipped):
 
 def in_one_line(place):
   with pytest.raises(InputError) as e:
-    formats.open_model(place.parent)
+    any_form.open_foreign(place.parent)
   assert str(e.value).isprintable()
   return str(e.value)
 
@@ -144,7 +144,7 @@ def test_what_sentence_transformers_saves(tmp_path, vocabulary):
   theirs.save(str(tmp_path / "saved"))
   folder = epath.Path(tmp_path / "saved")
   assert not (folder / "spiece.model").exists()  # transformers 5 leaves it out where there is a fast tokenizer.
-  found = formats.open_model(folder)
+  found = any_form.open_foreign(folder)
   assert found.prompts == {"query": "ask: ", "document": ""}
   assert found.lengths == {"query": 40, "document": 40}
   np.testing.assert_allclose(embed(load_model(folder), TEXTS, "query", progress=False), theirs.encode_query(TEXTS),

@@ -10,10 +10,10 @@ from sentence_transformers.sentence_transformer import losses
 from t5_reference import random_params
 from tiny_model_dir import WORDS, write_vocabulary
 
-from gtr_jax import partitioning
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
 from gtr_jax.training import optimizers
 from gtr_jax.training.state import create_state

@@ -22,17 +22,17 @@ from jax.sharding import Mesh
 from t5x import adafactor, partitioning, train_state, trainer, utils
 
 from gtr_jax import config
-from gtr_jax.data import root
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.errors import InputError
+from gtr_jax.integrations.t5x import model as adapter
+from gtr_jax.integrations.t5x.features import FeatureConverter
+from gtr_jax.integrations.t5x.restore import take_parameters
+from gtr_jax.io import data_root
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.partitioning import AXES
-from gtr_jax.t5x_adapter import model as adapter
-from gtr_jax.t5x_adapter.features import FeatureConverter
-from gtr_jax.t5x_adapter.restore import take_parameters
+from gtr_jax.parallel.partitioning import AXES
 from gtr_jax.text.batch import make_batch
 
 PAIRS = 16
@@ -150,7 +150,7 @@ def test_packing_is_refused():
 def test_too_large_a_vocabulary_is_refused(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(tmp_path))
   write_task(tmp_path)
-  root.set_data_dir(str(tmp_path / "data"))
+  data_root.set_data_dir(str(tmp_path / "data"))
   vocabulary = adapter.vocabulary_of("t5x_pairs", "t5x_tasks")
   with pytest.raises(InputError, match="300 pieces.*64 rows"):
     dual_encoder_model(InBatchLoss(), vocabulary=vocabulary)
@@ -164,7 +164,7 @@ def test_too_large_a_vocabulary_is_refused(tmp_path, monkeypatch):
   assert got.keys() == ours.keys()
   for name, x in for_t5x({name: np.asarray(x) for name, x in ours.items()}).items():
     np.testing.assert_array_equal(got[name], x)
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 def test_take_parameters():
@@ -182,7 +182,7 @@ def test_take_parameters():
 def test_gin_files_fit_every_size(run, program, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(tmp_path))
   write_task(tmp_path)
-  root.set_data_dir(str(tmp_path / "data"))
+  data_root.set_data_dir(str(tmp_path / "data"))
   main = sys.modules["__main__"]
   for function in (program, t5x.infer.write_inferences_to_file):
     monkeypatch.setattr(main, function.__name__, function, raising=False)
@@ -208,14 +208,14 @@ def test_gin_files_fit_every_size(run, program, tmp_path, monkeypatch):
     for name in ("train_dataset_cfg", "train_eval_dataset_cfg", "dataset_cfg"):
       assert not getattr(bound.get(name), "pack", False)
   gin.clear_config()
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
 
 
 def test_without_t5x_one_error_says_what_to_install():
-  code = "import sys; sys.modules['t5x'] = None\nimport gtr_jax.t5x_adapter"
+  code = "import sys; sys.modules['t5x'] = None\nimport gtr_jax.integrations.t5x"
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
   last = result.stderr.strip().splitlines()[-1]
-  assert last.startswith("ImportError: gtr_jax.t5x_adapter needs T5X")
+  assert last.startswith("ImportError: gtr_jax.integrations.t5x needs T5X")
   for needed in ("--no-deps", "google-research/t5x", "google/airio", "google-research/jestimator", "cached_property",
                  "fiddle", "grain"):
     assert needed in last

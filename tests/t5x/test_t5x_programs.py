@@ -14,14 +14,14 @@ pytest.importorskip("t5x.train", reason="T5X is not installed")
 from etils import epath
 from t5x import utils
 
-from gtr_jax import partitioning
-from gtr_jax.convert import formats, t5x
-from gtr_jax.convert.source import Array
-from gtr_jax.data import root
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.formats import any_form, t5x
+from gtr_jax.formats.source import Array
+from gtr_jax.io import data_root
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
+from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
 from gtr_jax.text.packing import pad_texts
 from gtr_jax.training import optimizers
@@ -65,10 +65,10 @@ def our_training(folder, optimizer, negatives):
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
   loss, model = InBatchLoss(temperature=TEMPERATURE), our_model()
   state, shardings = create_state(model, loss, optimizer, mesh, seed=0)
-  params = nested(formats.open_model(folder / "initial"))
+  params = nested(any_form.open_foreign(folder / "initial"))
   state = TrainState(state.step, jax.device_put(params, shardings.params), state.opt_state)
   step = compile_step(make_train_step(model, loss, optimizer, seed=0), shardings)
-  root.set_data_dir(str(folder / "data"))
+  data_root.set_data_dir(str(folder / "data"))
   lengths = LENGTHS | ({"negative_targets": LENGTHS["targets"]} if negatives else {})
   data = utils.DatasetConfig("t5x_pairs", lengths, "train", BATCH, shuffle=True, seed=SEED, module="t5x_tasks")
   stream = utils.get_dataset(data, 0, 1, lambda **flags: DualEncoderFeatureConverter(negatives)).as_numpy_iterator()
@@ -78,7 +78,7 @@ def our_training(folder, optimizer, negatives):
       del features["example_id"]
       state, metrics = step(state, partitioning.global_batch(mesh, make_batch(features, groups=1)))
       losses.append(float(metrics["loss"]))
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
   return losses, jax.device_get(state.params)
 
 
@@ -131,13 +131,13 @@ def test_our_schedule_is_t5x_linear_decay(runs, name):
 def test_we_read_what_t5x_has_written(runs, ours, name):
   """Its Orbax format (adafactor) and its own (adamw)."""
   assert (runs / name / "checkpoint_20" / "state").is_dir() == (name == "adafactor")
-  source = formats.open_model(runs / name)
+  source = any_form.open_foreign(runs / name)
   assert source.encoder == our_model()
   read, (_, expected) = nested(source), ours[name]
   assert jax.tree.structure(read) == jax.tree.structure(expected)
   assert max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), read, expected))) < 1e-4
   # They are of this step and no other.
-  initial = nested(formats.open_model(runs / "initial"))
+  initial = nested(any_form.open_foreign(runs / "initial"))
   assert all(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max() > 1e-4, read, initial)))
 
 
@@ -146,16 +146,16 @@ def test_t5x_goes_on_from_its_own_checkpoint(runs):
                     f"TRAIN_STEPS = {STEPS + 2}", f"MODEL_DIR = '{runs}/adafactor'",
                     f"TASK_FEATURE_LENGTHS = {LENGTHS}", "NEGATIVES_PER_EXAMPLE = 0")
   assert f"Starting main loop over steps {STEPS}-{STEPS + 2}" in out
-  assert formats.open_model(runs / "adafactor").path.name == f"checkpoint_{STEPS + 2}"
+  assert any_form.open_foreign(runs / "adafactor").path.name == f"checkpoint_{STEPS + 2}"
 
 
 def test_pretraining_starts_from_an_encoder_decoder_without_a_projection(runs):
-  source = formats.open_model(runs / "initial")
+  source = any_form.open_foreign(runs / "initial")
   flat = {name: array.read() for name, array in source.arrays.items() if not name.startswith("projection_layer")}
   write_checkpoint(runs / "t5", flat | {"decoder/decoder_norm/scale": np.ones(4, np.float32)})
   t5x_program("train", runs, "pretrain", *TRAINING, f"INITIAL_CHECKPOINT_PATH = '{runs}/t5/checkpoint_0'",
               f"MODEL_DIR = '{runs}/from_t5'", "TRAIN_STEPS = 1", "LEARNING_RATE = 0.0")
-  start = formats.open_model(runs / "from_t5" / "checkpoint_0")
+  start = any_form.open_foreign(runs / "from_t5" / "checkpoint_0")
   assert start.encoder == our_model()
   for name, array in flat.items():
     np.testing.assert_array_equal(start.arrays[name].read(), array)
@@ -179,12 +179,12 @@ def test_infer_writes_our_embeddings(runs, checkpoint, monkeypatch):
   t5x_program("infer", runs, "infer", f"CHECKPOINT_PATH = '{runs}/{checkpoint}'", f"INFER_OUTPUT_DIR = '{output}'")
   written = json_lines(output / "t5x_pairs-score.jsonl-00000-of-00001")
   monkeypatch.syspath_prepend(str(runs))
-  root.set_data_dir(str(runs / "data"))
+  data_root.set_data_dir(str(runs / "data"))
   data = utils.DatasetConfig("t5x_pairs", LENGTHS, "validation", len(written), False, seed=0, module="t5x_tasks")
   pairs, = utils.get_dataset(data, 0, 1, lambda **flags: DualEncoderFeatureConverter(), 1).as_numpy_iterator()
-  root.set_data_dir(None)
+  data_root.set_data_dir(None)
   assert [row["inputs"]["example_id"] for row in written] == [name.decode() for name in pairs["example_id"]]
-  params = nested(formats.open_model(runs / checkpoint))
+  params = nested(any_form.open_foreign(runs / checkpoint))
   for side, tokens in (("query", "left"), ("passage", "right")):
     texts = pad_texts(pairs[f"{tokens}_encoder_input_tokens"], 1)
     expected = our_model().encode(params, texts, len(written))[0]

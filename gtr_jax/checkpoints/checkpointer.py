@@ -1,0 +1,305 @@
+"""Checkpoints of training, on Orbax, which only this module and `checkpoint_steps` import.
+
+A step is saved as one unit, `<directory>/<step>/`, of three items: `state` (arrays, each process writes its shards),
+`input` (one file a process: where its data pipeline stood) and `progress` (JSON). Orbax writes under a temporary name
+and renames when all of it is there (object stores: a marker file is written last), so that a process killed at any
+moment leaves whole steps only. What lies there and is not whole is never deleted.
+"""
+
+import copy
+import dataclasses
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from gtr_jax.checkpoints.steps import (
+    ITEMS,
+    WholeSteps,
+    best_of,
+    exists,
+    find_checkpoint,
+    first_line,
+    list_steps,
+    raise_if_refused,
+    remove_unfinished,
+    score_of,
+    set_aside,
+    tidy,
+)
+from gtr_jax.errors import InputError
+from gtr_jax.io.failures import naming
+from gtr_jax.io.paths import absolute
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Not that a save took a second, in the middle of the progress bar, nor a second traceback of what is raised too."""
+  raised = record.exc_info and (f"{os.sep}orbax{os.sep}" in record.pathname or "tensorstore" in str(record.exc_info[1]))
+  return not raised and "Waiting for previous save to complete" not in record.getMessage()
+
+
+def _drop_late_answers(before: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Where one array cannot be read or written, TensorStore tells of the others when nobody listens any more."""
+  def hook(unraisable):
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+      before(unraisable)
+
+  return hook
+
+
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_news)
+sys.unraisablehook = _drop_late_answers(sys.unraisablehook)
+
+
+class Checkpoint(NamedTuple):
+  """What `Checkpointer.restore` returns: the arguments of `Checkpointer.save`."""
+
+  step: int
+  state: Any
+  input_state: bytes
+  progress: dict[str, Any]
+
+
+class Checkpointer:
+  """Keeps the last `keep` checkpoints of a training run, and the best one by a metric.
+
+  Saving is asynchronous: `save` returns when the arrays are copied to the host; call `wait` (or `close`) before the
+  process ends. Every method must be called by all processes.
+
+  Args:
+    directory: the folder of the steps, made if it is not there. What lies there as a step and is not whole is set
+      aside as `STEP.set-aside-N`, and a line says so.
+    keep: how many of the last checkpoints to keep.
+    mode: "max" or "min": which metric is the best.
+
+  Raises:
+    InputError: what may be checkpoints is there, and none of it is whole; nothing is changed.
+  """
+
+  def __init__(self, directory: epath.PathLike, *, keep: int = 2, mode: str = "max"):
+    if keep < 1 or mode not in ("max", "min"):
+      raise InputError(f"checkpoints: keep is {keep} and mode {mode!r}; keep at least 1, mode is 'max' or 'min'")
+    self.directory = absolute(directory)
+    self._sign = 1.0 if mode == "max" else -1.0
+    self.directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      tidy(self.directory)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("checkpoints: set aside what is not whole")
+    self._manager = ocp.CheckpointManager(
+        self.directory, item_names=ITEMS, item_handlers={"input": _BytesHandler()},
+        options=ocp.CheckpointManagerOptions(
+            # Orbax would also remove what only has such a name in it, and in a bucket all without its marker.
+            cleanup_tmp_directories=False, step_name_format=WholeSteps(),
+            preservation_policy=_LastAndBest(keep, self.best_step, self.directory)))
+    self._scores = {step: score_of(self.directory / str(step)) for step in self._manager.all_steps()}
+
+  def steps(self) -> list[int]:
+    """The steps that are saved or being saved, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    """The last step that is saved or being saved, or None."""
+    return max(self._manager.all_steps(), default=None)
+
+  def best_step(self) -> int | None:
+    """The step with the best metric of those kept (the earlier one of equals), or None if none has a metric."""
+    return best_of(self._scores)
+
+  def is_best(self, metric: float) -> bool:
+    """Whether `metric` beats the metric of every checkpoint so far."""
+    best = self.best_step()
+    return math.isfinite(metric) and (best is None or self._sign * metric > self._scores[best])
+
+  def save(self, step: int, state: Any, input_state: bytes, progress: Mapping[str, Any],
+           metric: float | None = None) -> None:
+    """Saves a step.
+
+    Args:
+      step: its number; must not be saved yet.
+      state: pytree of (sharded) arrays.
+      input_state: where the data pipeline of this process stands.
+      progress: what else the loop needs to go on, JSON; the same in all processes.
+      metric: the result of the evaluation of this very state, if there was one.
+
+    Raises:
+      Exception: of this or the last save, in many types; see `failures.reason`.
+    """
+    if jax.process_index() == 0 and exists(place := self.directory / str(step)) and step not in self.steps():
+      set_aside(place, "it is no whole checkpoint, and lay where this run saves that step")  # Orbax would remove it.
+    score = None if metric is None or not math.isfinite(metric) else self._sign * metric
+    self._scores[step] = score
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state), input=_BytesSave(input_state),
+        # A copy: it is written while the caller goes on.
+        progress=ocp.args.JsonSave(copy.deepcopy({"score": score, "loop": dict(progress)}))))
+    self._scores = {step: self._scores[step] for step in self._manager.all_steps()}
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> Checkpoint:
+    """Reads a step (the last one by default) onto the shardings of `abstract_state`, whatever mesh it was saved from.
+
+    Args:
+      abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings.
+      step: which one.
+
+    Raises:
+      InputError: there is none; another structure or size; damaged; saved by another number of processes.
+    """
+    self.wait()
+    step = self.latest_step() if step is None else step
+    if step is None:
+      raise InputError(f"{self.directory}: holds no whole checkpoint")
+    folder = self.directory / str(step)
+    _check_leaves(folder, _saved_leaves(folder), abstract_state)
+    try:
+      items = self._manager.restore(step, args=ocp.args.Composite(
+          state=_restore_args(abstract_state), input=_BytesRestore(), progress=ocp.args.JsonRestore()))
+    except InputError:
+      raise
+    except Exception as e:
+      raise _damaged(folder, e) from e
+    return Checkpoint(step, items.state, items.input, items.progress["loop"])
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then frees the threads. What a save that has failed leaves is removed."""
+    try:
+      self._manager.close()
+    finally:
+      if jax.process_index() == 0:
+        remove_unfinished(self.directory)
+
+
+def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
+                   optional: Collection[str] = ("logit_scale",)) -> dict[str, Any]:
+  """The parameters of a checkpoint, for inference or fine-tuning; the optimizer's state is not read.
+
+  Args:
+    path: as for `find_checkpoint`.
+    abstract_params: nested dict of `jax.ShapeDtypeStruct` (float32, with shardings or without).
+    optional: leaves at the root that the checkpoint may have or lack: unasked for, they are not read; where the
+      checkpoint has none, the result has none. A loss with a learned temperature adds `logit_scale`.
+
+  Returns:
+    Nested dict of arrays.
+
+  Raises:
+    InputError: no checkpoint there; another structure or size; damaged.
+  """
+  folder = find_checkpoint(path)
+  saved = {name: shape for name, shape in _saved_leaves(folder).items() if name.startswith("params/")}
+  wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"params/{name}" in saved}
+  unread = {f"params/{name}" for name in optional if name not in wanted}
+  tree = {"params": wanted}
+  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, tree)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    try:
+      return reader.restore(folder / "state", args=_restore_args(tree))["params"]
+    except Exception as e:
+      raise _damaged(folder, e) from e
+
+
+def _leaf_name(path: tuple[Any, ...]) -> str:
+  """Key path -> "params/encoder/...": attributes, keys and positions alike, as Orbax stores them."""
+  return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _saved_leaves(folder: epath.Path) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every array in the state of a checkpoint."""
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+  except Exception as e:
+    raise _damaged(folder, e) from e
+  return {_leaf_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _check_leaves(folder: epath.Path, saved: Mapping[str, tuple[int, ...]], abstract: Any) -> None:
+  """Raises InputError unless the saved arrays are those of `abstract`, in name and shape."""
+  wanted = {_leaf_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
+  advice = "take the model, loss and optimizer that the checkpoint was trained with"
+  for name in sorted(wanted.keys() & saved.keys()):
+    if wanted[name] != saved[name]:
+      raise InputError(f"{folder}: {name} is {list(saved[name])} in the checkpoint and {list(wanted[name])} in the "
+                       f"configuration; {advice}")
+  for names, fault in ((wanted.keys() - saved.keys(), "lacks"), (saved.keys() - wanted.keys(), "has, unasked for,")):
+    if names:
+      more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+      raise InputError(f"{folder}: the checkpoint {fault} {', '.join(sorted(names)[:3])}{more}; {advice}")
+
+
+def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
+  return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                                partial_restore=True)
+
+
+def _damaged(folder: epath.Path, error: Exception) -> InputError:
+  raise_if_refused(error, folder)
+  others = [step for step in list_steps(folder.parent) if str(step) != folder.name]
+  instead = (f"move it elsewhere, and step {others[-1]} is taken instead" if others else
+             "bring back a whole copy of it; there is no other whole step beside it")
+  return InputError(f"{folder}: is damaged and cannot be read ({first_line(error)}); {instead}")
+
+
+@dataclasses.dataclass
+class _LastAndBest:
+  """Orbax preservation policy: the last `keep` steps and the best one, and links, behind which Orbax would delete."""
+
+  keep: int
+  best_step: Any
+  directory: epath.Path
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = sorted(info.step for info in checkpoints)
+    kept = {*steps[-self.keep:], self.best_step()}
+    return [info.step in kept or os.path.islink(self.directory / str(info.step)) for info in checkpoints]
+
+
+def _process_file() -> str:
+  return f"process_{jax.process_index()}_of_{jax.process_count()}"
+
+
+class _BytesHandler(ocp.handlers.AsyncCheckpointHandler):
+  """Saves some bytes of each process, as part of a step."""
+
+  async def async_save(self, directory, args):
+    async def write():
+      self.save(directory, args)
+
+    return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="input_state")]
+
+  def save(self, directory, args):
+    path = directory / _process_file()
+    with naming(path, hidden=path):
+      path.write_bytes(args.data)
+
+  def restore(self, directory, args):
+    del args
+    path = directory / _process_file()
+    if not path.exists():
+      raise InputError(f"{directory}: this run has {jax.process_count()} processes and the checkpoint was saved by "
+                       "another number; the batches can only go on with the same one")
+    return path.read_bytes()
+
+
+@ocp.args.register_with_handler(_BytesHandler, for_save=True)
+@dataclasses.dataclass
+class _BytesSave(ocp.args.CheckpointArgs):
+  data: bytes
+
+
+@ocp.args.register_with_handler(_BytesHandler, for_restore=True)
+@dataclasses.dataclass
+class _BytesRestore(ocp.args.CheckpointArgs):
+  pass

@@ -1,0 +1,81 @@
+"""`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
+
+import argparse
+import sys
+from typing import Annotated, Any
+
+from gtr_jax.cli import shared_flags
+from gtr_jax.errors import InputError
+from gtr_jax.io import flags
+from gtr_jax.values.ranges import Range
+
+MOST_DEVICES = 10_000  # jax makes an object of each
+_NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
+               "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The flags of a dry run."""
+  group = parser.add_argument_group(
+      "dry run", "Compile the training step of this configuration without running it, print what it needs on each "
+      "device and what it takes at least, and stop. Nothing is allocated, no data is read or written; a model, a run "
+      "and a mesh are enough of a configuration.")
+  group.add_argument("--dry_run", action="store_true", help="do that")
+  group.add_argument("--described_devices", type=flags.of(Annotated[int, Range(1, MOST_DEVICES)]), metavar="N",
+                     help="for a mesh of N devices that need not be here (default: those of this machine)")
+  group.add_argument("--chip", metavar="NAME",
+                     help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
+                     "installed, v5e, v5p and v6e are asked for their memory")
+  group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
+                     help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
+                     "on average (default: half of the longest)")
+
+
+def _check_mean_tokens(sizes: Any) -> None:
+  if sizes.mean_tokens is None:
+    return
+  if sizes.row_lengths is None:
+    raise InputError("--mean_tokens says how full packed rows are; set ROW_LENGTHS to pack texts, or leave it out")
+  for mean, side in zip(sizes.mean_tokens, ("inputs", "targets"), strict=True):
+    if mean > sizes.feature_lengths[side]:
+      raise InputError(f"--mean_tokens {mean:g} of {side}: TASK_FEATURE_LENGTHS allows {sizes.feature_lengths[side]}")
+
+
+def asked(args: argparse.Namespace) -> bool:
+  """Whether the flags ask for a dry run. Raises InputError where they do not fit together."""
+  for name in ("described_devices", "chip", "mean_tokens"):
+    if getattr(args, name) is not None and not args.dry_run:
+      raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
+  return args.dry_run
+
+
+def run(args: argparse.Namespace) -> None:
+  """Prints the plan. `args` are those of `gtr-jax train`."""
+  from gtr_jax.dry_run import chips, step_plan
+  print(step_plan.report(make_plan(args), [args.chip] if args.chip else list(chips.CHIPS)))
+
+
+def make_plan(args: argparse.Namespace) -> Any:
+  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it."""
+  from gtr_jax.dry_run import chips, step_plan
+  chip = chips.find(args.chip) if args.chip else None
+  if args.described_devices:
+    step_plan.describe_devices(args.described_devices)
+  from gtr_jax import config
+  from gtr_jax.data import batch_sizes, pipeline
+  from gtr_jax.parallel import partitioning
+  from gtr_jax.training import run
+  config.parse(args.gin_file, args.gin_bindings, shared_flags.search_paths(args))
+  config.set_defaults(_NOT_NEEDED)
+  config.resolved(run.TrainingRun)
+  of_run, of_data = config.bindings(run.TrainingRun), config.bindings(pipeline.TrainingBatches)
+  fields = step_plan.BatchSizes.__dataclass_fields__.keys()
+  sizes = step_plan.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()},
+                               mean_tokens=args.mean_tokens)
+  lengths = batch_sizes.all_lengths(sizes.feature_lengths, sizes.negatives_per_example,
+                                    sizes.negative_queries_per_example)
+  batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
+                          sizes.row_lengths, lengths)
+  _check_mean_tokens(sizes)
+  print(f"compiling the training step for {of_run['mesh'].size} devices ...", file=sys.stderr, flush=True)
+  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)

@@ -1,0 +1,36 @@
+"""`gtr-jax encode`: a collection's documents into an embedding store."""
+
+import argparse
+
+from gtr_jax.cli import processes, shared_flags
+from gtr_jax.io import flags
+from gtr_jax.parallel.processes import first_before_others, print_once
+
+HELP = "embed a collection's documents into an embedding store"
+DESCRIPTION = "Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing."
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+  """The flags."""
+  shared_flags.add_model(p)
+  p.add_argument("--collection", required=True, type=flags.path, help=shared_flags.COLLECTION_HELP)
+  p.add_argument("--output", required=True, type=flags.path, help="the embedding store's folder")
+  shared_flags.add_data_dir(p)
+  shared_flags.add_empty_documents(p)
+  shared_flags.add_mesh(p)
+  processes.add_arguments(p)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Encodes. Raises InputError."""
+  from gtr_jax.collections.collection import read_documents
+  from gtr_jax.collections.protocol import Protocol, find_one
+  from gtr_jax.inference.load import check_model
+  from gtr_jax.retrieval.encode import encode_corpus
+  check_model(args.model, shared_flags.tokenization(args))
+  shared_flags.set_data_dir(args)
+  found = first_before_others(lambda: find_one(args.collection))
+  protocol = Protocol(allow_empty_documents=args.allow_empty_documents).of(found)
+  documents = read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents)
+  store = encode_corpus(shared_flags.load_model(args), documents, args.output)
+  print_once(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")

@@ -1,0 +1,92 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gtr_jax import __version__
+from gtr_jax.cli import convert, demo, encode, evaluate, mine, prepare, report, search, sweep, train
+from gtr_jax.cli import processes as flags_of_processes
+from gtr_jax.errors import InputError, TrainingError
+from gtr_jax.io import failures, flags
+from gtr_jax.parallel import processes
+
+COMMANDS = {"prepare": prepare, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
+            "convert": convert, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
+_EPILOG = """\
+A first run (no data needed):
+  gtr-jax demo --output demo
+
+With your own data and configuration:
+  gtr-jax train --gin_file=my_run.gin --gin.MODEL_DIR="'runs/mine'"
+  gtr-jax encode --model runs/mine --collection my_collection --output embeddings
+  gtr-jax search --model runs/mine --embeddings embeddings
+  gtr-jax evaluate --model runs/mine --collection my_collection --bm25 --output results
+
+`gtr-jax COMMAND --help` explains each. Every wrong input ends in one line and exit code 2.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code: 0 done, 1 training cannot go on, 2 wrong input, 130 interrupted."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  args = parser().parse_args(_join_gin_flags(argv))
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    return _run(args)
+  except Exception as e:
+    processes.fail_unexpectedly(e)
+    raise
+
+
+def parser() -> argparse.ArgumentParser:
+  """Of all commands; the parsed `command` says which one."""
+  whole = flags.Parser("gtr-jax", description="T5 dual encoders for dense retrieval in JAX.", epilog=_EPILOG,
+                       formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  whole.add_argument("--version", action="version", version=f"gtr_jax {__version__}")
+  commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  for name, command in COMMANDS.items():
+    command.add_arguments(commands.add_parser(
+        name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter))
+  return whole
+
+
+def _run(args) -> int:
+  try:
+    flags_of_processes.join(args)
+    command = COMMANDS[args.command]
+    code = (command.run(args, main) if command is demo else command.run(args)) or 0
+    processes.leave()
+    return code
+  except InputError as e:
+    return _failed(args, _message(e), 2)
+  except TrainingError as e:
+    return _failed(args, _message(e), 1)
+  except KeyboardInterrupt:
+    return _failed(args, "interrupted", 130)
+  except Exception as e:  # A full disk, no permission, a folder where a file belongs: also in the types of libraries.
+    if (line := failures.reason(e)) is None:
+      raise
+    return _failed(args, line, 2)
+
+
+def _failed(args, message: str, code: int) -> int:
+  """Prints the line that says why, and returns the exit code; where there are several processes, all end here."""
+  processes.fail(message, code)
+  print(f"gtr-jax {args.command}: {message}", file=sys.stderr)
+  return code
+
+
+def _message(error: Exception) -> str:
+  """Without the lines that gin adds to an error that comes through what it has configured."""
+  return str(error).partition("\n  In call to configurable")[0]
+
+
+def _join_gin_flags(argv: list[str]) -> list[str]:
+  """`--gin.NAME=VALUE` -> `--gin NAME=VALUE`, which argparse can collect."""
+  out = []
+  for arg in argv:
+    out += ["--gin", arg.removeprefix("--gin.")] if arg.startswith("--gin.") else [arg]
+  return out

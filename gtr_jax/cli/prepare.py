@@ -1,0 +1,124 @@
+"""`gtr-jax prepare SOURCE`: training data from raw downloads. A source's module is imported when it is asked for."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from gtr_jax.cli import shared_flags
+from gtr_jax.errors import InputError
+from gtr_jax.io import flags
+
+HELP = "make training data from raw downloads"
+DESCRIPTION = """\
+Turns a source's raw files into shuffled TFRecord shards in DATA_DIR/NAME, with a manifest: counts, settings, hashes of
+the inputs. Interrupted or killed, the same command goes on where it stopped, and the bytes are the same.
+
+  gtr-jax prepare reddit RS_2019-*.zst RC_2019-*.zst --decontaminate beir/scifact
+  gtr-jax prepare stack_exchange dumps/*.7z --without reddit
+  gtr-jax prepare pairs my_pairs.jsonl.gz --name my_pairs --validation_share 0.01
+
+`gtr-jax prepare SOURCE --help` explains each. A task reads the result: add_pair_task("my_pairs", prepared("my_pairs"),
+...). Memory does not grow with the input: some 200 MB for each worker."""
+
+# Source -> module with `add_arguments(parser)` and `source(args) -> Source`, and what it is.
+SOURCES = {
+    "reddit": ("reddit", "posts and comments of Reddit, from dumps (RS_*.zst, RC_*.zst)"),
+    "stack_exchange": ("stack_exchange", "questions and answers of Stack Exchange sites, from dumps (Posts.xml, .7z)"),
+    "pairs": ("pairs_jsonl", "JSONL of pairs, as sentence-transformers and others publish them"),
+    "msmarco": ("msmarco", "MS MARCO passages: queries, judgements, hard negatives in every published form"),
+    "rocketqa": ("rocketqa", "MS MARCO and Natural Questions with RocketQA's denoised negatives"),
+    "dpr": ("dpr", "Natural Questions, TriviaQA and SQuAD as DPR publishes them"),
+    "nq_open": ("nq_open", "NQ-open: questions, answers, a run, and a table of passages"),
+    "beir": ("beir_pairs", "training judgements of a collection in BEIR layout"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """A parser for each source."""
+  sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE", parser_class=_SourceParser)
+  pydoc = sources.add_parser("pydoc", help="the documentation of the installed Python packages, with collections",
+                             module=None, allow_abbrev=False)
+  pydoc.add_argument("--vocabulary", type=flags.path,
+                     help="a SentencePiece model to use instead of training one of 8,000 pieces")
+  shared_flags.add_data_dir(pydoc)
+  for name, (module, what) in SOURCES.items():
+    source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
+                                allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = source.add_argument_group("every source")
+    default = "beir_ and the folder's name" if name == "beir" else name
+    group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
+    shared_flags.add_data_dir(group)
+    group.add_argument("--validation_share", type=flags.share_below_1, default=0.0, metavar="SHARE",
+                       help="make this share of the queries, drawn by a hash, the validation split; of reddit and "
+                       "stack_exchange, whole threads and questions (default: 0)")
+    group.add_argument("--without", action="append", default=[], type=flags.path, metavar="NAME",
+                       help="drop pairs that this prepared data has; repeatable")
+    group.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
+                       help="train on nothing that has a test or dev query of this collection (also as one line of "
+                       "its query), or 13 words in a row of one or of a document judged relevant; a folder in BEIR "
+                       "layout, also below the data folder (beir/scifact); repeatable")
+    group.add_argument("--max_broken", type=flags.share, default=0.001, metavar="SHARE",
+                       help="stop where more of the lines are broken; fewer than 10 never stop it (default: 0.001)")
+    group.add_argument("--workers", type=flags.positive, metavar="N",
+                       help="processes (default: one for each core)")
+    group.add_argument("--runner", metavar="RUNNER",
+                       help="run as an Apache Beam pipeline instead: direct, dataflow, ... (needs gtr_jax[beam])")
+    group.add_argument("--beam", action="append", default=[], metavar="OPTION",
+                       help="an option of that runner, as --beam=--region=europe-west4; repeatable")
+
+
+class _SourceParser(flags.Parser):
+  """Asks the source's module for its flags once its name has been given."""
+
+  def __init__(self, *args, module: str | None, **kwargs):
+    super().__init__(*args, **kwargs)
+    self._module = module
+
+  def parse_known_args(self, args=None, namespace=None):
+    if self._module:
+      _module(self._module).add_arguments(self)
+      self._module = None
+    return super().parse_known_args(args, namespace)
+
+
+def _module(name: str) -> Any:
+  return importlib.import_module(f"gtr_jax.prepare.sources.{name}")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
+  """Prepares, and says what came of it. Raises InputError."""
+  shared_flags.set_data_dir(args)
+  if args.source == "pydoc":
+    from gtr_jax.demo import corpus
+    corpus.prepare(args.vocabulary)
+    return
+  if args.beam and not args.runner:
+    raise InputError("--beam belongs to --runner; add that, or leave it out")
+  from gtr_jax.prepare import manifests
+  settings = manifests.Settings(args.name, args.validation_share, tuple(args.without), tuple(args.decontaminate))
+  source = _module(SOURCES[args.source][0]).source(args)
+  if args.runner:
+    from gtr_jax.prepare import beam
+    folder = beam.prepare(source, settings, args.runner, args.beam, max_broken=args.max_broken, say=say)
+  else:
+    from gtr_jax.prepare import engine
+    folder = engine.prepare(source, settings, processes=args.workers, max_broken=args.max_broken, say=say)
+  _tell(manifests.read(folder), say)
+
+
+def _tell(manifest: dict[str, Any], say: Callable[[str], None]) -> None:
+  """What was read and written, what was dropped, and where lines are broken."""
+  listed = lambda counts: ", ".join(f"{what} {n:,}" for what, n in counts.items())  # noqa: E731
+  counts = dict(manifest["counts"])
+  read, written, broken = (counts.pop(what) for what in ("read", "written", "broken"))
+  say(f"read {read:,}, written {written:,} ({listed(manifest['examples'])})")
+  if counts:
+    say(f"dropped or counted: {listed(counts)}")
+  if broken:
+    say(f"broken lines: {broken:,}, the first:")
+    for place in manifest["broken_places"][:3]:
+      say(f"  {place}")
+  asked = any(manifest["filters"].get(name) for name in ("validation_share", "validation", "validation_qrels"))
+  if asked and "validation" not in manifest["examples"]:
+    say("the validation split is empty: nothing that was to be in it is left")

@@ -1,0 +1,79 @@
+"""Flags that several commands have, and what becomes of them."""
+
+import argparse
+from typing import Any
+
+from gtr_jax.io import flags
+
+MODEL_HELP = ("a training run's MODEL_DIR (its best checkpoint, else its last), or MODEL_DIR/checkpoints/STEP; a "
+              "sentence-transformers or T5 folder; a T5X checkpoint; or a name on the Hugging Face hub")
+COLLECTION_HELP = "a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
+
+
+def add_data_dir(p: argparse._ActionsContainer) -> None:
+  """`--data_dir`."""
+  p.add_argument("--data_dir", type=flags.path,
+                 help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
+
+
+def set_data_dir(args: argparse.Namespace) -> None:
+  """Makes it the data folder of this process."""
+  if args.data_dir:
+    from gtr_jax.io import data_root
+    data_root.set_data_dir(args.data_dir)
+
+
+def add_model(p: argparse.ArgumentParser) -> None:
+  """`--model`, and what it may not say."""
+  p.add_argument("--model", required=True, type=flags.path, help=MODEL_HELP)
+  add_tokenization(p)
+
+
+def add_tokenization(p: argparse.ArgumentParser, of_several: str = "") -> None:
+  """Vocabulary and lengths."""
+  group = p.add_argument_group("what the model may not say", "T5X checkpoints carry no vocabulary and no lengths; a "
+                               f"training run says all of it.{of_several}")
+  group.add_argument("--vocabulary", type=flags.path, metavar="FILE",
+                     help="the SentencePiece model that it was trained with")
+  group.add_argument("--extra_ids", type=flags.non_negative, metavar="N",
+                     help="sentinels after its pieces (T5: 100, mT5: 0)")
+  group.add_argument("--query_length", type=flags.length, metavar="N", help="most tokens of a query")
+  group.add_argument("--document_length", type=flags.length, metavar="N", help="most tokens of a document")
+
+
+def tokenization(args: argparse.Namespace) -> Any:
+  """What the flags say of it, for `inference.load.load_model`."""
+  from gtr_jax.formats.tokenization import Tokenization
+  return Tokenization(args.vocabulary, args.extra_ids, args.query_length, args.document_length)
+
+
+def add_empty_documents(p: argparse.ArgumentParser) -> None:
+  """`--allow_empty_documents`."""
+  p.add_argument("--allow_empty_documents", action="store_true",
+                 help="keep documents with neither title nor text instead of refusing the collection")
+
+
+def add_mesh(p: argparse.ArgumentParser) -> None:
+  """`--model_parallel`."""
+  p.add_argument("--model_parallel", type=flags.positive, default=1, metavar="N",
+                 help="split the weights over N devices; the rest are data parallel (default: 1)")
+
+
+def load_model(args: argparse.Namespace) -> Any:
+  """The model of `--model`, on the mesh."""
+  from gtr_jax.inference.load import load_model
+  from gtr_jax.parallel.partitioning import make_mesh
+  return load_model(args.model, make_mesh(model=args.model_parallel), tokenization(args))
+
+
+def add_gin_files(p: argparse.ArgumentParser, file_help: str, binding_help: str) -> None:
+  """`--gin_file`, `--gin.NAME=VALUE` and `--gin_search_paths`."""
+  p.add_argument("--gin_file", action="append", default=[], type=flags.path, metavar="FILE", help=file_help)
+  p.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", dest="gin_bindings", help=binding_help)
+  p.add_argument("--gin_search_paths", default="", type=flags.paths, metavar="DIR,DIR",
+                 help="more folders to look for gin files in")
+
+
+def search_paths(args: argparse.Namespace) -> list[str]:
+  """The folders of `--gin_search_paths`."""
+  return [path for path in args.gin_search_paths.split(",") if path]

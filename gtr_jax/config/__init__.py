@@ -1,0 +1,9 @@
+"""Experiments are gin files: reading them, refusing what nothing uses, and printing what a run resolved to.
+
+Library code knows nothing of gin: files begin with `from __gin__ import dynamic_registration` and name our functions
+and classes by their module. Only this package imports gin.
+"""
+
+from gtr_jax.config.gin_config import bindings, bound, configs_dir, parse, resolved, set_defaults
+
+__all__ = ["bindings", "bound", "configs_dir", "parse", "resolved", "set_defaults"]

@@ -1,0 +1,233 @@
+"""A training step compiled for devices that need not be here, from shapes alone: what it needs, and what that takes.
+
+Nothing is allocated and no data is read. Memory is what the compiler says. FLOPs and collectives are read from the
+program as XLA has divided it over the devices, and before it fits it to one kind of them.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import tempfile
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gtr_jax.dry_run import chips
+from gtr_jax.dry_run.hlo import Program, Work
+from gtr_jax.errors import InputError
+from gtr_jax.parallel import partitioning
+from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
+from gtr_jax.text.packing import Texts, round_rows
+from gtr_jax.training.state import abstract_state, state_initializer
+from gtr_jax.training.step import compile_step, make_train_step
+
+PACKED_FILL = 0.95  # of the rows that best fit makes, as measured on question-answer pairs
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+  """What decides the shapes of a batch; the names are those of `data.pipeline.TrainingBatches`.
+
+  `mean_tokens` are those of a query and of a passage, for the number of packed rows; None: half of the longest.
+  """
+
+  batch_size: int
+  feature_lengths: Mapping[str, int]
+  microbatch_size: int | None = None
+  row_lengths: Mapping[str, int] | None = None
+  negatives_per_example: int = 0
+  negative_queries_per_example: int = 0
+  mean_tokens: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+  """What one device of a mesh needs for a training step. Bytes are of one device.
+
+  Attributes:
+    mesh: sizes of the mesh axes.
+    compiler: who said what the temporaries are.
+    parameters: in the whole model.
+    tokens: token slots of the global batch.
+    params_bytes: of the parameters.
+    optimizer_bytes: of the rest of the state.
+    batch_bytes: of the batch.
+    temporary_bytes: activations, gathered parameters, gradients and all else that lives within a step only.
+    work: FLOPs and collectives.
+    seconds: the compilation took.
+    out_of_memory: what the compiler says where it gave up because the step does not fit; else empty.
+  """
+
+  mesh: dict[str, int]
+  compiler: str
+  parameters: int
+  tokens: int
+  params_bytes: int
+  optimizer_bytes: int
+  batch_bytes: int
+  temporary_bytes: int
+  work: Work
+  seconds: float
+  out_of_memory: str = ""
+
+  @property
+  def total_bytes(self) -> int:
+    return self.params_bytes + self.optimizer_bytes + self.batch_bytes + self.temporary_bytes
+
+
+def describe_devices(count: int) -> None:
+  """Has jax take `count` CPU devices, before anything else uses it.
+
+  Raises:
+    InputError: jax has started with others.
+  """
+  try:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+  except RuntimeError as e:
+    raise InputError(f"--described_devices {count}: jax has already started with {jax.device_count()} devices") from e
+
+
+def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: BatchSizes,
+         chip: chips.Chip | None = None) -> Plan:
+  """Compiles the training step.
+
+  Args:
+    model: a `DualEncoder`.
+    loss: an `InBatchLoss` or `RingLoss`.
+    optimizer: of `gtr_jax.training.optimizers`.
+    mesh: of devices, or of described ones.
+    sizes: of the batch.
+    chip: a TPU where libtpu is installed: its own compiler says what memory the step needs.
+
+  Raises:
+    InputError: the model cannot be divided over the mesh.
+  """
+  start = time.monotonic()
+  compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
+  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and importlib.util.find_spec("libtpu"):
+    mesh = _tpu_mesh(mesh, chip)
+    compiler = f"the compiler for {chips.torus(chip, mesh.size)}"
+  init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    state = abstract_state(jax.eval_shape(init), shardings)
+    batch = abstract_batch(mesh, sizes)
+    lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
+    params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
+    try:
+      compiled = lowered.compile(
+          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
+      memory = compiled.memory_analysis()
+      temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    except jax.errors.JaxRuntimeError as e:
+      out_of_memory = str(e)
+      temporary_bytes = _used_bytes(out_of_memory) - state_bytes - batch_bytes
+      if temporary_bytes < 0:  # It was something else.
+        raise
+    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))  # None for a single device.
+    program = Program(dumped[-1].read_text() if dumped else compiled.as_text(), mesh.size)
+  parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+  tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
+  return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory)
+
+
+def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
+  """The batch that `text.batch.make_batch` would make, as shapes with shardings, of sizes that divide."""
+  groups, pairs = partitioning.num_groups(mesh), sizes.batch_size
+  at_once = sizes.microbatch_size or pairs
+  lead = (groups, pairs // at_once) if sizes.microbatch_size else (groups,)
+  own = at_once // groups
+  sharding = partitioning.batch_sharding(mesh)
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding)
+
+  def texts(side, others, spread, index):
+    longest = max(sizes.feature_lengths[side], sizes.feature_lengths.get(f"negative_{side}", 0) if others else 0)
+    rows, length = own * (1 + others), longest
+    if sizes.row_lengths:
+      length = sizes.row_lengths[side]
+      mean = sizes.mean_tokens[index] if sizes.mean_tokens else longest / 2
+      rows = round_rows(math.ceil(rows * mean / (length * PACKED_FILL)), rows, spread)
+    return Texts(array(jnp.int32, rows, length), array(jnp.int32, rows, length))
+
+  k, m = sizes.negatives_per_example, sizes.negative_queries_per_example
+  return Batch(texts("inputs", m, QUERY_SPREAD, 0), texts("targets", k, PASSAGE_SPREAD, 1), array(jnp.bool_, own),
+               array(jnp.bool_, own * k), array(jnp.int32, own * k), array(jnp.bool_, own * m),
+               array(jnp.uint32, own * (1 + m), 2), *[array(jnp.uint32, own * (1 + k), 2)] * 2)
+
+
+def _tpu_mesh(mesh, chip):
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Else libtpu waits for the metadata server of a cloud machine.
+  from jax.experimental import topologies
+  devices = topologies.get_topology_desc(chips.torus(chip, mesh.size), platform="tpu").devices
+  return partitioning.make_mesh(**dict(mesh.shape), devices=devices)
+
+
+def _used_bytes(message: str) -> int:
+  """Of "Used 20.51G of 15.75G hbm"."""
+  used = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+  return int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else 0
+
+
+def _bytes(tree) -> int:
+  """Of one device's part."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+_CPU_NOTE = """\
+Temporaries are those of the CPU's compiler, which computes bfloat16 in float32 and attention in small pieces: an \
+accelerator's differ, and for bfloat16 are mostly smaller. With libtpu installed, --chip v5e, v5p or v6e asks the \
+TPU's compiler.
+"""
+_FLOOR_NOTE = """\
+The floor is the longest of three: FLOPs at the peak rate; what the matrix products read and write, and the state read \
+and written once, at the memory's bandwidth; what the collectives send, passed round rings one after the other, at the \
+interconnect's. A step takes longer. ?: no source for that figure.
+"""
+
+
+def report(plan: Plan, names: Sequence[str]) -> str:
+  """The plan as text, with a row for each of these chips."""
+  axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
+  lines = [f"{math.prod(plan.mesh.values())} devices ({axes}), {plan.parameters:,} parameters, "
+           f"{plan.tokens:,} token slots a step; {plan.compiler}, {plan.seconds:.0f} s", "", "memory of each device"]
+  lines += [f"  {name:18}{_size(value):>12}" for name, value in (
+      ("parameters", plan.params_bytes), ("optimizer state", plan.optimizer_bytes), ("batch", plan.batch_bytes),
+      ("temporaries", plan.temporary_bytes), ("total", plan.total_bytes))]
+  lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, which read and write "
+            f"{_size(plan.work.matmul_bytes)}", "",
+            f"  {'collective':20}{'devices':>8}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
+  lines += [f"  {c.kind:20}{c.devices:8}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"
+            for c in plan.work.collectives] or ["  none"]
+  if plan.work.unknown_loops:
+    lines.append(f"  {plan.work.unknown_loops} loops of unknown length are counted once")
+  lines += ["", f"  {'chip':8}{'memory':>10}{'fits':>14}{'compute':>12}{'memory':>12}{'interconnect':>14}{'floor':>12}"]
+  for name in names:
+    chip = chips.CHIPS[name]
+    floor = chips.floor(chip, plan.work, plan.params_bytes + plan.optimizer_bytes)
+    share = plan.total_bytes / chip.memory
+    fits = f"{'yes' if share <= 1 and not plan.out_of_memory else 'no'}, {share:.0%}"
+    lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(floor.compute):>12}{_time(floor.memory):>12}"
+                 f"{_time(floor.interconnect):>14}{_time(floor.seconds):>12}")
+  notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
+  return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
+
+
+def _size(count: float) -> str:
+  power = 0
+  while count >= 999.5 and power < 4:
+    count, power = count / 1000, power + 1
+  return f"{count:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _time(seconds: float | None) -> str:
+  return "?" if seconds is None else f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

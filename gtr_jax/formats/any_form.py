@@ -1,0 +1,89 @@
+"""Which format a model on disk is in, and reading it."""
+
+import dataclasses
+import functools
+import os
+
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from gtr_jax.checkpoints.checkpointer import restore_params
+from gtr_jax.errors import InputError
+from gtr_jax.formats import kinds, sentence_transformers, t5x
+from gtr_jax.formats.locate import is_hub_name, locate
+from gtr_jax.formats.model_dir import find_model_dir, open_run
+from gtr_jax.formats.source import Array, Source
+from gtr_jax.formats.tokenization import Tokenization, complete, tokenizer_of
+from gtr_jax.io.paths import reached
+from gtr_jax.models.parameters import abstract_parameters
+from gtr_jax.parallel.partitioning import make_mesh
+from gtr_jax.text.tokenizer import Tokenizer
+
+_HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "sentencepiece.bpe.model", "README.md"]
+
+
+def open_foreign(path: epath.PathLike) -> Source:
+  """A model in a format that is not gtr_jax's own; its arrays are not read yet.
+
+  Args:
+    path: a sentence-transformers folder, a T5 folder of transformers, a T5X checkpoint, the folder of one of these in
+      the cache of the Hugging Face hub, or the name of a model on the hub ("sentence-transformers/gtr-t5-base").
+
+  Raises:
+    InputError: there is no such model, or it is damaged or not one that gtr_jax computes.
+  """
+  folder = locate(path)
+  with reached(path):
+    return _open(path, folder)
+
+
+def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[Source, Tokenizer]:
+  """A model in any form, with all that it says and `tokenization` adds, and its vocabulary; no array is read yet.
+  Arguments, errors: as `inference.load.load_model`.
+  """
+  model_dir = find_model_dir(path)
+  if model_dir is None:
+    source = complete(open_foreign(path), tokenization or Tokenization())
+    return source, tokenizer_of(source)
+  source, step = open_run(locate(path), model_dir, tokenization)
+  abstract = abstract_parameters(source.encoder, make_mesh())
+  params = functools.cache(lambda: traverse_util.flatten_dict(restore_params(step, abstract), sep="/"))
+  arrays = {name: Array(leaf.shape, np.dtype(leaf.dtype), lambda name=name: np.asarray(params()[name]))
+            for name, leaf in traverse_util.flatten_dict(abstract, sep="/").items()}
+  return dataclasses.replace(source, arrays=arrays), tokenizer_of(source)
+
+
+def _open(path: epath.PathLike, folder: epath.Path) -> Source:
+  if not folder.exists() and is_hub_name(path):
+    folder = _download(os.fspath(path))
+  if not folder.exists():
+    raise InputError(f"{path}: no such model; give a training run's MODEL_DIR, a sentence-transformers or T5 folder, a "
+                     "T5X checkpoint, or the name of a model on the Hugging Face hub (owner/name)")
+  if sentence_transformers.is_folder(folder):
+    return sentence_transformers.read(folder)
+  step = t5x.find(folder)
+  if step is None:
+    raise kinds.not_a_model(folder)
+  return t5x.read(step)
+
+
+def _download(name: str) -> epath.Path:
+  try:
+    import huggingface_hub
+  except ImportError as e:
+    raise InputError(f"{name}: no such folder; to take it for a model on the Hugging Face hub: pip install "
+                     "huggingface_hub") from e
+  try:
+    files = huggingface_hub.list_repo_files(name)
+    torch_only = not any(file.endswith(".safetensors") and "/" not in file for file in files)
+    return epath.Path(huggingface_hub.snapshot_download(
+        name, allow_patterns=[*_HUB_FILES, *["*.bin", "*.bin.index.json"] * torch_only]))
+  except Exception as e:  # Whatever goes wrong between here and the hub.
+    try:
+      return epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except Exception:  # It is not in the cache either.
+      pass
+    raise InputError(f"{name}: no such folder here, and it cannot be had from the Hugging Face hub "
+                     f"({(str(e).strip() or type(e).__name__).splitlines()[0]:.200}); check the name and the network, "
+                     "or copy the model here and give its folder") from e

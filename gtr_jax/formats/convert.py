@@ -1,0 +1,122 @@
+"""`gtr-jax convert`: a model from any of its forms on disk into one that another program reads."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.formats import saved_model, sentence_transformers_writer, stablehlo, t5x
+from gtr_jax.formats.any_form import open_model
+from gtr_jax.formats.card import model_card
+from gtr_jax.formats.source import Source
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.io.atomic import new_folder
+from gtr_jax.io.paths import is_remote, location, reached
+
+FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model")
+
+
+def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokenization: Tokenization | None = None,
+            dtype: str = "float32", results: epath.PathLike | None = None) -> None:
+  """Writes the model of `source` as the folder `output`, all of it or nothing.
+
+  Args:
+    source: anything that `load_model` loads.
+    output: a folder that is not there yet; for T5X it ends in `checkpoint_<step>`.
+    to: one of `FORMATS`.
+    tokenization: what the source does not say.
+    dtype: "float32" or "bfloat16", of the weights that are written.
+    results: an evaluation's folder, whose table goes into the model card.
+
+  Raises:
+    InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
+  """
+  output = location(output)
+  with reached(output):
+    if output.exists() or os.path.islink(output):
+      what = "exists" if output.exists() else "exists, a link to nothing"
+      raise InputError(f"{output}: {what}; give a new folder, or remove this one")
+  step = re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name)
+  if to == "t5x" and not step:
+    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
+                     f"give {output}/checkpoint_0")
+  if results is not None and to != "sentence-transformers":
+    raise InputError(f"--results {results}: goes into the model card of --to sentence-transformers, and --to {to} "
+                     "writes none; leave it out")
+  model, tokenizer = open_model(source, tokenization)
+  if not model.encoder.shared:
+    raise InputError(f"{source}: has a tower for queries and one for documents, and what is written holds one tower: "
+                     "train with shared = True, or keep this one in gtr_jax's form")
+  if to == "t5x":
+    _check_t5x_says_it(model, source)
+
+  def write(folder):
+    if to == "t5x":
+      t5x.write(folder, {name: array.astype(dtype) for name, array in model.arrays.items()}, int(step[1]))
+    elif to == "sentence-transformers":
+      sentence_transformers_writer.write(folder, model.encoder, model.arrays, tokenizer, model.lengths, model.prompts,
+                   model_card(model, output.name, results), dtype)
+    elif to == "stablehlo":
+      stablehlo.write(folder, model, tokenizer, dtype)
+    else:
+      saved_model.write(folder, model, tokenizer, dtype)
+
+  with reached(source), reached(output):
+    _whole_or_nothing(output, write)
+
+
+def _check_t5x_says_it(model: Source, source: epath.PathLike) -> None:
+  """Raises InputError where a T5X checkpoint would lose settings that change embeddings."""
+  encoder = model.encoder
+  lost = {"pooling": (encoder.pooling, "mean"), "normalize": (encoder.normalize, True),
+          "relpos_max_distance": (encoder.config.relpos_max_distance, 128)}
+  lost |= {f"the prompt of a {side}": (text, "") for side, text in model.prompts.items()}
+  for name, (value, assumed) in lost.items():
+    if value != assumed:
+      raise InputError(f"{source}: {name} is {value!r}, and a T5X checkpoint, which does not say it, is read as "
+                       f"{assumed!r}; keep this model in another form")
+
+
+def _whole_or_nothing(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  """Lets `write` fill a folder of another name beside `output`, which gets its name when all is there.
+
+  Where that fails, what was made is removed, the folders above included. Object stores cannot rename: there it is
+  `output` itself, and the file that makes it a model is written last.
+  """
+  remote = is_remote(output)
+  made = [] if remote else [path for path in output.parents if not path.exists()]
+  try:
+    if remote:
+      _in_place(output, write)
+    else:
+      with new_folder(output) as folder:
+        write(folder)
+  except BaseException as e:
+    for path in made:  # from the inside out
+      with contextlib.suppress(OSError):  # Another process has written there.
+        path.rmdir()
+    if not isinstance(e, OSError) or remote or e.filename is not None and not _lies_at(os.fspath(e.filename), output):
+      raise
+    above = next((path for path in output.parents if path.exists()), output.parent)
+    reason = e.strerror or e if above.is_dir() else f"{above} is no folder"
+    raise InputError(f"{output}: cannot be written ({reason}); give another folder, or make room and rights for this "
+                     "one") from e
+
+
+def _in_place(output: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  output.mkdir(parents=True)
+  try:
+    write(output)
+  except BaseException:
+    output.rmtree()
+    raise
+
+
+def _lies_at(name: str, output: epath.Path) -> bool:
+  """Whether it is `output`, a folder that it is in, or what is being written for it."""
+  path = epath.Path(name)
+  return path in (output, *output.parents) or any(
+      place.parent == output.parent and place.name.startswith(f".{output.name}.") for place in (path, *path.parents))

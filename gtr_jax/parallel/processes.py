@@ -1,0 +1,244 @@
+"""Several processes as one run, one for each host or each device: joining them, agreeing, and ending together.
+
+Only process 0 prints and writes what there is once, and what the processes have to do alike is decided there. All
+functions work in a single process too, where there is nobody to ask.
+"""
+
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.parallel import process_group
+from gtr_jax.parallel.process_group import Cluster, Group
+
+SHARED_SECONDS = 60  # for a file that process 0 has written to be seen by the others: NFS caches what is not there
+
+_group: Group | None = None
+
+
+def join(name: str, cluster: Cluster, advice: str = "start all of them again") -> None:
+  """Joins the processes of a run; before anything else that uses jax.
+
+  Args:
+    name: what speaks, before every message: "gtr-jax train".
+    cluster: from `find_cluster`, or as the user says.
+    advice: what to do when a process is lost.
+
+  Raises:
+    InputError: not all came within `process_group.JOIN_SECONDS`, two are the same one, or their software differs.
+  """
+  global _group
+  if cluster.count == 1:
+    return
+  import jax
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  group = Group(name, cluster, advice)
+  group.meet()
+  _group = group
+  host = cluster.address.rpartition(":")[0]
+  jax.distributed.initialize(f"{host}:{group.jax_port}", cluster.count, cluster.index,
+                             local_device_ids=cluster.local_device_ids, cluster_detection_method="deactivate",
+                             shutdown_timeout_seconds=60)
+  _let_reasons_come_first()
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has taken it, for a service that is not used here.
+  if jax.process_index() != cluster.index:
+    raise InputError(f"--process_id {cluster.index}: the machines say that this is process {jax.process_index()}; give "
+                     "that, or --distributed")
+  check_same({f"the version of {package}": importlib.metadata.version(package) for package in ("jax", "jaxlib")} |
+             {"the source code of gtr_jax": _source_hash()})
+
+
+def _let_reasons_come_first() -> None:
+  """Where process 0 is lost, a thread of jax aborts the others at once, whatever they are doing.
+
+  That thread sleeps first (`sleep` takes the number of the signal, six, for seconds), so that the thread that listens
+  can say which process is lost and end this one, also where another one holds Python for a while. What aborts for a
+  reason of its own does so a little later.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def find_cluster() -> Cluster:
+  """What the machines say: Slurm, Open MPI, Cloud TPU, GKE.
+
+  Raises:
+    InputError: nothing says so.
+  """
+  from jax._src.clusters import ClusterEnv  # Not public; jax.distributed.initialize() would abort where this explains.
+  try:
+    address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, process_group.JOIN_SECONDS)
+  except Exception as e:  # Of whatever jax asks: metadata servers, Kubernetes.
+    raise InputError(f"--distributed: the cluster cannot be asked ({_first_line(e)}); give --coordinator_address, "
+                     "--num_processes and --process_id to each process") from e
+  if None in (address, count, index):
+    raise InputError("--distributed: no cluster found (Slurm, Open MPI, Cloud TPU, GKE); give --coordinator_address, "
+                     "--num_processes and --process_id to each process")
+  if ids := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+    devices = [int(i) for i in ids.split(",")]
+  return Cluster(address, count, index, devices)
+
+
+def joined() -> bool:
+  """Whether this is one of several processes."""
+  return _group is not None
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which prints and writes what there is once."""
+  return _is_alone() or _group.index == 0
+
+
+def print_once(text: str) -> None:
+  """Prints, in process 0."""
+  if is_first():
+    print(text)
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+  """What `make` gives in process 0, JSON; only process 0 calls it. All must call this, in the same order."""
+  return make() if _is_alone() else _group.from_first(make)
+
+
+def wait_for_all() -> None:
+  """Returns when all processes have called it."""
+  if not _is_alone():
+    _group.wait_for_all()
+
+
+def first_before_others(make: Callable[[], Any]) -> Any:
+  """`make()`, in process 0 before it is called in the others, which find what it has written."""
+  if is_first():
+    made = make()
+    wait_for_all()
+    return made
+  wait_for_all()
+  return make()
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+  """Raises InputError in each process whose values are not those of process 0; names the first. JSON values."""
+  if _is_alone():
+    return
+  values = json.loads(json.dumps(values))  # As it comes from there.
+  first = from_first(lambda: values)
+  for name in [*first, *(name for name in values if name not in first)]:
+    here, there = values.get(name, "not set"), first.get(name, "not set")
+    if here != there:
+      raise InputError(f"{name} is {here!r:.100} in this process and {there!r:.100} in process 0; start all processes "
+                       "with the same command, configuration, software and data")
+  wait_for_all()
+
+
+def check_shared(folder: epath.PathLike) -> None:
+  """Raises InputError unless all processes see in this folder what process 0 writes there. It must exist there."""
+  if _is_alone():
+    return
+  folder = epath.Path(folder)
+  name = from_first(lambda: f".shared-{uuid.uuid4().hex}")
+  if is_first():
+    (folder / name).write_text("")
+  wait_for_all()
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not (folder / name).exists():
+    if time.monotonic() > deadline:
+      raise InputError(f"{folder}: not the same folder here and in process 0; give one that all hosts share, such as "
+                       "gs://... or a network file system")
+    time.sleep(0.5)
+  wait_for_all()
+  if is_first():
+    (folder / name).unlink()
+
+
+def data_part(mesh: Any) -> tuple[int, int]:
+  """(the part of the data that this process reads, number of parts).
+
+  A part goes with the groups of the batch that a process feeds. Processes whose devices share groups, because the mesh
+  axis `model` spans processes, read the same part.
+
+  Raises:
+    InputError: a process shares some of its groups with another one, and others not.
+  """
+  import jax
+
+  from gtr_jax.parallel import partitioning
+  groups = partitioning.num_groups(mesh)
+  fed = defaultdict(set)
+  for device, index in partitioning.batch_sharding(mesh).devices_indices_map((groups,)).items():
+    fed[device.process_index].add(index[0].start or 0)
+  parts = sorted({tuple(sorted(of_process)) for of_process in fed.values()})
+  if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != groups:
+    devices = Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(devices.values())) > 1:
+      raise InputError("the processes have different numbers of devices: " + ", ".join(
+          f"process {i} has {count}" for i, count in sorted(devices.items())) + "; give each the same number")
+    raise InputError(f"mesh {dict(mesh.shape)}: its {groups} data shards overlap in some of {jax.process_count()} "
+                     "processes; make the model axis divide the devices of a process, or be a multiple of them")
+  return parts.index(tuple(sorted(fed[jax.process_index()]))), len(parts)
+
+
+def advise(make_advice: Callable[[], str]) -> None:
+  """Says better what to do when a process is lost, if there is time to call this."""
+  if _group is not None:
+    _group.make_advice = make_advice
+
+
+def fail(message: str, code: int) -> None:
+  """Ends this process with a line and an exit code, and the others with the reason. Alone: does nothing."""
+  if _group is not None:
+    _group.fail(message, code)
+
+
+def fail_unexpectedly(error: Exception) -> None:
+  """`fail` with a traceback, unless the error only comes of another process that is lost. Alone: does nothing."""
+  if _group is None:
+    return
+  time.sleep(process_group.GRACE_SECONDS)  # A connection that breaks at the same time ends this process by then.
+  _group.fail(_first_line(error), 1, details="".join(traceback.format_exception(error)))
+
+
+def leave() -> None:
+  """Waits for all processes to be done."""
+  global _group
+  if _group is None:
+    return
+  import jax
+  _group.wait_for_all(bye=True)
+  _group = None
+  jax.distributed.shutdown()
+
+
+def _is_alone() -> bool:
+  jax = sys.modules.get("jax")
+  if _group is None and jax is not None and jax.distributed.is_initialized():
+    raise InputError("several processes: join them with gtr_jax.parallel.processes.join instead of "
+                     "jax.distributed.initialize")
+  return _group is None
+
+
+def _first_line(error: Exception) -> str:
+  return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.300}"
+
+
+def _source_hash() -> str:
+  """Of the files of gtr_jax: a host where they were not updated would compute something else."""
+  digest, package = hashlib.sha256(), Path(__file__).parent
+  for path in sorted(package.rglob("*.py")):
+    digest.update(f"{path.relative_to(package)} ".encode() + path.read_bytes())
+  return digest.hexdigest()[:12]

@@ -1,0 +1,152 @@
+"""Prepares a source as an Apache Beam pipeline: the same steps, the same shards, on a cluster.
+
+Input and output are files that every worker of the runner can reach (`gs://…`), and gtr_jax is installed on all.
+"""
+
+import collections
+import functools
+import itertools
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, data_root, failures
+from gtr_jax.io.json_file import read_json
+from gtr_jax.prepare import buckets, engine, manifests, records, steps
+from gtr_jax.prepare.records import Pair
+from gtr_jax.prepare.source import KEPT_PLACES, Source
+
+try:
+  import apache_beam as beam
+  from apache_beam.options.pipeline_options import PipelineOptions
+except ModuleNotFoundError as e:
+  raise InputError("--runner needs Apache Beam: pip install 'gtr_jax[beam]'") from e
+
+_RUNNERS = {"direct": "DirectRunner", "dataflow": "DataflowRunner", "flink": "FlinkRunner", "spark": "SparkRunner"}
+
+
+def prepare(source: Source, settings: manifests.Settings, runner: str, options: Sequence[str] = (), *,
+            max_broken: float = 0.001, say: Callable[[str], None] = print) -> epath.Path:
+  """As `engine.prepare`; which broken and dropped examples are shown may differ, and nothing is kept to go on from.
+
+  Args:
+    source: what to prepare.
+    settings: what decides the result beside the source.
+    runner: "direct", "dataflow" or another of Beam's, by its name there.
+    options: Beam's own, such as "--region=europe-west4".
+    max_broken: the share of lines that may be broken; fewer than 10 always may.
+    say: gets the lines for the user.
+  """
+  final = data_root.data_dir() / (settings.name or source.name)
+  description = manifests.describe(source, settings)
+  if manifests.is_there(final, description, max_broken):
+    say(f"{final} is up to date")
+    return final
+  new = final.parent / f"{final.name}.{uuid.uuid4().hex}.tmp"
+  (new / "shards").mkdir(parents=True)
+  try:
+    job = engine.make_job(source, settings, new)
+    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={_RUNNERS.get(runner, runner)}", *options]))
+    _build(pipeline, job)
+    try:
+      pipeline.run().wait_until_finish()
+    except InputError:
+      raise
+    except Exception as e:
+      why = failures.reason(e) or (str(e).strip() or type(e).__name__).splitlines()[0]
+      raise InputError(f"the pipeline failed: {why}") from e
+    tally = steps.Tally()
+    tally.reasons, tally.places, tally.dropped = read_json(new / "tally.json", list, "start again")
+    tally.reasons = collections.Counter(tally.reasons)
+    manifests.check_broken(tally, max_broken)
+    manifests.write(new, description, tally, _name_shards(new))
+    if "://" in os.fspath(final):
+      engine.copy(new, final)
+    else:
+      new.rename(final)
+  finally:
+    if new.exists():
+      new.rmtree()
+  say(f"wrote {final}")
+  return final
+
+
+def _build(pipeline: Any, job: engine.Job) -> None:
+  read = (pipeline | "parts" >> beam.Create(list(enumerate(job.parts))) | beam.Reshuffle()
+          | "read" >> beam.FlatMap(functools.partial(_read, job)).with_outputs("values", "tallies", main="pairs"))
+  joined = (read.values | "keys" >> beam.GroupByKey()
+            | "join" >> beam.FlatMap(functools.partial(_join, job)).with_outputs("tallies", main="pairs"))
+  written = ((read.pairs, joined.pairs) | "pairs" >> beam.Flatten() | "buckets" >> beam.GroupByKey()
+             | "write" >> beam.Map(functools.partial(_write, job)))
+  _ = ((read.tallies, joined.tallies, written) | "tallies" >> beam.Flatten()
+       | beam.CombineGlobally(_merge) | "tally" >> beam.Map(functools.partial(_write_tally, job.work)))
+
+
+def _read(job: engine.Job, numbered: tuple[int, Any]) -> Iterator[Any]:
+  data_root.set_data_dir(job.data_dir)
+  tally, (part_number, part) = steps.Tally(), numbered
+  for number, item in enumerate(steps.read(job.plan, part, tally)):
+    order = (0, part_number, number)
+    if isinstance(item, Pair):
+      yield buckets.bucket_of(item.digest, job.buckets), (item.digest, order, *item[1:])
+    else:
+      yield beam.pvalue.TaggedOutput("values", (item.key, (order, item.value)))
+  yield beam.pvalue.TaggedOutput("tallies", _plain(tally))
+
+
+def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
+  data_root.set_data_dir(job.data_dir)
+  tally, (key, values) = steps.Tally(), group
+  joined = steps.join(job.plan, key, [value for _, value in sorted(values)], tally)
+  for number, pair in enumerate(joined):
+    order = (1, buckets.hash_of(key), number)
+    yield buckets.bucket_of(pair.digest, job.buckets), (pair.digest, order, *pair[1:])
+  if tally.reasons:
+    yield beam.pvalue.TaggedOutput("tallies", _plain(tally))
+
+
+def _write(job: engine.Job, group: tuple[int, Iterable[Any]]) -> Any:
+  tally, (bucket, pairs) = steps.Tally(), group
+  pairs = [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
+  by_split = lambda pair: pair.split  # noqa: E731
+  for split, chosen in itertools.groupby(sorted(steps.unique(pairs, tally), key=by_split), by_split):
+    with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
+      for pair in chosen:
+        records.write_record(f, pair.record)
+  return _plain(tally)
+
+
+def _plain(tally: steps.Tally) -> tuple[dict[str, int], list[str], list[dict]]:
+  return dict(tally.reasons), tally.places, tally.dropped
+
+
+def _merge(tallies: Iterable[Any]) -> Any:
+  merged = steps.Tally()
+  for reasons, places, dropped in tallies:
+    merged.update(reasons, ())
+    merged.places = sorted([*merged.places, *places])[:KEPT_PLACES]
+    merged.dropped = sorted([*merged.dropped, *dropped], key=json.dumps)[:steps.MOST_DROPPED]
+  return _plain(merged)
+
+
+def _write_tally(work: str, tally: Any) -> None:
+  atomic.write_json(epath.Path(work) / "tally.json", tally, indent=None)
+
+
+def _name_shards(new: epath.Path) -> dict[str, dict[str, int]]:
+  splits = {}
+  for split in manifests.SPLITS:
+    found = sorted((new / "shards").glob(f"{split}-??????"))
+    for number, path in enumerate(found):
+      named = new / manifests.shard_name(split, number, len(found))
+      path.rename(named)
+      splits.setdefault(split, {})[named.name] = named.stat().length
+  (new / "shards").rmtree()
+  for left in (new / "tally.json", new / "tested.npz"):
+    left.unlink(missing_ok=True)
+  return splits

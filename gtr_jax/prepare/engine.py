@@ -1,0 +1,291 @@
+"""Prepares a source on this machine: `<data root>/<NAME>/` with shuffled TFRecord shards and a manifest.
+
+Every part is read into a file of buckets, keys are joined bucket by bucket, and the pairs of a bucket of their digests
+become a shard. What is done lies in `<NAME>.tmp` under its final name, so that an interrupted run goes on behind it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+from etils import epath
+from tqdm import tqdm
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import atomic, data_root
+from gtr_jax.io.json_file import read_json
+from gtr_jax.io.lines import Part, is_compressed
+from gtr_jax.prepare import buckets, manifests, records, steps, workers
+from gtr_jax.prepare.records import Pair
+from gtr_jax.prepare.source import Resumable, Source
+
+_MARK = "description.json"  # Of a work folder: what is prepared there.
+_STAGES = ("read", "join", "write", "shards")
+_BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
+_MIN_BUCKETS, _MAX_BUCKETS = 64, 4096
+_COMPRESSION = 6  # How much larger a compressed input is than its file, about.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a worker knows."""
+
+  plan: steps.Plan
+  parts: tuple[steps.Shard | Part, ...]
+  data_dir: str
+  work: str
+  buckets: int
+
+  def path(self, stage: str, number: int, ending: str) -> str:
+    return f"{self.work}/{stage}/{number:06d}.{ending}"
+
+  def all_pairs(self) -> list[str]:
+    """In the order in which the first of several equal pairs is kept."""
+    return [*(self.path("read", i, "pairs") for i in range(len(self.parts))),
+            *(self.path("join", i, "pairs") for i in range(self.buckets))]
+
+  def all_values(self) -> list[str]:
+    return [self.path("read", i, "values") for i in range(len(self.parts))]
+
+  def commit(self, stage: str, number: int, tally: steps.Tally) -> None:
+    """Says that all of a task is there; its counts."""
+    atomic.write_json(self.path(stage, number, "json"),
+                      {"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}, indent=None)
+
+  def done(self, stage: str, count: int) -> list[int]:
+    return [i for i in range(count) if os.path.exists(self.path(stage, i, "json"))]
+
+  def tallies(self, stage: str, count: int) -> Iterator[dict]:
+    for i in range(count):
+      yield read_json(self.path(stage, i, "json"), dict, f"remove {self.work}, and run it again")
+
+
+def prepare(source: Source, settings: manifests.Settings, *, processes: int | None = None, max_broken: float = 0.001,
+            say: Callable[[str], None] = print) -> epath.Path:
+  """Prepares a source below the data root, or goes on where an interrupted run of the same has stopped.
+
+  Args:
+    source: what to prepare.
+    settings: what decides the result beside the source.
+    processes: workers (default: one for each core).
+    max_broken: the share of lines that may be broken; fewer than 10 always may.
+    say: gets the lines for the user.
+
+  Returns:
+    The folder.
+
+  Raises:
+    InputError: files are missing or damaged, too many lines are broken, nothing is left, there is another preparation
+      of this name, or a worker has failed.
+  """
+  name = settings.name or source.name
+  final = data_root.data_dir() / name
+  description = manifests.describe(source, settings)
+  if manifests.is_there(final, description, max_broken):
+    say(f"{final} is up to date")
+    return final
+  # Seeks and renames need files of this machine.
+  place = os.fspath(data_root.data_dir()) if "://" not in os.fspath(final) else "~/.cache/gtr_jax"
+  work = pathlib.Path(place).expanduser() / f"{name}.tmp"
+  if work.exists() and not work.is_dir():
+    raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
+  work.mkdir(parents=True, exist_ok=True)
+  with _locked(work):
+    _begin(work, description, say)
+    try:
+      job = make_job(source, settings, work)
+      _run_all(job, processes or os.cpu_count(), max_broken)
+      _finish(job, description, final)
+    except InputError as e:
+      if not isinstance(e, Resumable):  # The next run has other files or settings.
+        _remove(work)
+      raise
+    finally:
+      _remove_unfinished(work)
+    _remove(work)
+  say(f"wrote {final}")
+  return final
+
+
+@contextlib.contextmanager
+def _locked(work: pathlib.Path) -> Iterator[None]:
+  """For one process at a time. Raises InputError where another has it, or the folder holds what is not ours."""
+  there = sorted(path.name for path in work.iterdir() if path.name != "lock" and not path.name.startswith(f".{_MARK}."))
+  if there and _fingerprint(work) is None:
+    raise InputError(f"{work}: gtr-jax prepare works in a folder of this name, and this one is not its own (it holds "
+                     f"{there[0]}); move it, or give another --name")
+  with open(work / "lock", "a") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(f"{work}: another process is preparing it; wait for it, or give another --name") from None
+    yield
+
+
+def _fingerprint(work: pathlib.Path) -> str | None:
+  """Of what a work folder was begun for; None of one that no preparation has made."""
+  try:
+    return read_json(work / _MARK, dict, "").get("fingerprint")
+  except (OSError, InputError):
+    return None
+
+
+def _begin(work: pathlib.Path, description: dict, say: Callable[[str], None]) -> None:
+  """Empties the work folder unless it is of the very same preparation."""
+  mark = work / _MARK
+  if _fingerprint(work) == description["fingerprint"]:
+    say(f"going on in {work}")
+  else:
+    _remove(work, but=(_MARK, "lock"))
+    atomic.write_json(mark, description)  # Before anything else: by it the next run knows that the folder is ours.
+  for stage in _STAGES:
+    (work / stage).mkdir(exist_ok=True)
+  _remove_unfinished(work)
+
+
+def _remove(work: pathlib.Path, but: tuple[str, ...] = ()) -> None:
+  """Removes what a preparation makes there, the mark last, and the folder if nothing else is in it."""
+  for name in (*_STAGES, "new", "tested.npz", "traceback.txt", _MARK, "lock"):
+    path = work / name
+    if name not in but:
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+  if not but and not any(work.iterdir()):
+    work.rmdir()
+
+
+def _remove_unfinished(work: pathlib.Path) -> None:
+  """Removes what killed workers were writing. What is finished has no such name."""
+  for path in itertools.chain(*((work / stage).glob(".*.tmp") for stage in _STAGES)):
+    path.unlink(missing_ok=True)
+
+
+def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> Job:
+  """The parts and the number of buckets, whoever does it; writes into the work folder what is tested."""
+  tested = work / "tested.npz"
+  if settings.decontaminate and not tested.exists():
+    from gtr_jax.prepare import decontaminate
+    decontaminate.write_tested(settings.decontaminate, os.fspath(tested))
+  plan = steps.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
+  parts = (*itertools.chain(*(manifests.shards(name) for name in settings.without)), *source.parts())
+  size = sum(steps.size_of(part) * (_COMPRESSION if is_compressed(part.path) else 1) for part in parts)
+  return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
+             min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
+
+
+def _run_all(job: Job, number: int, max_broken: float) -> None:
+  try:
+    _stage(job, "read", [workers.Task(i, steps.place_of(part)) for i, part in enumerate(job.parts)], number,
+           [steps.size_of(part) for part in job.parts])
+    _check_broken(job, max_broken)
+    numbered = [workers.Task(i, f"bucket {i}") for i in range(job.buckets)]
+    if any(map(os.path.exists, job.all_values())):
+      _stage(job, "join", numbered, number, _shares(job.all_values(), job.buckets))
+    _stage(job, "write", numbered, number, _shares(job.all_pairs(), job.buckets))
+  except workers.TaskError as e:
+    path = f"{job.work}/traceback.txt"
+    atomic.write_text(path, e.traceback)
+    raise Resumable(f"{e}; the traceback is in {path}") from e
+
+
+def _shares(paths, number) -> list[float]:
+  return [sum(os.path.getsize(path) for path in filter(os.path.exists, paths)) / number] * number
+
+
+def _stage(job, stage, tasks, number, sizes) -> None:
+  """Does the tasks that are not done yet."""
+  done = set(job.done(stage, len(tasks)))
+  finished = sum(sizes[i] for i in done)
+  with tqdm(total=round(sum(sizes)), initial=round(finished), desc=stage, unit="B", unit_scale=True,
+            delay=1, leave=False) as bar, \
+      contextlib.closing(workers.run(functools.partial(_do, job, stage), [t for t in tasks if t.number not in done],
+                                     number, bar.update)) as results:
+    for task in results:
+      finished += sizes[task.number]
+      bar.update(max(0, round(finished) - bar.n))
+
+
+def _do(job: Job, stage: str, task: workers.Task) -> None:
+  """In a worker."""
+  data_root.set_data_dir(job.data_dir)  # Sources keep indices there.
+  {"read": _read, "join": _join, "write": _write}[stage](job, task)
+
+
+def _read(job: Job, task: workers.Task) -> None:
+  tally = steps.Tally()
+  with buckets.Writer(job.path("read", task.number, "values"), job.buckets) as values, \
+      buckets.Writer(job.path("read", task.number, "pairs"), job.buckets) as pairs:
+    for item in steps.read(job.plan, job.parts[task.number], tally):
+      if isinstance(item, Pair):
+        pairs.add(*item)
+      else:
+        values.add(buckets.hash_of(item.key), *item)
+  job.commit("read", task.number, tally)
+
+
+def _join(job: Job, task: workers.Task) -> None:
+  tally = steps.Tally()
+  with buckets.Writer(job.path("join", task.number, "pairs"), job.buckets) as pairs:
+    for read in buckets.read(job.all_values(), task.number, job.buckets):
+      for _, group in itertools.groupby(read, key=lambda value: value[0]):
+        values = list(group)
+        for pair in steps.join(job.plan, values[0][1], [value for *_, value in values], tally):
+          pairs.add(*pair)
+  job.commit("join", task.number, tally)
+
+
+def _write(job: Job, task: workers.Task) -> None:
+  tally = steps.Tally()
+  with contextlib.ExitStack() as stack:
+    files = {}
+    for read in buckets.read(job.all_pairs(), task.number, job.buckets):
+      for pair in steps.unique(read, tally):
+        if pair.split not in files:
+          files[pair.split] = stack.enter_context(atomic.replacing(job.path("shards", task.number, pair.split)))
+        records.write_record(files[pair.split], pair.record)
+  job.commit("write", task.number, tally)
+
+
+def _check_broken(job: Job, max_broken: float) -> None:
+  tally = steps.Tally()
+  for part in job.tallies("read", len(job.parts)):
+    tally.update(part["reasons"], part["places"])
+  manifests.check_broken(tally, max_broken)
+
+
+def _finish(job: Job, description: dict, final: epath.Path) -> None:
+  """Names the shards, writes the manifest, and gives the folder its name."""
+  tally, filled = steps.Tally(), {split: [] for split in manifests.SPLITS}
+  stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.done("join", 1) else []), ("write", job.buckets)]
+  for stage, count in stages:
+    for i, task in enumerate(job.tallies(stage, count)):
+      tally.update(task["reasons"], task["places"])
+      tally.dropped += task["dropped"][:steps.MOST_DROPPED - len(tally.dropped)]
+      for split, shards in filled.items():
+        shards += [i] * (f"written_{split}" in task["reasons"])
+  new = pathlib.Path(job.work) / "new"
+  new.mkdir(exist_ok=True)
+  splits = {}
+  for split, shards in filled.items():
+    for n, i in enumerate(shards):
+      shard, path = pathlib.Path(job.path("shards", i, split)), new / manifests.shard_name(split, n, len(shards))
+      if shard.exists():  # Or else it has been renamed before an interruption.
+        shard.replace(path)
+      splits.setdefault(split, {})[path.name] = path.stat().st_size
+  manifests.write(new, description, tally, splits)
+  if "://" in os.fspath(final):
+    copy(epath.Path(new), final)
+  else:
+    new.replace(final)
+
+
+def copy(new: epath.Path, final: epath.Path) -> None:
+  """To where no folder can be renamed at once: what has a manifest there is whole."""
+  final.mkdir(parents=True, exist_ok=True)
+  for path in sorted(new.iterdir(), key=lambda path: path.name == "manifest.json"):
+    path.copy(final / path.name, overwrite=True)

@@ -1,0 +1,185 @@
+"""What a folder of prepared data says of itself: manifest.json and dropped.jsonl."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict
+
+from etils import epath
+
+from gtr_jax import __version__
+from gtr_jax.errors import InputError
+from gtr_jax.io import data_root, lines
+from gtr_jax.io.atomic import write_json, write_text
+from gtr_jax.io.json_file import check_json, read_json
+from gtr_jax.prepare import decontaminate, steps
+from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
+from gtr_jax.values.ranges import Range
+
+FORMAT = 2  # Raise it when records, their order or the manifest change.
+SPLITS = ("train", "validation")
+_NAME = re.compile(r"[\w-][\w.-]*")
+_EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
+
+
+_Count = Annotated[int, Range(0)]
+
+
+class _Manifest(TypedDict):
+  """What is read of one."""
+
+  counts: Mapping[str, _Count]
+  broken_places: list[str]
+  examples: Mapping[str, _Count]
+  splits: Mapping[str, Mapping[str, _Count]]
+  filters: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What decides the prepared data beside the source.
+
+  Args:
+    name: of the folder; None: the source's.
+    validation_share: the share of the queries whose examples become the validation split.
+    without: names of prepared data; pairs of theirs are dropped.
+    decontaminate: folders of collections; examples with what these test are dropped.
+  """
+
+  name: str | None = None
+  validation_share: float = 0.0
+  without: tuple[str, ...] = ()
+  decontaminate: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not 0 <= self.validation_share < 1:
+      raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
+
+
+def describe(source: Source, settings: Settings) -> dict[str, Any]:
+  """All that decides the result; "fingerprint" is its hash. Raises InputError where an input is missing."""
+  name = settings.name or source.name
+  if not _NAME.fullmatch(name):
+    raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
+  parts = source.parts()
+  files = list(dict.fromkeys(part.path for part in parts))
+  inputs = [*files, *(path for collection in settings.decontaminate for path in decontaminate.files_of(collection))]
+  for other in settings.without:
+    if other == name:
+      raise InputError(f"--without {name}: that is what is to be prepared; give another --name")
+    inputs.append(os.fspath(data_root.resolve(other) / "manifest.json"))
+    shards(other)
+  filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
+  filters["name"] = name
+  description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
+  times = list(map(_changed, files))  # A file may have changed in its middle alone.
+  whole = json.dumps([description, parts, times], sort_keys=True, default=str)
+  return json.loads(json.dumps(description | {"fingerprint": hashlib.sha256(whole.encode()).hexdigest()}, default=str))
+
+
+def _changed(path: str) -> int:
+  """When a file was last written to."""
+  return epath.Path(path).stat().mtime if "://" in path else os.stat(path).st_mtime_ns
+
+
+def _identity(path: str) -> dict[str, Any]:
+  size = lines.size_of(path)
+  digest = hashlib.sha256(str(size).encode())
+  with epath.Path(path).open("rb") as f:
+    digest.update(f.read(_EDGE))
+    f.seek(max(0, size - _EDGE))
+    digest.update(f.read(_EDGE))
+  return {"name": os.path.basename(path), "bytes": size, "sha256_of_size_and_ends": digest.hexdigest()}
+
+
+def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: float) -> bool:
+  """Whether that very preparation is in the folder. Raises InputError where something else is, or of that more lines
+  are broken than may be."""
+  if not folder.exists():
+    return False
+  manifest = folder / "manifest.json"
+  if not manifest.exists():
+    if "://" in os.fspath(folder):
+      return False  # An interrupted copy; the manifest comes last.
+    raise InputError(f"{folder} is there, but holds no prepared data; give another --name")
+  there = read_json(manifest, dict, f"remove {folder}, or give another --name")
+  if there.get("fingerprint") == description["fingerprint"]:
+    check_json(manifest, there, _Manifest, f"remove {folder}, or give another --name")
+    counts = Counts()
+    counts.update(there["counts"], there["broken_places"])
+    check_broken(counts, max_broken)
+    return True
+  raise InputError(f"{folder} holds what was prepared from other files or settings, or before one of the files "
+                   "changed; remove it, or give another --name")
+
+
+def read(name: str, prepare: str | None = None) -> dict[str, Any]:
+  """The manifest of prepared data below the data root, or of a folder's full path.
+
+  Raises:
+    InputError: it is not there, or a file of it is missing or cut off.
+  """
+  folder = data_root.resolve(name)
+  hint = f"run: {prepare or f'gtr-jax prepare … --name {name}'}"
+  path = folder / "manifest.json"
+  if not path.exists():
+    raise InputError(f"{folder}: no prepared data there; {hint}")
+  return _read(folder, path.stat().mtime, hint)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
+  """Looked at once in a process while the manifest stays: there may be thousands of files, and far away."""
+  path = folder / "manifest.json"
+  manifest = read_json(path, dict, f"remove {folder}, then {hint}")
+  if manifest.get("format") != FORMAT:
+    raise InputError(f"{folder}: not prepared data of this version of gtr_jax; remove it, then {hint}")
+  check_json(path, manifest, _Manifest, f"remove {folder}, then {hint}")
+  for files in manifest["splits"].values():
+    for file, size in files.items():
+      if not (folder / file).exists() or (folder / file).stat().length != size:
+        raise InputError(f"{folder / file}: missing, or not of the {size:,} bytes in the manifest; remove {folder}, "
+                         f"then {hint}")
+  return manifest
+
+
+def shards(name: str) -> list[steps.Shard]:
+  """All files of prepared data. Raises InputError as `read` does."""
+  return [steps.Shard(name, os.fspath(data_root.resolve(name) / file))
+          for files in read(name)["splits"].values() for file in files]
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+  """As TensorFlow Datasets names them."""
+  return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+
+
+def check_broken(counts: Counts, max_broken: float) -> None:
+  """Raises InputError where more lines are broken than may be; a `Resumable` where most are not."""
+  broken, read = counts.reasons["broken"], counts.reasons["read"]
+  if broken > max(ALWAYS_MAY_BE_BROKEN, max_broken * read):
+    error = Resumable if broken < read / 2 else InputError
+    raise error(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the first: "
+                f"{counts.places[0]}; mend the files, or allow more")
+
+
+def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tally,
+          splits: Mapping[str, Mapping[str, int]]) -> None:
+  """Writes dropped.jsonl, then manifest.json. Raises InputError where there is nothing to train on."""
+  reasons = dict(sorted(tally.reasons.items()))
+  examples = {split: reasons[f"written_{split}"] for split in SPLITS if f"written_{split}" in reasons}
+  if "train" not in examples:
+    counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
+    left = "is left to train on" if examples else "is left"
+    raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
+  folder = epath.Path(folder)
+  write_text(folder / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
+  counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
+  counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
+  manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
+                                  "splits": {split: splits[split] for split in examples}}
+  write_json(folder / "manifest.json", manifest)

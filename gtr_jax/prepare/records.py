@@ -1,0 +1,127 @@
+"""What is written: pairs as tf.train.Example in TFRecord files, ordered and told apart by the hash of their text.
+
+TensorFlow is not imported, for it would cost every worker 760 MB and 4 seconds. The encodings are those of protocol
+buffers and of TensorFlow's record_writer.h; tests/test_prepare_engine.py reads them with TensorFlow.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import google_crc32c
+
+from gtr_jax.errors import InputError
+from gtr_jax.prepare.source import Example
+
+_NOT_ALPHANUMERIC = bytes(b for b in range(128) if not chr(b).isalnum())
+
+
+class Pair(NamedTuple):
+  """An example on its way to the shards; or, with no split, a mark that examples of this hash are not wanted."""
+
+  digest: bytes  # 16 bytes; pairs are put in its order, which is a random one.
+  split: str
+  record: bytes  # tf.train.Example; of a mark: the reason, UTF-8.
+
+
+def normalized(text: str) -> bytes:
+  """What makes two texts the same: all but case, white space and ASCII punctuation."""
+  text = text.lower().encode(errors="surrogatepass")
+  return text.translate(None, _NOT_ALPHANUMERIC) or text.strip()
+
+
+def digest_of(query: bytes, passage: bytes) -> bytes:
+  """16 bytes for a normalised pair."""
+  return hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=16).digest()
+
+
+def share_of(text: bytes) -> float:
+  """A number in [0, 1) for a normalised text, unlike that of any other."""
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"split").digest()[:7]) / 2**56
+
+
+def serialize(example: Example, digest: bytes) -> bytes:
+  """tf.train.Example with the features of `shards.TEXTS` and `shards.LISTS`; the example id is the digest, in hex.
+
+  Raises UnicodeEncodeError where a text has half a surrogate pair, as JSON allows.
+  """
+  return b"".join((
+      _field(b"\x0a", b"".join((
+          _feature(b"example_id", (digest.hex(),)), _feature(b"negative_ids", example.negative_ids),
+          _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
+          _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
+          _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,))))),))
+
+
+def _feature(name: bytes, texts: tuple[str, ...]) -> bytes:
+  """An entry of the map Features.feature: {1: name, 2: Feature{1: BytesList{1: repeated bytes}}}."""
+  values = b"".join([_field(b"\x0a", text.encode()) for text in texts])
+  return _field(b"\x0a", _field(b"\x0a", name) + _field(b"\x12", _field(b"\x0a", values)))
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+  n = len(value)
+  if n < 128:
+    return tag + bytes((n,)) + value
+  size = bytearray()
+  while n > 127:
+    size.append(n & 127 | 128)
+    n >>= 7
+  size.append(n)
+  return tag + size + value
+
+
+def texts_of(record: bytes) -> dict[str, list[str]]:
+  """Reads what `serialize` has written."""
+  (_, features), = _fields(record)
+  found = {}
+  for _, entry in _fields(features):
+    (_, name), (_, feature) = _fields(entry)
+    (_, values), = _fields(feature)
+    found[name.decode()] = [text.decode() for _, text in _fields(values)]
+  return found
+
+
+def digest_in(record: bytes) -> bytes:
+  """The digest that `serialize` was given; quicker than `texts_of`."""
+  (_, features), = _fields(record)
+  _, entry = next(_fields(features))
+  _, (_, feature) = _fields(entry)
+  return bytes.fromhex(feature[-32:].decode())
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+  at = 0
+  while at < len(message):
+    tag, at, size, shift = message[at], at + 1, 0, 0
+    while True:
+      byte, at = message[at], at + 1
+      size |= (byte & 127) << shift
+      shift += 7
+      if byte < 128:
+        break
+    yield tag, message[at:at + size]
+    at += size
+
+
+def write_record(file: BinaryIO, record: bytes) -> None:
+  """Appends to a TFRecord file: length, its checksum, the record, its checksum."""
+  length = struct.pack("<Q", len(record))
+  file.write(b"".join((length, _checksum(length), record, _checksum(record))))
+
+
+def _checksum(data: bytes) -> bytes:
+  """The masked CRC of TFRecord."""
+  crc = google_crc32c.value(data)
+  return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def read_records(file: BinaryIO, path: str) -> Iterator[bytes]:
+  """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
+  while header := file.read(12):
+    size = struct.unpack("<Q", header[:8])[0] if header[8:] == _checksum(header[:8]) else 0
+    record, checksum = file.read(size), file.read(4)
+    if not size or checksum != _checksum(record):
+      raise InputError(f"{path}: a record is damaged or cut off; prepare it again")
+    yield record

@@ -1,0 +1,175 @@
+"""What is done with each part, key and pair, whether the engine of this machine does it or Apache Beam."""
+
+import dataclasses
+import itertools
+import marshal
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from gtr_jax.io import lines
+from gtr_jax.io.lines import Part
+from gtr_jax.prepare import decontaminate, records
+from gtr_jax.prepare.records import Pair
+from gtr_jax.prepare.source import Counts, Example, Source
+
+MOST_DROPPED = 1000  # That dropped.jsonl shows.
+_SHOWN = 300  # Characters of a text that it shows.
+
+
+class Shard(NamedTuple):
+  """A file of data prepared earlier, whose pairs are not wanted again."""
+
+  name: str
+  path: str
+
+
+class Value(NamedTuple):
+  """What a source has read and joins with the other values of its key."""
+
+  key: str
+  value: bytes  # marshal
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What decides the examples, beside the files."""
+
+  source: Source
+  validation_share: float = 0.0
+  tested: str | None = None  # A file of `decontaminate.write_tested`.
+
+
+class Tally(Counts):
+  """Also the first examples that were dropped because they are somewhere else."""
+
+  def __init__(self):
+    super().__init__()
+    self.dropped = []
+
+  def drop(self, reason: str, place: str, **texts: str) -> None:
+    """Counts an example and keeps it for dropped.jsonl."""
+    self.add(reason.split(" ")[0])
+    if len(self.dropped) < MOST_DROPPED:
+      shown = {name: text[:_SHOWN] for name, text in texts.items() if text}
+      self.dropped.append({"reason": reason, "place": place} | shown)
+
+
+def place_of(part: Part | Shard) -> str:
+  """For messages."""
+  if isinstance(part, Shard) or part.stop is None and not part.start:
+    return part.path
+  return f"{part.path}, from byte {part.start}"
+
+
+def size_of(part: Part | Shard) -> int:
+  """Bytes that are read of its file."""
+  if isinstance(part, Part) and part.stop is not None:
+    return part.stop - part.start
+  return lines.size_of(part.path) - (part.start if isinstance(part, Part) else 0)
+
+
+def read(plan: Plan, part: Part | Shard, tally: Tally) -> Iterator[Pair | Value]:
+  """All that is in a part."""
+  if isinstance(part, Shard):
+    with epath.Path(part.path).open("rb") as f:
+      for record in records.read_records(f, part.path):
+        lines.progress.on_bytes(len(record) + 16)
+        yield Pair(records.digest_in(record), "", f"in_{part.name}".encode())
+    return
+  lines.progress.lines, yielded, place = 0, 0, place_of(part)
+  for key, value in plan.source.read(part, tally):
+    yielded += 1
+    if not isinstance(value, Example):
+      yield Value(key, marshal.dumps(value))
+    elif (pair := pair_of(plan, value, place, tally)) is not None:
+      yield pair
+  tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
+
+
+def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
+  """All that comes of the values of a key."""
+  for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
+    if (pair := pair_of(plan, example, f"key {key}", tally)) is not None:
+      yield pair
+
+
+def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | None:
+  """None, and a reason counted, where the example is not to train on."""
+  if len(example.negative_ids) not in (0, len(example.negatives)):
+    raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
+  query, passage = records.normalized(example.query), records.normalized(example.passage)
+  if not query or not passage:
+    return tally.add("empty")
+  digest = records.digest_of(query, passage)
+  split = example.split
+  if plan.tested and split == "train":
+    find = decontaminate.load(plan.tested).find
+    if what := find(example.query, example.passage):
+      return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
+                        query_id=example.query_id, passage_id=example.passage_id)
+    example = _clean_negatives(example, find, tally)
+  group = example.group.encode(errors="surrogatepass") or query
+  if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
+    split = "validation"
+  try:
+    return Pair(digest, split, records.serialize(example, digest))
+  except UnicodeEncodeError:
+    return tally.add("not_unicode")
+
+
+def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
+  """The example without the negatives that have what is tested."""
+  clean = [i for i, text in enumerate(example.negatives) if not find("", text)]
+  clean_queries = tuple(text for text in example.negative_queries if not find(text, ""))
+  dropped = len(example.negatives) - len(clean) + len(example.negative_queries) - len(clean_queries)
+  if not dropped:
+    return example
+  tally.add("contaminated_negative", dropped)
+  return example._replace(negatives=tuple(example.negatives[i] for i in clean), negative_queries=clean_queries,
+                          negative_ids=tuple(example.negative_ids[i] for i in clean) if example.negative_ids else ())
+
+
+def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
+  """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
+  of the others of its split: some publish a line for each negative.
+
+  `pairs` are in order of their digests; of one digest, marks come first.
+  """
+  for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
+    mark, kept, others = None, None, []
+    for pair in group:
+      if not pair.split:
+        mark = mark or pair
+      elif mark or kept and not (pair.split == "validation" != kept.split):
+        others.append(pair)
+      else:
+        others += [kept] if kept else []
+        kept = pair
+    if kept:
+      if copies := [pair for pair in others if pair.split == kept.split]:
+        kept = _with_negatives_of(kept, copies, tally)
+      tally.add(f"written_{kept.split}")
+      yield kept
+    for pair in others:
+      texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
+      tally.drop(mark.record.decode() if mark else "duplicate", "", **{
+          name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts})
+
+
+def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
+  """A pair with the negatives that its copies have beside its own."""
+  whole = records.texts_of(kept.record)
+  negatives, queries, own = {}, {}, len(whole["negatives"]) + len(whole["negative_queries"])
+  for texts in itertools.chain([whole], (records.texts_of(copy.record) for copy in copies)):
+    for text, number in itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue=""):
+      negatives.setdefault(text, number)
+    queries |= dict.fromkeys(texts["negative_queries"])
+  if len(negatives) + len(queries) <= own:
+    return kept
+  tally.add("negative_of_duplicate", len(negatives) + len(queries) - own)
+  example = Example(**{name: whole[name][0] for name in ("query", "passage", "query_id", "passage_id")},
+                    negatives=tuple(negatives), negative_queries=tuple(queries),
+                    negative_ids=tuple(negatives.values()) if any(negatives.values()) else ())
+  return kept._replace(record=records.serialize(example, kept.digest))

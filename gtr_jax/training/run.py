@@ -1,0 +1,260 @@
+"""One training run, put together: what `gtr-jax train` calls with everything that the gin files bind."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from clu import metric_writers
+from etils import epath
+
+from gtr_jax.checkpoints.checkpointer import Checkpointer, list_steps
+from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.errors import InputError, TrainingError
+from gtr_jax.formats.model_dir import write_model_json
+from gtr_jax.io import atomic, failures
+from gtr_jax.io.paths import expanded, location
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import parameter_table
+from gtr_jax.parallel import partitioning, processes
+from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.training.candidates import Candidates
+from gtr_jax.training.initial_params import with_initial_params
+from gtr_jax.training.loop import Periods, fit, resume
+from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.row_counts import same_row_counts
+from gtr_jax.training.state import create_state
+from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
+from gtr_jax.values.check import check_fields
+from gtr_jax.values.ranges import Length, NonNegative, Positive, Seed
+
+
+@runtime_checkable
+class Loss(Protocol):
+  """What a loss has, beside the call that `training.step` makes."""
+
+  def init_params(self) -> dict[str, jax.Array]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+  """All that decides a training run, as the gin files bind it.
+
+  Attributes:
+    model_dir: folder of the run: checkpoints/, model.json, the vocabulary, metrics.jsonl, tensorboard/, config.gin,
+      parameters.txt, versions.json.
+    model: what to train.
+    loss: for instance an `InBatchLoss`.
+    optimizer: with its learning rate schedule.
+    train_data: called with `groups` (data shards), `seed`, `wants_state`, and this process's index and their count.
+    train_steps: steps in all.
+    mesh: the devices.
+    validation_data: called with `groups` and the processes; gives "validation/loss" and the like. None: not measured.
+    evaluators: each called with `model`, `tokenizer`, `mesh`, the two lengths and prompts; gives what `fit` takes.
+    best_metric: "name/key" of the result that decides which checkpoint is kept as the best: the highest, or the lowest
+      of a loss.
+    eval_period: steps between evaluations.
+    checkpoint_period: steps between checkpoints.
+    log_period: steps between lines of metrics, each the mean over them.
+    keep_checkpoints: how many of the last ones; the best is kept besides.
+    initial_checkpoint_path: a model whose parameters to start from, in any form that `load_model` reads; step and
+      optimizer start fresh.
+    random_seed: of the initial parameters, the order of the data and dropout.
+    query_length: tokens, recorded in model.json for encoding.
+    document_length: likewise.
+    query_prompt: text before every query when encoding: the prefix that the task puts there.
+    document_prompt: likewise.
+
+  Raises:
+    InputError: a value is not of its type or range.
+  """
+
+  model_dir: epath.PathLike
+  model: DualEncoder
+  loss: Loss
+  optimizer: Optimizer
+  train_data: Callable[..., TrainingBatches]
+  train_steps: NonNegative
+  mesh: jax.sharding.Mesh
+  validation_data: Callable[..., ValidationBatches] | None = None
+  evaluators: Sequence[Callable] = ()
+  best_metric: str | None = None
+  eval_period: NonNegative = 1000
+  checkpoint_period: NonNegative = 1000
+  log_period: NonNegative = 100
+  keep_checkpoints: Positive = 2
+  initial_checkpoint_path: str | None = None
+  random_seed: Seed = 0
+  query_length: Length = 64
+  document_length: Length = 512
+  query_prompt: str = ""
+  document_prompt: str = ""
+
+  def __post_init__(self):
+    check_fields(self)
+    if self.initial_checkpoint_path == "":
+      raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
+
+  @property
+  def lengths_and_prompts(self) -> dict[str, Any]:
+    """How the model is to read texts when it encodes."""
+    return {name: getattr(self, name) for name in (
+        "query_length", "document_length", "query_prompt", "document_prompt")}
+
+
+def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
+  """Trains a dual encoder, from step 0 or from where a run in `run.model_dir` stopped.
+
+  Args:
+    run: what to do.
+    config_text: the resolved configuration, saved as config.gin.
+
+  Returns:
+    The signal that stopped the run early, or None.
+
+  Raises:
+    InputError: something given does not fit; nothing has been written yet, or nothing is lost.
+    TrainingError: not finite, or out of data.
+  """
+  directory, mesh = location(run.model_dir), run.mesh
+  best_metric = run.best_metric
+  periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period)
+  _check_same_run(config_text)
+  part, parts = processes.data_part(mesh)
+  shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
+  batches = processes.first_before_others(  # What is made of the data files is made once.
+      lambda: run.train_data(seed=run.random_seed, wants_state=periods.may_save, **shard))
+  candidates = Candidates(run.loss)
+  candidates.check_first(batches.check_first_batch())
+  processes.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
+  tokenizer = Tokenizer(*batches.vocabulary_file)
+  tokenizer.check_fits(run.model.config.vocab_size)
+  state, shardings = create_state(run.model, run.loss, run.optimizer, mesh, run.random_seed)
+  with jax.set_mesh(mesh):
+    measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **run.lengths_and_prompts)
+                for make in run.evaluators]
+    if run.validation_data is not None:
+      eval_step = jax.jit(make_eval_step(run.model, run.loss))
+      validation = processes.first_before_others(lambda: run.validation_data(**shard))
+      measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
+                                        (best_metric or "").partition("/")[0] == ValidationLoss.name))
+
+  names = [evaluator.name for evaluator in measured]
+  if best_metric is not None and best_metric.partition("/")[0] not in names:
+    raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
+  if run.initial_checkpoint_path and not processes.from_first(lambda: list_steps(directory / "checkpoints")):
+    state = state.replace(params=with_initial_params(
+        state.params, shardings.params, expanded(run.initial_checkpoint_path), tokenizer))
+
+  # All is checked that can be; only now is anything written.
+  with _told_where_it_goes_on(directory), contextlib.ExitStack() as closing:
+    if processes.is_first():
+      write_model_json(directory, run.model, tokenizer, **run.lengths_and_prompts)
+    processes.check_shared(directory)
+    checkpointer = Checkpointer(directory / "checkpoints", keep=run.keep_checkpoints,
+                                mode="min" if (best_metric or "").endswith("loss") else "max")
+    closing.callback(checkpointer.close)
+    processes.check_same({"the last checkpoint": checkpointer.latest_step()})
+    processes.advise(lambda: "start all processes again; " + _goes_on(directory))
+    state, progress = resume(checkpointer, state, shardings, batches)
+    step = int(state.step)
+    if step and processes.is_first():
+      print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
+    writers = []
+    if processes.is_first():
+      atomic.write_text(directory / "config.gin", config_text)
+      abstract = jax.eval_shape(run.model.init, jax.random.key(0))
+      atomic.write_text(directory / "parameters.txt", parameter_table(abstract))
+      atomic.write_json(directory / "versions.json", versions())
+      for make in (lambda: JsonlWriter(directory / "metrics.jsonl", step),
+                   lambda: TensorboardWriter(directory / "tensorboard")):
+        writers.append(make())
+        closing.callback(writers[-1].close)
+    step_fn = compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings)
+    result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
+                 best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
+  return result.stopped_by
+
+
+def _check_same_run(config_text: str) -> None:
+  """Of all processes."""
+  packages = {f"the version of {package}": version for package, version in versions().items() if package != "python"}
+  bindings = (line.partition(" = ") for line in config_text.splitlines())
+  processes.check_same({name: value for name, equals, value in bindings if equals} | packages)
+
+
+@contextlib.contextmanager
+def _told_where_it_goes_on(directory: epath.Path) -> Iterator[None]:
+  """Makes one line of what the disk refuses in the block, in whatever library's type: what, why and what is kept."""
+  try:
+    yield
+  except (InputError, TrainingError):
+    raise
+  except Exception as e:
+    if (line := failures.reason(e, directory)) is None:
+      raise
+    raise InputError(f"{line}; {_goes_on(directory)} when it is started again") from e
+
+
+def _goes_on(directory: epath.Path) -> str:
+  """From which checkpoint training will go on."""
+  try:
+    steps = list_steps(directory / "checkpoints")
+  except (InputError, OSError):  # Of a disk that cannot be read either.
+    return "training goes on from the last whole checkpoint"
+  return f"training goes on from checkpoint {steps[-1]}" if steps else "training begins anew"
+
+
+class ValidationLoss:
+  """The loss and in-batch metrics on validation batches, weighted by their pairs."""
+
+  name = "validation"
+
+  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh, candidates: Candidates,
+               decides: bool):
+    self._batches, self._eval_step, self._mesh = batches, eval_step, mesh
+    if (first := next(iter(batches), None)) is not None:
+      candidates.check_validation(first, decides)
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """`loss`, `accuracy` and `mrr` of these parameters."""
+    totals: dict[str, float] = {}
+    pairs = 0.0
+    for _, batch in same_row_counts(self._batches, self._mesh, batch_of=lambda batch: batch):
+      metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, batch)))
+      pairs += float(metrics["pairs"])
+      for name in ("loss", "accuracy", "mrr"):
+        totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
+    return {name: total / pairs for name, total in totals.items()}
+
+
+class TensorboardWriter:
+  """Scalars for TensorBoard."""
+
+  def __init__(self, directory: epath.Path):
+    self._writer = metric_writers.SummaryWriter(str(directory))
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    self._writer.write_scalars(step, scalars)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+def versions() -> dict[str, str]:
+  """Versions of what a result depends on."""
+  packages = ("gtr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "tensorflow-text",
+              "numpy", "sentencepiece")
+  out = {"python": platform.python_version()}
+  for package in packages:
+    try:
+      out[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return out
