@@ -394,6 +394,8 @@ def _options():
   options.deterministic = True
   # A symbolic state would be smaller but read the buffered examples again.
   options.experimental_symbolic_checkpoint = False
+  # Its thread is not woken where an iterator is done with, so that each pass over validation data waits seconds for it.
+  options.autotune.enabled = False
   return options
 
 
