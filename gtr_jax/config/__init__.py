@@ -4,6 +4,7 @@ Library code knows nothing of gin: files begin with `from __gin__ import dynamic
 and classes by their module. Only this package imports gin.
 """
 
-from gtr_jax.config.gin_config import bindings, bound, configs_dir, parse, resolved, set_defaults
+from gtr_jax.config.parsing import bindings, bound, configs_dir, parse, set_defaults
+from gtr_jax.config.resolving import resolved
 
 __all__ = ["bindings", "bound", "configs_dir", "parse", "resolved", "set_defaults"]

@@ -1,0 +1,112 @@
+"""What a call uses of what was parsed: all of it as one text, and nothing left over."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gin
+from gin.config import ConfigurableReference
+
+from gtr_jax.config.checking import check_values
+from gtr_jax.config.internals import GIN, Key, is_required
+from gtr_jax.config.parsing import configs_dir
+from gtr_jax.config.places import written
+from gtr_jax.errors import InputError
+
+
+def resolved(entry: Callable) -> str:
+  """What calling `entry` uses: its bindings and those of all it refers to, sorted, with the macros substituted.
+
+  The text is a gin file that configures the same call.
+
+  Raises:
+    InputError: if a binding is still gin.REQUIRED, a binding outside gtr_jax's own files is used by nothing, or values
+      are not what the annotations of what they are bound to say, or do not fit together.
+  """
+  configurable = GIN.find(entry)
+  if not configurable or not any(selector == configurable.selector for _, selector in GIN.values):
+    raise InputError("the gin files configure no run: add one, such as --gin_file=runs/train.gin")
+  used, macros = _reachable(entry)
+  missing = sorted({value for key, value in _required(used, macros)})
+  if missing:
+    hints = {"MODEL": "add a model, such as --gin_file=models/t5_small.gin, before the run",
+             "T5_CHECKPOINT": "give --gin.T5_CHECKPOINT=\"'path'\", the T5 model to start from",
+             "INITIAL_CHECKPOINT_PATH": "give --gin.INITIAL_CHECKPOINT_PATH=\"'path'\", the model to start from"}
+    raise InputError("; ".join(f"{m} is not set: {hints.get(m, f'give --gin.{m}=VALUE or bind it in a gin file')}"
+                               for m in missing))
+  own = str(configs_dir())
+  for key, args in GIN.values.items():
+    for arg in args:
+      if (Key(*key), arg) in used or key[0] in macros and key[1] == "gin.macro":
+        continue
+      source = written(Key(*key), arg)[1]
+      if not source.startswith(own):
+        name = key[0] if key[1] == "gin.macro" else ".".join(filter(None, [*key, arg]))
+        raise InputError(f"{source}: nothing in this run uses {name}; remove it or correct its name")
+  check_values(entry, used, macros)
+  imports, lines = set(), set()
+  for (key, arg), value in used.items():
+    lines.add(f"{key.scope + '/' if key.scope else ''}{key.selector}.{arg} = {_text(value, macros)}")
+    selectors = [key.selector, *(selector for _, selector in _follow(value, (), {}))]
+    imports |= {f"import {selector.rpartition('.')[0]}" for selector in selectors}
+  return "\n".join(["from __gin__ import dynamic_registration", *sorted(imports), "", *sorted(lines), ""])
+
+
+def _reachable(entry: Callable) -> tuple[dict[tuple[Key, str], Any], dict[str, Any]]:
+  """Every (binding, value) and every macro that a call of `entry` can reach through references."""
+  config = GIN.values
+  used, macros, seen = {}, {}, set()
+  todo = [((), GIN.find(entry).selector)]
+  while todo:
+    scopes, selector = todo.pop()
+    if (scopes, selector) in seen:
+      continue
+    seen.add((scopes, selector))
+    values = {}  # Gin applies the bindings of no scope first, then of each longer prefix of the scopes.
+    for depth in range(len(scopes) + 1):
+      scope = "/".join(scopes[:depth])
+      for arg, value in config.get((scope, selector), {}).items():
+        values[arg] = ((Key(scope, selector), arg), value)
+        used[Key(scope, selector), arg] = value
+    for _, value in values.values():
+      todo.extend(_follow(value, scopes, macros))
+  return used, macros
+
+
+def _follow(value, scopes, macros, inside=()) -> Iterator[tuple[tuple[str, ...], str]]:
+  for ref in GIN.flattened(value):
+    if not isinstance(ref, ConfigurableReference):
+      continue
+    selector = ref.configurable.selector
+    if selector == "gin.macro":
+      name = "/".join(ref.scopes)
+      if name in inside:
+        raise InputError(f"{written(Key(name, selector), 'value')[1]}: {name} is made of itself; give it a value")
+      bound_value = GIN.values.get((name, "gin.macro"), {}).get("value", gin.REQUIRED)
+      macros[name] = bound_value
+      yield from _follow(bound_value, scopes, macros, (*inside, name))
+    elif selector != "gin.constant":
+      yield (*scopes, *ref.scopes), selector
+
+
+def _required(used, macros):
+  for (key, arg), value in used.items():
+    if is_required(value):
+      yield key, f"{key.selector}.{arg}"
+  for name, value in macros.items():
+    if is_required(value):
+      yield name, name
+
+
+def _text(value, macros) -> str:
+  """A value as it would stand in a gin file, macros replaced by what they stand for."""
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector == "gin.macro":
+      return _text(macros["/".join(value.scopes)], macros)
+    return "@" + "/".join([*value.scopes, value.configurable.selector]) + ("()" if value.evaluate else "")
+  if isinstance(value, dict):
+    return "{" + ", ".join(f"{_text(k, macros)}: {_text(v, macros)}" for k, v in value.items()) + "}"
+  if isinstance(value, tuple):
+    return "(" + "".join(f"{_text(v, macros)}, " for v in value).rstrip() + ")"
+  if isinstance(value, list):
+    return "[" + ", ".join(_text(v, macros) for v in value) + "]"
+  return repr(value)
