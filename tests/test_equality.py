@@ -15,6 +15,7 @@ from gtr_jax.losses.ring import RingLoss
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import grad_cache
+from gtr_jax.training.encode_pair import encode_pair
 from gtr_jax.training.step import make_eval_step
 
 PAIRS = 32
@@ -59,7 +60,7 @@ def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype):
                           partitioning.state_shardings(mesh, boxed))
 
   def one_shot(params, batch):
-    queries, passages = grad_cache.encode(model, params, batch, None)
+    queries, passages = encode_pair(model, params, batch, None)
     return loss(queries, passages, batch, logit_scale=params["logit_scale"])
 
   def gradient(params, batch):

@@ -15,7 +15,7 @@ from gtr_jax.collections import beir, download
 from gtr_jax.demo.run import run
 from gtr_jax.errors import InputError
 from gtr_jax.prepare import buckets, engine, records, seven_zip, workers
-from gtr_jax.prepare.source import Resumable
+from gtr_jax.prepare.source import RetryableError
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_on_a_full_disk_what_is_done_is_kept_and_nothing_half_written(data, sour
   with monkeypatch.context() as patch:
     patch.setattr(buckets, "_MEMORY", 1000)
     patch.setattr(owner, name, full)
-    with pytest.raises(OSError if owner is engine.manifests else Resumable) as e:
+    with pytest.raises(OSError if owner is engine.manifests else RetryableError) as e:
       prepare(source)
   if owner is not engine.manifests:
     assert "No space left on device; check the room" in str(e.value) and "\n" not in str(e.value)
@@ -87,7 +87,8 @@ def test_a_real_full_disk(data, source):  # noqa: F811
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
   try:
-    with pytest.raises(Resumable, match=r"toy.tmp/read/0000\d\d.(values|pairs): File too large; raise the limit of a"):
+    with pytest.raises(RetryableError,
+                       match=r"toy.tmp/read/0000\d\d.(values|pairs): File too large; raise the limit of a"):
       prepare(source, processes=2)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -98,7 +99,7 @@ def test_a_real_full_disk(data, source):  # noqa: F811
 @pytest.mark.parametrize("number", [1, 2])
 def test_workers_say_what_was_refused(number):
   tasks = [workers.Task(i, f"task {i}") for i in range(2)]
-  with pytest.raises(Resumable, match="No space left on device; check the room .*, and it goes on"):
+  with pytest.raises(RetryableError, match="No space left on device; check the room .*, and it goes on"):
     list(workers.run(refuse, tasks, number, lambda n: None))
 
 
@@ -156,7 +157,8 @@ def test_a_mark_of_an_earlier_version_is_one(data, source):  # noqa: F811
 
 
 @pytest.mark.parametrize("number, error, message", [
-    (errno.EIO, Resumable, "Input/output error; check the disk"), (errno.EINVAL, InputError, "is cut off or damaged"),
+    (errno.EIO, RetryableError, "Input/output error; check the disk"),
+    (errno.EINVAL, InputError, "is cut off or damaged"),
     (None, InputError, "is cut off or damaged")])
 def test_an_archive_on_a_disk_that_fails_is_not_called_damaged(tmp_path, monkeypatch, number, error, message):
   py7zr = pytest.importorskip("py7zr")
@@ -169,4 +171,4 @@ def test_an_archive_on_a_disk_that_fails_is_not_called_damaged(tmp_path, monkeyp
   monkeypatch.setattr(py7zr.SevenZipFile, "extract", fail)
   with pytest.raises(error, match=message) as e:
     list(seven_zip.read_lines(str(tmp_path / "a.7z"), "Posts.xml"))
-  assert str(tmp_path / "a.7z") in str(e.value) and isinstance(e.value, Resumable) == (error is Resumable)
+  assert str(tmp_path / "a.7z") in str(e.value) and isinstance(e.value, RetryableError) == (error is RetryableError)

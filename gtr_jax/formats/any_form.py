@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from gtr_jax.checkpoints.checkpointer import restore_params
 from gtr_jax.errors import InputError
-from gtr_jax.formats import kinds, sentence_transformers, t5x
+from gtr_jax.formats import diagnose, sentence_transformers, t5x
 from gtr_jax.formats.locate import is_hub_name, locate
 from gtr_jax.formats.model_dir import find_model_dir, open_run
 from gtr_jax.formats.source import Array, Source
@@ -64,7 +64,7 @@ def _open(path: epath.PathLike, folder: epath.Path) -> Source:
     return sentence_transformers.read(folder)
   step = t5x.find(folder)
   if step is None:
-    raise kinds.not_a_model(folder)
+    raise diagnose.not_a_model(folder)
   return t5x.read(step)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats import kinds, safetensors
+from gtr_jax.formats import diagnose, safetensors
 from gtr_jax.formats.json_file import check_below, read_fields
 from gtr_jax.formats.names import Name, encoder_names
 from gtr_jax.formats.source import Array
@@ -49,8 +49,8 @@ def read_config(place: epath.Path) -> T5Config:
                      f"{place}: has no model_type, by which transformers says what a model is; gtr_jax reads 't5' and "
                      "'mt5': give the folder that save_pretrained wrote")
   if kind not in ("t5", "mt5"):
-    raise InputError(f"{place}: model_type is {kind!r}; gtr_jax reads 't5' and 'mt5'{kinds.architecture(kind)}: take "
-                     "a T5, such as sentence-transformers/gtr-t5-base")
+    raise InputError(f"{place}: model_type is {kind!r}; gtr_jax reads 't5' and 'mt5'{diagnose.architecture(kind)}: "
+                     "take a T5, such as sentence-transformers/gtr-t5-base")
   if (tokenizer := fields.contents.get("tokenizer_class")) == "ByT5Tokenizer":
     raise InputError(f"{place}: tokenizer_class is {tokenizer!r}, so it is a ByT5, which reads bytes; gtr_jax reads "
                      "the pieces of a SentencePiece model: take a T5 or an mT5")
@@ -220,7 +220,7 @@ def read_weights(folder: epath.Path) -> dict[str, tuple[epath.Path, Array]]:
       return {key: (folder / name, array) for key, array in read(folder / name).items()}
     if index.exists():
       return _read_shards(index, read)
-  raise kinds.no_weights(folder)
+  raise diagnose.no_weights(folder)
 
 
 def _read_shards(index, read):
@@ -245,7 +245,7 @@ def _read_torch(path):
   """The arrays of a file that torch wrote."""
   beginning = first_bytes(path)
   if not beginning.startswith(_ZIP):
-    kinds.check_magic(path, beginning)
+    diagnose.check_magic(path, beginning)
   if beginning[8:9] == b"{":
     raise InputError(f"{path}: a safetensors file; name it model.safetensors")
   try:

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import file_kinds
+from gtr_jax.io import diagnose
 from gtr_jax.io.contents import check_contents
 from gtr_jax.io.jsonl import kind_of, parse
 from gtr_jax.io.paths import check_regular
@@ -129,7 +129,7 @@ def read_json(place: epath.Path, kind: type = dict, missing: str = "copy the who
   try:
     contents = parse(data, unique=True)
   except ValueError as e:
-    if what := file_kinds.not_text(data[:file_kinds.BYTES]):
+    if what := diagnose.not_text(data[:diagnose.BYTES]):
       raise InputError(f"{place}: is no JSON, but {what}") from e
     raise InputError(f"{place}: cannot be read ({e}); copy it again, or correct it") from e
   if not isinstance(contents, kind):

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.kinds import check_magic
+from gtr_jax.formats.diagnose import check_magic
 from gtr_jax.formats.source import Array
 from gtr_jax.io.atomic import replacing
 from gtr_jax.io.contents import first_bytes

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.kinds import other_vocabulary
+from gtr_jax.formats.diagnose import other_vocabulary
 from gtr_jax.formats.source import Source
 from gtr_jax.io.paths import location
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer

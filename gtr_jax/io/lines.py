@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 import zstandard
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import file_kinds
+from gtr_jax.io import diagnose
 from gtr_jax.io.paths import location
 
 PART_BYTES = 64 << 20
@@ -27,7 +27,7 @@ _BUFFER = 1 << 20
 _INPUT = 16 << 10  # Little at a time: what comes out of it lies in memory.
 _LONGEST_LINE = 256 << 20
 _SPACE = re.compile(r"[ \t-\r]+")
-_COMPRESSED = tuple(file_kinds.ARCHIVES.values())
+_COMPRESSED = tuple(diagnose.ARCHIVES.values())
 
 OnBroken = Callable[[str, str], None]
 """Called with the place of a broken line and what is wrong with it; the line is skipped."""
@@ -132,7 +132,7 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Ite
       raw.seek(start)
     counted = io.BufferedReader(_Counted(raw), _BUFFER)
     if not start:
-      _check_ending(name, counted.peek(file_kinds.BYTES)[:file_kinds.BYTES])
+      _check_ending(name, counted.peek(diagnose.BYTES)[:diagnose.BYTES])
     if name.endswith(".gz"):
       whole = io.BufferedReader(gzip.GzipFile(fileobj=counted), _BUFFER)
     elif ending := next((ending for ending in _FRAMES if name.endswith(ending)), ""):
@@ -141,7 +141,7 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Ite
       whole = counted
     try:
       if not start:
-        _check_begin(name, whole.peek(file_kinds.BYTES)[:file_kinds.BYTES], text)
+        _check_begin(name, whole.peek(diagnose.BYTES)[:diagnose.BYTES], text)
       yield whole
     except EOFError as e:
       raise InputError(f"{path}: the archive is cut off ({e}); fetch it again") from e
@@ -161,7 +161,7 @@ def _check_ending(path, begin):
   """Raises InputError where a file is compressed otherwise than its name says, or not at all."""
   if not begin:
     raise InputError(f"{path}: is empty; fetch it again, or leave it out")
-  said, found = next((ending for ending in _COMPRESSED if path.endswith(ending)), ""), file_kinds.archive(begin)
+  said, found = next((ending for ending in _COMPRESSED if path.endswith(ending)), ""), diagnose.archive(begin)
   if found == ".7z":
     raise InputError(f"{path}: a .7z archive, which is read only as a dump of Stack Exchange; unpack it (7z x)")
   if found == said:
@@ -171,10 +171,10 @@ def _check_ending(path, begin):
     does = "rename it" if not said else f"rename it to {os.path.basename(stem)}{found}"
     raise InputError(f"{path}: holds a {found} archive, which its name does not say; {does}"
                      + (f" to {os.path.basename(path)}{found}" if not said else ""))
-  if what := file_kinds.not_text(begin):
+  if what := diagnose.not_text(begin):
     raise InputError(f"{path}: {what}")
   try:
-    begin[:-3 if len(begin) == file_kinds.BYTES else None].decode()
+    begin[:-3 if len(begin) == diagnose.BYTES else None].decode()
   except UnicodeDecodeError as e:
     raise InputError(f"{path}: the archive is damaged, or none: it does not begin as a {said} file does; fetch it "
                      "again") from e
@@ -184,9 +184,9 @@ def _check_ending(path, begin):
 def _check_begin(path, begin, text):
   if not begin:
     raise InputError(f"{path}: is empty; fetch it again, or leave it out")
-  if inner := file_kinds.archive(begin):
+  if inner := diagnose.archive(begin):
     raise InputError(f"{path}: holds a {inner} archive, which its name does not say; unpack it once")
-  if text and (what := file_kinds.not_text(begin)):
+  if text and (what := diagnose.not_text(begin)):
     raise InputError(f"{path}: {what}")
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Facts(NamedTuple):
+class MaskInputs(NamedTuple):
   """What masks are made of, from the batch, and the global number of each pair, `[G, pairs, 1]`."""
 
   number: jax.Array
@@ -61,26 +61,26 @@ class Parts(NamedTuple):
   queries: tuple[Side, Side] | None
 
 
-def cut(loss, block, queries, passages, facts):
+def cut(loss, block, queries, passages, mask_inputs):
   """`Parts` in blocks of at most `block` examples, for the options of `loss`."""
-  pairs = facts.valid.shape[1]
-  query, passage, text = (facts.query_hash,), (facts.passage_hash,), (facts.text_hash,)
+  pairs = mask_inputs.valid.shape[1]
+  query, passage, text = (mask_inputs.query_hash,), (mask_inputs.passage_hash,), (mask_inputs.text_hash,)
   example = query + passage + text
   if not loss.mask_false_negatives:
     query = passage = text = ()
-    example = (facts.number,)
+    example = (mask_inputs.number,)
 
   def own(x, keys):
-    return _side(x[:, :pairs], facts.valid, [key[:, :pairs] for key in keys], block)
+    return _side(x[:, :pairs], mask_inputs.valid, [key[:, :pairs] for key in keys], block)
 
   def negatives(x, valid, keys):
     return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], block)
 
   hard = extra = None
-  if facts.negative_valid.size:
-    hard = own(queries, passage + text), negatives(passages, facts.negative_valid, passage + text)
-  if facts.negative_query_valid.size and loss.bidirectional:
-    extra = own(passages, query), negatives(queries, facts.negative_query_valid, query)
+  if mask_inputs.negative_valid.size:
+    hard = own(queries, passage + text), negatives(passages, mask_inputs.negative_valid, passage + text)
+  if mask_inputs.negative_query_valid.size and loss.bidirectional:
+    extra = own(passages, query), negatives(queries, mask_inputs.negative_query_valid, query)
   return Parts((own(queries, example), own(passages, example)), hard, extra)
 
 

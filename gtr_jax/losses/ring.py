@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from gtr_jax.errors import InputError
-from gtr_jax.losses.blocks import Facts, candidates, cut, from_blocks, in_blocks
+from gtr_jax.losses.blocks import MaskInputs, candidates, cut, from_blocks, in_blocks
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
 
@@ -58,11 +58,11 @@ class RingLoss(InBatchLoss):
       raise InputError(f"RingLoss: {len(queries)} groups cannot be divided over {shards} data shards (data x fsdp): "
                        "make the number of groups a multiple of them, or change the mesh")
     number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
-    facts = Facts(*map(jnp.asarray, (
+    mask_inputs = MaskInputs(*map(jnp.asarray, (
         number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
         batch.text_hash)))
     block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
-    *sums, number_valid = _sums((self, margin, block), queries, passages, facts, scale)
+    *sums, number_valid = _sums((self, margin, block), queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
 
 
@@ -91,9 +91,9 @@ class _Weights(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(static, queries, passages, facts, scale):
+def _sums(static, queries, passages, mask_inputs, scale):
   """Cross entropy, whether the own positive is first, its reciprocal rank, and 1, each summed over all valid pairs."""
-  return _forward(static, queries, passages, facts, scale)[0]
+  return _forward(static, queries, passages, mask_inputs, scale)[0]
 
 
 def _forward(static, *inputs):
@@ -114,10 +114,10 @@ def _backward(static, residuals, cotangents):
 _sums.defvjp(_forward, _backward)
 
 
-def _local_forward(static, queries, passages, facts, scale):
+def _local_forward(static, queries, passages, mask_inputs, scale):
   """One device's part of `_forward`: the sums over all devices, and what the gradient needs of the part."""
   loss, margin, block = static
-  parts = cut(loss, block, queries, passages, facts)
+  parts = cut(loss, block, queries, passages, mask_inputs)
   dtype = scale.dtype
   zeros = jnp.zeros_like(parts.pairs[0].valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
@@ -128,7 +128,7 @@ def _local_forward(static, queries, passages, facts, scale):
   if parts.queries:
     columns, _ = _sweep(*parts.queries, scale, columns)
 
-  valid = facts.valid.reshape(-1)
+  valid = mask_inputs.valid.reshape(-1)
   rows, columns = jax.tree.map(lambda x: x.reshape(-1)[:valid.size], (rows, columns))
   own = rows.own - scale * margin
 
@@ -203,13 +203,13 @@ def _add(sums, logits, axis):
   return sums
 
 
-def _local_backward(static, queries, passages, facts, scale, saved, cotangent):
+def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotangent):
   """One device's part of the gradients with respect to queries, passages and scale."""
   loss, _, block = static
   own, directions = saved
-  parts = cut(loss, block, queries, passages, facts)
+  parts = cut(loss, block, queries, passages, mask_inputs)
   dtype, smoothing = scale.dtype, loss.label_smoothing
-  valid = facts.valid.reshape(-1)
+  valid = mask_inputs.valid.reshape(-1)
 
   def weights(sums):
     share = jnp.where(valid, smoothing / sums.count, 0) if smoothing else None
@@ -238,7 +238,7 @@ def _local_backward(static, queries, passages, facts, scale, saved, cotangent):
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = _total(d_scale[None])
 
-  pairs = facts.valid.shape[1]
+  pairs = mask_inputs.valid.shape[1]
 
   def whole(x, d_pairs, partner, d_negatives):
     """The gradient of `x`, from those of the blocks."""

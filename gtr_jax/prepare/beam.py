@@ -17,7 +17,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, failures
 from gtr_jax.io.json_file import read_json
-from gtr_jax.prepare import buckets, engine, manifests, records, steps
+from gtr_jax.prepare import buckets, engine, manifests, records, transforms
 from gtr_jax.prepare.records import Pair
 from gtr_jax.prepare.source import KEPT_PLACES, Source
 
@@ -60,7 +60,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
     except Exception as e:
       why = failures.reason(e) or (str(e).strip() or type(e).__name__).splitlines()[0]
       raise InputError(f"the pipeline failed: {why}") from e
-    tally = steps.Tally()
+    tally = transforms.Tally()
     tally.reasons, tally.places, tally.dropped = read_json(new / "tally.json", list, "start again")
     tally.reasons = collections.Counter(tally.reasons)
     manifests.check_broken(tally, max_broken)
@@ -89,8 +89,8 @@ def _build(pipeline: Any, job: engine.Job) -> None:
 
 def _read(job: engine.Job, numbered: tuple[int, Any]) -> Iterator[Any]:
   data_root.set_data_dir(job.data_dir)
-  tally, (part_number, part) = steps.Tally(), numbered
-  for number, item in enumerate(steps.read(job.plan, part, tally)):
+  tally, (part_number, part) = transforms.Tally(), numbered
+  for number, item in enumerate(transforms.read(job.plan, part, tally)):
     order = (0, part_number, number)
     if isinstance(item, Pair):
       yield buckets.bucket_of(item.digest, job.buckets), (item.digest, order, *item[1:])
@@ -101,8 +101,8 @@ def _read(job: engine.Job, numbered: tuple[int, Any]) -> Iterator[Any]:
 
 def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
   data_root.set_data_dir(job.data_dir)
-  tally, (key, values) = steps.Tally(), group
-  joined = steps.join(job.plan, key, [value for _, value in sorted(values)], tally)
+  tally, (key, values) = transforms.Tally(), group
+  joined = transforms.join(job.plan, key, [value for _, value in sorted(values)], tally)
   for number, pair in enumerate(joined):
     order = (1, buckets.hash_of(key), number)
     yield buckets.bucket_of(pair.digest, job.buckets), (pair.digest, order, *pair[1:])
@@ -111,26 +111,26 @@ def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
 
 
 def _write(job: engine.Job, group: tuple[int, Iterable[Any]]) -> Any:
-  tally, (bucket, pairs) = steps.Tally(), group
+  tally, (bucket, pairs) = transforms.Tally(), group
   pairs = [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
   by_split = lambda pair: pair.split  # noqa: E731
-  for split, chosen in itertools.groupby(sorted(steps.unique(pairs, tally), key=by_split), by_split):
+  for split, chosen in itertools.groupby(sorted(transforms.unique(pairs, tally), key=by_split), by_split):
     with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
       for pair in chosen:
         records.write_record(f, pair.record)
   return _plain(tally)
 
 
-def _plain(tally: steps.Tally) -> tuple[dict[str, int], list[str], list[dict]]:
+def _plain(tally: transforms.Tally) -> tuple[dict[str, int], list[str], list[dict]]:
   return dict(tally.reasons), tally.places, tally.dropped
 
 
 def _merge(tallies: Iterable[Any]) -> Any:
-  merged = steps.Tally()
+  merged = transforms.Tally()
   for reasons, places, dropped in tallies:
     merged.update(reasons, ())
     merged.places = sorted([*merged.places, *places])[:KEPT_PLACES]
-    merged.dropped = sorted([*merged.dropped, *dropped], key=json.dumps)[:steps.MOST_DROPPED]
+    merged.dropped = sorted([*merged.dropped, *dropped], key=json.dumps)[:transforms.MOST_DROPPED]
   return _plain(merged)
 
 

@@ -21,9 +21,9 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
-from gtr_jax.prepare import buckets, manifests, records, steps, workers
+from gtr_jax.prepare import buckets, manifests, records, transforms, workers
 from gtr_jax.prepare.records import Pair
-from gtr_jax.prepare.source import Resumable, Source
+from gtr_jax.prepare.source import RetryableError, Source
 
 _MARK = "description.json"  # Of a work folder: what is prepared there.
 _STAGES = ("read", "join", "write", "shards")
@@ -36,8 +36,8 @@ _COMPRESSION = 6  # How much larger a compressed input is than its file, about.
 class Job:
   """What a worker knows."""
 
-  plan: steps.Plan
-  parts: tuple[steps.Shard | Part, ...]
+  plan: transforms.Plan
+  parts: tuple[transforms.Shard | Part, ...]
   data_dir: str
   work: str
   buckets: int
@@ -53,7 +53,7 @@ class Job:
   def all_values(self) -> list[str]:
     return [self.path("read", i, "values") for i in range(len(self.parts))]
 
-  def commit(self, stage: str, number: int, tally: steps.Tally) -> None:
+  def commit(self, stage: str, number: int, tally: transforms.Tally) -> None:
     """Says that all of a task is there; its counts."""
     atomic.write_json(self.path(stage, number, "json"),
                       {"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}, indent=None)
@@ -103,7 +103,7 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
       _run_all(job, processes or os.cpu_count(), max_broken)
       _finish(job, description, final)
     except InputError as e:
-      if not isinstance(e, Resumable):  # The next run has other files or settings.
+      if not isinstance(e, RetryableError):  # The next run has other files or settings.
         _remove(work)
       raise
     finally:
@@ -171,17 +171,17 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
   if settings.decontaminate and not tested.exists():
     from gtr_jax.prepare import decontaminate
     decontaminate.write_tested(settings.decontaminate, os.fspath(tested))
-  plan = steps.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
+  plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
   parts = (*itertools.chain(*(manifests.shards(name) for name in settings.without)), *source.parts())
-  size = sum(steps.size_of(part) * (_COMPRESSION if is_compressed(part.path) else 1) for part in parts)
+  size = sum(transforms.size_of(part) * (_COMPRESSION if is_compressed(part.path) else 1) for part in parts)
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
              min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
 
 
 def _run_all(job: Job, number: int, max_broken: float) -> None:
   try:
-    _stage(job, "read", [workers.Task(i, steps.place_of(part)) for i, part in enumerate(job.parts)], number,
-           [steps.size_of(part) for part in job.parts])
+    _stage(job, "read", [workers.Task(i, transforms.place_of(part)) for i, part in enumerate(job.parts)], number,
+           [transforms.size_of(part) for part in job.parts])
     _check_broken(job, max_broken)
     numbered = [workers.Task(i, f"bucket {i}") for i in range(job.buckets)]
     if any(map(os.path.exists, job.all_values())):
@@ -190,7 +190,7 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
   except workers.TaskError as e:
     path = f"{job.work}/traceback.txt"
     atomic.write_text(path, e.traceback)
-    raise Resumable(f"{e}; the traceback is in {path}") from e
+    raise RetryableError(f"{e}; the traceback is in {path}") from e
 
 
 def _shares(paths, number) -> list[float]:
@@ -217,10 +217,10 @@ def _do(job: Job, stage: str, task: workers.Task) -> None:
 
 
 def _read(job: Job, task: workers.Task) -> None:
-  tally = steps.Tally()
+  tally = transforms.Tally()
   with buckets.Writer(job.path("read", task.number, "values"), job.buckets) as values, \
       buckets.Writer(job.path("read", task.number, "pairs"), job.buckets) as pairs:
-    for item in steps.read(job.plan, job.parts[task.number], tally):
+    for item in transforms.read(job.plan, job.parts[task.number], tally):
       if isinstance(item, Pair):
         pairs.add(*item)
       else:
@@ -229,22 +229,22 @@ def _read(job: Job, task: workers.Task) -> None:
 
 
 def _join(job: Job, task: workers.Task) -> None:
-  tally = steps.Tally()
+  tally = transforms.Tally()
   with buckets.Writer(job.path("join", task.number, "pairs"), job.buckets) as pairs:
     for read in buckets.read(job.all_values(), task.number, job.buckets):
       for _, group in itertools.groupby(read, key=lambda value: value[0]):
         values = list(group)
-        for pair in steps.join(job.plan, values[0][1], [value for *_, value in values], tally):
+        for pair in transforms.join(job.plan, values[0][1], [value for *_, value in values], tally):
           pairs.add(*pair)
   job.commit("join", task.number, tally)
 
 
 def _write(job: Job, task: workers.Task) -> None:
-  tally = steps.Tally()
+  tally = transforms.Tally()
   with contextlib.ExitStack() as stack:
     files = {}
     for read in buckets.read(job.all_pairs(), task.number, job.buckets):
-      for pair in steps.unique(read, tally):
+      for pair in transforms.unique(read, tally):
         if pair.split not in files:
           files[pair.split] = stack.enter_context(atomic.replacing(job.path("shards", task.number, pair.split)))
         records.write_record(files[pair.split], pair.record)
@@ -252,7 +252,7 @@ def _write(job: Job, task: workers.Task) -> None:
 
 
 def _check_broken(job: Job, max_broken: float) -> None:
-  tally = steps.Tally()
+  tally = transforms.Tally()
   for part in job.tallies("read", len(job.parts)):
     tally.update(part["reasons"], part["places"])
   manifests.check_broken(tally, max_broken)
@@ -260,12 +260,12 @@ def _check_broken(job: Job, max_broken: float) -> None:
 
 def _finish(job: Job, description: dict, final: epath.Path) -> None:
   """Names the shards, writes the manifest, and gives the folder its name."""
-  tally, filled = steps.Tally(), {split: [] for split in manifests.SPLITS}
+  tally, filled = transforms.Tally(), {split: [] for split in manifests.SPLITS}
   stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.done("join", 1) else []), ("write", job.buckets)]
   for stage, count in stages:
     for i, task in enumerate(job.tallies(stage, count)):
       tally.update(task["reasons"], task["places"])
-      tally.dropped += task["dropped"][:steps.MOST_DROPPED - len(tally.dropped)]
+      tally.dropped += task["dropped"][:transforms.MOST_DROPPED - len(tally.dropped)]
       for split, shards in filled.items():
         shards += [i] * (f"written_{split}" in task["reasons"])
   new = pathlib.Path(job.work) / "new"

@@ -16,8 +16,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, lines
 from gtr_jax.io.atomic import write_json, write_text
 from gtr_jax.io.json_file import check_json, read_json
-from gtr_jax.prepare import decontaminate, steps
-from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, Resumable, Source
+from gtr_jax.prepare import decontaminate, transforms
+from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
 FORMAT = 2  # Raise it when records, their order or the manifest change.
@@ -147,9 +147,9 @@ def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
   return manifest
 
 
-def shards(name: str) -> list[steps.Shard]:
+def shards(name: str) -> list[transforms.Shard]:
   """All files of prepared data. Raises InputError as `read` does."""
-  return [steps.Shard(name, os.fspath(data_root.resolve(name) / file))
+  return [transforms.Shard(name, os.fspath(data_root.resolve(name) / file))
           for files in read(name)["splits"].values() for file in files]
 
 
@@ -159,15 +159,15 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 
 def check_broken(counts: Counts, max_broken: float) -> None:
-  """Raises InputError where more lines are broken than may be; a `Resumable` where most are not."""
+  """Raises InputError where more lines are broken than may be; a `RetryableError` where most are not."""
   broken, read = counts.reasons["broken"], counts.reasons["read"]
   if broken > max(ALWAYS_MAY_BE_BROKEN, max_broken * read):
-    error = Resumable if broken < read / 2 else InputError
+    error = RetryableError if broken < read / 2 else InputError
     raise error(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the first: "
                 f"{counts.places[0]}; mend the files, or allow more")
 
 
-def write(folder: os.PathLike, description: Mapping[str, Any], tally: steps.Tally,
+def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms.Tally,
           splits: Mapping[str, Mapping[str, int]]) -> None:
   """Writes dropped.jsonl, then manifest.json. Raises InputError where there is nothing to train on."""
   reasons = dict(sorted(tally.reasons.items()))

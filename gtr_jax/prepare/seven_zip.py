@@ -11,7 +11,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures, lines
-from gtr_jax.prepare.source import Resumable
+from gtr_jax.prepare.source import RetryableError
 
 _PROGRESS = 1 << 16  # Bytes of the archive.
 
@@ -42,7 +42,7 @@ def read_lines(path: str, name: str) -> Iterator[tuple[str, bytes]]:
   if unpacking.failure is not None:
     number = getattr(unpacking.failure, "errno", None)
     if number not in (None, errno.EINVAL):  # The disk refused something: the archive may be whole.
-      raise Resumable(failures.reason(unpacking.failure, path)) from unpacking.failure
+      raise RetryableError(failures.reason(unpacking.failure, path)) from unpacking.failure
     raise InputError(f"{path}: the archive is cut off or damaged ({type(unpacking.failure).__name__}: "
                      f"{unpacking.failure}); fetch it again") from unpacking.failure
 

@@ -49,7 +49,7 @@ class Source(Protocol):
     `read` yields only Examples needs no `join`."""
 
 
-class Resumable(InputError):
+class RetryableError(InputError):
   """The same files and settings may do better next time; what is done of them is kept."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures
 from gtr_jax.io.lines import progress
-from gtr_jax.prepare.source import Resumable
+from gtr_jax.prepare.source import RetryableError
 
 _REPORT_SECONDS = 0.2
 
@@ -47,8 +47,8 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
     on_bytes: called, in this process, with what the tasks tell of.
 
   Raises:
-    InputError: a task raised it, or anything else (a `TaskError`); a `Resumable` where the system refused something, or
-      its process was killed.
+    InputError: a task raised it, or anything else (a `TaskError`); a `RetryableError` where the system refused
+      something, or its process was killed.
   """
   if min(workers, len(tasks)) <= 1:
     progress.on_bytes = on_bytes
@@ -72,7 +72,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
         try:
           kind, value = ours.recv()
         except (EOFError, ConnectionResetError) as e:
-          raise Resumable(f"the worker at {busy[ours].place} was killed (is memory short?); run the same command "
+          raise RetryableError(f"the worker at {busy[ours].place} was killed (is memory short?); run the same command "
                            "again, with fewer --workers, and it goes on") from e
         if kind == "bytes":
           on_bytes(value)
@@ -103,7 +103,7 @@ def _do(function, task):
     raise
   except Exception as e:
     if refused := failures.reason(e):  # By a disk, say: another time it may do.
-      raise Resumable(f"{refused}, and it goes on") from e
+      raise RetryableError(f"{refused}, and it goes on") from e
     frame = traceback.extract_tb(e.__traceback__)[-1]
     line = f"{task.place}: {type(e).__name__}: {e} ({os.path.basename(frame.filename)}:{frame.lineno})"
     raise TaskError(line.replace("\n", " "), traceback.format_exc()) from e

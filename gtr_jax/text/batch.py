@@ -1,7 +1,7 @@
 """The contrastive batch: texts of both sides, padded or packed, and what the loss has to know of them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,36 +76,36 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
   Raises:
     InputError: the pairs cannot be divided that way, or a text is longer than a row.
   """
-  left, right = features["left_encoder_input_tokens"], features["right_encoder_input_tokens"]
-  pairs, parts = len(left), groups * (microbatches or 1)
+  pairs, parts = len(features["left_encoder_input_tokens"]), groups * (microbatches or 1)
   if pairs % parts:
     raise InputError(f"a batch of {pairs} pairs cannot be divided over {groups} data shards" +
                      (f" with {microbatches} microbatches each" if microbatches else "") +
                      ": change the batch size or the mesh")
-  queries = _with_negatives(left, features.get("left_negative_encoder_input_tokens"))
-  passages = _with_negatives(right, features.get("right_negative_encoder_input_tokens"))
-  k, m = passages.shape[1] - 1, queries.shape[1] - 1
-
-  def hashes(name, negatives):
-    return np.concatenate([features[name][:, None], features[f"negative_{name}"] if negatives and name != "query_hash"
-                           else np.zeros((pairs, negatives), np.int64)], axis=1)
-
-  of_pairs = [queries, passages, np.asarray(features.get("valid", np.ones(pairs, bool)))[:, None],
-              hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k)]
+  of_pairs = _each_with_negatives({name: split_hash(value) if name.endswith("_hash") else value
+                                   for name, value in features.items()}, np)
   if row_lengths and parts > 1:
-    order = balance(*(np.count_nonzero(tokens, axis=(1, 2)) for tokens in (queries, passages)), parts)
+    order = balance(*(np.count_nonzero(tokens, axis=(1, 2)) for tokens in of_pairs[:2]), parts)
     of_pairs = [array[order] for array in of_pairs]
-  queries, passages, valid, *hash_arrays = (_own_first(array, parts) for array in of_pairs)
+  arrays = [_own_first(array, parts, np) for array in of_pairs]
   if row_lengths:
-    texts = (pack_texts(queries, row_lengths.queries, QUERY_SPREAD),
-             pack_texts(passages, row_lengths.passages, PASSAGE_SPREAD))
+    texts = (pack_texts(arrays[0], row_lengths.queries, QUERY_SPREAD),
+             pack_texts(arrays[1], row_lengths.passages, PASSAGE_SPREAD))
   else:
-    texts = (pad_texts(side.reshape(-1, side.shape[-1]), parts) for side in (queries, passages))
-  own = pairs // parts
-  owner = np.repeat(np.arange(own, dtype=np.int32), k)
-  batch = Batch(*texts, valid, (passages[:, own:] != 0).any(-1), np.tile(owner, (parts, 1)),
-                (queries[:, own:] != 0).any(-1), *(split_hash(array) for array in hash_arrays))
+    texts = _padded(arrays, parts, np)
+  batch = _batch(texts, arrays, np)
   return batch if microbatches is None else _map(lambda x: x.reshape(groups, microbatches, *x.shape[1:]), batch)
+
+
+def padded_batch(features: Mapping[str, Any], groups: int, xp: Any) -> Batch:
+  """`make_batch` without packing and microbatches for arrays of any library, also under jit.
+
+  Args:
+    features: as of `make_batch`, but hashes are uint32 `[..., 2]`.
+    groups: number of data shards; it divides the pairs.
+    xp: numpy or jax.numpy.
+  """
+  arrays = [_own_first(array, groups, xp) for array in _each_with_negatives(features, xp)]
+  return _batch(_padded(arrays, groups, xp), arrays, xp)
 
 
 def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
@@ -117,20 +117,43 @@ def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
   return batch._replace(queries=longer(batch.queries, query_rows), passages=longer(batch.passages, passage_rows))
 
 
-def _with_negatives(tokens: np.ndarray, negatives: np.ndarray | None) -> np.ndarray:
-  """`[pairs, length]` and `[pairs, k, other length]` -> `[pairs, 1 + k, the longer length]`."""
-  if negatives is None:
-    return tokens[:, None]
-  length = max(tokens.shape[-1], negatives.shape[-1])
-  return np.concatenate([np.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) for x in (tokens[:, None], negatives)],
-                        axis=1)
+def _each_with_negatives(features, xp):
+  """Of each pair `[pairs, 1 + negatives, ...]`: queries, passages, valid, hashes of query, passage and text."""
+  def tokens(side):
+    own = features[f"{side}_encoder_input_tokens"][:, None]
+    negatives = features.get(f"{side}_negative_encoder_input_tokens", own[:, :0])
+    length = max(own.shape[-1], negatives.shape[-1])
+    return xp.concatenate([xp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) for x in (own, negatives)], axis=1)
+
+  def hashes(name, count):
+    own = features[name][:, None]
+    negatives = features.get(f"negative_{name}", xp.zeros((len(own), count, 2), own.dtype))
+    return xp.concatenate([own, negatives], axis=1)
+
+  queries, passages = tokens("left"), tokens("right")
+  m, k = queries.shape[1] - 1, passages.shape[1] - 1
+  valid = features["valid"] if "valid" in features else xp.ones(len(queries), bool)
+  return [queries, passages, valid[:, None], hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k)]
 
 
-def _own_first(array: np.ndarray, parts: int) -> np.ndarray:
+def _own_first(array, parts, xp):
   """`[pairs, 1 + k, ...]` -> `[parts, pairs / parts * (1 + k), ...]`: each part's own, then its negatives."""
   array = array.reshape(parts, -1, *array.shape[1:])
   own, negatives = array[:, :, 0], array[:, :, 1:]
-  return np.concatenate([own, negatives.reshape(parts, -1, *array.shape[3:])], axis=1)
+  return xp.concatenate([own, negatives.reshape(parts, -1, *array.shape[3:])], axis=1)
+
+
+def _padded(arrays, parts, xp):
+  return [pad_texts(side.reshape(-1, side.shape[-1]), parts, xp) for side in arrays[:2]]
+
+
+def _batch(texts, arrays, xp):
+  """Of texts in rows, and of `_own_first` of all arrays."""
+  queries, passages, valid, *hashes = arrays
+  parts, own = valid.shape
+  owner = xp.repeat(xp.arange(own, dtype=np.int32), passages.shape[1] // own - 1)
+  return Batch(*texts, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
+               (queries[:, own:] != 0).any(-1), *hashes)
 
 
 def _map(function, batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ row holds what. Everything here is numpy on the host.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,11 @@ class Texts(NamedTuple):
   segment_ids: np.ndarray
 
 
-def pad_texts(tokens: np.ndarray, parts: int) -> Texts:
-  """One text a row. `tokens` is int32 `[parts * texts, length]`, padded with 0."""
+def pad_texts(tokens: np.ndarray, parts: int, xp: Any = np) -> Texts:
+  """One text a row. `tokens` is int32 `[parts * texts, length]`, padded with 0; `xp` is numpy or jax.numpy."""
   tokens = tokens.reshape(parts, -1, tokens.shape[-1])
-  owner = 1 + np.arange(tokens.shape[1], dtype=np.int32)
-  return Texts(tokens, np.where(tokens != 0, owner[None, :, None], 0).astype(np.int32))
+  owner = 1 + xp.arange(tokens.shape[1], dtype=np.int32)
+  return Texts(tokens, xp.where(tokens != 0, owner[None, :, None], 0).astype(np.int32))
 
 
 def pack_texts(tokens: np.ndarray, row_length: int, spread: float) -> Texts:

@@ -17,15 +17,7 @@ from jax.sharding import PartitionSpec
 
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
-
-
-def encode(model, params: Any, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """Embeddings of both sides, `[groups, texts, dim]`, of a batch without microbatches."""
-  queries = model.encode(params, batch.queries, batch.query_hash.shape[1], tower="query", dropout_key=dropout_key)
-  # Else, under fsdp, the parameters that are gathered for the queries may be kept for the passages, all layers of them.
-  params, queries = jax.lax.optimization_barrier((params, queries))
-  passages = model.encode(params, batch.passages, batch.passage_hash.shape[1], tower="passage", dropout_key=dropout_key)
-  return queries, passages
+from gtr_jax.training.encode_pair import encode_pair
 
 
 def encode_microbatches(model, params: Any, batch: Batch,
@@ -33,7 +25,7 @@ def encode_microbatches(model, params: Any, batch: Batch,
   """Embeddings of both sides, `[m, G, T, D]`, one microbatch after the other; not for differentiation."""
   def step(_, numbered):
     number, microbatch = numbered
-    return None, encode(model, params, microbatch, _microbatch_key(dropout_key, number))
+    return None, encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number))
 
   return jax.lax.scan(step, None, _numbered(batch))[1]
 
@@ -65,7 +57,7 @@ def gradient(model, loss, params: Any, batch: Batch,
     def step(total, numbered):
       (number, microbatch), cotangents = numbered
       _, pull_back = jax.vjp(
-          lambda params: encode(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
+          lambda params: encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
       return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
 
     return jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), (_numbered(batch), to_embeddings))[0]

@@ -10,6 +10,7 @@ import optax
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import grad_cache
+from gtr_jax.training.encode_pair import encode_pair
 from gtr_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -38,7 +39,7 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
                      "gtr_jax.training.optimizers, or wrap it as optimizers.Optimizer(init, update, schedule)")
 
   def loss_fn(params, batch, dropout_key):
-    queries, passages = grad_cache.encode(model, params, batch, dropout_key)
+    queries, passages = encode_pair(model, params, batch, dropout_key)
     return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
 
   def train_step(state, batch):
@@ -65,7 +66,7 @@ def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
       embeddings = grad_cache.encode_microbatches(model, params, batch, None)
       (queries, passages), batch = grad_cache.merged(embeddings, batch)
     else:
-      queries, passages = grad_cache.encode(model, params, batch, None)
+      queries, passages = encode_pair(model, params, batch, None)
     _, metrics = loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=False)
     return {**metrics, **counts}
 

@@ -23,9 +23,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.integrations.t5x.features import FeatureConverter
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import AXES, num_groups
-from gtr_jax.text.batch import Batch
-from gtr_jax.text.packing import Texts
-from gtr_jax.training import grad_cache
+from gtr_jax.text.batch import padded_batch
+from gtr_jax.training.encode_pair import encode_pair
 
 
 class Partitioner(partitioning.PjitPartitioner):
@@ -113,7 +112,7 @@ class DualEncoderModel(models.BaseModel):
     del rng
     batch = _grouped(batch)
     pairs = batch.valid.shape[1]
-    sides = grad_cache.encode(self.encoder, unfreeze(params), batch, None)
+    sides = encode_pair(self.encoder, unfreeze(params), batch, None)
     queries, passages = (side[:, :pairs].reshape(-1, side.shape[-1]) for side in sides)
     return queries, {"passage": passages}
 
@@ -127,7 +126,7 @@ class DualEncoderModel(models.BaseModel):
   def _loss(self, params, batch, dropout_rng, train):
     params = unfreeze(params)
     batch = _grouped(batch)
-    queries, passages = grad_cache.encode(self.encoder, params, batch, dropout_rng)
+    queries, passages = encode_pair(self.encoder, params, batch, dropout_rng)
     return self.loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=train)
 
 
@@ -155,40 +154,12 @@ def _data_shards():
 
 
 def _grouped(features):
-  """`text.batch.make_batch` without packing and microbatches, for arrays on the devices, one group a data shard."""
-  groups = _data_shards()
-
-  def with_negatives(name):
-    own = features[f"{name}_encoder_input_tokens"][:, None]
-    negatives = features.get(f"{name}_negative_encoder_input_tokens", own[:, :0])
-    length = max(own.shape[-1], negatives.shape[-1])
-    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) for x in (own, negatives)], 1)
-
-  def own_first(x):
-    """`[pairs, 1 + k, ...]` -> `[groups, pairs of a group * (1 + k), ...]`"""
-    x = x.reshape(groups, -1, *x.shape[1:])
-    own, negatives = x[:, :, 0], x[:, :, 1:]
-    return jnp.concatenate([own, negatives.reshape(groups, -1, *x.shape[3:])], 1)
-
-  def texts(tokens):
-    tokens = own_first(tokens)
-    return Texts(tokens, jnp.where(tokens != 0, jnp.arange(1, 1 + tokens.shape[1], dtype=jnp.int32)[None, :, None], 0))
-
-  def hashes(name, negatives):
-    own = features[name][:, None]
-    others = features.get(f"negative_{name}", jnp.zeros((len(own), negatives, 2), own.dtype))
-    return own_first(jnp.concatenate([own, others], 1))
-
-  queries, passages = with_negatives("left"), with_negatives("right")
-  pairs, m, k = len(queries) // groups, queries.shape[1] - 1, passages.shape[1] - 1
-  if pairs * groups != len(queries):
-    raise InputError(f"a batch of {len(queries)} pairs cannot be divided over {groups} data shards: change BATCH_SIZE, "
-                     "or the partitioner's mesh")
-  queries, passages = texts(queries), texts(passages)
-  return Batch(queries, passages, jnp.ones((groups, pairs), bool), (passages.tokens[:, pairs:] != 0).any(-1),
-               jnp.tile(jnp.repeat(jnp.arange(pairs, dtype=jnp.int32), k), (groups, 1)),
-               (queries.tokens[:, pairs:] != 0).any(-1), hashes("query_hash", m), hashes("passage_hash", k),
-               hashes("text_hash", k))
+  """The batch as the loss reads it, one group a data shard."""
+  groups, pairs = _data_shards(), len(features["left_encoder_input_tokens"])
+  if pairs % groups:
+    raise InputError(f"a batch of {pairs} pairs cannot be divided over {groups} data shards: change BATCH_SIZE, or the "
+                     "partitioner's mesh")
+  return padded_batch(features, groups, jnp)
 
 
 def _metrics(values, batch):

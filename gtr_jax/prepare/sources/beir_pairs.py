@@ -11,7 +11,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, flags
 from gtr_jax.prepare.passages import cache_folder
 from gtr_jax.prepare.sources import msmarco
-from gtr_jax.prepare.sources.judged import JudgedPairs
+from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import os
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.prepare.passages import COLUMNS, cache_folder
-from gtr_jax.prepare.sources.judged import JudgedPairs
+from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 
 # As published, and as RocketQA publishes them again, with titles.
 _NAMES = {

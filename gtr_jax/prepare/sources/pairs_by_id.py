@@ -19,8 +19,8 @@ from gtr_jax.io.lines import Part
 from gtr_jax.prepare import pickles
 from gtr_jax.prepare.passages import full_text, open_table
 from gtr_jax.prepare.source import Counts, Example, what_is_wrong
-from gtr_jax.prepare.sources import judgements
-from gtr_jax.prepare.sources.judgements import identifier
+from gtr_jax.prepare.sources import collection_files
+from gtr_jax.prepare.sources.collection_files import identifier
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
@@ -81,10 +81,10 @@ class JudgedPairs:
       lines.size_of(self.scores)
       parts += [Part(self.scores, kind="scores")] if pickled else lines.line_parts([self.scores], kind="scores")
     table, _ = self._tables()
-    judgements.check_ids(self.qrels, self.queries, table)
-    judgements.check_negatives(self.negatives, self.qrels, table)
+    collection_files.check_ids(self.qrels, self.queries, table)
+    collection_files.check_negatives(self.negatives, self.qrels, table)
     if self.systems:
-      judgements.check_systems(self.negatives, self.systems)
+      collection_files.check_systems(self.negatives, self.systems)
     # Nothing is read of these, but they are inputs too.
     return parts + [Part(path, kind="passages") for path in (self.passages, self.titles) if path]
 
