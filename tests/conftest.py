@@ -19,11 +19,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Whole files go to a worker (make test), the longest first, so that none is left alone with one at the end.
 LONGEST = ("equality", "sharding_hlo", "two_processes", "resume", "sweep_command", "pipeline", "ring", "recipes", "cli",
            "pair_task", "plan", "t5", "prepare_engine", "partitioning", "step", "dual_encoder", "convert")
-COLLECTED = pytest.StashKey[list[str]]()  # ids of all tests of this folder, in their order
+APART = ("tests/peers", "tests/mteb", "tests/beam", "tests/t5x")  # They have a target of their own.
+COLLECTED = pytest.StashKey[list[str]]()  # ids of all other tests, in their order
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m
 def pytest_collection_modifyitems(config, items):
   places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: places.get(item.path.name, len(places)))
-  config.stash[COLLECTED] = [item.nodeid for item in items if item.path.parent == config.rootpath / "tests"]
+  config.stash[COLLECTED] = [item.nodeid for item in items if not item.nodeid.startswith(APART)]

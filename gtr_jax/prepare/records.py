@@ -1,7 +1,7 @@
 """What is written: pairs as tf.train.Example in TFRecord files, ordered and told apart by the hash of their text.
 
 TensorFlow is not imported, for it would cost every worker 760 MB and 4 seconds. The encodings are those of protocol
-buffers and of TensorFlow's record_writer.h; tests/test_prepare_engine.py reads them with TensorFlow.
+buffers and of TensorFlow's record_writer.h; tests/prepare/test_prepare_engine.py reads them with TensorFlow.
 """
 
 import hashlib

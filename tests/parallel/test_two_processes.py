@@ -36,7 +36,7 @@ class Processes:
     for command, environment, output in zip(commands, environments, self._outputs, strict=True):
       with output.open("w") as f:
         self.processes.append(subprocess.Popen([sys.executable, *map(str, command)], env={**base, **environment},
-                                               stdout=f, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent))
+                                               stdout=f, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2]))
 
   def __enter__(self):
     return self
@@ -69,7 +69,7 @@ def together(tmp_path_factory):
   folder = tmp_path_factory.mktemp("two")
   write_model_dir(folder / "model")
   write_collection(folder / "collection", corpus(60))
-  port, script = free_port(), Path(__file__).parent / "one_of_two.py"
+  port, script = free_port(), Path(__file__).parents[1] / "one_of_two.py"
   with Processes(folder, "all", [[script, 0, port, folder], [script, 1, port, folder], [script, "alone", folder]],
                  [{"JAX_NUM_CPU_DEVICES": devices} for devices in "448"]) as processes:
     *codes, code_alone = processes.exit_codes()

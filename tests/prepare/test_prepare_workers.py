@@ -28,7 +28,7 @@ def test_no_worker_hears_ctrl_c(tmp_path):
   """Not the first one either, with which Python starts a process of its own that lets interrupts through again."""
   (tmp_path / "out").mkdir()
   (tmp_path / "main.py").write_text(CODE)
-  environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+  environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
   done = subprocess.run([sys.executable, tmp_path / "main.py", tmp_path / "out"], env=environment, check=True,
                         capture_output=True, text=True)
   assert done.stdout == "8\n"

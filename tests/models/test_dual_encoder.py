@@ -22,7 +22,7 @@ from gtr_jax.models.pooling import l2_normalize, segment_first, segment_mean
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.text.packing import Texts, pad_texts
 
-CONFIGS = Path(__file__).parent.parent / "gin"
+CONFIGS = Path(__file__).parents[2] / "gin"
 FAMILIES = ("t5_1_0", "t5_1_1", "mt5")  # included by the sizes
 SIZES = sorted(path.stem for path in (CONFIGS / "models").glob("*.gin") if path.stem not in FAMILIES)
 encode = jax.jit(DualEncoder.encode, static_argnums=(0, 3), static_argnames="tower")

@@ -9,7 +9,7 @@ from gtr_jax import config
 from gtr_jax.errors import InputError
 from gtr_jax.training import run
 
-GOLDEN = Path(__file__).parent / "golden" / "runs"
+GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
 RUNS = {
     "pretrain": ["models/t5_base.gin", "runs/pretrain.gin"],
     "finetune": ["models/t5_base.gin", "runs/finetune.gin"],

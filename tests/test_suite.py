@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import COLLECTED
+from conftest import APART, COLLECTED
 
 HERE = Path(__file__).parent
-FILES = sorted(HERE.glob("test_*.py"))
+FILES = sorted(str(path.relative_to(HERE.parent)) for path in HERE.rglob("test_*.py"))
+FILES = [path for path in FILES if not path.startswith(APART)]
 
 
 class Collection:
@@ -28,7 +29,7 @@ class Collection:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     self._process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p",
-         "no:xdist", "-c", root / "pyproject.toml", "--rootdir", root, *(root / "tests" / f.name for f in FILES)],
+         "no:xdist", "-c", root / "pyproject.toml", "--rootdir", root, *(root / f for f in FILES)],
         env={**environment, "PYTHONPATH": f"{root}:{folder}", "PYTHONHASHSEED": str(seed),
              "TMPDIR": str(folder / "tmp")}, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -42,7 +43,7 @@ def test_collected_alike_in_any_process(request, tmp_path):
   """xdist runs nothing where two of its workers disagree."""
   ours = request.config.stash[COLLECTED]
   collection = Collection(tmp_path / "a", 1)
-  if {name.partition("::")[0] for name in ours} != {f"tests/{path.name}" for path in FILES} or any(
+  if {name.partition("::")[0] for name in ours} != set(FILES) or any(
       "::" in argument for argument in request.config.args):  # Not all of them here: a second process.
     ours = Collection(tmp_path / "b", 2).ids()
   theirs = collection.ids()

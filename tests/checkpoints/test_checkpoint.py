@@ -255,7 +255,7 @@ def test_fine_tuning_takes_the_parameters_only(folder):
 
 _KILLED = """
 import os, signal, sys, threading
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import conftest
 from test_checkpoint import *
 checkpointer = Checkpointer({folder!r})
@@ -271,7 +271,8 @@ for step in range(1, 100):
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_killed_while_saving(folder, delay):
   """The step before is whole, and the one in the making is there in full or not at all."""
-  script = _KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), step=3, delay=delay)
+  here = os.path.dirname(__file__)
+  script = _KILLED.format(tests=[here, os.path.dirname(here)], folder=str(folder), step=3, delay=delay)
   assert subprocess.run([sys.executable, "-c", script]).returncode == -9
   checkpointer = Checkpointer(folder)
   assert checkpointer.latest_step() in (2, 3)
