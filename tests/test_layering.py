@@ -16,7 +16,7 @@ LAYERS = (
     {"collections": "etils numpy pyarrow tqdm", "text": "etils numpy sentencepiece", "checkpoints": "etils jax orbax",
      "models": "flax jax"},
     {"prepare": "apache_beam etils google_crc32c numpy py7zr tqdm zstandard"},
-    {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tqdm",
+    {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tensorflow_text tqdm",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
     {"training": "clu etils flax jax numpy optax tqdm", "inference": "etils flax jax ml_dtypes numpy tqdm"},
     {"retrieval": "Stemmer bm25s etils jax numpy tqdm", "dry_run": "jax numpy",
@@ -173,6 +173,32 @@ def test_one_reader_of_json():
       isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads")
       for node in ast.walk(ast.parse(path.read_text())))}
   assert found <= others, found - others
+
+
+# Files that fold case or Unicode beside text/same_text.py, and why: none asks whether two texts are the same.
+FOLDS = {
+    "text/answers.py": "whether a passage holds an answer, as DPR and SQuAD decide it",
+    "prepare/decontaminate.py": "13 words in a row",
+    "demo/near_copies.py": "8 words in a row",
+    "demo/docstrings.py": "a name in words",
+    "prepare/sources/reddit_text.py": "words of English, and bots by name",
+    "prepare/sources/reddit.py": "names of authors and communities",
+    "prepare/sources/html_text.py": "names of tags",
+    "collections/qrels.py": "names of columns",
+    "io/paths.py": "schemes of URLs",
+    "evaluation/report.py": "names of files",
+    "formats/vocabulary.py": "a message",
+    "values/check.py": "a message",
+}
+
+
+def test_one_definition_of_equal_texts():
+  found = {str(path.relative_to(ROOT / "gtr_jax")) for path in files() for node in ast.walk(ast.parse(path.read_text()))
+           if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
+               node.func.attr in ("casefold", "case_fold_utf8", "normalize_utf8")
+               or node.func.attr == "lower" and not node.args and not node.keywords
+               or ast.unparse(node.func) == "unicodedata.normalize")}
+  assert found - {"text/same_text.py", "data/text_hash.py"} == FOLDS.keys()
 
 
 def test_one_reader_of_lines():

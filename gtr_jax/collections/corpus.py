@@ -1,7 +1,6 @@
 """Corpora: JSON lines (BEIR's corpus.jsonl) or TSV (MS MARCO's collection.tsv), plain or compressed."""
 
 import array
-import codecs
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
+from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.paths import is_remote, location
 
 _WHITE_SPACE = re.compile(r"[ \t-\r]")  # What parts the columns of a run; published ids may hold other kinds.
@@ -104,21 +104,18 @@ def _is_json(line: bytes) -> bool:
 class _OnDisk:
   """The documents of a plain file on a local disk, read when asked for: only where lines begin is in memory."""
 
-  def __init__(self, path: epath.Path, stops: np.ndarray):
-    self._path, self._stops, self._file = path, stops, open(path, "rb")  # noqa: SIM115
+  def __init__(self, path: epath.Path, starts: array.array):
+    self._path, self._lines = path, LineTable(path, starts)
     self._last = (-1, Document("", "", ""))  # A title is asked for, then the text of the same line.
 
   def column(self, name: str) -> Sequence[str]:
-    return View(len(self._stops) - 1, lambda row: getattr(self._document(row), name))
+    return View(len(self._lines), lambda row: getattr(self._document(row), name))
 
   def _document(self, row: int) -> Document:
     last = self._last  # Another thread may replace it.
     if last[0] != row:
-      start, stop = int(self._stops[row]), int(self._stops[row + 1])
-      line = os.pread(self._file.fileno(), stop - start, start).rstrip(b"\r\n").rpartition(b"\n")[2]
-      line = line.removeprefix(codecs.BOM_UTF8)
       try:
-        last = self._last = (row, document_of(line))  # Empty lines may come before.
+        last = self._last = (row, document_of(self._lines[row]))
       except ValueError as e:
         raise InputError(f"{self._path}: changed while it was in use; start again") from e
     return last[1]
@@ -154,9 +151,11 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   path = location(path)
   lines.size_of(path)
   on_disk = not is_remote(path) and not lines.is_compressed(path)
-  documents, seen, words, stops = Documents([], [], []), {}, array.array("i"), array.array("q", [0])
+  documents, seen, words, starts = Documents([], [], []), {}, array.array("i"), array.array("q")
   rest = lines.read_lines(lines.Part(os.fspath(path)))
+  position = 0
   for number, line in enumerate(rest, 1):
+    start, position = position, line.stop
     if not line.data.strip():
       continue
     try:
@@ -174,14 +173,15 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
     each(document)
     documents.ids.append(doc_id)
     words.append(len(title.split()) + len(text.split()))
-    stops.append(line.stop)
+    starts.append(start)
     if not on_disk:
       documents.titles.append(title)
       documents.texts.append(text)
   if not documents.ids:
     raise InputError(f"{path}: no documents")
   if on_disk:
-    there = _OnDisk(path, np.asarray(stops, np.int64))
+    starts.append(position)
+    there = _OnDisk(path, starts)
     documents = Documents(documents.ids, there.column("title"), there.column("text"))
   return Corpus(documents, np.asarray(words, np.int32), seen)
 

@@ -74,7 +74,7 @@ def add_pair_task(
     extra_ids: sentinel ids after the pieces of `vocabulary` (the released T5 `spiece.model`: 100).
     negatives: field of the hard negatives.
     negative_queries: field of queries that the passage does not answer.
-    query_id: field of the query's id. Pairs with the same id, or without one the same text, are never each other's
+    query_id: field of the query's id. Pairs with the same id, or without one equal texts, are never each other's
       negatives. The same for `passage_id` and `negative_ids`.
     passage_id: field of the passage's id.
     negative_ids: field of the negatives' ids, as many as negatives.

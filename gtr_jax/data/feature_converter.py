@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from gtr_jax.data.text_hash import exact_hash
+
 _HASHES = {"query_hash": "inputs", "passage_hash": "targets", "text_hash": "targets"}
 _NEGATIVE_HASHES = ("negative_passage_hash", "negative_text_hash")
 
@@ -90,4 +92,4 @@ def _token_hash(tokens: tf.Tensor) -> tf.Tensor:
   """int64 hash of the token ids along the last axis, whatever the padding after them."""
   pieces = tf.where(tokens != 0, tf.strings.as_string(tokens), "")
   text = tf.strings.reduce_join(tf.strings.join([pieces, tf.where(tokens != 0, " ", "")]), axis=-1)
-  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)
+  return exact_hash(text)

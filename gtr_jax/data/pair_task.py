@@ -11,17 +11,15 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from gtr_jax.data.text_hash import exact_hash, text_hash
+
 Lengths = Mapping[str, int | tuple[int, int]]
 
 _LISTS = {"negative_inputs": ("negative_queries",), "negative_targets": ("negatives", "negative_ids")}
 _CACHED_LISTS = {"negative_inputs": ("negative_inputs",),
                  "negative_targets": ("negative_targets", "negative_passage_hash", "negative_text_hash")}
 """Feature -> what an example has of each text of it."""
-
-
-def text_hash(text: tf.Tensor) -> tf.Tensor:
-  """int64 hashes of strings, of their shape."""
-  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)
+_CACHE_FORMAT = 2  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
 
 
 class PairTask(seqio.Task):
@@ -66,9 +64,12 @@ class PairTask(seqio.Task):
     @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
     def convert(number, ex):
       if cached:
-        message = (f"{self.name}: was cached with another vocabulary; train with that one, or run seqio_cache_tasks "
-                   "again with --overwrite")
-        with tf.control_dependencies([tf.debugging.Assert(ex["vocabulary_hash"] == vocabulary_hash, [message])]):
+        again = "run seqio_cache_tasks again with --overwrite"
+        with tf.control_dependencies([
+            tf.debugging.Assert(ex["vocabulary_hash"] == vocabulary_hash, [
+                f"{self.name}: was cached with another vocabulary; train with that one, or {again}"]),
+            tf.debugging.Assert(ex.get("cache_format", 1) == _CACHE_FORMAT, [
+                f"{self.name}: was cached by a gtr_jax that held other texts for equal; {again}"])]):
           ex = _from_cached({**ex, "inputs": tf.identity(ex["inputs"])})
       else:
         ex = {**ex, "negative_ids": _filled(ex["negative_ids"], tf.size(ex["negatives"]))}
@@ -94,21 +95,22 @@ class PairTask(seqio.Task):
     """Texts -> token ids, as long as they are, and hashes."""
     encode = self._vocabulary.encode_tf
 
-    def hash_of(ids, texts):
+    def hash_of(ids, by_text):
       """An id counts within its task only; a text is the same everywhere."""
-      return tf.where(tf.strings.length(ids) > 0, text_hash(tf.strings.join([self.name, ids], separator="\n")),
-                      text_hash(texts))
+      return tf.where(tf.strings.length(ids) > 0, exact_hash(tf.strings.join([self.name, ids], separator="\n")),
+                      by_text)
 
+    passage, negatives = text_hash(ex["passage"]), text_hash(ex["negatives"])
     return {
         "inputs": encode(self._query_prefix + ex["query"]),
         "targets": encode(self._passage_prefix + ex["passage"]),
         "negative_inputs": encode(self._query_prefix + ex["negative_queries"]),
         "negative_targets": encode(self._passage_prefix + ex["negatives"]),
-        "query_hash": hash_of(ex["query_id"], ex["query"]),
-        "passage_hash": hash_of(ex["passage_id"], ex["passage"]),
-        "text_hash": text_hash(ex["passage"]),
-        "negative_passage_hash": hash_of(ex["negative_ids"], ex["negatives"]),
-        "negative_text_hash": text_hash(ex["negatives"]),
+        "query_hash": hash_of(ex["query_id"], text_hash(ex["query"])),
+        "passage_hash": hash_of(ex["passage_id"], passage),
+        "text_hash": passage,
+        "negative_passage_hash": hash_of(ex["negative_ids"], negatives),
+        "negative_text_hash": negatives,
         "example_id": ex["example_id"],
     }
 
@@ -138,13 +140,15 @@ class PairTask(seqio.Task):
       for feature in _LISTS:
         out[f"{feature}_lengths"] = tf.cast(out[feature].row_lengths(), tf.int32)
         out[feature] = out[feature].flat_values
-      return {**out, "vocabulary_hash": tf.constant(vocabulary_hash, tf.int64)}
+      return {**out, "vocabulary_hash": tf.constant(vocabulary_hash, tf.int64),
+              "cache_format": tf.constant(_CACHE_FORMAT, tf.int64)}
 
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _from_cached(ex):
-  out = {name: value for name, value in ex.items() if name != "vocabulary_hash" and not name.endswith("_lengths")}
+  out = {name: value for name, value in ex.items()
+         if name not in ("vocabulary_hash", "cache_format") and not name.endswith("_lengths")}
   for feature in _LISTS:
     out[feature] = tf.RaggedTensor.from_row_lengths(tf.cast(ex[feature], tf.int32),
                                                     tf.cast(ex[f"{feature}_lengths"], tf.int64))

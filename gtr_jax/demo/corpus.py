@@ -24,10 +24,11 @@ from tqdm import tqdm
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.demo import docstrings
 from gtr_jax.demo.docstrings import Documentation
-from gtr_jax.demo.near_copies import NearCopies, normalize
+from gtr_jax.demo.near_copies import NearCopies, contains
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.json_file import read_json
+from gtr_jax.text.same_text import folded
 
 IN_DOMAIN = "numpy_jax_tensorflow"
 
@@ -219,19 +220,19 @@ class Corpus:
       self.collections[name] = Collection(answers, {"test": _in_order(asked, answers)})
 
     tested = NearCopies(_text(d) for c in self.collections.values() for d in c.documents)
-    summaries = {normalize(d.summary) for c in self.collections.values() for d in c.documents}
+    summaries = {folded(d.summary) for c in self.collections.values() for d in c.documents}
     answers = list(_distinct(d for d in finetune if _is_answer(d) and _text(d) not in tested))
     held_out = {"test": [], "validation": []}
     for d in filter(_is_public, answers):
       draw = _draw(d, "held out")
-      if draw < _TEST + _VALIDATION and normalize(d.summary) not in summaries:
+      if draw < _TEST + _VALIDATION and folded(d.summary) not in summaries:
         held_out["test" if draw < _TEST else "validation"].append(d)
     for d in held_out["test"] + held_out["validation"]:
       tested.add(_text(d))
-      summaries.add(normalize(d.summary))
+      summaries.add(folded(d.summary))
 
     def trains(d):
-      return normalize(d.summary) not in summaries and _text(d) not in tested
+      return folded(d.summary) not in summaries and _text(d) not in tested
 
     finetune = self._filtered("fine-tuning", finetune, trains)
     pretrain = finetune + self._filtered("pretraining", pretrain, trains)
@@ -248,7 +249,7 @@ class Corpus:
     for d in pretrain:
       also_summary = not any(d.name.startswith(p) for p in own)
       split = "validation" if _draw(d, "pretraining") < _PRETRAIN_VALIDATION else "train"
-      self.pretrain[split] += [pair for pair in _noisy_pairs(d, also_summary) if normalize(pair[1]) not in summaries]
+      self.pretrain[split] += [pair for pair in _noisy_pairs(d, also_summary) if folded(pair[1]) not in summaries]
 
   def _read(self, packages):
     """Documentation by package, without exact repetitions; the first package to say something keeps it."""
@@ -262,7 +263,7 @@ class Corpus:
       for package, folder in tqdm(everything.items(), desc="reading packages", unit="package", leave=False):
         read[package] = []
         for d in docstrings.read_package(folder, package):
-          text = normalize(_text(d))
+          text = folded(_text(d))
           if text not in seen:
             seen.add(text)
             names[d.name] = names.get(d.name, 0) + 1
@@ -325,7 +326,7 @@ def _text(d: Documentation) -> str:
 def _is_answer(d: Documentation) -> bool:
   """Whether what follows the summary is enough to be found by it, and does not just repeat it."""
   return (len(d.rest) >= _MIN_CHARACTERS and len(d.rest.split()) >= _MIN_WORDS
-          and normalize(d.summary) not in normalize(d.rest))
+          and not contains(d.rest, d.summary))
 
 
 def _is_public(d: Documentation) -> bool:
@@ -344,7 +345,7 @@ def _distinct(documents: Iterable[Documentation]) -> Iterator[Documentation]:
 def _unique_summaries(documents: Iterable[Documentation]) -> Iterator[Documentation]:
   seen = set()
   for d in documents:
-    summary = normalize(d.summary)
+    summary = folded(d.summary)
     if summary not in seen:
       seen.add(summary)
       yield d

@@ -9,14 +9,18 @@ _SHINGLE = 8
 _SHARED = 0.3
 
 
-def normalize(text: str) -> str:
-  """The words of a text in lower case: what makes two texts equal."""
-  return " ".join(_WORD.findall(text.lower()))
+def _words(text: str) -> list[str]:
+  return _WORD.findall(text.lower())
+
+
+def contains(text: str, part: str) -> bool:
+  """Whether the words of a part are in a text in a row."""
+  return " ".join(_words(part)) in " ".join(_words(text))
 
 
 def shingles(text: str) -> set[int]:
   """Hashes of all runs of 8 words; a shorter text is one run."""
-  words = _WORD.findall(text.lower())
+  words = _words(text)
   return set(map(hash, zip(*(words[i:] for i in range(_SHINGLE)), strict=False))) or {hash(tuple(words))}
 
 

@@ -1,7 +1,6 @@
 """Which examples give away what an evaluation collection tests: its queries, and the documents judged relevant."""
 
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
-from gtr_jax.prepare.records import normalized
+from gtr_jax.text.same_text import text_key
 
 _GRAM = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
 _SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
@@ -44,9 +43,9 @@ def write_tested(collections: Sequence[str], path: str) -> None:
       owner = len(names)
       names.append(f"{folder.name} {kind} {identifier}")
       for whole in dict.fromkeys((f"{title} {text}".strip(), text)):
-        grams = _grams(whole)
+        grams = _grams(whole, shorter=kind == "document")
         if kind == "query" or not len(grams):
-          found["texts"][0].append(np.array([_text_hash(whole)], np.uint64))
+          found["texts"][0].append(np.array([text_key(whole)], np.uint64))
           found["texts"][1].append(np.array([owner], np.int32))
         found["grams"][0].append(grams)
         found["grams"][1].append(np.full(len(grams), owner, np.int32))
@@ -67,9 +66,9 @@ class Tested:
     self._names = json.loads(self._arrays["names"].tobytes())
 
   def find(self, query: str, passage: str) -> str | None:
-    """Names what is tested and the example has: a query (also as a line of the example's), 13 words in a row, or the
-    whole of a shorter document."""
-    texts = np.array([_text_hash(text) for text in dict.fromkeys((query, passage, *query.split("\n"))) if text],
+    """Names what is tested and the example has: a query (also as a line of the example's), 13 words in a row, or all
+    the words of a shorter document."""
+    texts = np.array([text_key(text) for text in dict.fromkeys((query, passage, *query.split("\n"))) if text],
                      np.uint64)
     return self._owner("texts", texts) or self._owner("grams", np.concatenate([_grams(query), _grams(passage)]))
 
@@ -137,17 +136,13 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
                        f"{min(missing)!r}, are not in {path}; is it cut off, or another collection's?")
 
 
-def _text_hash(text: str) -> int:
-  return int.from_bytes(hashlib.blake2b(normalized(text), digest_size=8).digest())
-
-
-def _grams(text: str) -> np.ndarray:
-  """uint64 hashes of every 13 words in a row."""
+def _grams(text: str, shorter: bool = True) -> np.ndarray:
+  """uint64 hashes of every 13 words in a row; of all words of a shorter text, if these are asked for."""
   text = text if text.isascii() else _NO_WORDS.sub(" ", text)
   words = text.lower().encode(errors="surrogatepass").translate(_TO_WORDS).split()
-  if len(words) < _GRAM:
+  if not words or len(words) < _GRAM and not shorter:
     return np.zeros(0, np.uint64)
   hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words)) + np.uint64(0x517CC1B727220A95)
   hashes ^= hashes << np.uint64(29)
   hashes *= np.uint64(0xBF58476D1CE4E5B9)
-  return np.correlate(hashes, _FACTORS, "valid")
+  return np.correlate(hashes, _FACTORS[:len(words)], "valid")

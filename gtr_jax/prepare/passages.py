@@ -6,14 +6,12 @@ million passages takes 170 MB of address space, and another 250 MB where its ids
 """
 
 import array
-import codecs
 import csv
 import functools
 import hashlib
 import json
 import os
 import shutil
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from gtr_jax.collections.corpus import Document, document_of
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
 from gtr_jax.io.json_file import read_json
+from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
 from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
@@ -52,15 +51,14 @@ class PassageTable:
     meta = read_json(folder / "meta.json", dict, f"remove {folder}, and run it again")
     self.path, self.broken, self.broken_places = path, meta["broken"], meta["broken_places"]
     self._parse, self._first = _parser(meta["columns"]), meta["first"]
-    self._starts = np.load(folder / "starts.npy", mmap_mode="r")
-    self._file = os.open(folder / "text" if meta["unpacked"] else path, os.O_RDONLY)
-    weakref.finalize(self, os.close, self._file)
+    self._lines = LineTable(folder / "text" if meta["unpacked"] else path,
+                            np.load(folder / "starts.npy", mmap_mode="r"))
     if self._first is None:
       self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")
       self._rows = np.load(folder / "rows.npy", mmap_mode="r")
 
   def __len__(self) -> int:
-    return len(self._starts) - 1
+    return len(self._lines)
 
   def __contains__(self, passage_id: str) -> bool:
     return self.get(passage_id) is not None if self._first is None else self._number(passage_id) is not None
@@ -86,9 +84,10 @@ class PassageTable:
     return row if 0 <= row < len(self) else None
 
   def _read(self, row):
-    start, stop = int(self._starts[row]), int(self._starts[row + 1])
-    line = os.pread(self._file, stop - start, start).partition(b"\n")[0]  # Broken lines follow.
-    return self._parse(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r"))
+    try:
+      return self._parse(self._lines[row])
+    except ValueError as e:
+      raise InputError(f"{self.path}: changed while it was in use; start again") from e
 
 
 def cache_folder() -> str:

@@ -14,8 +14,6 @@ import google_crc32c
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.source import Example
 
-_NOT_ALPHANUMERIC = bytes(b for b in range(128) if not chr(b).isalnum())
-
 
 class Pair(NamedTuple):
   """An example on its way to the shards; or, with no split, a mark that examples of this hash are not wanted."""
@@ -25,19 +23,13 @@ class Pair(NamedTuple):
   record: bytes  # tf.train.Example; of a mark: the reason, UTF-8.
 
 
-def normalized(text: str) -> bytes:
-  """What makes two texts the same: all but case, white space and ASCII punctuation."""
-  text = text.lower().encode(errors="surrogatepass")
-  return text.translate(None, _NOT_ALPHANUMERIC) or text.strip()
-
-
 def digest_of(query: bytes, passage: bytes) -> bytes:
-  """16 bytes for a normalised pair."""
+  """16 bytes for a pair, folded."""
   return hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=16).digest()
 
 
 def share_of(text: bytes) -> float:
-  """A number in [0, 1) for a normalised text, unlike that of any other."""
+  """A number in [0, 1) for a folded text, unlike that of any other."""
   return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"split").digest()[:7]) / 2**56
 
 

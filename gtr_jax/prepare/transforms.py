@@ -13,6 +13,7 @@ from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, records
 from gtr_jax.prepare.records import Pair
 from gtr_jax.prepare.source import Counts, Example, Source
+from gtr_jax.text.same_text import folded
 
 MOST_DROPPED = 1000  # That dropped.jsonl shows.
 _SHOWN = 300  # Characters of a text that it shows.
@@ -99,9 +100,11 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   """None, and a reason counted, where the example is not to train on."""
   if len(example.negative_ids) not in (0, len(example.negatives)):
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
-  query, passage = records.normalized(example.query), records.normalized(example.passage)
+  query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
   if not query or not passage:
     return tally.add("empty")
+  if query == passage:
+    return tally.add("query_is_passage")
   digest = records.digest_of(query, passage)
   split = example.split
   if plan.tested and split == "train":
@@ -164,12 +167,13 @@ def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair
   negatives, queries, own = {}, {}, len(whole["negatives"]) + len(whole["negative_queries"])
   for texts in itertools.chain([whole], (records.texts_of(copy.record) for copy in copies)):
     for text, number in itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue=""):
-      negatives.setdefault(text, number)
-    queries |= dict.fromkeys(texts["negative_queries"])
+      negatives.setdefault(folded(text), (text, number))
+    for text in texts["negative_queries"]:
+      queries.setdefault(folded(text), text)
   if len(negatives) + len(queries) <= own:
     return kept
   tally.add("negative_of_duplicate", len(negatives) + len(queries) - own)
   example = Example(**{name: whole[name][0] for name in ("query", "passage", "query_id", "passage_id")},
-                    negatives=tuple(negatives), negative_queries=tuple(queries),
-                    negative_ids=tuple(negatives.values()) if any(negatives.values()) else ())
+                    negatives=tuple(text for text, _ in negatives.values()), negative_queries=tuple(queries.values()),
+                    negative_ids=tuple(ids) if any(ids := [number for _, number in negatives.values()]) else ())
   return kept._replace(record=records.serialize(example, kept.digest))

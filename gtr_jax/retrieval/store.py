@@ -28,6 +28,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
 from gtr_jax.io.json_file import check_json, read_json
+from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.paths import location
 from gtr_jax.parallel import processes
 from gtr_jax.values.ranges import NonNegative, Positive
@@ -63,7 +64,10 @@ class Store:
     self.ids = _read_ids(self.path / _IDS)
     if len(self.ids) != self.shape[0]:
       raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
-    self._offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
+    offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
+    if not (self.path / _DOCUMENTS).exists():
+      raise _damaged(self.path / _DOCUMENTS, "missing")
+    self._documents = LineTable(self.path / _DOCUMENTS, offsets)
     self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._open_chunk)
     for number in range(-(-self.shape[0] // self._chunk_rows)):
       for name in (_EMBEDDINGS, _NORMS):
@@ -93,12 +97,8 @@ class Store:
 
   def document(self, row: int) -> tuple[str, str, str]:
     """(id, title, text) of a row."""
-    start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
-    with (self.path / _DOCUMENTS).open("rb") as f:
-      f.seek(start)
-      line = f.read(stop - start)
     try:
-      fields = jsonl.parse(line)
+      fields = jsonl.parse(self._documents[row])
       return self.ids[row], fields["title"], fields["text"]
     except (ValueError, KeyError, TypeError) as e:
       raise _damaged(self.path / _DOCUMENTS, f"line {row + 1} is not a document") from e

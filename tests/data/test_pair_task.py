@@ -125,16 +125,17 @@ def test_all_of_it_resumes_bitwise(declare):
     jax.tree.map(np.testing.assert_array_equal, a.batch, b.batch)
 
 
-def write_cache(folder, name, split):
+def write_cache(folder, name, split, without=()):
   """As `seqio_cache_tasks` does, whose Beam pipeline calls the same functions (seqio/beam_utils.py)."""
   task = seqio.get_mixture_or_task(name)
   examples = list(task.preprocess_precache(task.source.get_dataset(split, shuffle=False)).as_numpy_iterator())
   (folder / name).mkdir(parents=True)
   with tf.io.TFRecordWriter(str(folder / name / f"{split}.tfrecord-00000-of-00001")) as writer:
     for example in examples:
-      writer.write(seqio.dict_to_tfexample(example).SerializeToString())
+      writer.write(seqio.dict_to_tfexample({k: v for k, v in example.items() if k not in without}).SerializeToString())
   features = {key: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-              for key, spec in task.preprocess_precache(task.source.get_dataset(split)).element_spec.items()}
+              for key, spec in task.preprocess_precache(task.source.get_dataset(split)).element_spec.items()
+              if key not in without}
   (folder / name / f"info.{split}.json").write_text(
       json.dumps({"num_shards": 1, "features": features, "seqio_version": seqio.__version__}))
   (folder / name / f"stats.{split}.json").write_text(json.dumps({"examples": len(examples)}))
@@ -160,3 +161,10 @@ def test_cached_token_ids_give_the_same_batches_without_the_source(declare, data
   train_vocabulary([words(12, i) + f" q{i} p{i}" for i in range(300)], other, size=250)
   with pytest.raises(InputError, match=rf"{name}: was cached with another vocabulary; train with that one, or run "):
     list(ValidationBatches(name, None, LENGTHS, 8, split="train", use_cached=True, vocabulary=str(other)))
+
+
+def test_a_cache_whose_hashes_mean_something_else_is_refused(declare, data_dir):
+  name = declare(16)
+  write_cache(data_dir / "seqio_cache", name, "train", without=["cache_format"])  # As before there were formats.
+  with pytest.raises(InputError, match=rf"{name}: was cached by a gtr_jax that held other texts for equal; run seqio_"):
+    list(ValidationBatches(name, None, LENGTHS, 8, split="train", use_cached=True))

@@ -61,6 +61,7 @@ def of_another_size(path):
 @pytest.mark.parametrize(("name", "spoil"), [
     ("embeddings-00001.npy", cut_off), ("embeddings-00000.npy", overwrite), ("embeddings-00000.npy", of_another_size),
     ("embeddings-00001.npy", lambda path: path.unlink()), ("offsets.npy", cut_off), ("ids.txt", cut_off),
+    ("documents.jsonl", lambda path: path.unlink()),
     ("norms-00001.npy", cut_off), ("norms-00000.npy", lambda path: path.unlink()),
     ("ids.txt", lambda path: path.unlink()), ("manifest.json", cut_off),
     ("manifest.json", lambda path: path.write_text("[]")),

@@ -15,6 +15,7 @@ from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.passages import full_text
 from gtr_jax.prepare.source import Counts, Example, what_is_wrong
+from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative
 
@@ -74,14 +75,15 @@ class Dpr:
   def _examples(self, record, split, counts):
     query = (record["question"] if "question" in record else record["query"]).strip()
     positives = _passages(record["positive_ctxs"] if "positive_ctxs" in record else record["positive_passages"])
-    known = {value for passage in positives for value in passage if value}
+    known = {value for passage in positives for value in _same(passage) if value}
     positives = _distinct(p for p in positives if p[1])
     if not query or not positives:
       counts.add("empty_question" if not query else "without_positive")
       return
     negatives = [p for kind in self.negatives for name in _NEGATIVES[kind] for p in _passages(record.get(name) or [])]
-    kept = _distinct(p for p in negatives if p[1] and p[0] not in known and p[1] not in known)
-    if dropped := sum(p[0] in known or p[1] in known for p in negatives):
+    others = [p for p in negatives if known.isdisjoint(_same(p))]
+    kept = _distinct(p for p in others if p[1])
+    if dropped := len(negatives) - len(others):
       counts.add("negative_is_positive", dropped)
     if self.negatives and not kept:
       counts.add("question_without_negatives")
@@ -104,7 +106,12 @@ def _id(record, names):
 
 def _distinct(passages) -> list[tuple[str, str]]:
   """DPR's files name the gold passage again where BM25 has found it too."""
-  return list({p[0] or p[1]: p for p in reversed(list(passages))}.values())[::-1]
+  return list({p[0] or folded(p[1]): p for p in reversed(list(passages))}.values())[::-1]
+
+
+def _same(passage: tuple[str, str]) -> tuple[str, str]:
+  """What equal passages have in common, one or the other: the id, or the text."""
+  return passage[0], folded(passage[1])
 
 
 def _is_array(path: str) -> bool:

@@ -21,6 +21,7 @@ from gtr_jax.prepare.passages import full_text, open_table
 from gtr_jax.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.prepare.sources import collection_files
 from gtr_jax.prepare.sources.collection_files import identifier
+from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
@@ -143,9 +144,9 @@ class JudgedPairs:
         irrelevant = [p for p, grade in grades.items() if grade <= 0]
         ranks = itertools.chain(*itertools.zip_longest(*ranked))  # The best of each system, the second ones, ...
         hard = self._hard(_once([*ranks, *_sample(key, sampled)]), known | set(irrelevant), scores, counts)
-        texts = {text for _, text in positives}
+        texts = {folded(text) for _, text in positives}
         found = ((p, text) for p, text in self._texts(itertools.chain(irrelevant, hard), "negative", counts)
-                 if text not in texts)
+                 if folded(text) not in texts)
         negatives = list(itertools.islice(found, self.num_negatives or None))
         if self.negatives and not negatives:
           counts.add("query_without_negatives")

@@ -19,6 +19,7 @@ from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.source import Counts, Example
 from gtr_jax.prepare.sources.html_text import html_to_text
+from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
@@ -155,11 +156,11 @@ class PairsJsonl:
 
   def _examples(self, pairs, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
-    positives = {_folded(self._text(pair.passage)) for pair in pairs} if any(pair.negatives for pair in pairs) else ()
+    positives = {folded(self._text(pair.passage)) for pair in pairs} if any(pair.negatives for pair in pairs) else ()
     examples = []
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
-      negatives = tuple(text for text in found if text and _folded(text) not in positives)
+      negatives = tuple(text for text in found if text and folded(text) not in positives)
       if (dropped := sum(map(bool, found)) - len(negatives)) and not examples:  # They are the same for all pairs.
         counts.add("negative_is_positive", dropped)
       examples.append(Example(query, passage, pair.query_id, pair.passage_id, negatives, group=pair.group))
@@ -177,15 +178,9 @@ class PairsJsonl:
     texts = example.query, example.passage
     if not all(texts):
       return "empty"
-    if example.query == example.passage:
-      return "query_is_passage"
     if self.min_words > 1 and any(len(t.split(None, self.min_words)) < self.min_words for t in texts):
       return "too_short"
     return "too_long" if any(len(t) > self.max_characters for t in texts) else None
-
-
-def _folded(text):
-  return " ".join(text.casefold().split())
 
 
 def _joined(row, names):

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare.records import normalized
 from gtr_jax.prepare.source import Counts, Example, newest, what_is_wrong
 from gtr_jax.prepare.sources import reddit_text
 from gtr_jax.values.check import check_fields
@@ -205,10 +204,7 @@ class Reddit:
   def _pairs_of_post(self, post, comments, counts):
     _, number, _, title, body, author = post
     if "title_body" in self.pairs and self._fits(body, "body", counts):
-      if normalized(body) == normalized(title):
-        counts.add("body_is_title")
-      else:
-        yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
+      yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
     if "post_comment" in self.pairs:
       if comment := _best(comments, author):
         yield Example(f"{title}\n{body}".strip(), comment[3], f"t3_{number}", f"t1_{comment[1]}", group=number)

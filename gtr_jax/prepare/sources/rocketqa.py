@@ -5,13 +5,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.passages import full_text
 from gtr_jax.prepare.source import Counts, Example
+from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative
 
@@ -49,16 +50,24 @@ class RocketQA:
                       "text, label")
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
-    positives, negatives = (list(dict.fromkeys(filter(None, texts))) for texts in zip(*values, strict=True))
-    kept = [text for text in negatives if text not in positives]
+    positives, negatives = (_distinct(filter(None, texts)) for texts in zip(*values, strict=True))
+    kept = [text for same, text in negatives.items() if same not in positives]
     if len(kept) < len(negatives):
       counts.add("negative_is_positive", len(negatives) - len(kept))
     if not key or not positives:
       counts.add("query_without_positive" if key else "empty_query")
     elif not kept:
       counts.add("query_without_negatives")
-    for text in positives if key else ():
+    for text in positives.values() if key else ():
       yield Example(key, text, negatives=tuple(kept[:self.num_negatives or None]))
+
+
+def _distinct(texts: Iterable[str]) -> dict[str, str]:
+  """The first of equal texts, by what they have in common."""
+  found = {}
+  for text in texts:
+    found.setdefault(folded(text), text)
+  return found
 
 
 def _text(title: str, text: str) -> str:
