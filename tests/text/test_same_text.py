@@ -13,10 +13,10 @@ from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.io.lines import Part
 from gtr_jax.mining.mine import Pair
 from gtr_jax.mining.rankers import Query
-from gtr_jax.prepare import decontaminate, steps
+from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.source import Counts, Example
 from gtr_jax.prepare.sources.dpr import Dpr
-from gtr_jax.prepare.sources.judged import JudgedPairs
+from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.sources.rocketqa import RocketQA
 from gtr_jax.text.same_text import folded, text_key
@@ -130,21 +130,21 @@ def of_collection(a, b, folder):
 
 
 def prepared(example_of):
-  return lambda a, b, _: len({steps.pair_of(steps.Plan(None), example_of(t), "", steps.Tally()).digest
+  return lambda a, b, _: len({transforms.pair_of(transforms.Plan(None), example_of(t), "", transforms.Tally()).digest
                               for t in (a, b)}) == 1
 
 
 def negatives_of_copies(a, b, _):
-  plan, tally = steps.Plan(None), steps.Tally()
-  pairs = [steps.pair_of(plan, Example("q", "p", negatives=(t,)), "", tally) for t in (a, b)]
-  return len(list(steps.unique(pairs, tally))) == 1 and tally.reasons["negative_of_duplicate"] == 0
+  plan, tally = transforms.Plan(None), transforms.Tally()
+  pairs = [transforms.pair_of(plan, Example("q", "p", negatives=(t,)), "", tally) for t in (a, b)]
+  return len(list(transforms.unique(pairs, tally))) == 1 and tally.reasons["negative_of_duplicate"] == 0
 
 
 ASK = {
     "prepared queries": prepared(lambda text: Example(text, "a passage")),
     "prepared passages": prepared(lambda text: Example("a query", text)),
-    "a query that is its passage": lambda a, b, _: steps.pair_of(
-        steps.Plan(None), Example(a, b), "", steps.Tally()) is None,
+    "a query that is its passage": lambda a, b, _: transforms.pair_of(
+        transforms.Plan(None), Example(a, b), "", transforms.Tally()) is None,
     "negatives of copies": negatives_of_copies,
     "negatives of pairs": negatives(lambda path: PairsJsonl((path,)),
                                     '{"query": "q", "pos": ["POSITIVE"], "neg": ["NEGATIVE", "another"]}'),
