@@ -299,44 +299,55 @@ class _Door:
 
 
 def _connect(cluster: Cluster, host: str, port: int, secret: bytes) -> tuple[Peer, int]:
-  """The connection to process 0, and the port of jax there."""
-  peer, greeting = _reach(cluster.address, host, port)
-  nonce = secrets.token_hex(16)
+  """The connection to process 0, and the port of jax there; tries again until it is there."""
+  deadline, greeted = time.monotonic() + JOIN_SECONDS, False
+  while True:
+    try:
+      connection = socket.create_connection((host, port), timeout=_HELLO_SECONDS)
+      with contextlib.ExitStack() as closing:
+        peer = closing.enter_context(contextlib.closing(Peer(connection)))
+        connection.settimeout(_GREETING_SECONDS)
+        if connection.recv(1, socket.MSG_PEEK):
+          greeted = True
+          jax_port = _introduce(peer, cluster, secret)
+          closing.pop_all()
+          return peer, jax_port
+      fault = "it closes the connection"  # As where strangers come in crowds.
+    except OSError as e:  # Also a name that is not known yet.
+      fault = e.strerror or e
+      if greeted and isinstance(e, ConnectionRefusedError):
+        raise _not_process_0(cluster) from e
+    if time.monotonic() > deadline:
+      raise InputError(f"process 0 does not answer at {cluster.address} ({fault}, after {JOIN_SECONDS} seconds); start "
+                       "it too, and give the host and a free port of it to all as --coordinator_address")
+    time.sleep(0.2)
+
+
+def _introduce(peer: Peer, cluster: Cluster, secret: bytes) -> int:
+  """Says who this is; the port of jax. Raises ConnectionError where the connection ends without a reason."""
+  known, nonce = (peer.read() or {}).get("gtr_jax"), secrets.token_hex(16)
+  if not isinstance(known, str):
+    raise _not_process_0(cluster)
   hello = {"index": cluster.index, "count": cluster.count, "host": socket.gethostname(), "nonce": nonce}
-  known = str(greeting.get("gtr_jax", ""))
   peer.send(**hello, proof=_proof(secret, *_claims(hello), known))
   peer.connection.settimeout(JOIN_SECONDS + _HELLO_SECONDS)
+  if not peer.connection.recv(1, socket.MSG_PEEK):
+    raise ConnectionError("it closes the connection")
   reply = peer.read() or {}
   peer.connection.settimeout(None)
   if not {"jax_port", "host", "proof"} <= reply.keys():
-    raise InputError(_printable(str(reply.get("refused", ""))) or f"what answers at {cluster.address} is not process "
-                     "0, or it has ended; see what that one says, and correct --coordinator_address")
+    raise InputError(_printable(str(reply["refused"]))) if "refused" in reply else _not_process_0(cluster)
   expected = _proof(secret, "process 0", nonce, known)
   if not hmac.compare_digest(str(reply["proof"]).encode(errors="replace"), expected.encode()):
     raise InputError(f"what answers at {cluster.address} does not know {SECRET}, so it is not process 0 of this run; "
                      "correct --coordinator_address")
   peer.host = _printable(str(reply["host"]))
-  return peer, int(reply["jax_port"])
+  return int(reply["jax_port"])
 
 
-def _reach(address: str, host: str, port: int) -> tuple[Peer, dict[str, Any]]:
-  """Process 0, and what it greets with; tries again until it is there."""
-  deadline = time.monotonic() + JOIN_SECONDS
-  while True:
-    try:
-      connection = socket.create_connection((host, port), timeout=_HELLO_SECONDS)
-      connection.settimeout(_GREETING_SECONDS)
-      if connection.recv(1, socket.MSG_PEEK):
-        peer = Peer(connection)
-        return peer, peer.read() or {}
-      fault = "it closes the connection"  # As where too many come at once.
-      connection.close()
-    except OSError as e:  # Also a name that is not known yet.
-      fault = e.strerror or e
-    if time.monotonic() > deadline:
-      raise InputError(f"process 0 does not answer at {address} ({fault}, after {JOIN_SECONDS} seconds); start it too, "
-                       "and give the host and a free port of it to all as --coordinator_address")
-    time.sleep(0.2)
+def _not_process_0(cluster: Cluster) -> InputError:
+  return InputError(f"what answers at {cluster.address} is not process 0, or it has ended; see what that one says, and "
+                    "correct --coordinator_address")
 
 
 def _claims(hello: dict[str, Any]) -> list[str]:
