@@ -29,19 +29,19 @@ STEPS, SIGNAL_AFTER = 12, 5
 
 
 class PartOfBatches(TinyBatches):
-  """This process's groups of `tiny_batch`; sends this process a signal after one of them."""
+  """This process's groups of `tiny_batch`; calls `then` after one of them."""
 
-  def __init__(self, mesh, signal_after=None, number=None):
+  def __init__(self, mesh, after=None, then=None):
     super().__init__(partitioning.num_groups(mesh))
     part, parts = processes.data_part(mesh)
     self._mine = slice(part * self.groups // parts, (part + 1) * self.groups // parts)
-    self._signal_after, self._number = signal_after, number
+    self._after, self._then = after, then
 
   def __iter__(self):
     for item in super().__iter__():
       yield item._replace(batch=jax.tree.map(lambda x: x[self._mine], item.batch))
-      if self.number == self._signal_after:
-        os.kill(os.getpid(), self._number)
+      if self.number == self._after:
+        self._then()
 
 
 def fed(**axes):
@@ -64,13 +64,13 @@ class Training:
         lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state), out_shardings=self._shardings)
     self._step = compile_step(make_train_step(model, loss, optimizer, seed=1), self._shardings)
 
-  def run(self, folder, **signals):
+  def run(self, folder, **interruption):
     """Begins or goes on; returns what `fit` returns."""
     if processes.is_first():
       folder.mkdir(exist_ok=True)
     processes.wait_for_all()
     checkpointer = Checkpointer(folder / "checkpoints")
-    periods, batches = Periods(STEPS, log=1, checkpoint=0), PartOfBatches(self.mesh, **signals)
+    periods, batches = Periods(STEPS, log=1, checkpoint=0), PartOfBatches(self.mesh, **interruption)
     batches.wants_state = periods.may_save
     state, progress = resume(checkpointer, self._double(self._single), self._shardings, batches)
     writers = [JsonlWriter(folder / "metrics.jsonl", int(state.step))] if processes.is_first() else []
@@ -116,8 +116,8 @@ def together(index, port, folder):
   with jax.enable_x64(True):
     training = Training(data=2, fsdp=2, model=2)
     training.run(folder / "undisturbed")
-    signals = {"signal_after": SIGNAL_AFTER, "number": signal.SIGTERM} if index else {}
-    result = training.run(folder / "stopped", **signals)
+    interruption = {"after": SIGNAL_AFTER, "then": lambda: os.kill(os.getpid(), signal.SIGTERM)} if index else {}
+    result = training.run(folder / "stopped", **interruption)
     report["stopped"] = [int(result.state.step), result.stopped_by]
     report["going on"] = int(training.run(folder / "stopped").state.step)
 
@@ -130,7 +130,8 @@ def together(index, port, folder):
   (folder / f"report_{index}.json").write_text(json.dumps(report))
   processes.wait_for_all()
   with jax.enable_x64(True):
-    training.run(folder / "killed", **({} if index else {"signal_after": 3, "number": signal.SIGKILL}))
+    interruption = {} if index else {"after": 3, "then": lambda: os.kill(os.getpid(), signal.SIGKILL)}
+    training.run(folder / "killed", **interruption)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,7 @@ def test_what_writes_by_hand_is_found(code, lines):
 def test_one_reader_of_json():
   """JSON of files is read by `io.jsonl.parse`, so that all know the same of what can be wrong with it."""
   others = {"parallel/process_group.py", "parallel/processes.py",  # what processes say to each other
+            "parallel/rendezvous.py",  # likewise
             "evaluation/published.py",  # packaged
             "demo/run.py",  # written a moment ago
             "data/pipeline.py", "prepare/decontaminate.py",  # within an archive that was read whole

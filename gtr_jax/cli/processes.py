@@ -15,7 +15,8 @@ _ADVICE = {"train": "; training goes on from its last whole checkpoint",
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   group = p.add_argument_group("several processes", "Start the same command in each: with --distributed where Slurm, "
-                               "Open MPI, Cloud TPU or GKE says who is who, else with the other three.")
+                               "Open MPI, Cloud TPU or GKE says who is who, else with the other three. Where others "
+                               "reach the port too, set GTR_RUN_SECRET to the same text in the environment of each.")
   group.add_argument("--distributed", action="store_true", help="one of several processes of a cluster")
   group.add_argument("--coordinator_address", metavar="HOST:PORT", help="process 0's host, and a free port there")
   group.add_argument("--num_processes", type=flags.positive, metavar="N", help="how many there are")

@@ -18,6 +18,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import batch_sharding, num_groups
+from gtr_jax.parallel.progress import ENCODING, doing
 from gtr_jax.text.packing import Texts, best_fit
 
 LONGEST_IN_SHORT_ROWS = 256  # tokens; a longer text opens a row that is made for twice as many, ..
@@ -72,8 +73,9 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     if bar is not None:
       bar.add(len(texts), sum(len(tokens[i]) for i in texts))
 
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), doing(ENCODING):
     for batch in _batches(tokens, max_length, groups, on_cpu):
+      doing(ENCODING)
       texts = jax.tree.map(functools.partial(_to_devices, batch_sharding(mesh)), batch.texts)
       running.append((batch.numbers, batch.places, _encode(encoder, params, texts, batch.num_texts, tower, mesh)))
       if len(running) > _AHEAD:

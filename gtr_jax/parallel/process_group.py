@@ -2,8 +2,9 @@
 
 With `jax.distributed` alone, a process that is not there, dies or fails leaves the others in a collective that never
 ends, or ends them with C++ logs. So each process keeps a TCP connection to process 0, and they tell each other over it,
-in lines of JSON, what they agree on and why they end. The kernel closes the connection when a process dies, and its
-keepalive notices within 30 seconds that a machine is lost; a process that is only busy is never taken for a dead one.
+in lines of JSON, what they agree on, what they are doing and why they end. The kernel closes the connection when a
+process dies, and its keepalive notices within 30 seconds that a machine is lost; a process that is alive and stands
+still is found by what it says (`progress`). One that is only busy is never taken for a dead one.
 """
 
 import contextlib
@@ -15,69 +16,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from gtr_jax.errors import InputError
+from gtr_jax.parallel import progress
+from gtr_jax.parallel.rendezvous import Cluster, Met, Peer, meet
 
-JOIN_SECONDS = 300    # for all processes to come
 GRACE_SECONDS = 2     # for a process to say itself what has stopped it too
-_HELLO_SECONDS = 5    # for a process that has connected to say who it is
+_ADVICE_SECONDS = 5   # for the file system to say where the run will go on
 _LINGER_SECONDS = 10  # that process 0, without which jax aborts the others, stays for them to end
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
-
-
-class Cluster(NamedTuple):
-  """Which process this is.
-
-  Attributes:
-    address: "HOST:PORT" of process 0.
-    count: processes in all.
-    index: this one, from 0.
-    local_device_ids: the devices of the host that are its own; None: all.
-  """
-
-  address: str
-  count: int
-  index: int
-  local_device_ids: list[int] | None = None
-
-
-class _Peer:
-  """A connection to another process: lines of JSON, both ways."""
-
-  def __init__(self, connection: socket.socket):
-    self.connection, self.lines, self.index, self.host = connection, connection.makefile("r", encoding="utf-8"), 0, ""
-    self._sending = threading.Lock()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-      if hasattr(socket, option):
-        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-  def send(self, **message: Any) -> None:
-    """Does not care whether anybody is there: who listens finds out."""
-    with contextlib.suppress(OSError), self._sending:
-      self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-  def read(self) -> dict[str, Any] | None:
-    """The next message; None at the end, or for what is none."""
-    try:
-      message = json.loads(self.lines.readline(1 << 26))
-      return message if isinstance(message, dict) else None
-    except (OSError, ValueError):
-      return None
-
-  def is_there(self) -> bool:
-    """Whether the connection stands, as far as is known here."""
-    try:
-      return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-    except BlockingIOError:
-      return True
-    except OSError:
-      return False
-
-  def close(self) -> None:
-    self.lines.close()
-    self.connection.close()
 
 
 class Group:
@@ -88,102 +34,36 @@ class Group:
     cluster: the processes.
     advice: what to do when a process is lost.
     exit_process: ends this process.
+    now: what its main thread does.
   """
 
-  def __init__(self, name: str, cluster: Cluster, advice: str, exit_process: Callable[[int], None] = os._exit):
+  def __init__(self, name: str, cluster: Cluster, advice: str, exit_process: Callable[[int], None] = os._exit,
+               now: Callable[[], progress.Stamp] = progress.current):
     self.cluster, self.index, self.advice = cluster, cluster.index, advice
     self.make_advice: Callable[[], str] = lambda: self.advice
-    self.jax_port = 0
-    self._name, self._exit = name, exit_process
-    self._peers: dict[int, _Peer] = {}
+    self.met: Met | None = None
+    self._name, self._exit, self._now = name, exit_process, now
+    self._patience = progress.patience()
+    self._peers: dict[int, Peer] = {}
     self._changed = threading.Condition()  # guards what follows
     self._here: Counter[int] = Counter()   # question -> processes that wait for its answer
     self._answers: dict[int, Any] = {}     # question -> what process 0 has answered
     self._gone: set[int] = set()
+    self._deaf: set[int] = set()           # alive, but stopped
     self._ending = self._has_reason = False
     self._questions = 0
 
   def meet(self) -> None:
     """Connects all processes. Raises InputError."""
-    host, _, port = self.cluster.address.rpartition(":")
+    self.met = meet(self.cluster, self._peers)
+    names = {index: self._named(index, peer.host) for index, peer in self._peers.items()}
     if self.index == 0:
-      self._accept(int(port))
-    else:
-      self._connect(host.strip("[]"), int(port))
+      names[0] = self._named(0, socket.gethostname())
+    watch = progress.Watch(names, self._patience)
     for peer in self._peers.values():
-      threading.Thread(target=self._listen, args=[peer], name=f"process {peer.index}", daemon=True).start()
-
-  def _accept(self, port: int) -> None:
-    try:
-      server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.cluster.count)
-    except OSError:
-      server = None  # Perhaps this machine has no IPv6.
-    try:
-      server = server or socket.create_server(("", port), backlog=self.cluster.count)
-    except OSError as e:
-      raise InputError(f"cannot listen at port {port} ({os.strerror(e.errno)}); end what still holds it, or give "
-                       "another --coordinator_address") from e
-    deadline = time.monotonic() + JOIN_SECONDS
-    with server:
-      while len(self._peers) < self.cluster.count - 1:
-        server.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-          self._admit(server.accept()[0])
-        except TimeoutError as e:
-          missing = [str(i) for i in range(1, self.cluster.count) if i not in self._peers]
-          shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-          reason = (f"process {shown} of {self.cluster.count} did not come to {self.cluster.address} within "
-                    f"{JOIN_SECONDS} seconds; start all processes, and look at what that one says")
-          self._tell(refused=reason)
-          raise InputError(reason) from e
-        if len(self._peers) == self.cluster.count - 1:
-          self._peers = {index: peer for index, peer in self._peers.items() if peer.is_there()}
-    with socket.create_server(("", 0)) as free:
-      self.jax_port = free.getsockname()[1]
-    self._tell(jax_port=self.jax_port, host=socket.gethostname())
-
-  def _admit(self, connection: socket.socket) -> None:
-    peer = _Peer(connection)
-    connection.settimeout(_HELLO_SECONDS)
-    hello = peer.read() or {}
-    connection.settimeout(None)
-    if hello.keys() != {"index", "count", "host"}:  # None of us.
-      peer.close()
-      return
-    peer.index, peer.host = hello["index"], hello["host"]
-    before = self._peers.get(peer.index)
-    refusal = None
-    if hello["count"] != self.cluster.count:
-      refusal = f"{self.cluster.count} processes for process 0 and {hello['count']} for process {peer.index}"
-    elif peer.index == 0 or before is not None and before.is_there():
-      refusal = f"two processes are process {peer.index}"
-    if refusal:
-      peer.send(refused=f"{refusal}; give all the same --num_processes, and each its own --process_id")
-      peer.close()
-    else:
-      self._peers[peer.index] = peer
-
-  def _connect(self, host: str, port: int) -> None:
-    deadline = time.monotonic() + JOIN_SECONDS
-    while True:
-      try:
-        connection = socket.create_connection((host, port), timeout=_HELLO_SECONDS)
-        break
-      except OSError as e:  # Also a name that is not known yet.
-        if time.monotonic() > deadline:
-          raise InputError(f"process 0 does not answer at {self.cluster.address} ({e.strerror or e}, after "
-                           f"{JOIN_SECONDS} seconds); start it too, and give the host and a free port of it to all as "
-                           "--coordinator_address") from e
-        time.sleep(0.2)
-    peer = self._peers[0] = _Peer(connection)
-    peer.send(index=self.index, count=self.cluster.count, host=socket.gethostname())
-    connection.settimeout(JOIN_SECONDS + _HELLO_SECONDS)
-    reply = peer.read() or {}
-    connection.settimeout(None)
-    if "jax_port" not in reply:
-      raise InputError(reply.get("refused") or f"what answers at {self.cluster.address} is not process 0, or it has "
-                       "ended; see what that one says, and correct --coordinator_address")
-    self.jax_port, peer.host = reply["jax_port"], reply["host"]
+      threading.Thread(target=self._listen, args=[peer, watch], name=f"process {peer.index}", daemon=True).start()
+    for target, *args in ((self._beat,), (self._look, watch)):  # Two: that one may have to wait for who is stopped.
+      threading.Thread(target=target, args=args, name=target.__name__, daemon=True).start()
 
   def from_first(self, make: Callable[[], Any]) -> Any:
     """See the function."""
@@ -227,10 +107,34 @@ class Group:
       self._changed.notify_all()
     return not before
 
-  def _listen(self, peer: _Peer) -> None:
+  def _beat(self) -> None:
+    """A thread: tells what the main one does. Process 0 only tells that it is there: it looks for itself."""
+    while not self._ends_within(progress.BEAT_SECONDS):
+      self._tell(beat=None if self.index == 0 else self._now())
+
+  def _look(self, watch: progress.Watch) -> None:
+    """A thread: process 0 looks for who stands still; the others, whether process 0 is stopped."""
+    before = time.monotonic()
+    while not self._ends_within(progress.BEAT_SECONDS):
+      if self.index == 0:
+        watch.hear(0, self._now())
+      before, passed = time.monotonic(), time.monotonic() - before
+      if stuck := watch.passed(passed):
+        self._deaf |= set() if stuck.hears else set(stuck.indices)
+        self._end_with(stuck.reason, lost=True)
+        return
+
+  def _ends_within(self, seconds: float) -> bool:
+    with self._changed:
+      return self._changed.wait_for(lambda: self._ending, seconds)
+
+  def _listen(self, peer: Peer, watch: progress.Watch) -> None:
     """The thread of a connection."""
     stopped = False
     while (message := peer.read()) is not None:
+      if "beat" in message:
+        watch.hear(peer.index, message["beat"] and progress.Stamp(*message["beat"]))
+        continue
       if "stopped" in message:  # Another thread, for this one has to see the connection end.
         stopped = True
         threading.Thread(target=self._end_with, args=[message["stopped"], message["lost"]], daemon=True).start()
@@ -263,13 +167,23 @@ class Group:
       return
     self._exit_at_last(1)
     if lost:
-      advice = self.advice
-      if 0 not in self._gone:  # Without process 0, jax aborts this one: no time to make advice.
-        with contextlib.suppress(Exception):
-          advice = self.make_advice()
-      reason = f"{reason}; {advice}"
+      # Without process 0, jax aborts this one: no time to make advice.
+      reason = f"{reason}; {self.advice if 0 in self._gone else self._best_advice()}"
     self._say("\n" + self._signed(reason))
     self._leave_process(1)
+
+  def _best_advice(self) -> str:
+    """What is made, if the file system answers: it may be what hangs."""
+    made = []
+
+    def make():
+      with contextlib.suppress(Exception):
+        made.append(self.make_advice())
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    thread.join(_ADVICE_SECONDS)
+    return made[0] if made else self.advice
 
   def _exit_at_last(self, code: int) -> None:
     """Also where a file system or an output hangs."""
@@ -280,7 +194,7 @@ class Group:
   def _leave_process(self, code: int) -> None:
     if self.index == 0:  # When it ends, jax aborts the others: they shall have said why they end.
       with self._changed:
-        self._changed.wait_for(lambda: self._gone >= self._peers.keys(), _LINGER_SECONDS)
+        self._changed.wait_for(lambda: self._gone | self._deaf >= self._peers.keys(), _LINGER_SECONDS)
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
@@ -291,8 +205,9 @@ class Group:
       os.write(2, f"{text}\n".encode(errors="replace"))  # At once, in the middle of whatever else is printed.
 
   def _tell(self, **message: Any) -> None:
-    for peer in self._peers.values():
-      peer.send(**message)
+    for index, peer in self._peers.items():
+      if index not in self._deaf:  # Its buffers may be full.
+        peer.send(**message)
 
   def _named(self, index: int, host: str) -> str:
     return f"process {index} of {self.cluster.count} (on {host})"

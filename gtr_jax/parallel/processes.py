@@ -22,8 +22,9 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.parallel import process_group
-from gtr_jax.parallel.process_group import Cluster, Group
+from gtr_jax.parallel import process_group, progress, rendezvous
+from gtr_jax.parallel.process_group import Group
+from gtr_jax.parallel.rendezvous import Cluster
 
 SHARED_SECONDS = 60  # for a file that process 0 has written to be seen by the others: NFS caches what is not there
 
@@ -39,7 +40,7 @@ def join(name: str, cluster: Cluster, advice: str = "start all of them again") -
     advice: what to do when a process is lost.
 
   Raises:
-    InputError: not all came within `process_group.JOIN_SECONDS`, two are the same one, or their software differs.
+    InputError: not all came within `rendezvous.JOIN_SECONDS`, two are the same, or their secret or software differs.
   """
   global _group
   if cluster.count == 1:
@@ -49,10 +50,13 @@ def join(name: str, cluster: Cluster, advice: str = "start all of them again") -
   group = Group(name, cluster, advice)
   group.meet()
   _group = group
-  host = cluster.address.rpartition(":")[0]
-  jax.distributed.initialize(f"{host}:{group.jax_port}", cluster.count, cluster.index,
-                             local_device_ids=cluster.local_device_ids, cluster_detection_method="deactivate",
-                             shutdown_timeout_seconds=60)
+  with group.met.held:
+    jax.distributed.initialize(group.met.jax_address, cluster.count, cluster.index,
+                               coordinator_bind_address=group.met.jax_bind_address,
+                               local_device_ids=cluster.local_device_ids, cluster_detection_method="deactivate",
+                               # It would abort all where one is stopped; this is noticed here, and the reason said.
+                               heartbeat_timeout_seconds=int(10 * progress.SILENT_SECONDS * progress.patience()) + 60,
+                               shutdown_timeout_seconds=60)
   _let_reasons_come_first()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has taken it, for a service that is not used here.
   if jax.process_index() != cluster.index:
@@ -83,7 +87,7 @@ def find_cluster() -> Cluster:
   from jax._src.clusters import ClusterEnv  # Not public; jax.distributed.initialize() would abort where this explains.
   try:
     address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, process_group.JOIN_SECONDS)
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, rendezvous.JOIN_SECONDS)
   except Exception as e:  # Of whatever jax asks: metadata servers, Kubernetes.
     raise InputError(f"--distributed: the cluster cannot be asked ({_first_line(e)}); give --coordinator_address, "
                      "--num_processes and --process_id to each process") from e

@@ -9,6 +9,7 @@ import numpy as np
 from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.inference.embed import Progress, check_finite, embed_tokens, tokenize
 from gtr_jax.inference.load import Model
+from gtr_jax.parallel.progress import ENCODING, doing
 from gtr_jax.retrieval.store import Store, StoreWriter, normalized
 
 
@@ -40,7 +41,7 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     return tokenize(model, [full_text(titles[row], texts[row]) for row in chunk], "document", max_length)
 
   with (concurrent.futures.ThreadPoolExecutor(1) as thread,
-        Progress(len(ids), "encoding documents", progress) as bar):
+        Progress(len(ids), "encoding documents", progress) as bar, doing(ENCODING)):
     bar.skip(len(ids) - sum(len(chunk) for chunk in chunks))
     coming = [thread.submit(tokens_of, chunk) for chunk in chunks[:1]]
     for number, chunk in enumerate(chunks):

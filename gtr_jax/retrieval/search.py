@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import processes
+from gtr_jax.parallel.progress import SEARCH, doing
 from gtr_jax.retrieval.runs import Run, best_k
 
 MAX_BLOCK_ROWS = 131_072   # rows and bytes of a block on one device; with MAX_QUERIES at most 256 MiB of scores
@@ -87,10 +88,12 @@ class Searcher:
     parts = [put(part) for part in parts]
     best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
     limit = put(np.int32(self.num_rows))
-    with jax.set_mesh(self._mesh), tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
-                                        disable=not (progress and processes.is_first()), leave=False) as bar:
+    with (jax.set_mesh(self._mesh), doing(SEARCH),
+          tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
+               disable=not (progress and processes.is_first()), leave=False) as bar):
       coming_BxD = self._block(0)
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
+        doing(SEARCH)
         block_BxD, first = coming_BxD, put(np.int32(block * self._block_rows))
         for i, part in enumerate(parts):
           best[i] = _search_block(part, block_BxD, first, limit, *best[i], mesh=self._mesh)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import atomic
 from gtr_jax.parallel.partitioning import global_batch
+from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE, SAVE, STEP, doing
 from gtr_jax.training.metrics import PeriodMeans
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
@@ -102,8 +103,9 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
     return state, {}
   wanted = abstract_state(state, shardings)
   free(state)
-  checkpoint = checkpointer.restore(wanted)
-  batches.restore(checkpoint.input_state)
+  with doing(RESTORE):
+    checkpoint = checkpointer.restore(wanted)
+    batches.restore(checkpoint.input_state)
   return checkpoint.state, checkpoint.progress
 
 
@@ -136,12 +138,13 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
   """
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress))
   step, saved = int(state.step), checkpointer.latest_step()
-  queue = same_row_counts(batches, mesh)
+  queue, shapes = same_row_counts(_read(batches), mesh), set()
   several = jax.process_count() > 1
-  with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step):
+  with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step), doing(STEP, step):
     try:
       stopping, stop = False, _StopTogether(mesh)
       while step < periods.train_steps:
+        doing(STEP, step + 1)
         # One process stops after the batches in its queue. Several stop where all have the input state at hand.
         if signals.received and not stopping and not several:
           stopping = True
@@ -149,7 +152,10 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
         item, batch = next(queue, (None, None))
         if item is None:
           break
-        state, metrics = train_step(state, global_batch(mesh, batch))
+        shape = tuple(np.shape(x) for x in jax.tree.leaves(batch))
+        with doing(STEP if shape in shapes else COMPILATION, step + 1):
+          state, metrics = train_step(state, global_batch(mesh, batch))
+        shapes.add(shape)
         step += 1
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
@@ -175,7 +181,8 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
         loop.save(step, state, batches.state_after_last(), None)
     finally:
       batches.close()
-      checkpointer.wait()
+      with doing(SAVE, step):
+        checkpointer.wait()
   if step >= periods.train_steps:
     return FitResult(state, None)
   stopped_by = signals.received or signal.SIGTERM  # of another process
@@ -183,6 +190,17 @@ def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer
     tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start "
                "again to go on", file=sys.stderr)
   return FitResult(state, stopped_by)
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+  """The batches; what waits for one of them says so."""
+  batches = iter(batches)
+  while True:
+    with doing(READING):
+      item = next(batches, None)
+    if item is None:
+      return
+    yield item
 
 
 class _Loop:
@@ -228,12 +246,14 @@ class _Loop:
     return best or self._periods.saves(step)
 
   def save(self, step: int, state: TrainState, input_state: bytes, metric: float | None) -> None:
-    self._checkpointer.save(step, state, input_state, self._means.to_json(), metric)
+    with doing(SAVE, step):
+      self._checkpointer.save(step, state, input_state, self._means.to_json(), metric)
 
   def _evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""
-    results = {f"{evaluator.name}/{name}": float(value)
-               for evaluator in self._evaluators for name, value in evaluator(params).items()}
+    with doing(EVALUATION, step):
+      results = {f"{evaluator.name}/{name}": float(value)
+                 for evaluator in self._evaluators for name, value in evaluator(params).items()}
     if results:
       self._write(step, results)
       if jax.process_index() == 0:

@@ -21,6 +21,7 @@ from gtr_jax.io.paths import expanded, location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
+from gtr_jax.parallel.progress import EVALUATION, doing
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
@@ -226,6 +227,7 @@ class ValidationLoss:
     totals: dict[str, float] = {}
     pairs = 0.0
     for _, batch in same_row_counts(self._batches, self._mesh, batch_of=lambda batch: batch):
+      doing(EVALUATION)
       metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, batch)))
       pairs += float(metrics["pairs"])
       for name in ("loss", "accuracy", "mrr"):

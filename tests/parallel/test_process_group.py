@@ -14,13 +14,14 @@ from ports import free_port
 
 from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
-from gtr_jax.parallel import process_group, processes
-from gtr_jax.parallel.process_group import Cluster, Group
+from gtr_jax.parallel import process_group, processes, progress, rendezvous
+from gtr_jax.parallel.process_group import Group
+from gtr_jax.parallel.rendezvous import Cluster
 
 
 @pytest.fixture
 def port(monkeypatch):
-  monkeypatch.setattr(process_group, "JOIN_SECONDS", 120)
+  monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 120)
   monkeypatch.setattr(process_group, "GRACE_SECONDS", 1)
   return free_port()
 
@@ -28,11 +29,11 @@ def port(monkeypatch):
 class Process(threading.Thread):
   """Meets the others, then calls `main(group)`; keeps what comes of it."""
 
-  def __init__(self, port, index, count, main):
+  def __init__(self, port, index, count, main, now=lambda: progress.Stamp()):
     super().__init__(daemon=True)
     self.met, self.ended, self.result, self.error = threading.Event(), threading.Event(), None, None
     self._main = main
-    self.group = Group("test", Cluster(f"localhost:{port}", count, index), "do it again", self.end)
+    self.group = Group("test", Cluster(f"localhost:{port}", count, index), "do it again", self.end, now)
     self.start()
 
   def run(self):
@@ -66,6 +67,18 @@ def finish(processes):
     process.join(120)
     assert not process.is_alive()
   return [process.error for process in processes]
+
+
+HELLO = b'{"index": %b, "count": 3, "host": "a", "nonce": "", "proof": ""}\n'
+
+
+def connect(port):
+  """By hand, as soon as process 0 listens."""
+  while True:
+    try:
+      return socket.create_connection(("localhost", port), timeout=120)
+    except ConnectionRefusedError:
+      time.sleep(0.01)
 
 
 def train(group):
@@ -143,7 +156,7 @@ def test_what_fails_all_is_said_once_by_each(port, capfd):
 
 
 def test_missing_process(port, monkeypatch):
-  monkeypatch.setattr(process_group, "JOIN_SECONDS", 3)
+  monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 3)
   processes = [Process(port, index, 4, train) for index in (0, 2)]
   errors = finish(processes)
   assert errors == 2 * [f"process 1, 3 of 4 did not come to localhost:{port} within 3 seconds; start all processes, "
@@ -151,7 +164,7 @@ def test_missing_process(port, monkeypatch):
 
 
 def test_nobody_at_the_address(port, monkeypatch):
-  monkeypatch.setattr(process_group, "JOIN_SECONDS", 1)
+  monkeypatch.setattr(rendezvous, "JOIN_SECONDS", 1)
   error, = finish([Process(port, 1, 2, train)])
   assert error.startswith(f"process 0 does not answer at localhost:{port} (Connection refused, after 1 seconds)")
 
@@ -178,9 +191,9 @@ def test_who_does_not_belong_is_refused_and_the_others_go_on(port, index, count,
   while not processes[0].group._peers:
     time.sleep(0.01)
   if index == 0:  # Another one that says so, elsewhere, but comes here.
-    with socket.create_connection(("localhost", port)) as connection:
-      connection.sendall(b'{"index": 0, "count": 3, "host": "a"}\n')
-      assert fault.encode() in connection.makefile("rb").readline()
+    with connect(port) as connection:
+      connection.sendall(HELLO % b"0")
+      assert fault.encode() in connection.makefile("rb").readlines()[-1]
   else:
     error, = finish([Process(port, index, count, train)])
     assert error == f"{fault}; give all the same --num_processes, and each its own --process_id"
@@ -190,13 +203,8 @@ def test_who_does_not_belong_is_refused_and_the_others_go_on(port, index, count,
 
 def test_strangers_and_those_who_died_while_they_waited_do_not_count(port):
   processes = [Process(port, 0, 3, lambda group: group.from_first(lambda: 1))]
-  for said in (b"", b"GET / HTTP/1.1\r\n", b"[]\n", b'{"index": 1, "count": 3, "host": "a"}\n'):
-    while True:
-      try:
-        connection = socket.create_connection(("localhost", port))
-        break
-      except ConnectionRefusedError:
-        time.sleep(0.01)
+  for said in (b"", b"GET / HTTP/1.1\r\n", b"[]\n", HELLO % b"1"):
+    connection = connect(port)
     connection.sendall(said)
     connection.close()
   processes.append(Process(port, 2, 3, lambda group: group.from_first(lambda: 1)))
