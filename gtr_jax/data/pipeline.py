@@ -40,7 +40,6 @@ from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Se
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
-_END = object()
 _Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
 
 
@@ -156,7 +155,7 @@ class TrainingBatches:
     self._final_state: bytes | None = None
     self._ended = False
     self._stop = threading.Event()
-    self._queue = queue.Queue(maxsize=read_ahead)
+    self._queue: queue.Queue[BatchWithInfo | BaseException | None] = queue.Queue(maxsize=read_ahead)
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
 
   @staticmethod
@@ -213,7 +212,7 @@ class TrainingBatches:
       return item
     self._ended = True
     atexit.unregister(self.close)
-    if item is _END:
+    if item is None:
       raise StopIteration
     raise item
 
@@ -251,7 +250,7 @@ class TrainingBatches:
           state = self._state(number) if self.wants_state(number) else None
           self._queue.put(BatchWithInfo(self._make_batch(features), ids, state, number))
       self._final_state = self._state(number)
-      self._queue.put(_END)
+      self._queue.put(None)  # The end.
     except BaseException as e:  # The consumer raises it.
       self._queue.put(e)
 
