@@ -99,8 +99,8 @@ def _set_of(reference: str) -> BeirSet | None:
 
 def _archive_of(name: str) -> BeirSet:
   """The set that is downloaded for a set: that of all forums for one forum."""
-  of = _set_of(name)
-  return of if of.name.startswith(_NANO) else SETS[of.name.partition("/")[0]]
+  key = os.path.normpath(name).removeprefix(_BEIR)
+  return SETS[key if key.startswith(_NANO) else key.partition("/")[0]]
 
 
 def _place(reference: str, root: epath.Path) -> epath.Path:

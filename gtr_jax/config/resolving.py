@@ -54,8 +54,10 @@ def resolved(entry: Callable) -> str:
 def _reachable(entry: Callable) -> tuple[dict[tuple[Key, str], Any], dict[str, Any]]:
   """Every (binding, value) and every macro that a call of `entry` can reach through references."""
   config = GIN.values
-  used, macros, seen = {}, {}, set()
-  todo = [((), GIN.find(entry).selector)]
+  used: dict[tuple[Key, str], Any] = {}
+  macros: dict[str, Any] = {}
+  todo: list[tuple[tuple[str, ...], str]] = [((), GIN.find(entry).selector)]
+  seen = set()
   while todo:
     scopes, selector = todo.pop()
     if (scopes, selector) in seen:

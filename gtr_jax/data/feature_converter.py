@@ -43,7 +43,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     if negative_queries_per_example:
       self.TASK_FEATURES["negative_inputs"] = rows
       self.MODEL_FEATURES["left_negative_encoder_input_tokens"] = rows
-    self.PACKING_FEATURE_DTYPES = {}
+    self.PACKING_FEATURE_DTYPES: dict[str, tf.DType] = {}
     super().__init__(pack=False, **kwargs)
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:

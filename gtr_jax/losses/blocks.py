@@ -61,14 +61,13 @@ class Parts(NamedTuple):
   queries: tuple[Side, Side] | None
 
 
-def cut(loss, block, queries, passages, mask_inputs):
+def cut(loss, block, queries, passages, mask_inputs) -> Parts:
   """`Parts` in blocks of at most `block` examples, for the options of `loss`."""
   pairs = mask_inputs.valid.shape[1]
-  query, passage, text = (mask_inputs.query_hash,), (mask_inputs.passage_hash,), (mask_inputs.text_hash,)
+  query, passage, text = [mask_inputs.query_hash], [mask_inputs.passage_hash], [mask_inputs.text_hash]
   example = query + passage + text
   if not loss.mask_false_negatives:
-    query = passage = text = ()
-    example = (mask_inputs.number,)
+    query, passage, text, example = [], [], [], [mask_inputs.number]
 
   def own(x, keys):
     return _side(x[:, :pairs], mask_inputs.valid, [key[:, :pairs] for key in keys], block)

@@ -8,6 +8,7 @@ Letters: G groups, R rows, L length (also Q query and K key positions), E embed,
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -278,12 +279,10 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     config = self.config
-    hidden = None
-    for i, activation in enumerate(config.mlp_activations):
-      name = "wi" if len(config.mlp_activations) == 1 else f"wi_{i}"
-      part = _ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
-      hidden = part if hidden is None else hidden * part
-    hidden = constrain(hidden, "group", "row", "length", "activation_mlp")
+    names = ["wi"] if len(config.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(config.mlp_activations))]
+    parts = (_ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
+             for name, activation in zip(names, config.mlp_activations, strict=True))
+    hidden = constrain(functools.reduce(operator.mul, parts), "group", "row", "length", "activation_mlp")
     hidden = dropout(hidden, config.dropout_rate, _dropout_key(self))
     return Linear(config, config.emb_dim, ("mlp", "embed"), _fan_in_truncated, name="wo")(hidden)
 

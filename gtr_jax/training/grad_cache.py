@@ -17,7 +17,10 @@ from jax.sharding import PartitionSpec
 
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
+from gtr_jax.text.packing import Texts
 from gtr_jax.training.encode_pair import encode_pair
+
+_NO_TEXTS = Texts(None, None)
 
 
 def encode_microbatches(model, params: Any, batch: Batch,
@@ -83,8 +86,8 @@ def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple
   offset = pairs * jnp.arange(batch.valid.shape[1], dtype=batch.negative_owner.dtype)[None, :, None]
   flat = {name: _flatten(getattr(batch, name)) for name in ("valid", "negative_valid", "negative_query_valid")}
   hashes = {name: _own_first(getattr(batch, name), pairs) for name in ("query_hash", "passage_hash", "text_hash")}
-  batch = batch._replace(queries=None, passages=None, negative_owner=_flatten(batch.negative_owner + offset), **flat,
-                         **hashes)
+  batch = batch._replace(queries=_NO_TEXTS, passages=_NO_TEXTS, negative_owner=_flatten(batch.negative_owner + offset),
+                         **flat, **hashes)
   return tuple(_own_first(jnp.moveaxis(x, 0, 1), pairs) for x in embeddings), batch
 
 

@@ -13,8 +13,7 @@ import optax
 from gtr_jax.parallel import partitioning
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """What a training step reads and writes.
 
   Attributes:

@@ -73,7 +73,7 @@ def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
   return eval_step
 
 
-def compile_step(train_step: Callable, shardings: TrainState) -> Callable:
+def compile_step(train_step: Callable, shardings: TrainState) -> jax.stages.Wrapped:
   """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings."""
   return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 

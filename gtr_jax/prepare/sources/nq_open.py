@@ -78,7 +78,8 @@ class NqOpen:
       return
     question, answers = questions[0]
     table = open_table(self.passages, self.cache, self.columns)
-    positives, negatives = [], []
+    positives: list[tuple[str, str]] = []
+    negatives: list[tuple[str, str]] = []
     for _, passage_id in found:
       if (row := table.get(passage_id)) is None:
         counts.add("unknown_passage")

@@ -105,7 +105,10 @@ class JudgedPairs:
         yield query_id, ["judged", part.kind, passage_id, grade]
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
-    query, judged, ranked, sampled, scores, known = None, {}, [], [], {}, set()
+    query: str | None = None
+    judged: dict[str, dict[str, int]] = {}
+    scores: dict[str, float] = {}
+    ranked, sampled, known = [], [], set()
     for what, *rest in values:
       if what == "query":
         if query not in (None, rest[0]):
@@ -134,11 +137,10 @@ class JudgedPairs:
     known.update(p for grades in judged.values() for p, grade in grades.items() if grade > 0)
     for split in _SPLITS:
       grades = judged.get(split, {})
-      positives = [p for p, grade in grades.items() if grade >= self.min_grade]
+      relevant = [p for p, grade in grades.items() if grade >= self.min_grade]
       if low := sum(0 < grade < self.min_grade for grade in grades.values()):
         counts.add("grade_too_low", low)
-      positives = list(self._texts(positives, "passage", counts))
-      negatives = []
+      positives, negatives = list(self._texts(relevant, "passage", counts)), list[tuple[str, str]]()
       if split == "train" and positives:
         irrelevant = [p for p, grade in grades.items() if grade <= 0]
         ranks = itertools.chain(*itertools.zip_longest(*ranked))  # The best of each system, the second ones, ...
@@ -206,7 +208,7 @@ class JudgedPairs:
 
   def _triples(self, part, counts):
     """Triples come by query: one value for each run of them."""
-    query_id, negatives = None, []
+    query_id, negatives = "", list[str]()
     for place, line in lines.read_text(part, counts.broken):
       fields = line.split("\t")
       if len(fields) != 3 or any(" " in field or not field for field in fields):
