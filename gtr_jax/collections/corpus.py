@@ -154,7 +154,8 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   path = location(path)
   lines.size_of(path)
   on_disk = not is_remote(path) and not lines.is_compressed(path)
-  documents, seen, words, stops = Documents([], [], []), {}, array.array("i"), array.array("q", [0])
+  ids, titles, texts, words, stops = [], [], [], array.array("i"), array.array("q", [0])
+  seen: dict[str, int] = {}
   rest = lines.read_lines(lines.Part(os.fspath(path)))
   for number, line in enumerate(rest, 1):
     if not line.data.strip():
@@ -172,17 +173,18 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
                        "--allow_empty_documents")
     seen[doc_id] = number
     each(document)
-    documents.ids.append(doc_id)
+    ids.append(doc_id)
     words.append(len(title.split()) + len(text.split()))
     stops.append(line.stop)
     if not on_disk:
-      documents.titles.append(title)
-      documents.texts.append(text)
-  if not documents.ids:
+      titles.append(title)
+      texts.append(text)
+  if not ids:
     raise InputError(f"{path}: no documents")
+  documents = Documents(ids, titles, texts)
   if on_disk:
     there = _OnDisk(path, np.asarray(stops, np.int64))
-    documents = Documents(documents.ids, there.column("title"), there.column("text"))
+    documents = Documents(ids, there.column("title"), there.column("text"))
   return Corpus(documents, np.asarray(words, np.int32), seen)
 
 

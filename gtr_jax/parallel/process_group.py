@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from gtr_jax.errors import InputError
 
@@ -26,7 +27,8 @@ _LINGER_SECONDS = 10  # that process 0, without which jax aborts the others, sta
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
 
 
-class Cluster(NamedTuple):
+@dataclass(frozen=True)
+class Cluster:
   """Which process this is.
 
   Attributes:
@@ -39,7 +41,7 @@ class Cluster(NamedTuple):
   address: str
   count: int
   index: int
-  local_device_ids: list[int] | None = None
+  local_device_ids: Sequence[int] | None = None
 
 
 class _Peer:
@@ -121,8 +123,9 @@ class Group:
     try:
       server = server or socket.create_server(("", port), backlog=self.cluster.count)
     except OSError as e:
-      raise InputError(f"cannot listen at port {port} ({os.strerror(e.errno)}); end what still holds it, or give "
-                       "another --coordinator_address") from e
+      reason = os.strerror(e.errno) if e.errno else e
+      raise InputError(f"cannot listen at port {port} ({reason}); end what still holds it, or give another "
+                       "--coordinator_address") from e
     deadline = time.monotonic() + JOIN_SECONDS
     with server:
       while len(self._peers) < self.cluster.count - 1:

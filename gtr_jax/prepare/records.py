@@ -7,7 +7,7 @@ buffers and of TensorFlow's record_writer.h; tests/prepare/test_prepare_engine.p
 import hashlib
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import google_crc32c
 
@@ -27,8 +27,8 @@ class Pair(NamedTuple):
 
 def normalized(text: str) -> bytes:
   """What makes two texts the same: all but case, white space and ASCII punctuation."""
-  text = text.lower().encode(errors="surrogatepass")
-  return text.translate(None, _NOT_ALPHANUMERIC) or text.strip()
+  lower = text.lower().encode(errors="surrogatepass")
+  return lower.translate(None, _NOT_ALPHANUMERIC) or lower.strip()
 
 
 def digest_of(query: bytes, passage: bytes) -> bytes:
@@ -105,7 +105,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     at += size
 
 
-def write_record(file: BinaryIO, record: bytes) -> None:
+def write_record(file: IO[bytes], record: bytes) -> None:
   """Appends to a TFRecord file: length, its checksum, the record, its checksum."""
   length = struct.pack("<Q", len(record))
   file.write(b"".join((length, _checksum(length), record, _checksum(record))))
@@ -117,7 +117,7 @@ def _checksum(data: bytes) -> bytes:
   return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def read_records(file: BinaryIO, path: str) -> Iterator[bytes]:
+def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
   """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
   while header := file.read(12):
     size = struct.unpack("<Q", header[:8])[0] if header[8:] == _checksum(header[:8]) else 0

@@ -5,14 +5,15 @@ import dataclasses
 import importlib.metadata
 import platform
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from clu import metric_writers
 from etils import epath
 
-from gtr_jax.checkpoints.checkpointer import Checkpointer, list_steps
+from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.checkpoints.steps import list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.formats.model_dir import write_model_json
@@ -138,9 +139,9 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
   with jax.set_mesh(mesh):
     measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **run.lengths_and_prompts)
                 for make in run.evaluators]
-    if run.validation_data is not None:
+    if (validation_data := run.validation_data) is not None:
       eval_step = jax.jit(make_eval_step(run.model, run.loss))
-      validation = processes.first_before_others(lambda: run.validation_data(**shard))
+      validation = processes.first_before_others(lambda: validation_data(**shard))
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
 
@@ -165,7 +166,7 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     step = int(state.step)
     if step and processes.is_first():
       print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
-    writers = []
+    writers: list[JsonlWriter | TensorboardWriter] = []
     if processes.is_first():
       atomic.write_text(directory / "config.gin", config_text)
       abstract = jax.eval_shape(run.model.init, jax.random.key(0))
@@ -239,7 +240,7 @@ class TensorboardWriter:
   def __init__(self, directory: epath.Path):
     self._writer = metric_writers.SummaryWriter(str(directory))
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
 
