@@ -111,7 +111,7 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
               bias_GxHxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
-              dropout_key: jax.Array | None = None, precision=None) -> jax.Array:
+              dropout_key: jax.Array | None = None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
   Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
@@ -206,7 +206,7 @@ class TokenEmbedder(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _look_up(dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
+def _look_up(dtype: jnp.dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
   """Rows of the table in this dtype. Their gradients, thousands for a frequent token, are summed in the table's.
 
   Under fsdp the table is gathered, and not the activations; its gradient stays divided like the table.

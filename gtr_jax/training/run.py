@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 from clu import metric_writers
@@ -29,17 +29,10 @@ from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
-from gtr_jax.training.state import create_state
+from gtr_jax.training.state import Loss, create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Seed
-
-
-@runtime_checkable
-class Loss(Protocol):
-  """What a loss has, beside the call that `training.step` makes."""
-
-  def init_params(self) -> dict[str, jax.Array]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
