@@ -1,6 +1,7 @@
 """seqio task features -> the model features of a dual encoder, under T5X Retrieval's names."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -27,7 +28,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
   `example_id` is empty.
   """
 
-  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs):
+  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs: Any):
     self._negatives = negatives_per_example
     self._negative_queries = negative_queries_per_example
     spec = self.FeatureSpec

@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -339,7 +339,7 @@ def _tasks(provider, split):
   return [task for task in seqio.get_subtasks(provider) if split in task.splits]
 
 
-def _rates(provider, tasks) -> list[float]:
+def _rates(provider: Any, tasks: Sequence[Any]) -> list[float]:
   """Of a mixture, the rate of each task; some may be counted from the data. Raises InputError where they are none."""
   if not isinstance(provider, seqio.Mixture):
     return [1.0] * len(tasks)
@@ -379,7 +379,7 @@ def _is_taken(fraction, pair):
   return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
 
 
-def _vocabulary_file(provider) -> run_vocabulary.VocabularyFile:
+def _vocabulary_file(provider: Any) -> run_vocabulary.VocabularyFile:
   vocabulary = provider.output_features["inputs"].vocabulary
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # Of a task that was not declared by add_pair_task.
     return run_vocabulary.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
@@ -412,7 +412,7 @@ def _input_errors(name):
     raise InputError(f"{name}: {message}") from e
 
 
-def _pack(iterator, info) -> bytes:
+def _pack(iterator: tf.data.Iterator, info: Mapping[str, Any]) -> bytes:
   """The iterator's state and `info` as one zip file."""
   out = io.BytesIO()
   with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:

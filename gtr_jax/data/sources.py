@@ -6,6 +6,7 @@ Every source yields examples with the features of `shards.TEXTS` (scalar strings
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -118,8 +119,9 @@ class _RecordSource(seqio.DataSource):
     record, = read
     return tf.io.parse_single_example(record, shards.record_description())
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
-                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+  def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
+                  shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
+                  num_epochs: int | None = 1) -> tf.data.Dataset:
     files = self.list_shards(split)
     dataset = tf.data.Dataset.from_tensor_slices(files)
     if shard_info:
@@ -232,8 +234,9 @@ class TfdsSource(seqio.DataSource):
   def num_input_examples(self, split: str) -> int:
     return self._builder().info.splits[self._tfds_splits[split]].num_examples
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
-                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+  def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
+                  shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
+                  num_epochs: int | None = 1) -> tf.data.Dataset:
     config = tfds.ReadConfig(
         shuffle_seed=seed, skip_prefetch=True, try_autocache=False, add_tfds_id=True,
         interleave_cycle_length=_OPEN_SHARDS,

@@ -159,7 +159,7 @@ class Program:
     return None
 
 
-def _instruction(root, name, result, opcode, rest) -> Instruction:
+def _instruction(root: str | None, name: str, result: str, opcode: str, rest: str) -> Instruction:
   end, depth = 0, 1
   while depth:
     depth += {"(": 1, ")": -1}.get(rest[end], 0)

@@ -182,7 +182,7 @@ def _used_bytes(message: str) -> int:
   return int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else 0
 
 
-def _bytes(tree) -> int:
+def _bytes(tree: Any) -> int:
   """Of one device's part."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -186,7 +187,7 @@ def curves(path: epath.Path, measure: str, runs: Mapping[str, Mapping[str, Curve
   _save(figure, path)
 
 
-def _label_steps(axes, measure: str) -> None:
+def _label_steps(axes: Axes, measure: str) -> None:
   axes.set_xlabel("step")
   axes.set_ylabel(measure)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

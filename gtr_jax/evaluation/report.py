@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -82,7 +82,7 @@ class _Report:
     write_text(self.output / f"{name}.csv", as_csv(table))
     self.parts += [heading, markdown(table), f"[{name}.csv]({name}.csv)"]
 
-  def plot(self, text: str, name: str, draw, *args) -> None:
+  def plot(self, text: str, name: str, draw: Callable[..., None], *args: Any) -> None:
     """Draws NAME.png and NAME.svg, and adds it."""
     draw(self.output / name, *args)
     self.parts += [f"![{text}]({name}.png)", f"[{name}.svg]({name}.svg)"]

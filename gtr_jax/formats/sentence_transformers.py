@@ -6,7 +6,7 @@ for beyond what `DualEncoder` computes is an error.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -16,7 +16,7 @@ from gtr_jax.formats import huggingface
 from gtr_jax.formats.diagnose import check_no_adapter
 from gtr_jax.formats.json_file import Fields, is_text, read_fields, read_json
 from gtr_jax.formats.names import projection_name
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.source import Array, Source
 from gtr_jax.formats.vocabulary import check_same, from_tokenizer_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
@@ -136,7 +136,8 @@ def _read_dense(folder: epath.Path, config: T5Config) -> tuple[int, dict[str, An
   return out, huggingface.take(huggingface.read_weights(folder), [projection], fields.place)
 
 
-def _read_transformer(folder, transformer, settings, projection, config=None, **fields) -> Source:
+def _read_transformer(folder: epath.Path, transformer: epath.Path, settings: Fields, projection: Mapping[str, Array],
+                      config: T5Config | None = None, **fields: Any) -> Source:
   """The T5 in `transformer`, and what else the model in `folder` says."""
   check_no_adapter(transformer)
   config = config or huggingface.read_config(transformer / "config.json")

@@ -10,7 +10,7 @@ import marshal
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -47,7 +47,7 @@ class Writer:
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: Any) -> None:
     if error[0] is None:
       self.close()
     else:

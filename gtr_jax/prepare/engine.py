@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 from tqdm import tqdm
@@ -194,11 +194,11 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
     raise RetryableError(f"{e}; the traceback is in {path}") from e
 
 
-def _shares(paths, number) -> list[float]:
+def _shares(paths: Sequence[str], number: int) -> list[float]:
   return [sum(os.path.getsize(path) for path in filter(os.path.exists, paths)) / number] * number
 
 
-def _stage(job, stage, tasks, number, sizes) -> None:
+def _stage(job: Job, stage: str, tasks: Sequence[workers.Task], number: int, sizes: Sequence[float]) -> None:
   """Does the tasks that are not done yet."""
   done = set(job.done(stage, len(tasks)))
   finished = sum(sizes[i] for i in done)

@@ -196,7 +196,7 @@ def _check_unique(table, hashes, order):
                        f"{order[i + 1] + 1:,}); ids must be unique: remove one")
 
 
-def _form(path, line, columns) -> tuple[str, bool]:
+def _form(path: str, line: bytes, columns: str) -> tuple[str, bool]:
   """The table's columns ("json" for JSONL), and whether the first line is a header."""
   text = line.decode(errors="replace").rstrip("\r\n")
   if text.lstrip().startswith("{") and not columns:

@@ -223,10 +223,9 @@ def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve
   for stage, begins in sweep.stages.items():
     if any(stage not in names for names in running):
       continue
-    for_mining = isinstance(begins, str)
-    of_stage = [entry for of in adds for entry in _of_stage(of, stage, for_mining)]
+    of_stage = [entry for of in adds for entry in _of_stage(of, stage, isinstance(begins, str))]
     try:
-      if for_mining:
+      if isinstance(begins, str):
         job = _mining_job(stage, [begins, *of_stage], made, last, folders, jobs)
       else:
         job = _training_job(stage, begins, of_stage, sweep.common, made, last, folders, resolve, jobs)
@@ -240,13 +239,15 @@ def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve
   return list(made.values()), last
 
 
-def _of_stage(adds, stage: str, for_mining: bool) -> Sequence[str]:
+def _of_stage(adds: Sequence[str] | Mapping[str, Sequence[str]], stage: str, for_mining: bool) -> Sequence[str]:
   if isinstance(adds, Mapping):
     return adds.get(stage, ())
   return () if for_mining else adds
 
 
-def _training_job(stage, begins, of_axes, common, made, last, folders, resolve, jobs) -> Job:
+def _training_job(stage: str, begins: Sequence[str], of_axes: Sequence[str], common: Sequence[str],
+                  made: Mapping[str, str], last: str | None, folders: Folders, resolve: Resolve,
+                  jobs: Mapping[str, Job]) -> Job:
   """Gin files of the axes (a model), the stage (a recipe), common ones (a mesh); then bindings: common, stage, axes."""
   files = [entry for entry in (*of_axes, *begins, *common) if not _is_binding(entry)]
   bindings = [entry for entry in (*common, *begins, *of_axes) if _is_binding(entry)]
@@ -274,7 +275,8 @@ def _names(words: Sequence[str]) -> set[str]:
   return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
-def _mining_job(stage, commands, made, last, folders, jobs) -> Job:
+def _mining_job(stage: str, commands: Sequence[str], made: Mapping[str, str], last: str | None, folders: Folders,
+                jobs: Mapping[str, Job]) -> Job:
   words = [word for command in commands for word in _words(command)]
   if "--output" in _names(words):
     raise InputError("the sweep gives --output itself; leave it out")

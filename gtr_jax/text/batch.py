@@ -1,6 +1,6 @@
 """The contrastive batch: texts of both sides, padded or packed, and what the loss has to know of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,5 +158,5 @@ def _batch(texts, arrays, xp):
                (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash)
 
 
-def _map(function, batch: Batch) -> Batch:
+def _map(function: Callable[[Array], Array], batch: Batch) -> Batch:
   return Batch._make(Texts(*map(function, x)) if isinstance(x, Texts) else function(x) for x in batch)

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gtr_jax.collections.qrels import judgements_in
@@ -171,7 +171,8 @@ class JudgedPairs:
       else:
         yield passage_id, full_text(row.title, row.text)
 
-  def _hard(self, candidates, known, scores, counts) -> Iterator[str]:
+  def _hard(self, candidates: Iterable[str | None], known: set[str], scores: Mapping[str, float],
+            counts: Counts) -> Iterator[str]:
     """The candidates that are not known to be positive, and that the scores do not tell to be likely so."""
     worst = min((scores[p] for p in known if p in scores), default=None)
     for passage_id in candidates:
