@@ -37,8 +37,9 @@ test-beam:  ## prepare data, and cache a task, as Apache Beam pipelines (makes .
 test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.md says
 	$(BIN)/python -m pytest tests/t5x --durations=10
 
-lint: $(VENV)/installed  ## style
+lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: $(VENV)/installed  ## quick benchmarks of the training step, the loss, encoding, the input pipeline, search and data preparation
 	for name in training_step loss encoding input_pipeline search prepare; do \

@@ -6,11 +6,13 @@ T5's, unless the run gives another one. In the name of a task, _ stands for what
 
 import re
 
+from etils import epath
+
 from gtr_jax.data.examples import add_pair_task, jsonl
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 
-_files = {}
+_files: dict[str, epath.Path] = {}
 for _path in sorted(data_root.resolve("mined").glob("*")):
   if _match := re.fullmatch(r"(\w.*)\.jsonl(\.gz)?", _path.name):
     _name = "mined_" + re.sub(r"\W", "_", _match[1])

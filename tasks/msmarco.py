@@ -4,11 +4,13 @@
     gtr-jax prepare msmarco DIR --negatives msmarco-hard-negatives.jsonl.gz --name msmarco_hard_negatives
 """
 
+import functools
+
 from gtr_jax.data.examples import add_pair_task, prepared
 
-_T5 = {"vocabulary": "t5_vocab/spiece.model", "extra_ids": 100}
+_add_task = functools.partial(add_pair_task, vocabulary="t5_vocab/spiece.model", extra_ids=100)
 
-add_pair_task("msmarco", prepared("msmarco", "train", "validation"), prepare="gtr-jax prepare msmarco DIR", **_T5)
-add_pair_task("msmarco_hard_negatives", prepared("msmarco_hard_negatives", "train", "validation"),
-              sample_negatives=True, prepare="gtr-jax prepare msmarco DIR --negatives msmarco-hard-negatives.jsonl.gz "
-              "--name msmarco_hard_negatives", **_T5)
+_add_task("msmarco", prepared("msmarco", "train", "validation"), prepare="gtr-jax prepare msmarco DIR")
+_add_task("msmarco_hard_negatives", prepared("msmarco_hard_negatives", "train", "validation"),
+          sample_negatives=True, prepare="gtr-jax prepare msmarco DIR --negatives msmarco-hard-negatives.jsonl.gz "
+          "--name msmarco_hard_negatives")

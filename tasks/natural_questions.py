@@ -3,17 +3,19 @@
     gtr-jax prepare dpr biencoder-nq-train.json.gz --validation biencoder-nq-dev.json.gz --name natural_questions
 """
 
+import functools
+
 from gtr_jax.data.examples import add_pair_task, prepared, tfds
 
-_T5 = {"vocabulary": "t5_vocab/spiece.model", "extra_ids": 100}
+_add_task = functools.partial(add_pair_task, vocabulary="t5_vocab/spiece.model", extra_ids=100)
 
 for _name, _file in (("natural_questions", "nq"), ("trivia_qa", "trivia"), ("squad", "squad1")):
-  add_pair_task(_name, prepared(_name, "train", "validation"), sample_negatives=True,
-                prepare=f"gtr-jax prepare dpr biencoder-{_file}-train.json.gz --name {_name} "
-                f"--validation biencoder-{_file}-dev.json.gz", **_T5)
+  _add_task(_name, prepared(_name, "train", "validation"), sample_negatives=True,
+            prepare=f"gtr-jax prepare dpr biencoder-{_file}-train.json.gz --name {_name} "
+            f"--validation biencoder-{_file}-dev.json.gz")
 
 # From TensorFlow Datasets, without negatives: whole pages of Wikipedia, and paragraphs.
-add_pair_task("natural_questions_pages", tfds("natural_questions/longt5:0.1.0", train="train", validation="validation"),
-              query="question", passage=("title", "context"), query_id="id", **_T5)
-add_pair_task("squad_paragraphs", tfds("squad/v1.1:3.0.0", train="train", validation="validation"),
-              query="question", passage=("title", "context"), query_id="id", **_T5)
+_add_task("natural_questions_pages", tfds("natural_questions/longt5:0.1.0", train="train", validation="validation"),
+          query="question", passage=("title", "context"), query_id="id")
+_add_task("squad_paragraphs", tfds("squad/v1.1:3.0.0", train="train", validation="validation"),
+          query="question", passage=("title", "context"), query_id="id")

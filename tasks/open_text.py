@@ -8,19 +8,20 @@ Below the data root:
   t5_vocab/spiece.model                       the vocabulary of T5
 """
 
+import functools
+
 import seqio
 
 from gtr_jax.data.examples import add_pair_task, jsonl
 
-_T5 = {"vocabulary": "t5_vocab/spiece.model", "extra_ids": 100}
+_add_task = functools.partial(add_pair_task, vocabulary="t5_vocab/spiece.model", extra_ids=100)
 
-add_pair_task("reddit_title_body", jsonl(train="pretrain/reddit_title_body.jsonl.gz"), query="title", passage="body",
-              **_T5)
-add_pair_task("msdocs_description_page", jsonl(train="pretrain/msdocs_description_page.jsonl.gz"), query="query",
-              passage=("title", "positive"), **_T5)
-add_pair_task("open_questions", jsonl(train="finetune/questions_train.jsonl.gz",
-                                      validation="finetune/questions_dev.jsonl.gz"),
-              query="query", passage="positive", negatives="negatives", **_T5)
+_add_task("reddit_title_body", jsonl(train="pretrain/reddit_title_body.jsonl.gz"), query="title", passage="body")
+_add_task("msdocs_description_page", jsonl(train="pretrain/msdocs_description_page.jsonl.gz"), query="query",
+          passage=("title", "positive"))
+_add_task("open_questions", jsonl(train="finetune/questions_train.jsonl.gz",
+                                  validation="finetune/questions_dev.jsonl.gz"),
+          query="query", passage="positive", negatives="negatives")
 
 # As many of each as there are.
 seqio.MixtureRegistry.add("open_text_pretrain", [("reddit_title_body", 60.0), ("msdocs_description_page", 10.0)])

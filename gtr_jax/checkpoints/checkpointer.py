@@ -116,8 +116,8 @@ class Checkpointer:
 
   def is_best(self, metric: float) -> bool:
     """Whether `metric` beats the metric of every checkpoint so far."""
-    best = self.best_step()
-    return math.isfinite(metric) and (best is None or self._sign * metric > self._scores[best])
+    scores = [score for score in self._scores.values() if score is not None]
+    return math.isfinite(metric) and self._sign * metric > max(scores, default=-math.inf)
 
   def save(self, step: int, state: Any, input_state: bytes, progress: Mapping[str, Any],
            metric: float | None = None) -> None:

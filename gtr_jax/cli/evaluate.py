@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.io.data_root import data_dir
   from gtr_jax.parallel.partitioning import make_mesh
   shared_flags.set_data_dir(args)
-  models = {}
+  models: dict[str, str] = {}
   for name, path in args.model:
     name = name or os.path.basename(os.path.normpath(path))
     if name in models:

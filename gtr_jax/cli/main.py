@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
   return whole
 
 
-def _run(args) -> int:
+def _run(args: argparse.Namespace) -> int:
   try:
     flags_of_processes.join(args)
     command = COMMANDS[args.command]
@@ -72,7 +72,7 @@ def _run(args) -> int:
     return _failed(args, line, 2)
 
 
-def _failed(args, message: str, code: int) -> int:
+def _failed(args: argparse.Namespace, message: str, code: int) -> int:
   """Prints the line that says why, and returns the exit code; where there are several processes, all end here."""
   processes.fail(message, code)
   print(f"gtr-jax {args.command}: {message}", file=sys.stderr)

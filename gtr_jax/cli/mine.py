@@ -4,7 +4,7 @@ import argparse
 import collections
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gtr_jax.cli import processes, shared_flags
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
   def read_pairs():
     return mining.read_pairs(args.pairs, fields, own_passages=not args.collection)
 
-  id_of, unknown, protocol = None, 0, None
+  id_of: Callable[[str], str | None] | None = None
+  unknown, protocol = 0, None
   if args.collection:
     if args.pairs:
       next(read_pairs())  # Raises before the corpus, which may take minutes to read.
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     from gtr_jax.mining.rankers import Bm25Ranker
     ranker = Bm25Ranker(documents)
   if not args.pairs:
-    pairs = mining.judged_pairs(*judged, ranker)
+    pairs = mining.judged_pairs(ranker, *judged)
   mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of)
   print_once(f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
              "negatives" + (f"; {unknown:,} have a passage id that {args.collection} does not have" if unknown else ""))

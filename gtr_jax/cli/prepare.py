@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class _SourceParser(flags.Parser):
   """Asks the source's module for its flags once its name has been given."""
 
-  def __init__(self, *args, module: str | None, **kwargs):
+  def __init__(self, *args: Any, module: str | None, **kwargs: Any):
     super().__init__(*args, **kwargs)
     self._module = module
 

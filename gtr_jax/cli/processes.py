@@ -37,10 +37,10 @@ def join(args: argparse.Namespace) -> None:
   if args.distributed:
     cluster = processes.find_cluster()
   else:
-    if not all(given):
+    address, count, index = by_hand
+    if address is None or count is None or index is None:
       raise InputError("--coordinator_address, --num_processes and --process_id go together: give all three, or "
                        "--distributed where the cluster says them")
-    address, count, index = by_hand
     if not re.fullmatch(r".+:\d+", address) or int(address.rpartition(":")[2]) not in range(1, 65536):
       raise InputError(f"--coordinator_address {address}: give HOST:PORT, such as 10.0.0.1:9876")
     if not 0 <= index < count:

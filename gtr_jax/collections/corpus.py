@@ -151,7 +151,11 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   path = location(path)
   lines.size_of(path)
   on_disk = not is_remote(path) and not lines.is_compressed(path)
-  documents, seen, words, starts = Documents([], [], []), {}, array.array("i"), array.array("q")
+  ids: list[str] = []
+  titles: list[str] = []
+  texts: list[str] = []
+  seen: dict[str, int] = {}
+  words, starts = array.array("i"), array.array("q")
   rest = lines.read_lines(lines.Part(os.fspath(path)))
   position = 0
   for number, line in enumerate(rest, 1):
@@ -171,18 +175,19 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
                        "--allow_empty_documents")
     seen[doc_id] = number
     each(document)
-    documents.ids.append(doc_id)
+    ids.append(doc_id)
     words.append(len(title.split()) + len(text.split()))
     starts.append(start)
     if not on_disk:
-      documents.titles.append(title)
-      documents.texts.append(text)
-  if not documents.ids:
+      titles.append(title)
+      texts.append(text)
+  if not ids:
     raise InputError(f"{path}: no documents")
+  documents = Documents(ids, titles, texts)
   if on_disk:
     starts.append(position)
     there = _OnDisk(path, starts)
-    documents = Documents(documents.ids, there.column("title"), there.column("text"))
+    documents = Documents(ids, there.column("title"), there.column("text"))
   return Corpus(documents, np.asarray(words, np.int32), seen)
 
 

@@ -54,11 +54,12 @@ def look_for_collections(references: Sequence[epath.PathLike], suite: str | None
   return _found({reference: place for reference, place in places.items() if reference not in missing}), list(missing)
 
 
-def _look(references, suite, root) -> tuple[dict[str, epath.Path], dict[str, epath.Path]]:
+def _look(references: Sequence[epath.PathLike], suite: str | None,
+          root: epath.PathLike) -> tuple[dict[str, epath.Path], dict[str, epath.Path]]:
   """Where all are, or will be; and those of them that can be downloaded."""
-  references = [*map(os.fspath, references), *(name if name.startswith(_NANO) else _BEIR + name
-                                               for name in SUITES.get(suite, ()))]
-  places = {reference: _place(reference, epath.Path(root)) for reference in dict.fromkeys(references)}
+  of_suite = SUITES.get(suite, ()) if suite is not None else ()
+  names = [*map(os.fspath, references), *(name if name.startswith(_NANO) else _BEIR + name for name in of_suite)]
+  places = {reference: _place(reference, epath.Path(root)) for reference in dict.fromkeys(names)}
   missing = {reference: place for reference, place in places.items() if _is_name(reference) and not place.exists()}
   private = [reference for reference in missing if not download.is_public(_archive_of(reference))]
   if private:
@@ -99,8 +100,8 @@ def _set_of(reference: str) -> BeirSet | None:
 
 def _archive_of(name: str) -> BeirSet:
   """The set that is downloaded for a set: that of all forums for one forum."""
-  of = _set_of(name)
-  return of if of.name.startswith(_NANO) else SETS[of.name.partition("/")[0]]
+  key = os.path.normpath(name).removeprefix(_BEIR)
+  return SETS[key if key.startswith(_NANO) else key.partition("/")[0]]
 
 
 def _place(reference: str, root: epath.Path) -> epath.Path:

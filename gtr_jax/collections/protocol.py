@@ -37,13 +37,21 @@ class Protocol:
   similarities: tuple[str, ...] = ()
   allow_empty_documents: bool = False
 
-  def of(self, found: Found) -> "Protocol":
+  def of(self, found: Found) -> "Settled":
     """What holds for one collection."""
-    usual = {"split": "test", "exclude_own_id": False}
-    if found.beir is not None:
-      usual = {name: getattr(found.beir, name) for name in (*usual, "query_length", "document_length")}
-    return dataclasses.replace(self, allow_empty_documents=self.allow_empty_documents or found.beir is not None,
-                               **{name: value for name, value in usual.items() if getattr(self, name) is None})
+    of_set = ("split", "exclude_own_id", "query_length", "document_length")
+    usual = {} if found.beir is None else {name: getattr(found.beir, name) for name in of_set}
+    given = {name: value for name, value in vars(self).items() if value is not None}
+    given["allow_empty_documents"] |= found.beir is not None
+    return Settled(**usual | given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled(Protocol):
+  """What holds for one collection: a length that is None is the model's own."""
+
+  split: str = "test"
+  exclude_own_id: bool = False
 
 
 class Task(NamedTuple):
@@ -51,12 +59,12 @@ class Task(NamedTuple):
 
   Attributes:
     collection: what was read.
-    protocol: all that holds for it.
+    protocol: what holds for it.
     beir: which set of BEIR it is, if it is one.
   """
 
   collection: Collection
-  protocol: Protocol
+  protocol: Settled
   beir: BeirSet | None
 
   def warnings(self) -> list[str]:
@@ -74,11 +82,11 @@ class Task(NamedTuple):
 
 def read_task(found: Found, protocol: Protocol) -> Task:
   """Reads and checks a collection. Raises InputError with file and line at the first thing that is wrong."""
-  protocol = protocol.of(found)
+  settled = protocol.of(found)
   collection = read_collection(
-      found.folder, protocol.split, name=found.name, allow_empty_documents=protocol.allow_empty_documents,
+      found.folder, settled.split, name=found.name, allow_empty_documents=settled.allow_empty_documents,
       allow_unknown=_UNKNOWN_JUDGEMENTS if found.beir else 0.0)
-  return Task(collection, protocol, found.beir)
+  return Task(collection, settled, found.beir)
 
 
 def check_task(found: Found, protocol: Protocol) -> None:

@@ -1,6 +1,5 @@
 """Whether the values that are bound are what annotations say, and fit together."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,7 +64,7 @@ def _required_of(target: Callable) -> set[str]:
 
 
 def _is_plain_dataclass(target: Callable) -> bool:
-  return dataclasses.is_dataclass(target) and target.__dataclass_params__.frozen
+  return getattr(getattr(target, "__dataclass_params__", None), "frozen", False)
 
 
 def _has_reference(value: Any) -> bool:

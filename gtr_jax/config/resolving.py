@@ -1,6 +1,6 @@
 """What a call uses of what was parsed: all of it as one text, and nothing left over."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gin
@@ -54,8 +54,10 @@ def resolved(entry: Callable) -> str:
 def _reachable(entry: Callable) -> tuple[dict[tuple[Key, str], Any], dict[str, Any]]:
   """Every (binding, value) and every macro that a call of `entry` can reach through references."""
   config = GIN.values
-  used, macros, seen = {}, {}, set()
-  todo = [((), GIN.find(entry).selector)]
+  used: dict[tuple[Key, str], Any] = {}
+  macros: dict[str, Any] = {}
+  todo: list[tuple[tuple[str, ...], str]] = [((), GIN.find(entry).selector)]
+  seen = set()
   while todo:
     scopes, selector = todo.pop()
     if (scopes, selector) in seen:
@@ -72,7 +74,8 @@ def _reachable(entry: Callable) -> tuple[dict[tuple[Key, str], Any], dict[str, A
   return used, macros
 
 
-def _follow(value, scopes, macros, inside=()) -> Iterator[tuple[tuple[str, ...], str]]:
+def _follow(value: Any, scopes: tuple[str, ...], macros: dict[str, Any],
+            inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
   for ref in GIN.flattened(value):
     if not isinstance(ref, ConfigurableReference):
       continue
@@ -97,7 +100,7 @@ def _required(used, macros):
       yield name, name
 
 
-def _text(value, macros) -> str:
+def _text(value: Any, macros: Mapping[str, Any]) -> str:
   """A value as it would stand in a gin file, macros replaced by what they stand for."""
   if isinstance(value, ConfigurableReference):
     if value.configurable.selector == "gin.macro":

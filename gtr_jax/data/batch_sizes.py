@@ -40,7 +40,7 @@ def all_lengths(given: Mapping[str, int], negatives: int, negative_queries: int)
   if not all(type(n) is int and n >= 0 for n in (negatives, negative_queries)):
     raise InputError(f"negatives for each example (NEGATIVES_PER_EXAMPLE) are {negatives!r}: give a number, 0 for none")
   each = {"inputs": given["inputs"], "targets": given["targets"]}
-  task = dict(each)
+  task: dict[str, int | tuple[int, int]] = dict(each)
   if negatives:
     each["negative_targets"] = given.get("negative_targets", given["targets"])
     task["negative_targets"] = (negatives, each["negative_targets"])
@@ -72,6 +72,7 @@ def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, proce
       raise InputError(f"a microbatch of {microbatch_size} pairs cannot be divided over {groups} data shards: make "
                        f"MICROBATCH_SIZE a multiple of {groups}, or change the mesh")
     microbatches = batch_size // microbatch_size
+  rows = None
   if row_lengths is not None:
     if not isinstance(row_lengths, Mapping) or set(row_lengths) != {"inputs", "targets"}:
       raise InputError(f"row lengths (ROW_LENGTHS) are {row_lengths}: give one for inputs and one for targets, or None")
@@ -82,6 +83,6 @@ def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, proce
       if row_lengths[side] < longest:
         raise InputError(f"rows of {row_lengths[side]!r} tokens for {side} (ROW_LENGTHS) are shorter than its longest "
                          f"text: TASK_FEATURE_LENGTHS allows {longest}; make the rows at least that long")
-    row_lengths = RowLengths(row_lengths["inputs"], row_lengths["targets"])
-  return functools.partial(make_batch, groups=groups // process_count, row_lengths=row_lengths,
+    rows = RowLengths(row_lengths["inputs"], row_lengths["targets"])
+  return functools.partial(make_batch, groups=groups // process_count, row_lengths=rows,
                            microbatches=microbatches)

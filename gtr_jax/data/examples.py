@@ -209,7 +209,7 @@ class RunVocabulary(seqio.Vocabulary):
   def _decode_tf(self, ids):
     return self._opened.decode_tf(ids)
 
-  def __eq__(self, other) -> bool:
+  def __eq__(self, other: object) -> bool:
     return isinstance(other, RunVocabulary) and self.file == other.file
 
   def __hash__(self) -> int:

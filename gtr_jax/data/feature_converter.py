@@ -1,6 +1,7 @@
 """seqio task features -> the model features of a dual encoder, under T5X Retrieval's names."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -29,7 +30,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
   `example_id` is empty.
   """
 
-  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs):
+  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs: Any):
     self._negatives = negatives_per_example
     self._negative_queries = negative_queries_per_example
     spec = self.FeatureSpec
@@ -45,7 +46,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     if negative_queries_per_example:
       self.TASK_FEATURES["negative_inputs"] = rows
       self.MODEL_FEATURES["left_negative_encoder_input_tokens"] = rows
-    self.PACKING_FEATURE_DTYPES = {}
+    self.PACKING_FEATURE_DTYPES: dict[str, tf.DType] = {}
     super().__init__(pack=False, **kwargs)
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:

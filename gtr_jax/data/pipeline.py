@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -40,7 +40,6 @@ from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Se
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
-_END = object()
 _Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
 
 
@@ -156,7 +155,7 @@ class TrainingBatches:
     self._final_state: bytes | None = None
     self._ended = False
     self._stop = threading.Event()
-    self._queue = queue.Queue(maxsize=read_ahead)
+    self._queue: queue.Queue[BatchWithInfo | BaseException | None] = queue.Queue(maxsize=read_ahead)
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
 
   @staticmethod
@@ -213,7 +212,7 @@ class TrainingBatches:
       return item
     self._ended = True
     atexit.unregister(self.close)
-    if item is _END:
+    if item is None:
       raise StopIteration
     raise item
 
@@ -251,7 +250,7 @@ class TrainingBatches:
           state = self._state(number) if self.wants_state(number) else None
           self._queue.put(BatchWithInfo(self._make_batch(features), ids, state, number))
       self._final_state = self._state(number)
-      self._queue.put(_END)
+      self._queue.put(None)  # The end.
     except BaseException as e:  # The consumer raises it.
       self._queue.put(e)
 
@@ -340,7 +339,7 @@ def _tasks(provider, split):
   return [task for task in seqio.get_subtasks(provider) if split in task.splits]
 
 
-def _rates(provider, tasks) -> list[float]:
+def _rates(provider: Any, tasks: Sequence[Any]) -> list[float]:
   """Of a mixture, the rate of each task; some may be counted from the data. Raises InputError where they are none."""
   if not isinstance(provider, seqio.Mixture):
     return [1.0] * len(tasks)
@@ -380,7 +379,7 @@ def _is_taken(fraction, pair):
   return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
 
 
-def _vocabulary_file(provider) -> run_vocabulary.VocabularyFile:
+def _vocabulary_file(provider: Any) -> run_vocabulary.VocabularyFile:
   vocabulary = provider.output_features["inputs"].vocabulary
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # Of a task that was not declared by add_pair_task.
     return run_vocabulary.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
@@ -413,7 +412,7 @@ def _input_errors(name):
     raise InputError(f"{name}: {message}") from e
 
 
-def _pack(iterator, info) -> bytes:
+def _pack(iterator: tf.data.Iterator, info: Mapping[str, Any]) -> bytes:
   """The iterator's state and `info` as one zip file."""
   out = io.BytesIO()
   with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:

@@ -103,7 +103,7 @@ def _write(paths, fields, folder, num_shards):
     rng = random.Random(_SEED)
     dealt = [os.fspath(new / f"dealt-{i:05d}") for i in range(num_shards)]
     writers = [tf.io.TFRecordWriter(path) for path in dealt]
-    counts, order = [0] * num_shards, []
+    counts, order = [0] * num_shards, list[int]()
     for example in read_examples(paths, fields):
       order = order or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
       shard = order.pop()
@@ -114,13 +114,14 @@ def _write(paths, fields, folder, num_shards):
     if not any(counts):
       raise InputError(f"{paths[0]}: no example in it")
     filled = [(path, count) for path, count in zip(dealt, counts, strict=True) if count]
-    files, records = {}, tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
+    files: dict[str, int] = {}
+    records = tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
     for path, count in filled:
-      shard = list(itertools.islice(records, count))
-      rng.shuffle(shard)
+      of_shard = list(itertools.islice(records, count))
+      rng.shuffle(of_shard)
       name = f"examples-{len(files):05d}.tfrecord"
       with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
-        for record in shard:
+        for record in of_shard:
           writer.write(record)
       files[name] = (new / name).stat().length
       epath.Path(path).unlink()
@@ -145,7 +146,7 @@ def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]
 
   Raises InputError with file and line.
   """
-  without = {fields.query_id, fields.passage_id} - {None}  # of all lines so far
+  without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
   for path in paths:
     with tqdm(total=lines.size_of(path), desc=f"shuffle {path.name}", unit="B", unit_scale=True, leave=False,
               delay=1) as bar, lines.on_bytes(bar.update):

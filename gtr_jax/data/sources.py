@@ -6,6 +6,7 @@ Every source yields examples with the features of `shards.TEXTS` (scalar strings
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -113,11 +114,14 @@ class _RecordSource(seqio.DataSource):
   def _read_shard(self, file: tf.Tensor) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(file)
 
-  def _parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
+  def _parse(self, *read: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Of what `_read_shard` yields."""
+    record, = read
     return tf.io.parse_single_example(record, shards.record_description())
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
-                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+  def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
+                  shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
+                  num_epochs: int | None = 1) -> tf.data.Dataset:
     files = self.list_shards(split)
     dataset = tf.data.Dataset.from_tensor_slices(files)
     if shard_info:
@@ -154,7 +158,8 @@ class TfrecordSource(_RecordSource):
   def _read_shard(self, file):
     return tf.data.TFRecordDataset(file).enumerate(start=1).map(lambda number, record: (file, number, record))
 
-  def _parse(self, file, number, record):
+  def _parse(self, *read):
+    file, number, record = read
     fields = self._fields
     description = {name: tf.io.FixedLenFeature([], tf.string) for name in fields.query + fields.passage}
     description |= {name: tf.io.FixedLenFeature([], tf.string) for name in (fields.query_id, fields.passage_id) if name}
@@ -182,19 +187,18 @@ class PreparedSource(_RecordSource):
     if any(field not in (None, own) for field, own in zip(fields, _OWN_FIELDS, strict=True)):
       raise ValueError(f"prepared data {name!r} has fields of its own; declare none")
     super().__init__(dict.fromkeys(splits, name), fields, prepare)
+    self._name = name
 
   def list_shards(self, split: str) -> Sequence[str]:
-    name = self._patterns[split]
-    return [os.fspath(data_root.resolve(name) / file) for file in self._of(split, "splits")]
+    return [os.fspath(data_root.resolve(self._name) / file) for file in self._of(split, "splits")]
 
   def num_input_examples(self, split: str) -> int:
     return self._of(split, "examples")
 
   def _of(self, split, what):
-    name = self._patterns[split]
-    found = manifests.read(name, self._prepare)[what]
+    found = manifests.read(self._name, self._prepare)[what]
     if split not in found:
-      raise InputError(f"{data_root.resolve(name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
+      raise InputError(f"{data_root.resolve(self._name)}: no split {split!r}, only {', '.join(found)}; prepare it with "
                        "--validation_share, or declare the splits that it has")
     return found[split]
 
@@ -230,8 +234,9 @@ class TfdsSource(seqio.DataSource):
   def num_input_examples(self, split: str) -> int:
     return self._builder().info.splits[self._tfds_splits[split]].num_examples
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, *, sequence_length=None,
-                  use_cached=False, num_epochs=1) -> tf.data.Dataset:
+  def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
+                  shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
+                  num_epochs: int | None = 1) -> tf.data.Dataset:
     config = tfds.ReadConfig(
         shuffle_seed=seed, skip_prefetch=True, try_autocache=False, add_tfds_id=True,
         interleave_cycle_length=_OPEN_SHARDS,

@@ -4,6 +4,7 @@ Some packages train. A part of what they document is held out, as the in-domain 
 are the zero-shot collections. In every collection a query is a first sentence and its answer is all that follows it.
 """
 
+import collections
 import dataclasses
 import gc
 import hashlib
@@ -222,7 +223,7 @@ class Corpus:
     tested = NearCopies(_text(d) for c in self.collections.values() for d in c.documents)
     summaries = {folded(d.summary) for c in self.collections.values() for d in c.documents}
     answers = list(_distinct(d for d in finetune if _is_answer(d) and _text(d) not in tested))
-    held_out = {"test": [], "validation": []}
+    held_out: dict[str, list[Documentation]] = {"test": [], "validation": []}
     for d in filter(_is_public, answers):
       draw = _draw(d, "held out")
       if draw < _TEST + _VALIDATION and folded(d.summary) not in summaries:
@@ -245,7 +246,7 @@ class Corpus:
     self.finetune = {"train": list(_unique_summaries(filter(_is_answer, finetune))),
                      "validation": held_out["validation"]}
     own = {package + "." for package in packages.finetune}
-    self.pretrain = {"train": [], "validation": []}
+    self.pretrain: dict[str, list[tuple[str, str, str, str]]] = {"train": [], "validation": []}
     for d in pretrain:
       also_summary = not any(d.name.startswith(p) for p in own)
       split = "validation" if _draw(d, "pretraining") < _PRETRAIN_VALIDATION else "train"
@@ -256,7 +257,8 @@ class Corpus:
     everything = {**packages.finetune, **packages.pretrain}
     for folders in packages.zero_shot.values():
       everything |= folders
-    read, seen, names = {}, set(), {}
+    read: dict[str, list[Documentation]] = {}
+    seen, names = set(), collections.Counter[str]()
     collecting = gc.isenabled()
     gc.disable()  # Half of the time: syntax trees are many small objects and no garbage.
     try:
@@ -266,7 +268,7 @@ class Corpus:
           text = folded(_text(d))
           if text not in seen:
             seen.add(text)
-            names[d.name] = names.get(d.name, 0) + 1
+            names[d.name] += 1
             read[package].append(d if names[d.name] == 1 else d._replace(name=f"{d.name}#{names[d.name]}"))
     finally:
       if collecting:

@@ -20,6 +20,8 @@ _MAX_FILE_BYTES = 4 << 20
 _MIN_SUMMARY_WORDS, _MAX_SUMMARY_WORDS = 3, 40
 _MAX_CHARACTERS = 2000
 
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 class Documentation(NamedTuple):
   """One documented module, class, function or method, cleaned; every text is one line.
@@ -88,7 +90,7 @@ def read_file(path: Path, module: str) -> Iterator[Documentation]:
       yield Documentation(name, summary, rest)
 
 
-def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+def _documented(node: _Documented, name: str) -> Iterator[tuple[str, str]]:
   """(qualified name, documentation string) of a module, class or function and of what it contains."""
   doc = ast.get_docstring(node)
   if doc:

@@ -55,8 +55,8 @@ def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
   """
   start = time.monotonic()
 
-  def command(*words):
-    words = [str(word) for word in words]
+  def command(*given):
+    words = [str(word) for word in given]
     print("$ gtr-jax " + " ".join(f'"{word}"' if set(word) & set("' ") else word for word in words), flush=True)
     if code := run_command(words):
       raise SystemExit(code)

@@ -75,8 +75,9 @@ def floor(chip: Chip, work: Work, state_bytes: float) -> Floor:
     state_bytes: of one device; read and written once.
   """
   interconnect = [_seconds(chip, collective) for collective in work.collectives]
+  known = [seconds for seconds in interconnect if seconds is not None]
   return Floor(work.flops / chip.flops, (work.matmul_bytes + 2 * state_bytes) / chip.memory_bandwidth,
-               None if None in interconnect else sum(interconnect))
+               sum(known) if len(known) == len(interconnect) else None)
 
 
 def _seconds(chip: Chip, collective: Collective) -> float | None:
@@ -85,13 +86,13 @@ def _seconds(chip: Chip, collective: Collective) -> float | None:
   return collective.bytes / chip.network if chip.network else None
 
 
-def torus(chip: Chip, devices: int) -> str:
+def torus(topology: tuple[str, int], devices: int) -> str:
   """What libtpu calls a slice of this many chips, axes as equal as they can be: "v5e:8x8".
 
   Raises:
     InputError: the number is no power of two.
   """
-  name, axes = chip.topology
+  name, axes = topology
   exponent = int(math.log2(devices))
   if 2**exponent != devices:
     raise InputError(f"--described_devices {devices}: slices of {name} have a power of two of chips")

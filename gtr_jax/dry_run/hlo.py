@@ -46,7 +46,8 @@ class Instruction(NamedTuple):
   is_root: bool
 
 
-class Collective(NamedTuple):
+@dataclass(frozen=True)
+class Collective:
   """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring.
 
   `devices` take part together; from the first of them to the last they are `span` devices apart, both counted.
@@ -105,7 +106,8 @@ class Program:
   def work(self) -> Work:
     """Everything that running the module once does."""
     work = Work()
-    sums = defaultdict(lambda: [0, 0.0])
+    counts: dict[tuple[str, int, int, bool], int] = defaultdict(int)
+    sent: dict[tuple[str, int, int, bool], float] = defaultdict(float)
     for instruction, operands, times, in_loop in self.executed():
       kind = instruction.opcode.removesuffix("-start")
       if kind == "while" and self.trip_count(instruction) is None:
@@ -118,10 +120,10 @@ class Program:
         groups = _groups(instruction.attributes, self._num_devices)
         devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
         if devices > 1:
-          entry = sums[kind, devices, span, in_loop]
-          entry[0] += times
-          entry[1] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
-    work.collectives = sorted((Collective(*key, *value) for key, value in sums.items()), key=lambda c: -c.bytes)
+          key = kind, devices, span, in_loop
+          counts[key] += times
+          sent[key] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
+    work.collectives = sorted((Collective(*key, counts[key], sent[key]) for key in counts), key=lambda c: -c.bytes)
     return work
 
   def executed(self) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
@@ -134,7 +136,7 @@ class Program:
         operands = tuple(s for operand in instruction.operands for s in computation[operand].shapes)
         yield instruction, operands, times, in_loop
         if instruction.opcode == "while":
-          body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]
+          body = _said(r"body=%?([\w.\-]+)", instruction)[1]
           todo.append((body, times * (self.trip_count(instruction) or 1), True))
         elif not instruction.opcode.endswith(("-done", "-update")):
           called = _CALLED.findall(instruction.attributes)
@@ -146,10 +148,10 @@ class Program:
     """How often a while loop runs; None where that cannot be read."""
     if match := re.search(r'known_trip_count\\?"?:\{\\?"?n\\?"?:\\?"?(\d+)', loop.attributes):
       return int(match[1])
-    condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
+    condition = self._computations[_said(r"condition=%?([\w.\-]+)", loop)[1]]
     root = next(i for i in condition.values() if i.is_root)
     if root.opcode == "compare":
-      for operand in map(condition.get, root.operands):
+      for operand in map(condition.__getitem__, root.operands):
         while operand.opcode == "copy":
           operand = condition[operand.operands[0]]
         if operand.opcode == "constant" and operand.attributes.isdigit():
@@ -157,7 +159,7 @@ class Program:
     return None
 
 
-def _instruction(root, name, result, opcode, rest) -> Instruction:
+def _instruction(root: str | None, name: str, result: str, opcode: str, rest: str) -> Instruction:
   end, depth = 0, 1
   while depth:
     depth += {"(": 1, ")": -1}.get(rest[end], 0)
@@ -188,14 +190,21 @@ def _used(computation: dict[str, Instruction]) -> list[Instruction]:
   return [i for i in computation.values() if i.name in seen]
 
 
+def _said(pattern: str, instruction: Instruction) -> re.Match[str]:
+  """What every instruction of its kind says."""
+  if (found := re.search(pattern, instruction.attributes)) is None:
+    raise ValueError(f"{instruction.name}: no {pattern} in {instruction.attributes:.200}")
+  return found
+
+
 def _flops(product: Instruction, operands: tuple[Shape, ...]) -> float:
   left, right = operands[:2]
   out = math.prod(product.shapes[0].dims)
   if product.opcode == "dot":
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)[1]
+    contracted = _said(r"lhs_contracting_dims=\{([\d,]*)\}", product)[1]
     return 2.0 * out * math.prod(left.dims[int(i)] for i in contracted.split(",") if i)
   # The TPU's compiler writes products as convolutions, batches among the spatial axes; only what is not padding counts.
-  labels, kernel, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes).groups()
+  labels, kernel, result = _said(r"dim_labels=(\w+)_(\w+)->(\w+)", product).groups()
   flops = 2.0 * right.dims[kernel.index("i")]
   flops *= math.prod(product.shapes[0].dims[result.index(c)] for c in "bf")
   window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", product.attributes) or ["", ""])[1]))
@@ -239,8 +248,8 @@ def _groups(attributes: str, num_devices: int) -> np.ndarray:
   if listed := re.search(r"replica_groups=\{\{([\d,{}]+)\}\}", attributes):
     return np.array([_numbers(group) for group in listed[1].split("},{")])
   if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-    shape, dims, order = (_numbers(part) if part else None for part in counted.groups())
-    return devices.reshape(dims).transpose(order or range(len(dims))).reshape(shape)
+    grid = devices.reshape(_numbers(counted[2]))
+    return grid.transpose(_numbers(counted[3]) if counted[3] else range(grid.ndim)).reshape(_numbers(counted[1]))
   return devices[None]
 
 

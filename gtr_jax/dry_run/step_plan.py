@@ -113,8 +113,8 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
   if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and importlib.util.find_spec("libtpu"):
-    mesh = _tpu_mesh(mesh, chip)
-    compiler = f"the compiler for {chips.torus(chip, mesh.size)}"
+    mesh = _tpu_mesh(mesh, chip.topology)
+    compiler = f"the compiler for {chips.torus(chip.topology, mesh.size)}"
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
     state = abstract_state(jax.eval_shape(init), shardings)
@@ -125,14 +125,18 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
       compiled = lowered.compile(
           compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
       memory = compiled.memory_analysis()
+      if memory is None:
+        raise InputError(f"{compiler} does not say what memory a step needs; describe the devices with "
+                         "--described_devices")
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     except jax.errors.JaxRuntimeError as e:
       out_of_memory = str(e)
       temporary_bytes = _used_bytes(out_of_memory) - state_bytes - batch_bytes
       if temporary_bytes < 0:  # It was something else.
         raise
-    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))  # None for a single device.
-    program = Program(dumped[-1].read_text() if dumped else compiled.as_text(), mesh.size)
+    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
+    whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
+    program = Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), mesh.size)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
@@ -165,10 +169,10 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
                array(jnp.uint32, own * (1 + m), 2), *[array(jnp.uint32, own * (1 + k), 2)] * 2)
 
 
-def _tpu_mesh(mesh, chip):
+def _tpu_mesh(mesh, topology):
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Else libtpu waits for the metadata server of a cloud machine.
   from jax.experimental import topologies
-  devices = topologies.get_topology_desc(chips.torus(chip, mesh.size), platform="tpu").devices
+  devices = topologies.get_topology_desc(chips.torus(topology, mesh.size), platform="tpu").devices
   return partitioning.make_mesh(**dict(mesh.shape), devices=devices)
 
 
@@ -178,7 +182,7 @@ def _used_bytes(message: str) -> int:
   return int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else 0
 
 
-def _bytes(tree) -> int:
+def _bytes(tree: Any) -> int:
   """Of one device's part."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

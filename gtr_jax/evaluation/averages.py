@@ -58,7 +58,8 @@ def averages(results: Mapping[str, Mapping[str, float]], measure: str,
     if not all(collections.get(one, {}).get("beir") for one in of_suite):
       continue
     measures = [recall_of(one) if measure == "Recall@100" else measure for one in of_suite]
-    values = [results.get(one, {}).get(of_set) for one, of_set in zip(of_suite, measures, strict=True)]
-    if None not in values:
+    values = [value for one, of_set in zip(of_suite, measures, strict=True)
+              if (value := results.get(one, {}).get(of_set)) is not None]
+    if len(values) == len(of_suite):
       found[name] = sum(values) / len(values)
   return found

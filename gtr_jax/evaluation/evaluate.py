@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -88,8 +88,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   _check_names([task.collection.name for task in tasks], "collections")
   _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
   processes.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
-  results = {"depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks},
-             "systems": {}}
+  results: dict[str, Any] = {
+      "depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks}, "systems": {}}
   say = (lambda text: print(text, file=sys.stderr)) if progress and processes.is_first() else lambda text: None
   for name, of in results["collections"].items():
     for warning in of.get("warnings", ()):
@@ -201,7 +201,8 @@ def _model_run(trained: Model, model: Model, task: Task, stores: epath.Path, clo
                       exclude_own_id=protocol.exclude_own_id, progress=progress)
 
 
-class _Rescaled(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Rescaled:
   """The embeddings of a store for the similarity that its model was not trained with."""
 
   store: Store
@@ -305,7 +306,7 @@ class RetrievalEvaluator:
     return {name: values[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}
 
 
-def _sample(ids: Sequence[str], number: int | None, first: set[str] = frozenset()) -> list[int]:
+def _sample(ids: Sequence[str], number: int | None, first: set[str] | frozenset[str] = frozenset()) -> list[int]:
   """Positions, ascending, of `number` ids: those in `first` (all of them), then those with the lowest hashes."""
   if number is None:
     return list(range(len(ids)))
@@ -317,7 +318,7 @@ def _sample(ids: Sequence[str], number: int | None, first: set[str] = frozenset(
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
-  of_file = {}
+  of_file: dict[str, str] = {}
   for name in names:
     if not name.strip():
       raise InputError(f"one of the {what} has no name; give it one")

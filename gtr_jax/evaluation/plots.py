@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
@@ -90,8 +92,8 @@ def dots(path: epath.Path, measure: str, values: Mapping[str, Mapping[str, float
     shown = groups[column * per_column:(column + 1) * per_column]
     for place, (system, row) in enumerate((*values.items(), *published.items())):
       ours = place < len(values)
-      points = [(row[group], y + 0.84 * ((place + 0.5) / number - 0.5)) for y, group in enumerate(shown)
-                if row[group] is not None]
+      points = [(value, y + 0.84 * ((place + 0.5) / number - 0.5)) for y, group in enumerate(shown)
+                if (value := row[group]) is not None]
       colour = colours[system] if ours else "#4A4A4A"
       axes.plot([x for x, _ in points], [y for _, y in points],
                 _MARKERS[(place if ours else place - len(values)) % len(_MARKERS)], color=colour, linestyle="none",
@@ -124,7 +126,7 @@ def over_axis(path: epath.Path, measure: str, axis: str, values: Mapping[float, 
   collections = list(values[places[0]])
   colours = _colours([name for name in collections if name != AVERAGE])
   for number, name in enumerate(collections):
-    points = [(place, values[place][name]) for place in places if values[place][name] is not None]
+    points = [(place, value) for place in places if (value := values[place][name]) is not None]
     is_mean = name == AVERAGE
     axes.plot([x for x, _ in points], [y for _, y in points], "-" if is_mean else _LINE_STYLES[number // len(_COLOURS)],
               color="black" if is_mean else colours[name], marker=_MARKERS[number % len(_MARKERS)], markersize=5,
@@ -151,7 +153,7 @@ def losses(path: epath.Path, runs: Mapping[str, Mapping[str, Curve]]) -> None:
   rows = -(-len(runs) // columns)
   figure = Figure(figsize=(4.2 * columns if columns > 1 else 6.0, 3.2 * rows + 0.3), dpi=150, layout="constrained")
   colours = _colours(list(runs))
-  seen = {}
+  seen: dict[str, Line2D] = {}
   for number, (name, curves_of_run) in enumerate(runs.items(), start=1):
     axes = figure.add_subplot(rows, columns, number)
     for key, style in (("train", "-"), ("validation", "--")):
@@ -163,8 +165,8 @@ def losses(path: epath.Path, runs: Mapping[str, Mapping[str, Curve]]) -> None:
     axes.set_title(name, fontsize=10)
     _label_steps(axes, "loss")
   if seen:
-    figure.legend(seen.values(), [f"{key} loss" for key in seen], loc="outside upper center", ncols=2, frameon=False,
-                  fontsize=9)
+    figure.legend(list(seen.values()), [f"{key} loss" for key in seen], loc="outside upper center", ncols=2,
+                  frameon=False, fontsize=9)
   _save(figure, path)
 
 
@@ -185,7 +187,7 @@ def curves(path: epath.Path, measure: str, runs: Mapping[str, Mapping[str, Curve
   _save(figure, path)
 
 
-def _label_steps(axes, measure: str) -> None:
+def _label_steps(axes: Axes, measure: str) -> None:
   axes.set_xlabel("step")
   axes.set_ylabel(measure)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

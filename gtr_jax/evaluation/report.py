@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -74,14 +74,15 @@ class _Report:
   """The paragraphs of a report, and the folder of its tables and plots."""
 
   def __init__(self, output: epath.Path):
-    self.output, self.parts = output, []
+    self.output = output
+    self.parts: list[str] = []
 
   def table(self, heading: str, name: str, table: Table) -> None:
     """Adds a table, and writes it as NAME.csv."""
     write_text(self.output / f"{name}.csv", as_csv(table))
     self.parts += [heading, markdown(table), f"[{name}.csv]({name}.csv)"]
 
-  def plot(self, text: str, name: str, draw, *args) -> None:
+  def plot(self, text: str, name: str, draw: Callable[..., None], *args: Any) -> None:
     """Draws NAME.png and NAME.svg, and adds it."""
     draw(self.output / name, *args)
     self.parts += [f"![{text}]({name}.png)", f"[{name}.svg]({name}.svg)"]
@@ -128,7 +129,7 @@ def _beside_published(report: _Report, scores: Mapping, collections: Mapping) ->
   report.parts += ["## Beside published figures", "Below BM25 and the systems evaluated here, rows as others published "
                    f"them; – where no source could be read. Recall is capped on {SETS['trec-covid'].title}, as "
                    "they do."]
-  notes = {}
+  notes: dict[str, list[str]] = {}
   for measure in ("nDCG@10", "Recall@100", "MRR@10"):
     own = {system: {**{SETS[name].title: of.get(name, {}).get(_of_papers(name, measure)) for name in sets},
                     **averages.averages(of, measure, collections)} for system, of in scores.items()}
@@ -228,7 +229,7 @@ def _length_rows(scores: Mapping, collections: Mapping) -> dict[str, dict[str, f
 
 def _curve(lines: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], list[float]]:
   """(steps, finite values) of a metric."""
-  points = [(line["step"], line[key]) for line in lines if key in line and math.isfinite(line[key])]
+  points = [(int(line["step"]), line[key]) for line in lines if key in line and math.isfinite(line[key])]
   return [step for step, _ in points], [value for _, value in points]
 
 
@@ -236,12 +237,15 @@ def _file(name: str) -> str:
   return re.sub(r"\W+", "_", name.replace("@", "_at_")).strip("_").lower()
 
 
-def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict]]:
+def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, Mapping[str, float]]],
+                                                            dict[str, Mapping[str, Any]]]:
   """(system -> collection -> measure -> value, what is said about each collection) of all evaluations together.
 
   A system that two evaluations call the same and that is not the same is told apart by the evaluation's folder.
   """
-  scores, collections, hashes = {}, {}, {}
+  scores: dict[str, dict[str, dict[str, float]]] = {}
+  collections: dict[str, dict[str, Any]] = {}
+  hashes: dict[str, str | None] = {}
   for name, path in _named(paths).items():
     read = results_file.read(path)
     for collection, of in read["collections"].items():
@@ -257,7 +261,7 @@ def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, 
       if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
         system = f"{system} ({name})"
       scores.setdefault(system, {}).update(of_system["results"])
-  return ({system: dict(averages.with_means(of)) for system, of in scores.items()}, averages.with_forums(collections))
+  return ({system: averages.with_means(of) for system, of in scores.items()}, averages.with_forums(collections))
 
 
 def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:

@@ -86,7 +86,7 @@ def other_protocols(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> I
              "documents, and are dropped")
 
 
-def _evaluated_otherwise(earlier, results) -> set[str]:
+def _evaluated_otherwise(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> set[str]:
   there = earlier.get("collections", {})
   return {name for name, of in results["collections"].items()
           if name in there and any(there[name].get(key, of[key]) != of[key] for key in PROTOCOL)}

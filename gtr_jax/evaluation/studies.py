@@ -85,7 +85,7 @@ def read_study(folder: epath.PathLike) -> Study:
     if results is None:
       failed[name] = why or "not evaluated"
       continue
-    by_similarity = {}
+    by_similarity: dict[str | None, Mapping[str, Any]] = {}
     for system in _of_run(read(results), model_dir):
       if by_similarity.setdefault(system.get("similarity"), system) is not system:
         raise InputError(f"{path.parent / results}: several systems, and none of them is {model_dir}; evaluate each "

@@ -32,7 +32,7 @@ def markdown(table: Table) -> str:
       return "–"
     whole = not table.best and (float(value).is_integer() or abs(value) >= 100)
     text = f"{value:,.{0 if whole else table.digits}f}"
-    largest = max(other[column] for other in table.rows.values() if other[column] is not None)
+    largest = max(there for other in table.rows.values() if (there := other[column]) is not None)
     return f"**{text}**" if table.best and len(table.rows) > 1 and value == largest else text
 
   lines = [[table.corner, *columns], ["---", *(["---:"] * len(columns))]]

@@ -39,8 +39,7 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     if output.exists() or os.path.islink(output):
       what = "exists" if output.exists() else "exists, a link to nothing"
       raise InputError(f"{output}: {what}; give a new folder, or remove this one")
-  step = re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name)
-  if to == "t5x" and not step:
+  if to == "t5x" and not re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name):
     raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
                      f"give {output}/checkpoint_0")
   if results is not None and to != "sentence-transformers":
@@ -55,7 +54,8 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
 
   def write(folder):
     if to == "t5x":
-      t5x.write(folder, {name: array.astype(dtype) for name, array in model.arrays.items()}, int(step[1]))
+      step = int(output.name.removeprefix("checkpoint_"))
+      t5x.write(folder, {name: array.astype(dtype) for name, array in model.arrays.items()}, step)
     elif to == "sentence-transformers":
       sentence_transformers_writer.write(folder, model.encoder, model.arrays, tokenizer, model.lengths, model.prompts,
                    model_card(model, output.name, results), dtype)

@@ -228,7 +228,7 @@ def _read_shards(index, read):
   places = read_fields(index).get("weight_map", dict)
   if not places or not all(isinstance(file, str) for file in places.values()):
     raise InputError(f"{index}: weight_map must name the file of each array; copy it again")
-  found = {}
+  found: dict[str, tuple[epath.Path, Array]] = {}
   for file in sorted(set(places.values())):
     check_below(file, f"{index}: a file of weight_map")
     path = index.parent / file

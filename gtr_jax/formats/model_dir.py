@@ -107,11 +107,11 @@ def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dic
   if not fields.contents.keys() >= {"model", "vocabulary", "lengths", "prompts"}:
     raise InputError(f"{place}: is of no training run of gtr_jax, or damaged (it lacks model, vocabulary, lengths or "
                      "prompts); take the run's own, or give the folder of another model without it")
-  vocabulary, lengths, prompts = (fields.inner(name) for name in ("vocabulary", "lengths", "prompts"))
-  vocabulary = {"file": vocabulary.file("file"), "sha256": vocabulary.get("sha256", str),
-                "extra_ids": vocabulary.get("extra_ids", int, least=0)}
-  lengths = {side: lengths.get(side, int, least=1) for side in _SIDES}
-  prompts = {side: prompts.get(side, str) for side in _SIDES}
+  of_vocabulary, of_lengths, of_prompts = (fields.inner(name) for name in ("vocabulary", "lengths", "prompts"))
+  vocabulary = {"file": of_vocabulary.file("file"), "sha256": of_vocabulary.get("sha256", str),
+                "extra_ids": of_vocabulary.get("extra_ids", int, least=0)}
+  lengths = {side: of_lengths.get(side, int, least=1) for side in _SIDES}
+  prompts = {side: of_prompts.get(side, str) for side in _SIDES}
   _check_sizes(fields.inner("model"))
   try:
     encoder = DualEncoder.from_json(fields.get("model", dict))

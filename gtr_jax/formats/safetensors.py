@@ -7,6 +7,7 @@ JSON of each array's dtype, shape and place; the arrays.
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -72,7 +73,9 @@ def read(path: epath.PathLike) -> dict[str, Array]:
 def write(path: epath.PathLike, arrays: Mapping[str, Array]) -> None:
   """Writes arrays in the order of their names, each read when its turn comes."""
   tags = {dtype: tag for tag, dtype in DTYPES.items()}
-  header, place = {"__metadata__": {"format": "pt"}}, 0  # transformers wants to know that it may read it with torch
+  # transformers wants to know that it may read it with torch
+  header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+  place = 0
   for name, array in sorted(arrays.items()):
     end = place + math.prod(array.shape) * array.dtype.itemsize
     header[name] = {"dtype": tags[array.dtype], "shape": list(array.shape), "data_offsets": [place, end]}

@@ -6,7 +6,7 @@ for beyond what `DualEncoder` computes is an error.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -16,7 +16,7 @@ from gtr_jax.formats import huggingface
 from gtr_jax.formats.diagnose import check_no_adapter
 from gtr_jax.formats.json_file import Fields, is_text, read_fields, read_json
 from gtr_jax.formats.names import projection_name
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.source import Array, Source
 from gtr_jax.formats.vocabulary import check_same, from_tokenizer_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
@@ -66,9 +66,7 @@ def read(folder: epath.Path) -> Source:
   transformer = paths["Transformer"]
   check_no_adapter(transformer)
   config = huggingface.read_config(transformer / "config.json")
-  projection_dim, arrays = None, {}
-  if "Dense" in paths:
-    projection_dim, arrays = _read_dense(paths["Dense"], config)
+  projection_dim, arrays = _read_dense(paths["Dense"], config) if "Dense" in paths else (None, {})
   if "Normalize" not in paths and settings.get("similarity_fn_name", str, None) == "cosine":
     raise InputError(f"{settings.place}: similarity_fn_name is 'cosine' of vectors that are not normalised, and "
                      "gtr_jax ranks by dot product; add a Normalize module to modules.json, or set 'dot' if that is "
@@ -134,11 +132,12 @@ def _read_dense(folder: epath.Path, config: T5Config) -> tuple[int, dict[str, An
   if width != config.emb_dim:
     raise InputError(f"{fields.place}: goes from {width} to {out}, and the encoder is {config.emb_dim} wide; copy the "
                      "whole model again")
-  name = projection_name(DualEncoder(config, projection_dim=out))
-  return out, huggingface.take(huggingface.read_weights(folder), [name], fields.place)
+  projection = projection_name(DualEncoder(config, projection_dim=out))
+  return out, huggingface.take(huggingface.read_weights(folder), [projection], fields.place)
 
 
-def _read_transformer(folder, transformer, settings, projection, config=None, **fields) -> Source:
+def _read_transformer(folder: epath.Path, transformer: epath.Path, settings: Fields, projection: Mapping[str, Array],
+                      config: T5Config | None = None, **fields: Any) -> Source:
   """The T5 in `transformer`, and what else the model in `folder` says."""
   check_no_adapter(transformer)
   config = config or huggingface.read_config(transformer / "config.json")
@@ -197,7 +196,7 @@ def _lengths(transformer: epath.Path, tokenizer: Fields) -> dict[str, int]:
       raise InputError(f"{fields.place}: {name} is {value!r}; gtr_jax computes {wanted!r} only")
   both = _length(fields, "max_seq_length") or _length(tokenizer, "model_max_length")
   lengths = {side: _length(fields, f"{side}_length") or both for side in ("query", "document")}
-  return {side: length for side, length in lengths.items() if length and length <= MOST_TOKENS}
+  return {side: int(length) for side, length in lengths.items() if length and length <= MOST_TOKENS}
 
 
 def _length(fields: Fields, name: str) -> float | None:

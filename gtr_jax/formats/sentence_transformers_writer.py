@@ -84,7 +84,8 @@ def _of_huggingface(name: Name, array: Array, dtype: str) -> Array:
 
 
 def _write_weights(folder: epath.Path, arrays: Mapping[str, Array], shard_bytes: int) -> None:
-  shards, size, total = [{}], 0, 0
+  shards: list[dict[str, Array]] = [{}]
+  size = total = 0
   for name, array in arrays.items():
     nbytes = int(np.prod(array.shape)) * array.dtype.itemsize
     if shards[-1] and size + nbytes > shard_bytes:

@@ -20,7 +20,7 @@ class Array(NamedTuple):
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  read: Callable[[], np.ndarray]
+  read: Callable[..., np.ndarray]
 
   def astype(self, dtype: np.typing.DTypeLike) -> "Array":
     """The same in another dtype."""

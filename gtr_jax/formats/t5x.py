@@ -166,13 +166,14 @@ def _array(leaf: Any, file: epath.Path, name: str) -> Array:
   elif isinstance(leaf, dict) and "driver" in leaf:
     # The description's own place is relative; where it was written to gs://, the bucket is a dummy.
     kvstore = leaf.get("kvstore")
-    place = leaf.get("path") or isinstance(kvstore, dict) and kvstore.get("path")
-    if not isinstance(place, str) or place.rstrip("/").rpartition("/")[2] in ("", ".", "..") or "\0" in place:
+    said = leaf.get("path") or isinstance(kvstore, dict) and kvstore.get("path")
+    place = said if isinstance(said, str) else ""
+    if place.rstrip("/").rpartition("/")[2] in ("", ".", "..") or "\0" in place:
       raise InputError(f"{file}: {name} does not say in which folder it lies; copy the checkpoint again")
   else:
     raise InputError(f"{file}: {name} is {type(leaf).__name__}, and no array; copy the checkpoint again")
-  place = file.parent / place.rstrip("/").rpartition("/")[2]
-  return _open({"driver": "zarr", "kvstore": _kvstore(place)}, f"{place}", f"{file} names it")
+  folder = file.parent / place.rstrip("/").rpartition("/")[2]
+  return _open({"driver": "zarr", "kvstore": _kvstore(folder)}, f"{folder}", f"{file} names it")
 
 
 def _in_orbax(folder: epath.Path) -> dict[str, Array]:

@@ -52,7 +52,7 @@ class Tokenization:
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
   """`value`, perhaps of numpy; raises InputError unless it is a whole number between `least` and a million."""
-  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= MOST_TOKENS:
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= MOST_TOKENS:
     raise InputError(f"{name} is {value!r}: give a whole number of at least {least} and at most {MOST_TOKENS:,}, or "
                      "leave it out")
   return int(value)
@@ -70,11 +70,12 @@ def complete(source: Source, tokenization: Tokenization) -> Source:
   if source.vocabulary is None:
     raise InputError(f"{source.path}: comes without a vocabulary{other_vocabulary(source.path)}; give the "
                      "SentencePiece model (spiece.model) that it was trained with: --vocabulary, in Python vocabulary=")
-  lengths = {side: given.get(name, source.lengths.get(side)) for side, name in LENGTHS.items()}
-  for side, length in lengths.items():
-    if length is None:
+  lengths = {}
+  for side, name in LENGTHS.items():
+    if (length := given.get(name, source.lengths.get(side))) is None:
       raise InputError(f"{source.path}: does not say how long a {side} may be; give a number of tokens (GTR: 64 for "
-                       f"queries, 512 for documents): --{LENGTHS[side]}, in Python {LENGTHS[side]}=")
+                       f"queries, 512 for documents): --{name}, in Python {name}=")
+    lengths[side] = length
   return dataclasses.replace(source, extra_ids=given.get("extra_ids", source.extra_ids), lengths=lengths)
 
 

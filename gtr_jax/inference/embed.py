@@ -65,7 +65,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
   groups = num_groups(mesh)
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   out = np.zeros((len(tokens), encoder.dim), np.float32)
-  running = deque()
+  running: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
 
   def fetch():
     texts, places, result_GxTxD = running.popleft()

@@ -110,7 +110,7 @@ class Embedder:
       InputError: an argument that is none of these, or a text that is not valid Unicode.
     """
     single = isinstance(texts, str)
-    texts = [texts] if single else _several(texts, "texts")
+    texts = [texts] if isinstance(texts, str) else _several(texts, "texts")
     if side not in ("query", "document"):
       raise InputError(f"side is {side!r}: give 'query' or 'document'")
     if dtype not in DTYPES:

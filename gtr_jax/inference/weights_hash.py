@@ -24,5 +24,5 @@ def weights_hash(encoder: DualEncoder, params: Any, tokenizer: Tokenizer, length
   for name, leaf in sorted(leaves.items()):
     value = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if jax.process_count() > 1 else leaf)
     digest.update(f"{name} {value.dtype} {value.shape}".encode())
-    digest.update(np.ascontiguousarray(value))
+    digest.update(np.ascontiguousarray(value).view(np.uint8).data)
   return digest.hexdigest()

@@ -38,7 +38,7 @@ class MTEBModel:
     """Vectors float32 `[texts, dim]` of MTEB's batches, each a mapping with a list "text"."""
     texts = [text for batch in inputs for text in batch["text"]]
     side = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "document"
-    return self._embedder.encode(texts, side, progress=show_progress_bar)
+    return np.asarray(self._embedder.encode(texts, side, progress=show_progress_bar))
 
   def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
     """Scores `[first, second]`."""

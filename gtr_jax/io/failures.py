@@ -108,18 +108,16 @@ def _why(error: BaseException, sure: bool) -> tuple[str | None, str, str] | None
   text = " ".join(str(error).split())
   if part := _PART.search(text):
     return None, f"only {int(part[2]):,} of {int(part[1]):,} numbers could be written", _ROOM
-  number = _errno(error)
-  if number is not None:
+  if isinstance(error, OSError) and (number := _errno(error)) is not None:
     if not sure and number not in _HARD:
       return None
     path = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else _path_in(error, text)
     why = error.strerror or os.strerror(number)
     advice = (_HARD | _SOFT).get(number) or (_OTHER if path else _UNKNOWN)
-    return (path and os.fsdecode(path)), " ".join(str(why).split()), advice
+    return os.fsdecode(path) if path else None, " ".join(str(why).split()), advice
   library = type(error).__module__.partition(".")[0]
-  number = _number(text)
-  if number is not None and (number in _HARD or sure and (isinstance(error, OSError) or library in _FILE_LIBRARIES or
-                                                          _CODE.search(text))):
+  if (number := _number(text)) is not None and (number in _HARD or sure and (
+      isinstance(error, OSError) or library in _FILE_LIBRARIES or _CODE.search(text))):
     return _path_in(error, text), os.strerror(number), (_HARD | _SOFT).get(number, _OTHER)
   if not sure:
     return None
@@ -133,10 +131,10 @@ def _why(error: BaseException, sure: bool) -> tuple[str | None, str, str] | None
   return None
 
 
-def _errno(error: Exception) -> int | None:
-  """Of an OSError; where a library raises one with a text only, by its class."""
-  if not isinstance(error, OSError) or error.errno is not None:
-    return getattr(error, "errno", None) if isinstance(error, OSError) else None
+def _errno(error: OSError) -> int | None:
+  """Where a library raises one with a text only, by its class."""
+  if error.errno is not None:
+    return error.errno
   return next((number for kind, number in _CLASSES.items() if isinstance(error, kind)), None)
 
 

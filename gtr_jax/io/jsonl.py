@@ -4,7 +4,7 @@ import collections
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from etils import epath
@@ -62,7 +62,7 @@ def kind_of(value: Any) -> str:
   return _NAMES.get(type(value), type(value).__name__)
 
 
-def read_values(part: Part, on_broken: OnBroken | None = None) -> Iterator[tuple[str, Any]]:
+def read_values(part: Part, on_broken: OnBroken | None = None) -> Generator[tuple[str, Any]]:
   """(place, value) of the lines of JSON. Empty lines are skipped.
 
   Args:

@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -68,7 +68,8 @@ class Progress:
 
   def __init__(self):
     self.lines = 0
-    self.on_bytes = lambda n: None  # Called with the number of bytes read of a file, before decompression.
+    # Called with the number of bytes read of a file, before decompression.
+    self.on_bytes: Callable[[int], object] = lambda n: None
 
 
 progress = Progress()
@@ -102,18 +103,18 @@ def is_compressed(path: str | os.PathLike) -> bool:
 
 def size_of(path: str | os.PathLike) -> int:
   """In bytes. Raises InputError where there is no such file."""
-  path = location(path)
-  if not path.exists():
-    raise InputError(f"{path}: no such file; correct the path")
-  if path.is_dir():
-    raise InputError(f"{path}: a folder, where a file was expected; name the files in it")
-  if "://" not in os.fspath(path) and not os.path.isfile(path):
-    raise InputError(f"{path}: a pipe or a device, which can be read only once; write it to a file first")
-  return path.stat().length
+  place = location(path)
+  if not place.exists():
+    raise InputError(f"{place}: no such file; correct the path")
+  if place.is_dir():
+    raise InputError(f"{place}: a folder, where a file was expected; name the files in it")
+  if "://" not in os.fspath(place) and not os.path.isfile(place):
+    raise InputError(f"{place}: a pipe or a device, which can be read only once; write it to a file first")
+  return place.stat().length
 
 
 @contextlib.contextmanager
-def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Iterator[BinaryIO]:
+def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> "Iterator[io.BufferedReader[Any]]":
   """The decompressed bytes of a file, with progress; from byte `start`, if it is plain.
 
   Args:
@@ -125,14 +126,15 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Ite
     InputError: it is empty, no text, or compressed otherwise than its name says; or, while it is read, the archive is
       cut off or damaged.
   """
-  path = location(path)
-  name = os.fspath(path)
-  with path.open("rb") as raw:
+  place = location(path)
+  name = os.fspath(place)
+  with place.open("rb") as raw:
     if start:
       raw.seek(start)
     counted = io.BufferedReader(_Counted(raw), _BUFFER)
     if not start:
       _check_ending(name, counted.peek(diagnose.BYTES)[:diagnose.BYTES])
+    whole: io.BufferedReader[Any]
     if name.endswith(".gz"):
       whole = io.BufferedReader(gzip.GzipFile(fileobj=counted), _BUFFER)
     elif ending := next((ending for ending in _FRAMES if name.endswith(ending)), ""):
@@ -144,17 +146,17 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> Ite
         _check_begin(name, whole.peek(diagnose.BYTES)[:diagnose.BYTES], text)
       yield whole
     except EOFError as e:
-      raise InputError(f"{path}: the archive is cut off ({e}); fetch it again") from e
+      raise InputError(f"{place}: the archive is cut off ({e}); fetch it again") from e
     except gzip.BadGzipFile as e:
       anew = "; or, where gzip -t finds it whole but for what follows, write it anew: zcat FILE | gzip"
-      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again"
+      raise InputError(f"{place}: the archive is damaged ({e}); fetch it again"
                        + anew * ("Not a gzipped" in str(e))) from e
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
-      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
+      raise InputError(f"{place}: the archive is damaged ({e}); fetch it again") from e
     except OSError as e:
       if e.errno is not None or not name.endswith(".bz2"):
         raise
-      raise InputError(f"{path}: the archive is damaged ({e}); fetch it again") from e
+      raise InputError(f"{place}: the archive is damaged ({e}); fetch it again") from e
 
 
 def _check_ending(path, begin):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gtr_jax.losses.in_batch import InBatchLoss
+
 
 class MaskInputs(NamedTuple):
   """What masks are made of, from the batch, and the global number of each pair, `[G, pairs, 1]`."""
@@ -61,14 +63,13 @@ class Parts(NamedTuple):
   queries: tuple[Side, Side] | None
 
 
-def cut(loss, block, queries, passages, mask_inputs):
+def cut(loss: InBatchLoss, block: int, queries: jax.Array, passages: jax.Array, mask_inputs: MaskInputs) -> Parts:
   """`Parts` in blocks of at most `block` examples, for the options of `loss`."""
   pairs = mask_inputs.valid.shape[1]
-  query, passage, text = (mask_inputs.query_hash,), (mask_inputs.passage_hash,), (mask_inputs.text_hash,)
+  query, passage, text = [mask_inputs.query_hash], [mask_inputs.passage_hash], [mask_inputs.text_hash]
   example = query + passage + text
   if not loss.mask_false_negatives:
-    query = passage = text = ()
-    example = (mask_inputs.number,)
+    query, passage, text, example = [], [], [], [mask_inputs.number]
 
   def own(x, keys):
     return _side(x[:, :pairs], mask_inputs.valid, [key[:, :pairs] for key in keys], block)

@@ -174,7 +174,7 @@ def dots(a_QxD, b_CxD):
 
 
 def _own(x_QxC):
-  return jnp.eye(*x_QxC.shape, dtype=bool)
+  return jnp.eye(x_QxC.shape[0], x_QxC.shape[1], dtype=bool)
 
 
 def _own_value(x_QxC):

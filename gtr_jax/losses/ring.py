@@ -70,14 +70,14 @@ class _Seen(NamedTuple):
   """What is known of each row, or column, from the blocks so far: `[R, B]`.
 
   `top` is the largest logit, `exp_sum` the sum of exp(logit - top). For label smoothing, `total` is the sum of the
-  logits and `count` their number. For the rank of a row, `own` is its own logit, without margin, and `ahead` the number
-  of the others that are not below it.
+  logits and `number` how many they are. For the rank of a row, `own` is its own logit, without margin, and `ahead` how
+  many of the others are not below it.
   """
 
   top: jax.Array
   exp_sum: jax.Array
   total: jax.Array | None = None
-  count: jax.Array | None = None
+  number: jax.Array | None = None
   own: jax.Array | None = None
   ahead: jax.Array | None = None
 
@@ -135,12 +135,12 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   def with_own(sums):
     top = jnp.maximum(sums.top, own)
     sums = sums._replace(top=top, exp_sum=sums.exp_sum * jnp.exp(sums.top - top) + jnp.exp(own - top))
-    return sums._replace(total=sums.total + own, count=sums.count + 1) if loss.label_smoothing else sums
+    return sums._replace(total=sums.total + own, number=sums.number + 1) if loss.label_smoothing else sums
 
   def cross_entropy(sums):
     target = own
     if loss.label_smoothing:
-      target = (1 - loss.label_smoothing) * own + loss.label_smoothing * sums.total / sums.count
+      target = (1 - loss.label_smoothing) * own + loss.label_smoothing * sums.total / sums.number
     return jnp.log(sums.exp_sum) + (sums.top - target)
 
   directions = [with_own(sums) for sums in (rows, columns) if sums is not None]
@@ -192,10 +192,10 @@ def _add(sums, logits, axis):
   top = jnp.maximum(sums.top, jnp.max(logits, axis))
   exp_sum = sums.exp_sum * jnp.exp(sums.top - top) + jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis)
   sums = sums._replace(top=top, exp_sum=exp_sum)
-  if sums.count is not None:
+  if sums.number is not None:
     mask = logits > -jnp.inf
     sums = sums._replace(total=sums.total + jnp.sum(logits, axis, where=mask),
-                         count=sums.count + jnp.sum(mask.astype(logits.dtype), axis))
+                         number=sums.number + jnp.sum(mask.astype(logits.dtype), axis))
   if sums.ahead is not None:
     # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
     ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
@@ -212,7 +212,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   valid = mask_inputs.valid.reshape(-1)
 
   def weights(sums):
-    share = jnp.where(valid, smoothing / sums.count, 0) if smoothing else None
+    share = jnp.where(valid, smoothing / sums.number, 0) if smoothing else None
     return _Weights(sums.top, jnp.where(valid, 1 / sums.exp_sum, 0), share)
 
   def own_gradient(weights):

@@ -124,7 +124,7 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
   Raises:
     InputError: a line is malformed, or has no query or no passage; or there is none, or none has the ids asked for.
   """
-  number, without = 0, {fields.query_id, fields.passage_id} - {None}
+  number, without = 0, {name for name in (fields.query_id, fields.passage_id) if name is not None}
   for number, (place, record, _) in enumerate(jsonl.read_objects(path), start=1):  # noqa: B007  (read below)
     try:
       query, passage = jsonl.text_of(record, fields.query), jsonl.text_of(record, fields.passage)
@@ -136,10 +136,9 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
     except ValueError as e:
       raise InputError(f"{place}: {e}; correct or remove the line") from e
     without -= record.keys()
+    document_id = passage_id or None
     if own_passages:
       document_id = f"{hash_key(f'id {passage_id}') if passage_id else text_key(passage):016x}"
-    else:
-      document_id = passage_id or None
     yield Pair(record, Query(query, passage, document_id), query_id, answers)
   if not number:
     raise InputError(f"{path}: no pairs")
@@ -156,8 +155,8 @@ def _answers(record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
   return tuple(value)
 
 
-def judged_pairs(query_ids: list[str], queries: list[str], qrels: Mapping[str, Mapping[str, int]],
-                 ranker: Ranker) -> list[Pair]:
+def judged_pairs(ranker: Ranker, query_ids: list[str], queries: list[str],
+                 qrels: Mapping[str, Mapping[str, int]]) -> list[Pair]:
   """Pairs of each query and each document that is judged relevant to it, with the texts of the corpus."""
   relevant = {query_id: [doc_id for doc_id, grade in grades.items() if grade > 0] for query_id, grades in qrels.items()}
   texts = ranker.passages(list(dict.fromkeys(itertools.chain(*relevant.values()))))
@@ -171,15 +170,14 @@ def judged_pairs(query_ids: list[str], queries: list[str], qrels: Mapping[str, M
 
 def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Documents, dict[str, str | None]]:
   """The different passages of pairs as a corpus, and the id of each document in the pairs (None where it has none)."""
-  documents, ids = Documents([], [], []), {}
+  texts: dict[str, str] = {}
+  ids: dict[str, str | None] = {}
   for pair in pairs:
     document_id = pair.query.passage_id
-    if document_id not in ids:
+    if document_id is not None and document_id not in texts:
+      texts[document_id] = pair.query.passage
       ids[document_id] = (passage_id_field and jsonl.id_of(pair.record, passage_id_field)) or None
-      documents.ids.append(document_id)
-      documents.titles.append("")
-      documents.texts.append(pair.query.passage)
-  return documents, ids
+  return Documents(list(texts), [""] * len(texts), list(texts.values())), ids
 
 
 def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.PathLike, choice: Choice, *,
@@ -231,7 +229,7 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choi
   """
   forms = answer_forms(pair.answers)
   rng = random.Random(f"{choice.seed} {pair.query.text}")
-  drawn, texts = {}, set()
+  drawn, texts = {}, set[int]()
   for place in rng.sample(range(len(rows)), len(rows)):
     doc_id, title, text = ranker.passage(int(rows[place]))
     whole = full_text(title, text)
@@ -247,13 +245,14 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choi
 
 
 @contextlib.contextmanager
-def _written(path: epath.PathLike) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _written(path: epath.PathLike) -> Iterator[Callable[[Mapping[str, Any]], object]]:
   """Gives what writes a record, in the first process; the JSONL(.gz) appears when whole."""
   if not processes.is_first():
     yield lambda record: None
     return
   with contextlib.ExitStack() as stack:
     stream = stack.enter_context(atomic.replacing(path))
+    write: Callable[[bytes], object] = stream.write
     if os.fspath(path).endswith(".gz"):
-      stream = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="wb", filename="", mtime=0))
-    yield lambda record: stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+      write = stack.enter_context(gzip.GzipFile(fileobj=stream, mode="wb", filename="", mtime=0)).write
+    yield lambda record: write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

@@ -60,12 +60,14 @@ class Bm25Ranker:
                      strict=True))
     rows = _rows(self._documents.ids, {query.passage_id for query in queries}) if score_positives else {}
     for query in queries:
-      positive = np.flatnonzero(found[query.text][0] == rows.get(query.passage_id, -1))
+      row = -1 if query.passage_id is None else rows.get(query.passage_id, -1)
+      positive = np.flatnonzero(found[query.text][0] == row)
       score = found[query.text][1][positive[0]] if len(positive) else np.nan
       yield Ranked(*found[query.text], float(score))
 
   def passage(self, row: int) -> tuple[str, str, str]:
-    return tuple(column[row] for column in self._documents)
+    ids, titles, texts = self._documents
+    return ids[row], titles[row], texts[row]
 
   def passages(self, ids: Sequence[str]) -> dict[str, str]:
     return {doc_id: full_text(*self.passage(row)[1:]) for doc_id, row in _rows(self._documents.ids, set(ids)).items()}

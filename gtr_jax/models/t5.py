@@ -8,6 +8,7 @@ Letters: G groups, R rows, L length (also Q query and K key positions), E embed,
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -110,7 +111,7 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
               bias_GxHxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
-              dropout_key: jax.Array | None = None, precision=None) -> jax.Array:
+              dropout_key: jax.Array | None = None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
   Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
@@ -205,7 +206,7 @@ class TokenEmbedder(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _look_up(dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
+def _look_up(dtype: jnp.dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
   """Rows of the table in this dtype. Their gradients, thousands for a frequent token, are summed in the table's.
 
   Under fsdp the table is gathered, and not the activations; its gradient stays divided like the table.
@@ -278,12 +279,10 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     config = self.config
-    hidden = None
-    for i, activation in enumerate(config.mlp_activations):
-      name = "wi" if len(config.mlp_activations) == 1 else f"wi_{i}"
-      part = _ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
-      hidden = part if hidden is None else hidden * part
-    hidden = constrain(hidden, "group", "row", "length", "activation_mlp")
+    names = ["wi"] if len(config.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(config.mlp_activations))]
+    parts = (_ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
+             for name, activation in zip(names, config.mlp_activations, strict=True))
+    hidden = constrain(functools.reduce(operator.mul, parts), "group", "row", "length", "activation_mlp")
     hidden = dropout(hidden, config.dropout_rate, _dropout_key(self))
     return Linear(config, config.emb_dim, ("mlp", "embed"), _fan_in_truncated, name="wo")(hidden)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gtr_jax.errors import InputError
 from gtr_jax.values.ranges import Positive, Says
@@ -71,7 +71,7 @@ def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, d
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def num_groups(mesh: Mesh) -> int:
+def num_groups(mesh: Mesh | AbstractMesh) -> int:
   """Number of data shards: the length of the leading axis of every batch."""
   return _axes_size(mesh, BATCH_AXES)
 
@@ -79,7 +79,7 @@ def num_groups(mesh: Mesh) -> int:
 def local_groups(mesh: Mesh) -> int:
   """Number of groups that this process has to feed."""
   groups = batch_sharding(mesh).addressable_devices_indices_map((num_groups(mesh),))
-  return len({index[0].start or 0 for index in groups.values()})
+  return len({index[0].start or 0 for index in groups.values() if index is not None})
 
 
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gtr_jax.parallel import progress
-from gtr_jax.parallel.rendezvous import Cluster, Met, Peer, meet
+from gtr_jax.parallel.rendezvous import Cluster, Peer, meet
 
 GRACE_SECONDS = 2     # for a process to say itself what has stopped it too
 _ADVICE_SECONDS = 5   # for the file system to say where the run will go on
@@ -41,7 +41,6 @@ class Group:
                now: Callable[[], progress.Stamp] = progress.current):
     self.cluster, self.index, self.advice = cluster, cluster.index, advice
     self.make_advice: Callable[[], str] = lambda: self.advice
-    self.met: Met | None = None
     self._name, self._exit, self._now = name, exit_process, now
     self._patience = progress.patience()
     self._peers: dict[int, Peer] = {}

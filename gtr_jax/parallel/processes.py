@@ -24,7 +24,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import process_group, progress, rendezvous
 from gtr_jax.parallel.process_group import Group
-from gtr_jax.parallel.rendezvous import Cluster
+from gtr_jax.parallel.rendezvous import Cluster as Cluster  # for `join`
 
 SHARED_SECONDS = 60  # for a file that process 0 has written to be seen by the others: NFS caches what is not there
 
@@ -91,7 +91,7 @@ def find_cluster() -> Cluster:
   except Exception as e:  # Of whatever jax asks: metadata servers, Kubernetes.
     raise InputError(f"--distributed: the cluster cannot be asked ({_first_line(e)}); give --coordinator_address, "
                      "--num_processes and --process_id to each process") from e
-  if None in (address, count, index):
+  if address is None or count is None or index is None:
     raise InputError("--distributed: no cluster found (Slurm, Open MPI, Cloud TPU, GKE); give --coordinator_address, "
                      "--num_processes and --process_id to each process")
   if ids := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
@@ -106,7 +106,7 @@ def joined() -> bool:
 
 def is_first() -> bool:
   """Whether this is process 0, which prints and writes what there is once."""
-  return _is_alone() or _group.index == 0
+  return (group := _several()) is None or group.index == 0
 
 
 def print_once(text: str) -> None:
@@ -117,13 +117,13 @@ def print_once(text: str) -> None:
 
 def from_first(make: Callable[[], Any]) -> Any:
   """What `make` gives in process 0, JSON; only process 0 calls it. All must call this, in the same order."""
-  return make() if _is_alone() else _group.from_first(make)
+  return make() if (group := _several()) is None else group.from_first(make)
 
 
 def wait_for_all() -> None:
   """Returns when all processes have called it."""
-  if not _is_alone():
-    _group.wait_for_all()
+  if (group := _several()) is not None:
+    group.wait_for_all()
 
 
 def first_before_others(make: Callable[[], Any]) -> Any:
@@ -138,7 +138,7 @@ def first_before_others(make: Callable[[], Any]) -> Any:
 
 def check_same(values: Mapping[str, Any]) -> None:
   """Raises InputError in each process whose values are not those of process 0; names the first. JSON values."""
-  if _is_alone():
+  if _several() is None:
     return
   values = json.loads(json.dumps(values))  # As it comes from there.
   first = from_first(lambda: values)
@@ -152,7 +152,7 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 def check_shared(folder: epath.PathLike) -> None:
   """Raises InputError unless all processes see in this folder what process 0 writes there. It must exist there."""
-  if _is_alone():
+  if _several() is None:
     return
   folder = epath.Path(folder)
   name = from_first(lambda: f".shared-{uuid.uuid4().hex}")
@@ -185,7 +185,7 @@ def data_part(mesh: Any) -> tuple[int, int]:
   groups = partitioning.num_groups(mesh)
   fed = defaultdict(set)
   for device, index in partitioning.batch_sharding(mesh).devices_indices_map((groups,)).items():
-    fed[device.process_index].add(index[0].start or 0)
+    fed[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # jax gives devices no type.
   parts = sorted({tuple(sorted(of_process)) for of_process in fed.values()})
   if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != groups:
     devices = Counter(device.process_index for device in mesh.devices.flat)
@@ -228,12 +228,13 @@ def leave() -> None:
   jax.distributed.shutdown()
 
 
-def _is_alone() -> bool:
+def _several() -> Group | None:
+  """What joins the processes; None for one alone."""
   jax = sys.modules.get("jax")
   if _group is None and jax is not None and jax.distributed.is_initialized():
     raise InputError("several processes: join them with gtr_jax.parallel.processes.join instead of "
                      "jax.distributed.initialize")
-  return _group is None
+  return _group
 
 
 def _first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ PATIENCE = "GTR_PATIENCE"  # environment variable: a factor of all limits
 class Stamp(NamedTuple):
   """How often this process has said what it does, and what that is: of which step, where it is of one."""
 
-  count: int = 0
+  number: int = 0
   what: str | None = None
   step: int | None = None
 
@@ -60,7 +60,7 @@ class doing:  # Not Doing: it reads as a function.
 
 def _say(what, step):
   global _now
-  _now = Stamp(_now.count + 1, what, step)
+  _now = Stamp(_now.number + 1, what, step)
 
 
 def current() -> Stamp:
@@ -126,13 +126,13 @@ class Watch:
 
   def _behind(self) -> Stuck | None:
     """Of those that say what they do: where process 0 alone is listened to, it is not said."""
-    stamps = [seen.stamp for seen in self._seen.values()]
-    if None in stamps:
+    said = {index: (seen.stamp, seen.since) for index, seen in self._seen.items() if seen.stamp is not None}
+    if len(said) < len(self._seen):
       return None
-    last = min(stamp.count for stamp in stamps)
-    behind = {index: seen for index, seen in self._seen.items() if seen.stamp.count == last}
-    stamp, since = next(iter(behind.values())).stamp, max(seen.since for seen in behind.values())
-    limit = LIMITS.get(stamp.what, math.inf) * self._factor
+    last = min(stamp.number for stamp, _ in said.values())
+    behind = {index: of for index, of in said.items() if of[0].number == last}
+    stamp, since = next(iter(behind.values()))[0], max(since for _, since in behind.values())
+    limit = LIMITS.get(stamp.what or "", math.inf) * self._factor
     if self._clock - since <= limit:
       return None
     of_step = "" if stamp.step is None else f" (step {stamp.step})"

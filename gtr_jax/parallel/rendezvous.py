@@ -7,6 +7,7 @@ listened to at once, each for a few seconds and some bytes. Without a secret, wh
 """
 
 import contextlib
+import dataclasses
 import hmac
 import ipaddress
 import json
@@ -17,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from gtr_jax.errors import InputError
 
@@ -31,7 +32,8 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USE
 _HELLO = {"index": int, "count": int, "host": str, "nonce": str, "proof": str}
 
 
-class Cluster(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cluster:
   """Which process this is.
 
   Attributes:
@@ -44,7 +46,7 @@ class Cluster(NamedTuple):
   address: str
   count: int
   index: int
-  local_device_ids: list[int] | None = None
+  local_device_ids: Sequence[int] | None = None
 
 
 class Peer:
@@ -133,7 +135,7 @@ def _listen(host: str, port: int, closing: contextlib.ExitStack) -> list[socket.
     else:
       servers = [_listen_everywhere(port)]
   except OSError as e:
-    raise InputError(f"cannot listen at port {port} ({os.strerror(e.errno)}); end what still holds it, or give "
+    raise InputError(f"cannot listen at port {port} ({e.strerror or e}); end what still holds it, or give "
                      "another --coordinator_address") from e
   for server in servers:
     closing.enter_context(server).setblocking(False)
@@ -151,9 +153,9 @@ def _own_addresses(host: str) -> dict[str, socket.AddressFamily]:
 
   So it is behind a NAT or a service of Kubernetes; and Debian calls a machine 127.0.1.1 to itself.
   """
-  own = {}
+  own: dict[str, socket.AddressFamily] = {}
   try:
-    found = {info[4][0]: info[0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    found = {str(info[4][0]): info[0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
   except OSError:
     return {}
   for address, family in found.items():
@@ -216,7 +218,7 @@ class _Door:
     self._selector = closing.enter_context(selectors.DefaultSelector())
     for server in servers:
       self._selector.register(server, selectors.EVENT_READ)
-    closing.callback(lambda: [self._send_away(stranger) for stranger in list(self._strangers.values())])
+    closing.callback(self._send_all_away)
 
   def wait_for_all(self) -> None:
     """Raises InputError where not all come in time."""
@@ -226,11 +228,12 @@ class _Door:
       if time.monotonic() > deadline:
         self._give_up()
       for key, _ in self._selector.select(min(1, max(deadline - time.monotonic(), 0))):
-        stranger = self._strangers.get(key.fileobj)
+        speaks = cast(socket.socket, key.fileobj)
+        stranger = self._strangers.get(speaks)
         if stranger is not None and stranger.hear():
           self._admit(stranger)
-        elif stranger is None and key.fileobj.fileno() >= 0:  # Not one that was sent away a moment ago.
-          self._let_come(key.fileobj)
+        elif stranger is None and speaks.fileno() >= 0:  # Not one that was sent away a moment ago.
+          self._let_come(speaks)
       for stranger in [one for one in self._strangers.values() if one.until < time.monotonic()]:
         self._send_away(stranger)
       if len(self._peers) == others:
@@ -244,6 +247,10 @@ class _Door:
       connection = server.accept()[0]
       self._strangers[connection] = _Stranger(connection)
       self._selector.register(connection, selectors.EVENT_READ)
+
+  def _send_all_away(self) -> None:
+    for stranger in list(self._strangers.values()):
+      self._send_away(stranger)
 
   def _send_away(self, stranger: _Stranger) -> None:
     self._forget(stranger)
@@ -314,7 +321,7 @@ def _connect(cluster: Cluster, host: str, port: int, secret: bytes) -> tuple[Pee
           return peer, jax_port
       fault = "it closes the connection"  # As where strangers come in crowds.
     except OSError as e:  # Also a name that is not known yet.
-      fault = e.strerror or e
+      fault = e.strerror or str(e)
       if greeted and isinstance(e, ConnectionRefusedError):
         raise _not_process_0(cluster) from e
     if time.monotonic() > deadline:

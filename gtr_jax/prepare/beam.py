@@ -139,7 +139,7 @@ def _write_tally(work: str, tally: Any) -> None:
 
 
 def _name_shards(new: epath.Path) -> dict[str, dict[str, int]]:
-  splits = {}
+  splits: dict[str, dict[str, int]] = {}
   for split in manifests.SPLITS:
     found = sorted((new / "shards").glob(f"{split}-??????"))
     for number, path in enumerate(found):

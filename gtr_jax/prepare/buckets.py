@@ -10,6 +10,7 @@ import marshal
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 import zstandard
 
@@ -37,13 +38,16 @@ class Writer:
 
   def __init__(self, path: str, buckets: int):
     self._path, self._buckets = path, buckets
-    self._held, self._sizes, self._size = {}, [0] * buckets, 0
-    self._file, self._indices, self._opened = None, [], contextlib.ExitStack()
+    self._held: dict[int, list[tuple]] = {}
+    self._sizes, self._size = [0] * buckets, 0
+    self._file: IO[bytes] | None = None
+    self._indices: list[int] = []
+    self._opened = contextlib.ExitStack()
 
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: Any) -> None:
     if error[0] is None:
       self.close()
     else:
@@ -62,14 +66,14 @@ class Writer:
   def _write(self):
     if self._file is None:
       self._file = self._opened.enter_context(replacing(self._path))
-    compressor, index = zstandard.ZstdCompressor(level=1), []
+    file, compressor, index = self._file, zstandard.ZstdCompressor(level=1), []
     for bucket in range(self._buckets):
-      start = self._file.tell()
+      start = file.tell()
       if bucket in self._held:
-        self._file.write(compressor.compress(marshal.dumps(self._held.pop(bucket))))
-      index.append(_ENTRY.pack(start, self._file.tell() - start, self._sizes[bucket]))
-    self._indices.append(self._file.tell())
-    self._file.write(b"".join(index))
+        file.write(compressor.compress(marshal.dumps(self._held.pop(bucket))))
+      index.append(_ENTRY.pack(start, file.tell() - start, self._sizes[bucket]))
+    self._indices.append(file.tell())
+    file.write(b"".join(index))
     self._sizes, self._size = [0] * self._buckets, 0
 
   def close(self) -> None:
@@ -100,7 +104,7 @@ def read(paths: Sequence[str], bucket: int, buckets: int) -> Iterator[list[tuple
           chunks.append((path, start, length, size))
   passes = sum(size for *_, size in chunks) // _MOST_AT_ONCE + 1
   for part in range(passes):
-    records = []
+    records: list[tuple] = []
     for path, start, length, _ in chunks:
       with open(path, "rb") as file:
         file.seek(start)

@@ -7,6 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -37,7 +38,8 @@ def write_tested(collections: Sequence[str], path: str) -> None:
   Raises:
     InputError: a collection lacks a file, or has no judgements.
   """
-  names, found = [], {"texts": ([], []), "grams": ([], [])}
+  names: list[str] = []
+  found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {"texts": ([], []), "grams": ([], [])}
   for folder in itertools.chain(*map(_folders, collections)):
     for kind, identifier, title, text in _tested(folder):
       owner = len(names)
@@ -49,10 +51,10 @@ def write_tested(collections: Sequence[str], path: str) -> None:
           found["texts"][1].append(np.array([owner], np.int32))
         found["grams"][0].append(grams)
         found["grams"][1].append(np.full(len(grams), owner, np.int32))
-  arrays = {"names": np.frombuffer(json.dumps(names).encode(), np.uint8)}
+  arrays: dict[str, Any] = {"names": np.frombuffer(json.dumps(names).encode(), np.uint8)}
   for name, (hashes, owners) in found.items():
-    hashes, first = np.unique(np.concatenate(hashes), return_index=True)
-    arrays |= {name: hashes, f"{name}_owners": np.concatenate(owners)[first]}
+    different, first = np.unique(np.concatenate(hashes), return_index=True)
+    arrays |= {name: different, f"{name}_owners": np.concatenate(owners)[first]}
   with atomic.replacing(path) as f:
     np.savez(f, **arrays)
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 from tqdm import tqdm
@@ -100,7 +100,7 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
     _begin(work, description, say)
     try:
       job = make_job(source, settings, work)
-      _run_all(job, processes or os.cpu_count(), max_broken)
+      _run_all(job, processes or os.cpu_count() or 1, max_broken)
       _finish(job, description, final)
     except InputError as e:
       if not isinstance(e, RetryableError):  # The next run has other files or settings.
@@ -172,7 +172,8 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
     from gtr_jax.prepare import decontaminate
     decontaminate.write_tested(settings.decontaminate, os.fspath(tested))
   plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
-  parts = (*itertools.chain(*(manifests.shards(name) for name in settings.without)), *source.parts())
+  without = itertools.chain(*(manifests.shards(name) for name in settings.without))
+  parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
   size = sum(transforms.size_of(part) * (_COMPRESSION if is_compressed(part.path) else 1) for part in parts)
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
              min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
@@ -193,11 +194,11 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
     raise RetryableError(f"{e}; the traceback is in {path}") from e
 
 
-def _shares(paths, number) -> list[float]:
+def _shares(paths: Sequence[str], number: int) -> list[float]:
   return [sum(os.path.getsize(path) for path in filter(os.path.exists, paths)) / number] * number
 
 
-def _stage(job, stage, tasks, number, sizes) -> None:
+def _stage(job: Job, stage: str, tasks: Sequence[workers.Task], number: int, sizes: Sequence[float]) -> None:
   """Does the tasks that are not done yet."""
   done = set(job.done(stage, len(tasks)))
   finished = sum(sizes[i] for i in done)
@@ -260,7 +261,7 @@ def _check_broken(job: Job, max_broken: float) -> None:
 
 def _finish(job: Job, description: dict, final: epath.Path) -> None:
   """Names the shards, writes the manifest, and gives the folder its name."""
-  tally, filled = transforms.Tally(), {split: [] for split in manifests.SPLITS}
+  tally, filled = transforms.Tally(), {split: list[int]() for split in manifests.SPLITS}
   stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.done("join", 1) else []), ("write", job.buckets)]
   for stage, count in stages:
     for i, task in enumerate(job.tallies(stage, count)):
@@ -270,7 +271,7 @@ def _finish(job: Job, description: dict, final: epath.Path) -> None:
         shards += [i] * (f"written_{split}" in task["reasons"])
   new = pathlib.Path(job.work) / "new"
   new.mkdir(exist_ok=True)
-  splits = {}
+  splits: dict[str, dict[str, int]] = {}
   for split, shards in filled.items():
     for n, i in enumerate(shards):
       shard, path = pathlib.Path(job.path("shards", i, split)), new / manifests.shard_name(split, n, len(shards))

@@ -176,10 +176,10 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms
     counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
     left = "is left to train on" if examples else "is left"
     raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
-  folder = epath.Path(folder)
-  write_text(folder / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
+  new = epath.Path(folder)
+  write_text(new / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
   counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
   manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
                                   "splits": {split: splits[split] for split in examples}}
-  write_json(folder / "manifest.json", manifest)
+  write_json(new / "manifest.json", manifest)

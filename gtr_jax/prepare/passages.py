@@ -128,7 +128,8 @@ _opened = functools.lru_cache(maxsize=8)(PassageTable)
 def _index(path, size, columns, folder):
   """Writes starts.npy (and hashes.npy, rows.npy; text, if it is compressed) and, last, meta.json."""
   unpacked = lines.is_compressed(path)
-  starts, hashes, first, broken, broken_places, position = array.array("q"), None, None, 0, [], 0
+  starts, hashes, first, broken, position = array.array("q"), None, None, 0, 0
+  broken_places: list[str] = []
   with open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
       total=size, desc=f"index {os.path.basename(path)}", unit="B", unit_scale=True, leave=False, delay=1) as bar, (
           lines.on_bytes(bar.update)):
@@ -160,7 +161,7 @@ def _index(path, size, columns, folder):
       elif not starts and row_id.isascii() and row_id.isdigit() and str(int(row_id)) == row_id:
         first = int(row_id)
       elif first is None or row_id != str(first + len(starts)):
-        hashes = array.array("Q", [_hash(str(first + i)) for i in range(len(starts))])
+        hashes = array.array("Q", [_hash(str((first or 0) + i)) for i in range(len(starts))])
         hashes.append(_hash(row_id))
         first = None
       starts.append(start)
@@ -171,17 +172,19 @@ def _index(path, size, columns, folder):
                      f"{_MAX_BROKEN:.1%} may be broken: mend them, or remove these lines")
   starts.append(position)
   np.save(folder / "starts.npy", np.frombuffer(starts, np.int64))
+  in_order = None
   if hashes is not None:
     del starts
-    hashes = np.frombuffer(hashes, np.uint64)
-    order = np.argsort(hashes, kind="stable")
+    of_rows = np.frombuffer(hashes, np.uint64)
+    order = np.argsort(of_rows, kind="stable")
     np.save(folder / "rows.npy", order.astype(np.uint32))
-    np.save(folder / "hashes.npy", hashes := hashes[order])
+    np.save(folder / "hashes.npy", in_order := of_rows[order])
+    del hashes, of_rows
   atomic.write_json(folder / "meta.json", {
       "path": path, "columns": columns, "first": first, "unpacked": unpacked, "broken": broken,
       "broken_places": broken_places})
-  if hashes is not None:
-    _check_unique(PassageTable(path, folder), hashes, order)
+  if in_order is not None:
+    _check_unique(PassageTable(path, folder), in_order, order)
 
 
 def _check_unique(table, hashes, order):
@@ -192,7 +195,7 @@ def _check_unique(table, hashes, order):
                        f"{order[i + 1] + 1:,}); ids must be unique: remove one")
 
 
-def _form(path, line, columns) -> tuple[str, bool]:
+def _form(path: str, line: bytes, columns: str) -> tuple[str, bool]:
   """The table's columns ("json" for JSONL), and whether the first line is a header."""
   text = line.decode(errors="replace").rstrip("\r\n")
   if text.lstrip().startswith("{") and not columns:

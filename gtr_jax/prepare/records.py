@@ -7,7 +7,7 @@ buffers and of TensorFlow's record_writer.h; tests/prepare/test_prepare_engine.p
 import hashlib
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import google_crc32c
 
@@ -97,7 +97,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     at += size
 
 
-def write_record(file: BinaryIO, record: bytes) -> None:
+def write_record(file: IO[bytes], record: bytes) -> None:
   """Appends to a TFRecord file: length, its checksum, the record, its checksum."""
   length = struct.pack("<Q", len(record))
   file.write(b"".join((length, _checksum(length), record, _checksum(record))))
@@ -109,7 +109,7 @@ def _checksum(data: bytes) -> bytes:
   return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def read_records(file: BinaryIO, path: str) -> Iterator[bytes]:
+def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
   """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
   while header := file.read(12):
     size = struct.unpack("<Q", header[:8])[0] if header[8:] == _checksum(header[:8]) else 0

@@ -40,8 +40,8 @@ def read_lines(path: str, name: str) -> Iterator[tuple[str, bytes]]:
   if isinstance(unpacking.failure, InputError):
     raise unpacking.failure
   if unpacking.failure is not None:
-    number = getattr(unpacking.failure, "errno", None)
-    if number not in (None, errno.EINVAL):  # The disk refused something: the archive may be whole.
+    code = getattr(unpacking.failure, "errno", None)
+    if code not in (None, errno.EINVAL):  # The disk refused something: the archive may be whole.
       raise RetryableError(failures.reason(unpacking.failure, path)) from unpacking.failure
     raise InputError(f"{path}: the archive is cut off or damaged ({type(unpacking.failure).__name__}: "
                      f"{unpacking.failure}); fetch it again") from unpacking.failure
@@ -54,7 +54,7 @@ class _Unpacking(threading.Thread):
     super().__init__(daemon=True)
     self._path, self._name, self._pipe = path, name, pipe
     self._ratio = self._due = 0.0  # Bytes of the archive for one of the file; those to be told of.
-    self.failure = None
+    self.failure: BaseException | None = None
 
   def advance(self, num_bytes: int) -> None:
     """Counts a line. How far the archive has been read is taken from how much of the file has been unpacked."""

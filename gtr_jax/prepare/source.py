@@ -6,7 +6,7 @@ manifest records, and an interrupted run goes on only where they are the same.
 
 import collections
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from gtr_jax.errors import InputError
 from gtr_jax.io.lines import Part
@@ -35,6 +35,7 @@ class Example(NamedTuple):
 class Source(Protocol):
   """Turns raw files into examples. `read` and `join` run in other processes, in no order that can be relied on."""
 
+  __dataclass_fields__: ClassVar[dict[str, Any]]
   name: str  # The default of --name.
 
   def parts(self) -> list[Part]:
@@ -57,8 +58,8 @@ class Counts:
   """How many of what, and the first places of broken lines."""
 
   def __init__(self):
-    self.reasons = collections.Counter()
-    self.places = []
+    self.reasons: collections.Counter[str] = collections.Counter()
+    self.places: list[str] = []
 
   def add(self, reason: str, n: int = 1) -> None:
     """`reason` in snake_case, such as "too_short"; it goes into the manifest."""
@@ -86,7 +87,7 @@ def what_is_wrong(e: Exception) -> str:
 def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str], list[Any]]:
   """Of values [kind, id, when, text, ...], such as a post in several dumps, the newest for each (kind, id); of equals
   one without a text, which was dropped, else the first."""
-  found = {}
+  found: dict[tuple[str, str], list[Any]] = {}
   for value in values:
     at = value[0], value[1]
     if at in found:

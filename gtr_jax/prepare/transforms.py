@@ -102,16 +102,19 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
   query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
   if not query or not passage:
-    return tally.add("empty")
+    tally.add("empty")
+    return None
   if query == passage:
-    return tally.add("query_is_passage")
+    tally.add("query_is_passage")
+    return None
   digest = records.digest_of(query, passage)
   split = example.split
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
     if what := find(example.query, example.passage):
-      return tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
-                        query_id=example.query_id, passage_id=example.passage_id)
+      tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
+                 query_id=example.query_id, passage_id=example.passage_id)
+      return None
     example = _clean_negatives(example, find, tally)
   group = example.group.encode(errors="surrogatepass") or query
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
@@ -119,7 +122,8 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   try:
     return Pair(digest, split, records.serialize(example, digest))
   except UnicodeEncodeError:
-    return tally.add("not_unicode")
+    tally.add("not_unicode")
+    return None
 
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
@@ -134,7 +138,7 @@ def _clean_negatives(example: Example, find: Callable[[str, str], str | None], t
                           negative_ids=tuple(example.negative_ids[i] for i in clean) if example.negative_ids else ())
 
 
-def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
+def unique(pairs: Iterable[tuple], tally: Tally) -> Iterator[Pair]:
   """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
   of the others of its split: some publish a line for each negative.
 
@@ -164,7 +168,9 @@ def unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
 def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
   """A pair with the negatives that its copies have beside its own."""
   whole = records.texts_of(kept.record)
-  negatives, queries, own = {}, {}, len(whole["negatives"]) + len(whole["negative_queries"])
+  negatives: dict[str, tuple[str, str]] = {}
+  queries: dict[str, str] = {}
+  own = len(whole["negatives"]) + len(whole["negative_queries"])
   for texts in itertools.chain([whole], (records.texts_of(copy.record) for copy in copies)):
     for text, number in itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue=""):
       negatives.setdefault(folded(text), (text, number))

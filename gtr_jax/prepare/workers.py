@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class TaskError(InputError):
 
 
 def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
-        on_bytes: Callable[[int], None]) -> Iterator[Task]:
+        on_bytes: Callable[[int], None]) -> Generator[Task]:
   """Calls function(task) for each, and yields those that are done. With one worker they are done in this process.
 
   Args:
@@ -56,7 +56,8 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
       _do(function, task)
       yield task
     return
-  waiting, busy, processes = iter(tasks), {}, []
+  waiting, processes = iter(tasks), []
+  busy: dict[connection.Connection, Task] = {}
   try:
     for task in itertools.islice(waiting, workers):
       ours, theirs = multiprocessing.Pipe()
@@ -68,7 +69,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
       _send(ours, task)
       busy[ours] = task
     while busy:
-      for ours in connection.wait(list(busy)):
+      for ours in busy.keys() & connection.wait(list(busy)):
         try:
           kind, value = ours.recv()
         except (EOFError, ConnectionResetError) as e:
@@ -138,7 +139,7 @@ def _work(pipe, function):
       return
     try:
       _do(function, task)
-      message = "done", None
+      message: tuple[str, InputError | None] = "done", None
     except InputError as e:
       message = "error", e
     pipe.send(("bytes", held))
@@ -147,5 +148,6 @@ def _work(pipe, function):
 
 
 def _end_with_parent():
-  multiprocessing.parent_process().join()
+  if parent := multiprocessing.parent_process():
+    parent.join()
   os._exit(1)

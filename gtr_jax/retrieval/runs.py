@@ -29,9 +29,9 @@ Run = dict[str, Ranking]
 def in_order(doc_ids: list[str], scores: np.ndarray) -> Ranking:
   """Sorts into trec_eval's order."""
   scores = np.asarray(scores, np.float32)
-  order = sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True)
-  order = np.asarray(order, np.int64)[np.argsort(-scores[order], kind="stable")] if len(order) else []
-  return Ranking([doc_ids[i] for i in order], scores[order] if len(order) else scores)
+  by_id = np.asarray(sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True), np.int64)
+  order = by_id[np.argsort(-scores[by_id], kind="stable")]
+  return Ranking([doc_ids[i] for i in order], scores[order])
 
 
 def best_k(query_id: str, doc_ids: list[str], scores: np.ndarray, k: int, exclude_own_id: bool) -> Ranking:
@@ -69,11 +69,11 @@ def read_run(path: epath.PathLike) -> Run:
     if len(fields) != 6:
       raise InputError(f"{place}: {len(fields)} columns instead of the 6 of a TREC run: query Q0 document rank "
                        "score system")
-    query_id, _, doc_id, _, score, _ = fields
+    query_id, _, doc_id, _, written, _ = fields
     try:
-      score = float(score)
+      score = float(written)
     except ValueError as e:
-      raise InputError(f"{place}: the score {score!r} is not a number") from e
+      raise InputError(f"{place}: the score {written!r} is not a number") from e
     if not np.isfinite(score):
       raise InputError(f"{place}: the score is {score}; scores must be finite")
     scores = found.setdefault(query_id, {})

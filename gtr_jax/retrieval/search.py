@@ -32,7 +32,9 @@ CHUNK = 32
 
 class Rows(Protocol):
   """A float32 array [rows, D] in memory or on disk."""
-  shape: tuple[int, int]
+
+  @property
+  def shape(self) -> tuple[int, int]: ...
 
   def __getitem__(self, rows: slice) -> np.ndarray: ...
 
@@ -57,7 +59,8 @@ class Searcher:
     self._num_blocks = math.ceil(self.num_rows / (devices * most))
     rows = math.ceil(self.num_rows / (self._num_blocks * devices * CHUNK)) * CHUNK
     self._block_rows = rows * devices
-    self._resident = {} if keep and self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES else None
+    stays = keep and self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES
+    self._resident: dict[int, jax.Array] | None = {} if stays else None
 
   def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The rows with the largest inner products.

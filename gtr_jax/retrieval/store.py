@@ -137,7 +137,7 @@ class StoreWriter:
     for row, line in enumerate(self._lines()):
       digest.update(line)
       ends[row + 1] = ends[row] + len(line)
-    self._manifest = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
+    self._manifest: dict[str, Any] = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
     processes.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
     self._manifest["chunk_rows"] = processes.from_first(self._check_folder)

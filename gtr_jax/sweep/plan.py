@@ -153,13 +153,13 @@ def _check(sweep: Sweep) -> None:
     check(getattr(sweep, name), hint, f"plan.Sweep.{name}")
   if not sweep.stages:
     raise InputError("plan.Sweep.stages is empty; give each stage its gin files: {'train': ['runs/train.gin']}")
-  for stage in sweep.stages:
+  for stage, begins in sweep.stages.items():
     if not _STAGE_NAME.fullmatch(stage) or stage in (_STAGES, "evaluate", BM25):
       raise InputError(f"plan.Sweep.stages: {stage!r} cannot name a stage; take letters, digits and _")
-    if isinstance(sweep.stages[stage], str) and not sweep.stages[stage].startswith("mine "):
-      raise InputError(f"plan.Sweep.stages: {stage} is {sweep.stages[stage]!r:.40}; give a list of gin files and "
+    if isinstance(begins, str) and not begins.startswith("mine "):
+      raise InputError(f"plan.Sweep.stages: {stage} is {begins!r:.40}; give a list of gin files and "
                        "bindings, or a command that begins with 'mine '")
-    _check_entries(f"plan.Sweep.stages: {stage}", sweep.stages[stage])
+    _check_entries(f"plan.Sweep.stages: {stage}", begins)
   _check_entries("plan.Sweep.common", sweep.common)
   for axis, values in sweep.axes.items():
     if not axis.strip():
@@ -188,20 +188,21 @@ def _check_entries(where: str, entries: Sequence[str] | str) -> None:
 
 def _combinations(sweep: Sweep) -> dict[str, dict[str, str]]:
   """Run name -> axis -> value."""
+  choices = {axis: [str(value) for value in values] for axis, values in sweep.axes.items()}
   if sweep.runs is not None:
     runs = [(name, {axis: str(value) for axis, value in axes.items()}) for name, axes in sweep.runs.items()]
     for name, axes in runs:
       for axis, value in axes.items():
-        if axis not in sweep.axes:
-          raise InputError(f"run {name}: there is no axis {axis!r}; there are {', '.join(sweep.axes)}")
-        if value not in sweep.axes[axis]:
-          raise InputError(f"run {name}: axis {axis} has no value {value!r}; it has {', '.join(sweep.axes[axis])}")
+        if axis not in choices:
+          raise InputError(f"run {name}: there is no axis {axis!r}; there are {', '.join(choices)}")
+        if value not in choices[axis]:
+          raise InputError(f"run {name}: axis {axis} has no value {value!r}; it has {', '.join(choices[axis])}")
   else:
-    values = itertools.product(*sweep.axes.values())
-    runs = [("-".join(of) or "run", dict(zip(sweep.axes, of, strict=True))) for of in values]
+    combined = itertools.product(*choices.values())
+    runs = [("-".join(values) or "run", dict(zip(choices, values, strict=True))) for values in combined]
   if not runs:
     raise InputError("plan.Sweep.runs is empty; leave it out for all combinations of the axes")
-  out = {}
+  out: dict[str, dict[str, str]] = {}
   for name, axes in runs:
     if not _NAME.fullmatch(name) or name == BM25:
       raise InputError(f"{name!r} cannot name a run (it names a folder); take letters, digits and ._+- in axis values, "
@@ -222,10 +223,9 @@ def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve
   for stage, begins in sweep.stages.items():
     if any(stage not in names for names in running):
       continue
-    for_mining = isinstance(begins, str)
-    of_stage = [entry for of in adds for entry in _of_stage(of, stage, for_mining)]
+    of_stage = [entry for of in adds for entry in _of_stage(of, stage, isinstance(begins, str))]
     try:
-      if for_mining:
+      if isinstance(begins, str):
         job = _mining_job(stage, [begins, *of_stage], made, last, folders, jobs)
       else:
         job = _training_job(stage, begins, of_stage, sweep.common, made, last, folders, resolve, jobs)
@@ -239,13 +239,15 @@ def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve
   return list(made.values()), last
 
 
-def _of_stage(adds, stage: str, for_mining: bool) -> Sequence[str]:
+def _of_stage(adds: Sequence[str] | Mapping[str, Sequence[str]], stage: str, for_mining: bool) -> Sequence[str]:
   if isinstance(adds, Mapping):
     return adds.get(stage, ())
   return () if for_mining else adds
 
 
-def _training_job(stage, begins, of_axes, common, made, last, folders, resolve, jobs) -> Job:
+def _training_job(stage: str, begins: Sequence[str], of_axes: Sequence[str], common: Sequence[str],
+                  made: Mapping[str, str], last: str | None, folders: Folders, resolve: Resolve,
+                  jobs: Mapping[str, Job]) -> Job:
   """Gin files of the axes (a model), the stage (a recipe), common ones (a mesh); then bindings: common, stage, axes."""
   files = [entry for entry in (*of_axes, *begins, *common) if not _is_binding(entry)]
   bindings = [entry for entry in (*common, *begins, *of_axes) if _is_binding(entry)]
@@ -273,7 +275,8 @@ def _names(words: Sequence[str]) -> set[str]:
   return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
-def _mining_job(stage, commands, made, last, folders, jobs) -> Job:
+def _mining_job(stage: str, commands: Sequence[str], made: Mapping[str, str], last: str | None, folders: Folders,
+                jobs: Mapping[str, Job]) -> Job:
   words = [word for command in commands for word in _words(command)]
   if "--output" in _names(words):
     raise InputError("the sweep gives --output itself; leave it out")

@@ -47,7 +47,7 @@ def collect(plan: Plan, sweep: Sweep, output: str, failed: Mapping[str, str]) ->
     runs.append({"name": run.name, "axes": {axis: values[axis][value] for axis, value in run.axes.items()},
                  "results": os.path.relpath(run.results, output) if run.results and missing is None else None,
                  "model_dir": run.model_dir, "failed": missing})
-  bm25 = os.path.relpath(plan.bm25_results, output) if BM25 in plan.jobs and BM25 not in why else None
+  bm25 = os.path.relpath(plan.bm25_results, output) if plan.bm25_results and BM25 not in why else None
   whole = {"runs": runs, "bm25": bm25, "axes": {axis: list(of.values()) for axis, of in values.items()}}
   write_json(Path(output, SWEEP_FILE), whole)
   return whole

@@ -1,12 +1,12 @@
 """The contrastive batch: texts of both sides, padded or packed, and what the loss has to know of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.packing import Texts, balance, pack_texts, pad_texts
+from gtr_jax.text.packing import Array, Texts, balance, pack_texts, pad_texts
 
 # Of `round_rows`. Queries are the smaller part of a batch, so wide steps cost little there and save programs.
 QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
@@ -33,13 +33,13 @@ class Batch(NamedTuple):
 
   queries: Texts
   passages: Texts
-  valid: np.ndarray
-  negative_valid: np.ndarray
-  negative_owner: np.ndarray
-  negative_query_valid: np.ndarray
-  query_hash: np.ndarray
-  passage_hash: np.ndarray
-  text_hash: np.ndarray
+  valid: Array
+  negative_valid: Array
+  negative_owner: Array
+  negative_query_valid: Array
+  query_hash: Array
+  passage_hash: Array
+  text_hash: Array
 
 
 class RowLengths(NamedTuple):
@@ -84,7 +84,8 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
   of_pairs = _each_with_negatives({name: split_hash(value) if name.endswith("_hash") else value
                                    for name, value in features.items()}, np)
   if row_lengths and parts > 1:
-    order = balance(*(np.count_nonzero(tokens, axis=(1, 2)) for tokens in of_pairs[:2]), parts)
+    queries, passages = (np.count_nonzero(tokens, axis=(1, 2)) for tokens in of_pairs[:2])
+    order = balance(queries, passages, parts)
     of_pairs = [array[order] for array in of_pairs]
   arrays = [_own_first(array, parts, np) for array in of_pairs]
   if row_lengths:
@@ -149,12 +150,13 @@ def _padded(arrays, parts, xp):
 
 def _batch(texts, arrays, xp):
   """Of texts in rows, and of `_own_first` of all arrays."""
-  queries, passages, valid, *hashes = arrays
+  queries, passages, valid, query_hash, passage_hash, text_hash = arrays
   parts, own = valid.shape
   owner = xp.repeat(xp.arange(own, dtype=np.int32), passages.shape[1] // own - 1)
-  return Batch(*texts, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
-               (queries[:, own:] != 0).any(-1), *hashes)
+  of_queries, of_passages = texts
+  return Batch(of_queries, of_passages, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
+               (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash)
 
 
-def _map(function, batch: Batch) -> Batch:
-  return Batch(*(Texts(*map(function, x)) if isinstance(x, Texts) else function(x) for x in batch))
+def _map(function: Callable[[Array], Array], batch: Batch) -> Batch:
+  return Batch._make(Texts(*map(function, x)) if isinstance(x, Texts) else function(x) for x in batch)

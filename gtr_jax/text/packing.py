@@ -12,15 +12,18 @@ import numpy as np
 
 from gtr_jax.errors import InputError
 
+Array = np.ndarray | Any
+"""Of numpy; under jit one of jax, which is not imported here."""
+
 
 class Texts(NamedTuple):
   """Texts of one side. Both arrays are int32 `[groups, rows, length]` (`[groups, microbatches, rows, length]`)."""
 
-  tokens: np.ndarray
-  segment_ids: np.ndarray
+  tokens: Array
+  segment_ids: Array
 
 
-def pad_texts(tokens: np.ndarray, parts: int, xp: Any = np) -> Texts:
+def pad_texts(tokens: Array, parts: int, xp: Any = np) -> Texts:
   """One text a row. `tokens` is int32 `[parts * texts, length]`, padded with 0; `xp` is numpy or jax.numpy."""
   tokens = tokens.reshape(parts, -1, tokens.shape[-1])
   owner = 1 + xp.arange(tokens.shape[1], dtype=np.int32)
@@ -76,8 +79,9 @@ def best_fit(lengths: np.ndarray, row_length: int | np.ndarray,
     raise InputError(f"a text of {lengths[too_long[0]]} tokens does not fit a row of {row_lengths[too_long[0]]}: make "
                      "the rows at least as long as the longest text")
   row, start = [0] * len(lengths), [0] * len(lengths)
-  ends, texts_of_row = [], []
-  open_rows = [[] for _ in range(row_lengths.max(initial=0) + 1)]  # by the room that is left
+  ends: list[int] = []
+  texts_of_row: list[int] = []
+  open_rows: list[list[int]] = [[] for _ in range(row_lengths.max(initial=0) + 1)]  # by the room that is left
   room = 0  # bit n is set where open_rows[n] is not empty; a shift and the lowest bit find the best fit
   lengths, row_lengths = lengths.tolist(), row_lengths.tolist()
   for text in np.argsort(np.negative(lengths), kind="stable").tolist():

@@ -80,13 +80,13 @@ class Candidates:
     """(pairs without a candidate but their own, pairs that were looked at)."""
     count = len(pairs.query)
     some = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
-    for rows in (some, np.arange(count)):
+    for rows in (some.tolist(), range(count)):
       alone = [row for row in rows if not self._has_candidate(pairs, row)]
       if len(alone) < len(rows):
         break
     return len(alone), len(rows)
 
-  def _has_candidate(self, pairs, row) -> bool:
+  def _has_candidate(self, pairs: "_Pairs", row: int) -> bool:
     same_passage = (pairs.passage == pairs.passage[row]) | (pairs.text == pairs.text[row])
     wrong = same_passage[:len(pairs.query)] | (pairs.query == pairs.query[row])
     negatives = same_passage[len(pairs.query):]
@@ -96,7 +96,7 @@ class Candidates:
       return bool((~negatives & (pairs.owner == row)).any())
     return bool((~wrong).any() or (~negatives).any())
 
-  def _why(self, pairs) -> str:
+  def _why(self, pairs: "_Pairs") -> str:
     count = len(pairs.query)
     if self._own_only:
       return "no pair has a hard negative of its own; declare the task's negatives, and set NEGATIVES_PER_EXAMPLE"

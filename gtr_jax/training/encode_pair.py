@@ -4,15 +4,16 @@ from typing import Any
 
 import jax
 
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.batch import Batch
 
 
-def encode_pair(model, params: Any, batch: Batch,
+def encode_pair(model: DualEncoder, params: Any, batch: Batch,
                 dropout_key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Embeddings of both sides, `[groups, texts, dim]`, of a batch without microbatches.
 
   Args:
-    model: a `DualEncoder`.
+    model: of both sides.
     params: its own, and perhaps the loss's.
     batch: the texts, and how many there are on each side.
     dropout_key: None without dropout.

@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
+from gtr_jax.text.packing import Texts
 from gtr_jax.training.encode_pair import encode_pair
+from gtr_jax.training.state import Loss
+
+_NO_TEXTS = Texts(None, None)
 
 
-def encode_microbatches(model, params: Any, batch: Batch,
+def encode_microbatches(model: DualEncoder, params: Any, batch: Batch,
                         dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """Embeddings of both sides, `[m, G, T, D]`, one microbatch after the other; not for differentiation."""
   def step(_, numbered):
@@ -30,7 +35,7 @@ def encode_microbatches(model, params: Any, batch: Batch,
   return jax.lax.scan(step, None, _numbered(batch))[1]
 
 
-def gradient(model, loss, params: Any, batch: Batch,
+def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
              dropout_key: jax.Array | None) -> tuple[Any, dict[str, jax.Array]]:
   """Gradient and metrics of the loss of the whole batch.
 
@@ -83,8 +88,8 @@ def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple
   offset = pairs * jnp.arange(batch.valid.shape[1], dtype=batch.negative_owner.dtype)[None, :, None]
   flat = {name: _flatten(getattr(batch, name)) for name in ("valid", "negative_valid", "negative_query_valid")}
   hashes = {name: _own_first(getattr(batch, name), pairs) for name in ("query_hash", "passage_hash", "text_hash")}
-  batch = batch._replace(queries=None, passages=None, negative_owner=_flatten(batch.negative_owner + offset), **flat,
-                         **hashes)
+  batch = batch._replace(queries=_NO_TEXTS, passages=_NO_TEXTS, negative_owner=_flatten(batch.negative_owner + offset),
+                         **flat, **hashes)
   return tuple(_own_first(jnp.moveaxis(x, 0, 1), pairs) for x in embeddings), batch
 
 

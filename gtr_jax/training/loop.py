@@ -37,6 +37,20 @@ class Evaluator(Protocol):
   def __call__(self, params: Any) -> dict[str, float]: ...
 
 
+class Batches(Protocol):
+  """What is trained on: see `fit`."""
+
+  wants_state: Callable[[int], bool]
+
+  def __iter__(self) -> Iterator[Any]: ...
+
+  def stop(self) -> None: ...
+
+  def state_after_last(self) -> bytes: ...
+
+  def close(self) -> None: ...
+
+
 class Writer(Protocol):
   """Takes metrics."""
 
@@ -109,7 +123,7 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
   return checkpoint.state, checkpoint.progress
 
 
-def fit(state: TrainState, train_step: Callable, batches: Iterable, checkpointer: Checkpointer, *, periods: Periods,
+def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer: Checkpointer, *, periods: Periods,
         mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
         writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
         look_at: Callable[[int, Any], None] = lambda step, batch: None) -> FitResult:
@@ -207,7 +221,8 @@ class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
   def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means):
-    self.pending = deque()  # (step, ids, metrics on the device) of steps that nobody has looked at
+    # (step, ids, metrics on the device) of steps that nobody has looked at
+    self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._means = best_metric, means
     self._writers = writers if jax.process_index() == 0 else ()
@@ -307,7 +322,7 @@ class _StopTogether:
   def __init__(self, mesh: jax.sharding.Mesh):
     self._sharding = NamedSharding(mesh, P(mesh.axis_names))
     self._shape, self._any = (mesh.size,), jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
-    self._asked = deque()
+    self._asked: deque[jax.Array] = deque()
 
   def is_asked(self, received: signal.Signals | None) -> bool:
     """For each step: whether a signal had reached any process by the step before."""

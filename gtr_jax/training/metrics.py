@@ -25,15 +25,15 @@ class PeriodMeans:
   """
 
   def __init__(self, saved: Mapping[str, Any] | None = None):
+    self._sums: dict[str, float]
+    self._last: dict[str, float]
     self.clear()
     if saved:
       self._sums, self._last, self._seconds = dict(saved["sums"]), dict(saved["last"]), saved["seconds"]
 
   def clear(self) -> None:
     """Starts a new period."""
-    self._sums: dict[str, float] = {}
-    self._last: dict[str, float] = {}
-    self._seconds = 0.0
+    self._sums, self._last, self._seconds = {}, {}, 0.0
 
   def add(self, metrics: Mapping[str, float], seconds: float | None) -> None:
     """Adds a step.

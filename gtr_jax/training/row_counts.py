@@ -29,22 +29,26 @@ def same_row_counts(items: Iterable[Any], mesh: Mesh,
   if jax.process_count() == 1:
     yield from ((item, batch_of(item)) for item in items)
     return
-  waiting = deque()
+  waiting: deque[tuple[Any, Batch, jax.Array]] = deque()
 
   def ready():
     item, batch, counts = waiting.popleft()
     return item, with_rows(batch, *np.asarray(counts).tolist())
 
-  with_all = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
   for item in items:
     batch = batch_of(item)
-    counts = np.asarray([[texts.tokens.shape[-2] for texts in (batch.queries, batch.passages)]], np.int32)
-    counts = jax.make_array_from_callback((mesh.size, 2), with_all, lambda index, counts=counts: counts)
-    waiting.append((item, batch, _largest(counts, mesh)))
+    waiting.append((item, batch, _largest(_of_all(batch, mesh), mesh)))
     if len(waiting) > 1:
       yield ready()
   while waiting:
     yield ready()
+
+
+def _of_all(batch: Batch, mesh: Mesh) -> jax.Array:
+  """Rows of queries and of passages, int32 `[devices, 2]`: those of the process of each device."""
+  own = np.asarray([[texts.tokens.shape[-2] for texts in (batch.queries, batch.passages)]], np.int32)
+  with_all = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  return jax.make_array_from_callback((mesh.size, 2), with_all, lambda index: own)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

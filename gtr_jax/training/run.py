@@ -5,14 +5,15 @@ import dataclasses
 import importlib.metadata
 import platform
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from clu import metric_writers
 from etils import epath
 
-from gtr_jax.checkpoints.checkpointer import Checkpointer, list_steps
+from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.checkpoints.steps import list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.formats.model_dir import write_model_json
@@ -29,17 +30,10 @@ from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.row_counts import same_row_counts
-from gtr_jax.training.state import create_state
+from gtr_jax.training.state import Loss, create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Seed
-
-
-@runtime_checkable
-class Loss(Protocol):
-  """What a loss has, beside the call that `training.step` makes."""
-
-  def init_params(self) -> dict[str, jax.Array]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,9 +133,9 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
   with jax.set_mesh(mesh):
     measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **run.lengths_and_prompts)
                 for make in run.evaluators]
-    if run.validation_data is not None:
+    if (validation_data := run.validation_data) is not None:
       eval_step = jax.jit(make_eval_step(run.model, run.loss))
-      validation = processes.first_before_others(lambda: run.validation_data(**shard))
+      validation = processes.first_before_others(lambda: validation_data(**shard))
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
 
@@ -166,7 +160,7 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     step = int(state.step)
     if step and processes.is_first():
       print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
-    writers = []
+    writers: list[JsonlWriter | TensorboardWriter] = []
     if processes.is_first():
       atomic.write_text(directory / "config.gin", config_text)
       abstract = jax.eval_shape(run.model.init, jax.random.key(0))
@@ -241,7 +235,7 @@ class TensorboardWriter:
   def __init__(self, directory: epath.Path):
     self._writer = metric_writers.SummaryWriter(str(directory))
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
 

@@ -1,7 +1,7 @@
 """The state of training, created sharded: no device ever holds all of a state that the mesh divides."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
@@ -10,11 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
+from gtr_jax.text.batch import Batch
+from gtr_jax.training.optimizers import Optimizer
 
 
-@flax.struct.dataclass
-class TrainState:
+@runtime_checkable
+class Loss(Protocol):
+  """What training needs of a loss, such as an `InBatchLoss`."""
+
+  def init_params(self) -> dict[str, jax.Array]: ...
+
+  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Batch, *, logit_scale: jax.Array | None = None,
+               train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]: ...
+
+
+class TrainState(flax.struct.PyTreeNode):
   """What a training step reads and writes.
 
   Attributes:
@@ -28,12 +40,13 @@ class TrainState:
   opt_state: Any
 
 
-def create_state(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> tuple[TrainState, TrainState]:
+def create_state(model: DualEncoder, loss: Loss, optimizer: Optimizer, mesh: jax.sharding.Mesh,
+                 seed: int) -> tuple[TrainState, TrainState]:
   """A fresh state, and its shardings.
 
   Args:
-    model: a `DualEncoder`.
-    loss: an `InBatchLoss`; it may add parameters of its own.
+    model: the encoder.
+    loss: it may add parameters of its own.
     optimizer: `init` and `update` as in optax.
     mesh: which devices hold what; the optimizer's arrays are divided like the parameters that they belong to.
     seed: of the initial parameters. The same seed gives the same parameters on any mesh.
@@ -47,7 +60,8 @@ def create_state(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> 
     return init(), shardings
 
 
-def state_initializer(model, loss, optimizer, mesh: jax.sharding.Mesh, seed: int) -> tuple[Callable, TrainState]:
+def state_initializer(model: DualEncoder, loss: Loss, optimizer: Optimizer, mesh: jax.sharding.Mesh,
+                      seed: int) -> tuple[Callable[[], TrainState], TrainState]:
   """The jitted function without arguments that makes `create_state`'s state, not called yet, and the shardings."""
 
   def boxed_state():

@@ -8,20 +8,23 @@ import jax.numpy as jnp
 import optax
 
 from gtr_jax.errors import InputError
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import grad_cache
 from gtr_jax.training.encode_pair import encode_pair
-from gtr_jax.training.state import TrainState
+from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.state import Loss, TrainState
 
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
+                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function that makes one update.
 
   Args:
-    model: a `DualEncoder`.
-    loss: an `InBatchLoss`.
+    model: the encoder.
+    loss: of a whole batch.
     optimizer: of `gtr_jax.training.optimizers`.
     seed: of the dropout masks, which depend on it and on the step alone, so that a run that resumes draws the same.
 
@@ -51,13 +54,13 @@ def make_train_step(model, loss, optimizer, seed: int) -> Callable[[TrainState, 
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
-               "param_norm": optax.tree.norm(params), "learning_rate": optimizer.learning_rate(state.step)}
+               "param_norm": optax.tree.norm(params), "learning_rate": jnp.asarray(optimizer.learning_rate(state.step))}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step
 
 
-def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(model: DualEncoder, loss: Loss) -> Callable[[Any, Batch], Metrics]:
   """`(params, batch) -> metrics`: the loss without dropout and without what applies to training only."""
 
   def eval_step(params, batch):
@@ -73,7 +76,7 @@ def make_eval_step(model, loss) -> Callable[[Any, Batch], Metrics]:
   return eval_step
 
 
-def compile_step(train_step: Callable, shardings: TrainState) -> Callable:
+def compile_step(train_step: Callable, shardings: TrainState) -> jax.stages.Wrapped:
   """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings."""
   return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 

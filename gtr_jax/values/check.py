@@ -70,7 +70,7 @@ def check(value: Any, hint: Any, name: str, advice: str = "") -> Any:
 
 def check_fields(of: Any) -> None:
   """Of a dataclass, in its `__post_init__`. Raises InputError, which names class and field."""
-  for name, hint in hints(type(of)).items():
+  for name, hint in hints(type(of)).items():  # type: ignore[arg-type]  # To mypy no class is hashable.
     if hasattr(of, name):
       check(getattr(of, name), hint, f"{type(of).__name__}.{name}")
 
@@ -210,7 +210,7 @@ def _is(value: Any, hint: Any) -> bool:
     return any(value == of and type(value) is type(of) for of in typing.get_args(hint))
   if origin in (int, float):
     kind = numbers.Integral if origin is int else numbers.Real
-    return isinstance(value, kind) and not isinstance(value, bool) and (origin is int or _is_finite(value))
+    return not isinstance(value, bool) and isinstance(value, kind) and (origin is int or _is_finite(value))
   if origin is collections.abc.Callable:
     return callable(value)
   if typing.is_typeddict(origin):

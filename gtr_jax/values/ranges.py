@@ -25,7 +25,8 @@ class Range:
 
   def words(self, whole: bool, value: Any) -> str:
     """What has to be given instead of the value."""
-    too_much = isinstance(value, numbers.Real) and not isinstance(value, bool) and MOST < value < math.inf
+    too_much = not isinstance(value, bool) and isinstance(value, numbers.Real) and Range(
+        above=MOST, below=math.inf).holds(value)
     self = replace(self, most=None) if self.most == MOST and not too_much else self
     low = f"{self.least:,}" if self.least is not None else f"above {self.above:,}" if self.above is not None else ""
     high = f"{self.most:,}" if self.most is not None else f"below {self.below:,}" if self.below is not None else ""

@@ -159,6 +159,21 @@ def test_flops_are_those_of_the_formula(options, sizes):
   assert plan.work.unknown_loops == 0
 
 
+def test_a_step_that_does_not_fit_one_device(monkeypatch):
+  """Nothing is compiled then, and of one device no pass of the partitioner is written either."""
+  mesh = partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  arguments = DualEncoder(CONFIG, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, SIZES
+  assert step_plan.plan(*arguments).work.flops == pytest.approx(formula(CONFIG, SIZES, 48), rel=1e-9)
+  monkeypatch.setattr(jax.stages.Lowered, "compile", out_of_memory)
+  plan = step_plan.plan(*arguments)
+  assert plan.out_of_memory and plan.total_bytes == 20 * 2**30
+  assert plan.work.flops == pytest.approx(formula(CONFIG, SIZES, 48), rel=1e-9)
+
+
+def out_of_memory(lowered, compiler_options):
+  raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.00G of 15.75G hbm")
+
+
 def test_bytes_of_state_and_batch():
   mesh = partitioning.make_mesh(1, 4, 2)
   plan = step_plan.plan(DualEncoder(CONFIG, 48), tiny_loss(), optimizers.adamw(1e-3), mesh, SIZES)
@@ -219,9 +234,9 @@ def test_floors():
 @pytest.mark.parametrize("name, devices, expected", [
     ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8")])
 def test_torus(name, devices, expected):
-  assert chips.torus(chips.CHIPS[name], devices) == expected
+  assert chips.torus(chips.CHIPS[name].topology, devices) == expected
   with pytest.raises(InputError, match="power of two"):
-    chips.torus(chips.CHIPS[name], devices + 1)
+    chips.torus(chips.CHIPS[name].topology, devices + 1)
 
 
 def test_every_chip_has_a_source():

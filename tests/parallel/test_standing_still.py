@@ -36,7 +36,7 @@ class Clock:
 
 
 def test_doing():
-  count = progress.current().count
+  count = progress.current().number
   doing(STEP, 3)
   with doing(SAVE, 3):
     assert progress.current() == Stamp(count + 2, SAVE, 3)

@@ -12,7 +12,7 @@ class NoInference:
   """
 
   def __init__(self, mixture_or_task_name: str, feature_converter: seqio.FeatureConverter, eval_split: str,
-               sequence_length: dict[str, Any], use_cached: bool = False, **kwargs):
+               sequence_length: dict[str, Any], use_cached: bool = False, **kwargs: Any):
     del kwargs
     provider = seqio.get_mixture_or_task(mixture_or_task_name)
     self.eval_tasks = [task for task in seqio.get_subtasks(provider) if eval_split in task.splits]
@@ -20,7 +20,7 @@ class NoInference:
     spec = feature_converter(dataset, sequence_length).element_spec
     self.model_feature_shapes = {name: tuple(feature.shape) for name, feature in spec.items()}
 
-  def evaluate(self, **kwargs) -> tuple["NoInference", None]:
+  def evaluate(self, **kwargs: Any) -> tuple["NoInference", None]:
     """As `seqio.Evaluator.evaluate`: a future of the metrics, and all outputs."""
     del kwargs
     return self, None

@@ -40,7 +40,7 @@ class FeatureConverter(DualEncoderFeatureConverter):
     return super().__call__(ds, lengths)
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
-    lengths = super().get_model_feature_lengths(task_feature_lengths)
+    lengths = dict(super().get_model_feature_lengths(task_feature_lengths))
     del lengths["example_id"]
     # A hash was a number and is two now; of several hashes there stay as many.
     hashes = (name for name, spec in self.MODEL_FEATURES.items() if spec.dtype == tf.uint32 and spec.rank == 1)

@@ -110,9 +110,9 @@ class DualEncoderModel(models.BaseModel):
                              rng: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Embeddings `[pairs, dim]` of the queries, and those of the passages as `passage`."""
     del rng
-    batch = _grouped(batch)
-    pairs = batch.valid.shape[1]
-    sides = encode_pair(self.encoder, unfreeze(params), batch, None)
+    grouped = _grouped(batch)
+    pairs = grouped.valid.shape[1]
+    sides = encode_pair(self.encoder, unfreeze(params), grouped, None)
     queries, passages = (side[:, :pairs].reshape(-1, side.shape[-1]) for side in sides)
     return queries, {"passage": passages}
 
@@ -164,7 +164,7 @@ def _grouped(features):
 
 def _metrics(values, batch):
   """T5X's metrics: means over the steps, and rates."""
-  tokens = sum(jnp.sum(x != 0) for name, x in batch.items() if name.endswith("_tokens"))
+  tokens = sum((jnp.sum(x != 0) for name, x in batch.items() if name.endswith("_tokens")), jnp.int32(0))
   return {
       **{name: clu_metrics.Average.from_model_output(value[None]) for name, value in values.items()},
       "timing/steps_per_second": metrics.StepsPerTime.from_model_output(),

@@ -7,7 +7,7 @@ import argparse
 import codecs
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gtr_jax.errors import InputError
@@ -104,7 +104,7 @@ def _id(record, names):
   return next(filter(None, (jsonl.identifier(record.get(name)) for name in names)), "")
 
 
-def _distinct(passages) -> list[tuple[str, str]]:
+def _distinct(passages: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
   """DPR's files name the gold passage again where BM25 has found it too."""
   return list({p[0] or folded(p[1]): p for p in reversed(list(passages))}.values())[::-1]
 
@@ -182,7 +182,7 @@ def array_records(path: str) -> Iterator[tuple[str, Any]]:
       next_character()
 
 
-def _damaged(path, what) -> InputError:
+def _damaged(path: str, what: object) -> InputError:
   return InputError(f"{path}: not a whole JSON array of records: {what}")
 
 

@@ -78,7 +78,8 @@ class NqOpen:
       return
     question, answers = questions[0]
     table = open_table(self.passages, self.cache, self.columns)
-    positives, negatives = [], []
+    positives: list[tuple[str, str]] = []
+    negatives: list[tuple[str, str]] = []
     for _, passage_id in found:
       if (row := table.get(passage_id)) is None:
         counts.add("unknown_passage")
@@ -92,7 +93,7 @@ class NqOpen:
       yield Example(question, text, key, passage_id, texts, ids)
 
 
-def _read_questions(part, counts) -> Iterator[tuple[str, list]]:
+def _read_questions(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:
   with lines.open_file(part.path) as f:
     in_json = f.peek(64).lstrip()[:1] == b"{"
   read = jsonl.read_values if in_json else lines.read_text

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gtr_jax.collections.qrels import judgements_in
@@ -106,7 +106,10 @@ class JudgedPairs:
         yield query_id, ["judged", part.kind, passage_id, grade]
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
-    query, judged, ranked, sampled, scores, known = None, {}, [], [], {}, set()
+    query: str | None = None
+    judged: dict[str, dict[str, int]] = {}
+    scores: dict[str, float] = {}
+    ranked, sampled, known = [], [], set()
     for what, *rest in values:
       if what == "query":
         if query not in (None, rest[0]):
@@ -135,11 +138,10 @@ class JudgedPairs:
     known.update(p for grades in judged.values() for p, grade in grades.items() if grade > 0)
     for split in _SPLITS:
       grades = judged.get(split, {})
-      positives = [p for p, grade in grades.items() if grade >= self.min_grade]
+      relevant = [p for p, grade in grades.items() if grade >= self.min_grade]
       if low := sum(0 < grade < self.min_grade for grade in grades.values()):
         counts.add("grade_too_low", low)
-      positives = list(self._texts(positives, "passage", counts))
-      negatives = []
+      positives, negatives = list(self._texts(relevant, "passage", counts)), list[tuple[str, str]]()
       if split == "train" and positives:
         irrelevant = [p for p, grade in grades.items() if grade <= 0]
         ranks = itertools.chain(*itertools.zip_longest(*ranked))  # The best of each system, the second ones, ...
@@ -170,7 +172,8 @@ class JudgedPairs:
       else:
         yield passage_id, full_text(row.title, row.text)
 
-  def _hard(self, candidates, known, scores, counts) -> Iterator[str]:
+  def _hard(self, candidates: Iterable[str | None], known: set[str], scores: Mapping[str, float],
+            counts: Counts) -> Iterator[str]:
     """The candidates that are not known to be positive, and that the scores do not tell to be likely so."""
     worst = min((scores[p] for p in known if p in scores), default=None)
     for passage_id in candidates:
@@ -207,7 +210,7 @@ class JudgedPairs:
 
   def _triples(self, part, counts):
     """Triples come by query: one value for each run of them."""
-    query_id, negatives = None, []
+    query_id, negatives = "", list[str]()
     for place, line in lines.read_text(part, counts.broken):
       fields = line.split("\t")
       if len(fields) != 3 or any(" " in field or not field for field in fields):

@@ -96,8 +96,8 @@ class PairsJsonl:
       file_parts = lines.line_parts([path])
       counts = Counts()
       with contextlib.closing(jsonl.read_values(file_parts[0]._replace(stop=None), counts.broken)) as rows:
-        first = list(itertools.islice(rows, _LOOKED_AT))
-      place, row = first[0] if first else (path, None)
+        first = list(itertools.islice(rows, _LOOKED_AT)) or [(path, None)]
+      place, row = first[0]
       if row is None and counts.places:
         raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
       try:
@@ -145,7 +145,8 @@ class PairsJsonl:
       mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
       return [_Pair(a, b, [], mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
     if isinstance(row.get("texts"), list) and len(row["texts"]) == 2:
-      return [_Pair(*row["texts"], [])]
+      query, passage = row["texts"]
+      return [_Pair(query, passage, [])]
     if "query" in row and "pos" in row:
       return [_Pair(row["query"], passage, _listed(row.get("neg"))) for passage in _listed(row["pos"])]
     for query, passage in _NAMES:
@@ -157,7 +158,7 @@ class PairsJsonl:
   def _examples(self, pairs, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
     positives = {folded(self._text(pair.passage)) for pair in pairs} if any(pair.negatives for pair in pairs) else ()
-    examples = []
+    examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
       negatives = tuple(text for text in found if text and folded(text) not in positives)

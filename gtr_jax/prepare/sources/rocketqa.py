@@ -64,7 +64,7 @@ class RocketQA:
 
 def _distinct(texts: Iterable[str]) -> dict[str, str]:
   """The first of equal texts, by what they have in common."""
-  found = {}
+  found: dict[str, str] = {}
   for text in texts:
     found.setdefault(folded(text), text)
   return found

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, ClassVar
 from xml.parsers import expat
 
@@ -174,7 +174,7 @@ def _parsed(row):
   return found
 
 
-def _rows(part: Part) -> Iterator[tuple[str, bytes]]:
+def _rows(part: Part) -> Generator[tuple[str, bytes]]:
   """(place, line) of those that hold a post. Raises InputError where the file ends without `</posts>`."""
   last, archived = b"", part.path.endswith(".7z")
   for place, line, *_ in seven_zip.read_lines(part.path, "Posts.xml") if archived else lines.read_lines(part):
