@@ -135,7 +135,7 @@ def _listen(host: str, port: int, closing: contextlib.ExitStack) -> list[socket.
     else:
       servers = [_listen_everywhere(port)]
   except OSError as e:
-    raise InputError(f"cannot listen at port {port} ({e.strerror or e}); end what still holds it, or give "
+    raise InputError(f"cannot listen at port {port} ({os.strerror(e.errno or 0)}); end what still holds it, or give "
                      "another --coordinator_address") from e
   for server in servers:
     closing.enter_context(server).setblocking(False)
