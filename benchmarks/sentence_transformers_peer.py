@@ -9,7 +9,7 @@ from flax import traverse_util
 from sentence_transformers import SentenceTransformer
 
 from gtr_jax.formats import sentence_transformers_writer
-from gtr_jax.formats.source import Array
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer
 

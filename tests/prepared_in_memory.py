@@ -4,7 +4,7 @@ import collections
 import json
 import pickle
 
-from gtr_jax.prepare.source import Counts, Example
+from gtr_jax.prepare.interface import Counts, Example
 
 
 def prepared(source):

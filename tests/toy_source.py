@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gtr_jax.io.jsonl import read_values
 from gtr_jax.io.lines import line_parts
-from gtr_jax.prepare.source import Example
+from gtr_jax.prepare.interface import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,15 @@ import atexit
 import contextlib
 import functools
 import hashlib
-import importlib
 import io
 import json
-import math
 import os
 import queue
 import re
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -30,8 +28,8 @@ from etils import epath
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
-from gtr_jax.data.examples import RunVocabulary
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.data.registered import files_of, find_cached, provider_of, rates_of, tasks_of, vocabulary_file_of
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.text.batch import Batch
@@ -109,17 +107,17 @@ class TrainingBatches:
     check_arguments(TrainingBatches, locals())
     self.wants_state = wants_state
     self._name = mixture_or_task_name
-    provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
+    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
 
-    tasks = _tasks(provider, split)
+    tasks = tasks_of(provider, split)
     if use_cached:
-      _find_cached(tasks)
+      find_cached(tasks)
     with _input_errors(self._name):
-      rates = _rates(provider, tasks)
+      rates = rates_of(provider, tasks)
 
     def pairs(part, num_epochs=None):
       dataset = converter(part.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
@@ -138,9 +136,9 @@ class TrainingBatches:
     self._batched, self._pairs_of = batched, [functools.partial(pairs, task, num_epochs=1) for task in tasks]
     self._data_fraction, self._vocabulary = data_fraction, (vocabulary, extra_ids)
     with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
-      self.vocabulary_file = _vocabulary_file(provider)
+      self.vocabulary_file = vocabulary_file_of(provider)
       self._iterator = iter(batched())
-      files = [_files(task, split, use_cached) for task in tasks]
+      files = [files_of(task, split, use_cached) for task in tasks]
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
@@ -276,16 +274,16 @@ class ValidationBatches:
     check_arguments(ValidationBatches, locals())
     self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
-    provider = _provider(mixture_or_task_name, mixture_or_task_module, split)
+    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     if use_cached:
-      _find_cached(_tasks(provider, split))
+      find_cached(tasks_of(provider, split))
     with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
                                           num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
-               for task in _tasks(provider, split)]
+               for task in tasks_of(provider, split)]
     dataset = parts[0]
     for part in parts[1:]:
       dataset = dataset.concatenate(part)
@@ -316,76 +314,9 @@ def _check_sizes(feature_lengths=None, batch_size=None, row_lengths=None, microb
     batch_maker(batch_size, microbatch_size, 1, 1, row_lengths, lengths)
 
 
-def _provider(name, module, split):
-  if module:
-    try:
-      importlib.import_module(module)
-    except ModuleNotFoundError as e:
-      if e.name and (module == e.name or module.startswith(e.name + ".")):
-        raise InputError(f"no module {module!r} to import tasks from; correct MIXTURE_OR_TASK_MODULE, or start where "
-                         "Python finds it: in its folder, or with PYTHONPATH") from e
-      raise
-  names = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
-  if name not in names:
-    raise InputError(f"no task or mixture {name!r}; registered are: {', '.join(names) or 'none'}")
-  provider = seqio.get_mixture_or_task(name)
-  if split not in provider.splits:
-    hint = "; to train without, bind VALIDATION = None" if split == "validation" else ""
-    raise InputError(f"{name}: no split {split!r}, only {', '.join(sorted(provider.splits))}{hint}")
-  return provider
-
-
-def _tasks(provider, split):
-  return [task for task in seqio.get_subtasks(provider) if split in task.splits]
-
-
-def _rates(provider: Any, tasks: Sequence[Any]) -> list[float]:
-  """Of a mixture, the rate of each task; some may be counted from the data. Raises InputError where they are none."""
-  if not isinstance(provider, seqio.Mixture):
-    return [1.0] * len(tasks)
-  try:
-    rates = [float(provider.get_rate(task)) for task in tasks]
-  except InputError:
-    raise
-  except (TypeError, ValueError) as e:
-    raise InputError(f"{provider.name}: its rates cannot be told ({' '.join(str(e).split())}); give them as numbers in "
-                     "seqio.MixtureRegistry.add") from e
-  if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not sum(rates):
-    named = ", ".join(f"{task.name} {rate:g}" for task, rate in zip(tasks, rates, strict=True))
-    raise InputError(f"{provider.name}: of rates {named} none can be drawn; give numbers above 0")
-  return rates
-
-
-def _find_cached(tasks):
-  """Looks for what `seqio_cache_tasks` has written of these tasks: in the data root, and where seqio is told."""
-  folder = os.fspath(data_root.data_dir() / "seqio_cache")
-  if folder not in seqio.get_global_cache_dirs():
-    seqio.add_global_cache_dirs([folder])
-  for task in tasks:
-    if task.supports_caching and not task.cache_dir:
-      raise InputError(f"{task.name}: not cached in {folder}; run seqio_cache_tasks --tasks={task.name} "
-                       f"--module_import=MODULE --output_cache_dir={folder}, or bind USE_CACHED_TASKS = False")
-
-
-def _files(task, split, use_cached):
-  """What a task reads; through the cache, its sources need not be there."""
-  if use_cached and task.supports_caching:
-    return [task.cache_dir, task.get_cached_stats(split)["examples"]]
-  return list(map(os.fspath, task.source.list_shards(split)))
-
-
 def _is_taken(fraction, pair):
   """Whether a pair's query is in the part of the data that is trained on."""
   return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
-
-
-def _vocabulary_file(provider: Any) -> run_vocabulary.VocabularyFile:
-  vocabulary = provider.output_features["inputs"].vocabulary
-  if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # Of a task that was not declared by add_pair_task.
-    return run_vocabulary.VocabularyFile(vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
-  if not isinstance(vocabulary, RunVocabulary):
-    raise InputError(f"{provider.name}: its vocabulary is no SentencePiece model, which a T5 encoder needs")
-  return vocabulary.opened_file
 
 
 def _options():

@@ -13,7 +13,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats import diagnose, sentence_transformers, t5x
 from gtr_jax.formats.locate import is_hub_name, locate
 from gtr_jax.formats.model_dir import find_model_dir, open_run
-from gtr_jax.formats.source import Array, Source
+from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, complete, tokenizer_of
 from gtr_jax.io.paths import reached
 from gtr_jax.models.parameters import abstract_parameters
@@ -23,7 +23,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "sentencepiece.bpe.model", "README.md"]
 
 
-def open_foreign(path: epath.PathLike) -> Source:
+def open_foreign(path: epath.PathLike) -> ModelOnDisk:
   """A model in a format that is not gtr_jax's own; its arrays are not read yet.
 
   Args:
@@ -38,7 +38,7 @@ def open_foreign(path: epath.PathLike) -> Source:
     return _open(path, folder)
 
 
-def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[Source, Tokenizer]:
+def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[ModelOnDisk, Tokenizer]:
   """A model in any form, with all that it says and `tokenization` adds, and its vocabulary; no array is read yet.
   Arguments, errors: as `inference.load.load_model`.
   """
@@ -54,7 +54,7 @@ def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -
   return dataclasses.replace(source, arrays=arrays), tokenizer_of(source)
 
 
-def _open(path: epath.PathLike, folder: epath.Path) -> Source:
+def _open(path: epath.PathLike, folder: epath.Path) -> ModelOnDisk:
   if not folder.exists() and is_hub_name(path):
     folder = _download(os.fspath(path))
   if not folder.exists():

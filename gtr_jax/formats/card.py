@@ -9,7 +9,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.formats.json_file import read_json
 from gtr_jax.formats.locate import cached_name
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.io.paths import location
 
 _SETTINGS = {  # of a resolved configuration
@@ -24,7 +24,7 @@ _SETTINGS = {  # of a resolved configuration
 }
 
 
-def model_card(model: Source, name: str, results: epath.PathLike | None = None) -> str:
+def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = None) -> str:
   """README.md of a sentence-transformers folder, with the front matter that the Hugging Face hub reads.
 
   Args:
@@ -86,7 +86,7 @@ scores = model.similarity(model.encode_queries(["a question"]), model.encode_doc
   return "\n".join(part for part in parts if part)
 
 
-def _training(model: Source) -> str:
+def _training(model: ModelOnDisk) -> str:
   """A section, where config.gin lies beside the model."""
   places = [folder / "config.gin" for folder in (model.path, model.path.parent, model.path.parent.parent)]
   place = next((place for place in places if place.exists()), None)

@@ -11,7 +11,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats import saved_model, sentence_transformers_writer, stablehlo, t5x
 from gtr_jax.formats.any_form import open_model
 from gtr_jax.formats.card import model_card
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.io.atomic import new_folder
 from gtr_jax.io.paths import is_remote, location, reached
@@ -68,7 +68,7 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     _whole_or_nothing(output, write)
 
 
-def _check_t5x_says_it(model: Source, source: epath.PathLike) -> None:
+def _check_t5x_says_it(model: ModelOnDisk, source: epath.PathLike) -> None:
   """Raises InputError where a T5X checkpoint would lose settings that change embeddings."""
   encoder = model.encoder
   lost = {"pooling": (encoder.pooling, "mean"), "normalize": (encoder.normalize, True),

@@ -14,8 +14,8 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.formats import diagnose, safetensors
 from gtr_jax.formats.json_file import check_below, read_fields
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.formats.names import Name, encoder_names
-from gtr_jax.formats.source import Array
 from gtr_jax.io.contents import first_bytes
 from gtr_jax.models.t5 import NORM_EPSILON, T5Config
 

@@ -13,7 +13,7 @@ from gtr_jax.checkpoints.steps import find_checkpoint
 from gtr_jax.errors import InputError
 from gtr_jax.formats.json_file import Fields, read_fields
 from gtr_jax.formats.locate import locate
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, refuse_given, tokenizer_of
 from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.io.paths import location, reached
@@ -39,11 +39,11 @@ def find_model_dir(path: epath.PathLike) -> epath.Path | None:
   return None
 
 
-def open_run(path: epath.Path, model_dir: epath.Path, tokenization: Tokenization | None) -> tuple[Source, str]:
+def open_run(path: epath.Path, model_dir: epath.Path, tokenization: Tokenization | None) -> tuple[ModelOnDisk, str]:
   """A training run, without its arrays, and the folder of the checkpoint that has them."""
   refuse_given(tokenization, path)
   encoder, vocabulary, lengths, prompts = read_model_json(model_dir / MODEL_JSON)
-  source = Source(path, encoder, {}, model_dir / vocabulary["file"], vocabulary["extra_ids"], lengths, prompts)
+  source = ModelOnDisk(path, encoder, {}, model_dir / vocabulary["file"], vocabulary["extra_ids"], lengths, prompts)
   sha256 = tokenizer_of(source).sha256
   if sha256 != vocabulary["sha256"]:
     raise InputError(f"{source.vocabulary}: not the vocabulary that {model_dir / MODEL_JSON} names (sha256 "

@@ -15,7 +15,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats.diagnose import check_magic
-from gtr_jax.formats.source import Array
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.io.atomic import replacing
 from gtr_jax.io.contents import first_bytes
 from gtr_jax.io.jsonl import parse

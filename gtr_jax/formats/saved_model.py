@@ -3,13 +3,13 @@
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.stablehlo import SHAPES, encode_rows
 from gtr_jax.io.atomic import write_bytes
 from gtr_jax.text.tokenizer import Tokenizer
 
 
-def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = "float32") -> None:
+def write(folder: epath.Path, model: ModelOnDisk, tokenizer: Tokenizer, dtype: str = "float32") -> None:
   """Writes the SavedModel.
 
   It has a signature `encode_<texts>x<length>` for each of `stablehlo.SHAPES`: `tokens` int32 `[texts, length]`, each

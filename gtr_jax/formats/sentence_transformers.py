@@ -15,8 +15,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats import huggingface
 from gtr_jax.formats.diagnose import check_no_adapter
 from gtr_jax.formats.json_file import Fields, is_text, read_fields, read_json
+from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import projection_name
-from gtr_jax.formats.source import Array, Source
 from gtr_jax.formats.vocabulary import check_same, from_tokenizer_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
@@ -39,7 +39,7 @@ def is_folder(path: epath.Path) -> bool:
   return (path / "modules.json").exists() or (path / "config.json").exists()
 
 
-def read(folder: epath.Path) -> Source:
+def read(folder: epath.Path) -> ModelOnDisk:
   """A sentence-transformers folder, or a bare T5 (mean pooling, no projection, normalised).
 
   Raises:
@@ -137,7 +137,7 @@ def _read_dense(folder: epath.Path, config: T5Config) -> tuple[int, dict[str, An
 
 
 def _read_transformer(folder: epath.Path, transformer: epath.Path, settings: Fields, projection: Mapping[str, Array],
-                      config: T5Config | None = None, **fields: Any) -> Source:
+                      config: T5Config | None = None, **fields: Any) -> ModelOnDisk:
   """The T5 in `transformer`, and what else the model in `folder` says."""
   check_no_adapter(transformer)
   config = config or huggingface.read_config(transformer / "config.json")
@@ -158,7 +158,7 @@ def _read_transformer(folder: epath.Path, transformer: epath.Path, settings: Fie
               None)
   # transformers leaves out what it takes for granted: 100 sentinels in a T5, none in an mT5.
   granted = 0 if read_fields(transformer / "config.json").get("model_type", str) == "mt5" else 100
-  return Source(folder, encoder, {**huggingface.read_encoder(transformer, config), **projection}, file,
+  return ModelOnDisk(folder, encoder, {**huggingface.read_encoder(transformer, config), **projection}, file,
                 tokenizer.get("extra_ids", int, granted, least=0), _lengths(transformer, tokenizer),
                 _prompts(settings), None if file is None else lambda: _vocabulary(file, transformer / "tokenizer.json"))
 

@@ -11,9 +11,9 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats import huggingface, safetensors, vocabulary
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.formats.names import Name, encoder_names, projection_name
 from gtr_jax.formats.sentence_transformers import VOCABULARY_FILE
-from gtr_jax.formats.source import Array
 from gtr_jax.io.atomic import write_bytes, write_json, write_text
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from etils import epath
 from flax import traverse_util
 
 from gtr_jax.formats import safetensors
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.packing import Texts
@@ -30,7 +30,7 @@ def encode_rows(encoder: DualEncoder, params: Mapping[str, jax.Array], tokens: j
   return encoder.encode(traverse_util.unflatten_dict(dict(params), sep="/"), texts, len(tokens))[0]
 
 
-def write(folder: epath.Path, model: Source, tokenizer: Tokenizer, dtype: str = "float32",
+def write(folder: epath.Path, model: ModelOnDisk, tokenizer: Tokenizer, dtype: str = "float32",
           shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
   """Writes the folder.
 

@@ -22,8 +22,8 @@ from flax import serialization, traverse_util
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats.json_file import read_json
+from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import names
-from gtr_jax.formats.source import Array, Source
 from gtr_jax.io.atomic import write_bytes
 from gtr_jax.io.contents import check_contents, first_bytes
 from gtr_jax.models.dual_encoder import DualEncoder
@@ -52,7 +52,7 @@ def find(path: epath.Path) -> epath.Path | None:
   return path if re.match(r"checkpoint_\d", path.name) else None  # half written
 
 
-def read(path: epath.Path) -> Source:
+def read(path: epath.Path) -> ModelOnDisk:
   """The dual encoder, or the encoder alone, in a T5X checkpoint.
 
   Args:
@@ -79,7 +79,7 @@ def read(path: epath.Path) -> Source:
   if unknown := sorted(arrays.keys() - wanted):
     raise InputError(f"{path}: {unknown[0]} belongs to no part of a T5 dual encoder; gtr_jax reads those of T5X and "
                      "T5X Retrieval")
-  return Source(path, encoder, arrays, vocabulary=None, extra_ids=100, lengths={},
+  return ModelOnDisk(path, encoder, arrays, vocabulary=None, extra_ids=100, lengths={},
                 prompts={"query": "", "document": ""})
 
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats.diagnose import other_vocabulary
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.io.paths import location
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
@@ -58,7 +58,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
   return int(value)
 
 
-def complete(source: Source, tokenization: Tokenization) -> Source:
+def complete(source: ModelOnDisk, tokenization: Tokenization) -> ModelOnDisk:
   """A model in another program's format, with what it does not say. Raises InputError where that is not given."""
   given = {name: getattr(tokenization, name) for name in tokenization.given()}
   if tokenization.only_unsaid:
@@ -86,7 +86,7 @@ def refuse_given(tokenization: Tokenization | None, path: epath.PathLike) -> Non
                      f"{', '.join(tokenization.given())} out")
 
 
-def tokenizer_of(source: Source) -> Tokenizer:
+def tokenizer_of(source: ModelOnDisk) -> Tokenizer:
   """The model's tokenizer. Raises InputError where it has more pieces than the model rows."""
   make = source.vocabulary_model
   tokenizer = Tokenizer(source.vocabulary, source.extra_ids, None if make is None else make())

@@ -17,7 +17,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats.any_form import open_foreign
 from gtr_jax.formats.locate import locate
 from gtr_jax.formats.model_dir import MODEL_JSON, find_model_dir, open_run, read_model_json
-from gtr_jax.formats.source import Source
+from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import LENGTHS, Tokenization, complete, refuse_given, tokenizer_of
 from gtr_jax.inference.weights_hash import weights_hash
 from gtr_jax.io.paths import reached
@@ -110,7 +110,7 @@ def for_several(tokenization: Tokenization, paths: Iterable[epath.PathLike]) -> 
   return dataclasses.replace(tokenization, only_unsaid=True)
 
 
-def _place_arrays(source: Source, mesh: Mesh) -> dict[str, Any]:
+def _place_arrays(source: ModelOnDisk, mesh: Mesh) -> dict[str, Any]:
   """The parameters of a model in another program's format, on the mesh: read and placed one by one."""
 
   def placed(name, leaf):

@@ -18,8 +18,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, failures
 from gtr_jax.io.json_file import read_json
 from gtr_jax.prepare import buckets, engine, manifests, records, transforms
+from gtr_jax.prepare.interface import KEPT_PLACES, Source
 from gtr_jax.prepare.records import Pair
-from gtr_jax.prepare.source import KEPT_PLACES, Source
 
 try:
   import apache_beam as beam

@@ -22,8 +22,8 @@ from gtr_jax.io import atomic, data_root
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
 from gtr_jax.prepare import buckets, manifests, records, transforms, workers
+from gtr_jax.prepare.interface import RetryableError, Source
 from gtr_jax.prepare.records import Pair
-from gtr_jax.prepare.source import RetryableError, Source
 
 _MARK = "description.json"  # Of a work folder: what is prepared there.
 _STAGES = ("read", "join", "write", "shards")

@@ -17,7 +17,7 @@ from gtr_jax.io import data_root, lines
 from gtr_jax.io.atomic import write_json, write_text
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.prepare import decontaminate, transforms
-from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
+from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
 FORMAT = 3  # Raise it when records, their order, what makes two of them equal, or the manifest change.

@@ -25,7 +25,7 @@ from gtr_jax.io.json_file import read_json
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
-from gtr_jax.prepare.source import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
+from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, KEPT_PLACES
 
 _FORMAT = 1  # Part of the key: raise it when the index changes.
 _MAX_BROKEN = 0.001

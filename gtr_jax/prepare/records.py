@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 import google_crc32c
 
 from gtr_jax.errors import InputError
-from gtr_jax.prepare.source import Example
+from gtr_jax.prepare.interface import Example
 
 
 class Pair(NamedTuple):

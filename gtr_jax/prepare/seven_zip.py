@@ -11,7 +11,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures, lines
-from gtr_jax.prepare.source import RetryableError
+from gtr_jax.prepare.interface import RetryableError
 
 _PROGRESS = 1 << 16  # Bytes of the archive.
 

@@ -11,8 +11,8 @@ from etils import epath
 from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, records
+from gtr_jax.prepare.interface import Counts, Example, Source
 from gtr_jax.prepare.records import Pair
-from gtr_jax.prepare.source import Counts, Example, Source
 from gtr_jax.text.same_text import folded
 
 MOST_DROPPED = 1000  # That dropped.jsonl shows.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures
 from gtr_jax.io.lines import progress
-from gtr_jax.prepare.source import RetryableError
+from gtr_jax.prepare.interface import RetryableError
 
 _REPORT_SECONDS = 0.2
 

@@ -16,8 +16,8 @@ from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
 from gtr_jax.formats import any_form, sentence_transformers_writer
 from gtr_jax.formats.convert import convert
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.formats.names import names
-from gtr_jax.formats.source import Array
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.inference.embed import embed
 from gtr_jax.inference.load import load_model

@@ -8,7 +8,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats import safetensors as ours
-from gtr_jax.formats.source import Array
+from gtr_jax.formats.model_on_disk import Array
 
 VALUES = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones((3,), np.float16),
           "c": np.arange(4, dtype=ml_dtypes.bfloat16).reshape(4, 1), "scalar": np.array(7, np.float32)}

@@ -22,8 +22,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.mining.mine import Fields as MinedFields
 from gtr_jax.mining.mine import read_pairs
+from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.passages import open_table
-from gtr_jax.prepare.source import Counts
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.training.metrics import JsonlWriter

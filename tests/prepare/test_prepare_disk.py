@@ -15,7 +15,7 @@ from gtr_jax.collections import beir, download
 from gtr_jax.demo.run import run
 from gtr_jax.errors import InputError
 from gtr_jax.prepare import buckets, engine, records, seven_zip, workers
-from gtr_jax.prepare.source import RetryableError
+from gtr_jax.prepare.interface import RetryableError
 
 
 @pytest.fixture

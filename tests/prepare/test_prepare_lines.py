@@ -14,7 +14,7 @@ import zstandard
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.interface import Counts
 
 
 def read(path):

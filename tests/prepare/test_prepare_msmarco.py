@@ -13,7 +13,7 @@ from prepared_in_memory import prepared
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
 from gtr_jax.prepare import pickles
-from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.sources import msmarco, rocketqa
 
 

@@ -16,7 +16,7 @@ from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
-from gtr_jax.prepare.source import Counts
+from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.sources import stack_exchange
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.prepare.sources.stack_exchange import StackExchange

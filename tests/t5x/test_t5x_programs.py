@@ -16,7 +16,7 @@ from t5x import utils
 
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.formats import any_form, t5x
-from gtr_jax.formats.source import Array
+from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.io import data_root
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.dual_encoder import DualEncoder

@@ -14,7 +14,7 @@ from gtr_jax.io.lines import Part
 from gtr_jax.mining.mine import Pair
 from gtr_jax.mining.rankers import Query
 from gtr_jax.prepare import decontaminate, transforms
-from gtr_jax.prepare.source import Counts, Example
+from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources.dpr import Dpr
 from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl

@@ -11,8 +11,8 @@ from gtr_jax.collections.queries import queries_in
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.passages import PassageTable
-from gtr_jax.prepare.source import Counts
 
 _CHECKED = 5000  # Lines that are looked at before anything else is done.
 

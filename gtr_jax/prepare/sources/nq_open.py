@@ -16,8 +16,8 @@ from typing import Any
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
 from gtr_jax.prepare.passages import COLUMNS, cache_folder, full_text, open_table
-from gtr_jax.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.text.answers import contains_answer_as_dpr
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive

@@ -17,8 +17,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import pickles
+from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
 from gtr_jax.prepare.passages import full_text, open_table
-from gtr_jax.prepare.source import Counts, Example, what_is_wrong
 from gtr_jax.prepare.sources import collection_files
 from gtr_jax.prepare.sources.collection_files import identifier
 from gtr_jax.text.same_text import folded

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare.source import Counts, Example
+from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare.source import Counts, Example, newest, what_is_wrong
+from gtr_jax.prepare.interface import Counts, Example, newest, what_is_wrong
 from gtr_jax.prepare.sources import reddit_text
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive

@@ -10,8 +10,8 @@ from typing import Any
 
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
+from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.passages import full_text
-from gtr_jax.prepare.source import Counts, Example
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative

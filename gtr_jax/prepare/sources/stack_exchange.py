@@ -18,7 +18,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import seven_zip
-from gtr_jax.prepare.source import Counts, Example, newest
+from gtr_jax.prepare.interface import Counts, Example, newest
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive

@@ -43,7 +43,7 @@ class Array(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelOnDisk:
   """A model in another program's format.
 
   Attributes:
