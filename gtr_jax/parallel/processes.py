@@ -28,6 +28,8 @@ from gtr_jax.parallel.rendezvous import Cluster as Cluster  # for `join`
 
 SHARED_SECONDS = 60  # for a file that process 0 has written to be seen by the others: NFS caches what is not there
 
+_PACKAGE = Path(__file__).parent.parent
+
 _group: Group | None = None
 
 
@@ -243,7 +245,7 @@ def _first_line(error: Exception) -> str:
 
 def _source_hash() -> str:
   """Of the files of gtr_jax: a host where they were not updated would compute something else."""
-  digest, package = hashlib.sha256(), Path(__file__).parent
-  for path in sorted(package.rglob("*.py")):
-    digest.update(f"{path.relative_to(package)} ".encode() + path.read_bytes())
+  digest = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob("*.py")):
+    digest.update(f"{path.relative_to(_PACKAGE)} ".encode() + path.read_bytes())
   return digest.hexdigest()[:12]

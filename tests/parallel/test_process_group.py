@@ -8,10 +8,12 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ports import free_port
 
+import gtr_jax
 from gtr_jax.cli.main import main
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import process_group, processes, progress, rendezvous
@@ -244,6 +246,15 @@ def test_slurm_is_found(monkeypatch, no_cluster):
 def test_flags_that_do_not_say_it(capfd, no_cluster, flags, message):
   assert main(["search", "--model", "m", "--embeddings", "e", *flags]) == 2
   assert capfd.readouterr().err.startswith(f"gtr-jax search: {message}")
+
+
+def test_the_source_that_must_be_the_same_is_all_of_it(monkeypatch, tmp_path):
+  assert Path(gtr_jax.__file__).parent == processes._PACKAGE
+  monkeypatch.setattr(processes, "_PACKAGE", tmp_path)
+  before = processes._source_hash()
+  (tmp_path / "training").mkdir()
+  (tmp_path / "training" / "loop.py").write_text("")
+  assert processes._source_hash() != before
 
 
 def test_a_single_process_needs_nobody(capfd, no_cluster, tmp_path):
