@@ -18,7 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Whole files go to a worker (make test), the longest first, so that none is left alone with one at the end.
 LONGEST = ("equality", "sharding_hlo", "two_processes", "resume", "standing_still", "sweep_command", "pipeline",
-           "ring", "recipes", "cli", "pair_task", "plan", "t5", "prepare_engine", "partitioning", "step", "dual_encoder", "convert")
+           "ring", "recipes", "cli", "pair_task", "plan", "t5", "prepare_engine", "partitioning", "step",
+           "dual_encoder", "convert")
 APART = ("tests/peers", "tests/mteb", "tests/beam", "tests/t5x")  # They have a target of their own.
 COLLECTED = pytest.StashKey[list[str]]()  # ids of all other tests, in their order
 
