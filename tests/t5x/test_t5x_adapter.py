@@ -187,7 +187,8 @@ def test_gin_files_fit_every_size(run, program, tmp_path, monkeypatch):
   for function in (program, t5x.infer.write_inferences_to_file):
     monkeypatch.setattr(main, function.__name__, function, raising=False)
     monkeypatch.setattr(function, "__module__", "__main__")
-  places = ["", str(ROOT / "gin"), str(Path(t5x.train.__file__).parents[1])]
+  # Not "", for gin takes the folder tests/models for a package.
+  places = [str(ROOT / "gin"), str(Path(t5x.train.__file__).parents[1])]
   monkeypatch.setattr(gin.config, "_LOCATION_PREFIXES", places)
   sizes = sorted(path.stem for path in (ROOT / "gin" / "models").glob("*.gin"))
   assert "t5_xxl" in sizes and "mt5_base" in sizes
