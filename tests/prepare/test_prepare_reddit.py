@@ -15,7 +15,7 @@ from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
-from gtr_jax.prepare import steps
+from gtr_jax.prepare import transforms
 from gtr_jax.prepare.sources import reddit, reddit_text
 from gtr_jax.prepare.sources.reddit import Reddit
 
@@ -121,8 +121,8 @@ def test_people_are_no_bots(made, author):
 
 def test_a_body_that_is_its_title(made):
   posts = [_post("p", title="Have you ever dated someone?", selftext="have you ever  dated someone"), _post("q")]
-  examples, tally = made(posts)[0], steps.Tally()
-  kept = [e.query_id for e in examples.values() if steps.pair_of(steps.Plan(None), e, "", tally)]
+  examples, tally = made(posts)[0], transforms.Tally()
+  kept = [e.query_id for e in examples.values() if transforms.pair_of(transforms.Plan(None), e, "", tally)]
   assert kept == ["t3_q"] and tally.reasons == {"query_is_passage": 1}
 
 
