@@ -11,8 +11,8 @@ import unicodedata
 CLOSING = " .?!;:,。"  # Folded; of "…", "？" and their like are made these.
 # Unicode's default ignorable code points, none of which can be seen: soft hyphens, joiners, selectors of glyphs.
 _UNSEEN = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-                     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-                     "\U000e0000-\U000e0fff]")
+                     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8]")
+_UNSEEN_ABOVE = re.compile("[\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
 
 
 def folded(text: str) -> str:
@@ -29,7 +29,10 @@ def folded(text: str) -> str:
 
 def _case_folded(text: str) -> str:
   """Unicode's toNFKC_Casefold (The Unicode Standard, section 3.13, R5)."""
-  text = _UNSEEN.sub("", text).replace("\u037a", " ι").casefold()  # NFKC would make a mark of that iota, and move it.
+  text = _UNSEEN.sub("", text)
+  if len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text):  # Seldom; one set of all is slow.
+    text = _UNSEEN_ABOVE.sub("", text)
+  text = text.replace("\u037a", " ι").casefold()  # NFKC would make a mark of that iota, and move it.
   normal = unicodedata.normalize("NFKC", text)
   return normal if normal == text else unicodedata.normalize("NFC", normal.casefold())
 
