@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = ("--xla_cpu_use_fusion_emitters=false --xla_cpu_parall
 
 import jax
 import pytest
+from collected import APART, COLLECTED
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,8 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONGEST = ("equality", "sharding_hlo", "two_processes", "resume", "standing_still", "sweep_command", "pipeline",
            "ring", "recipes", "cli", "pair_task", "plan", "t5", "prepare_engine", "partitioning", "step",
            "dual_encoder", "convert")
-APART = ("tests/peers", "tests/mteb", "tests/beam", "tests/t5x")  # They have a target of their own.
-COLLECTED = pytest.StashKey[list[str]]()  # ids of all other tests, in their order
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and -m

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import APART, COLLECTED
+from collected import APART, COLLECTED
 
 HERE = Path(__file__).parent
 FILES = sorted(str(path.relative_to(HERE.parent)) for path in HERE.rglob("test_*.py"))

@@ -1,0 +1,6 @@
+"""What `make test` collects."""
+
+import pytest
+
+APART = ("tests/peers", "tests/mteb", "tests/beam", "tests/t5x")  # They have a target of their own.
+COLLECTED = pytest.StashKey[list[str]]()  # ids of all other tests, in their order
