@@ -12,7 +12,7 @@ from test_prepare_engine import contents, data, prepare  # noqa: F401
 from toy_source import ToySource, write
 
 from gtr_jax.collections import beir, download
-from gtr_jax.demo.run import run
+from gtr_jax.demo import run
 from gtr_jax.errors import InputError
 from gtr_jax.prepare import buckets, engine, records, seven_zip, workers
 from gtr_jax.prepare.source import Resumable
