@@ -1,4 +1,4 @@
-"""Checkpoints of training, on Orbax, which only this module and `checkpoint_steps` import.
+"""Checkpoints of training, on Orbax, which only this module and `steps` import.
 
 A step is saved as one unit, `<directory>/<step>/`, of three items: `state` (arrays, each process writes its shards),
 `input` (one file a process: where its data pipeline stood) and `progress` (JSON). Orbax writes under a temporary name

@@ -1,7 +1,7 @@
 """Which steps of a training run lie in a folder: whole ones, as Orbax says itself, parts of some, and none of ours.
 
 Orbax takes each folder that has a number for a name for a step, in a bucket each that has its marker. So one is looked
-at here only where it holds something that `checkpoint` saves. Nothing is deleted but what Orbax has begun under a
+at here only where it holds something that `checkpointer` saves. Nothing is deleted but what Orbax has begun under a
 temporary name; a step that is not whole, such as a part of a copy, or one of another version, is given another name.
 """
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gtr_jax.cli import processes, shared_flags
+from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.io import flags
 from gtr_jax.parallel.processes import first_before_others, print_once
 
@@ -18,7 +18,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   shared_flags.add_data_dir(p)
   shared_flags.add_empty_documents(p)
   shared_flags.add_mesh(p)
-  processes.add_arguments(p)
+  process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 
-from gtr_jax.cli import processes, shared_flags
+from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.parallel.processes import print_once
@@ -42,7 +42,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   shared_flags.add_empty_documents(p)
   p.add_argument("--output", required=True, type=flags.path, help="folder for results.json, runs/ and embeddings/")
   shared_flags.add_mesh(p)
-  processes.add_arguments(p)
+  process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from gtr_jax import __version__
-from gtr_jax.cli import convert, demo, encode, evaluate, mine, prepare, report, search, sweep, train
-from gtr_jax.cli import processes as flags_of_processes
+from gtr_jax.cli import convert, demo, encode, evaluate, mine, prepare, process_flags, report, search, sweep, train
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import failures, flags
 from gtr_jax.parallel import processes
@@ -55,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
   try:
-    flags_of_processes.join(args)
+    process_flags.join(args)
     command = COMMANDS[args.command]
     code = (command.run(args, main) if command is demo else command.run(args)) or 0
     processes.leave()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gtr_jax.cli import processes, shared_flags
+from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.io.paths import check_output
@@ -75,7 +75,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   shared_flags.add_data_dir(p)
   shared_flags.add_tokenization(p)
   shared_flags.add_mesh(p)
-  processes.add_arguments(p)
+  process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> None:

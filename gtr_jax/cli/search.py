@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import textwrap
 
-from gtr_jax.cli import processes, shared_flags
+from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.io.paths import check_output
@@ -23,7 +23,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, 5 when you type)")
   shared_flags.add_mesh(p)
-  processes.add_arguments(p)
+  process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> None:

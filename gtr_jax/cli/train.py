@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from gtr_jax.cli import dry_run, processes, shared_flags
+from gtr_jax.cli import dry_run, process_flags, shared_flags
 from gtr_jax.errors import InputError
 
 HELP = "train a dual encoder as gin files say"
@@ -27,7 +27,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
   dry_run.add_arguments(p)
   shared_flags.add_data_dir(p)
-  processes.add_arguments(p)
+  process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> int | None:

@@ -14,7 +14,7 @@ class Published(NamedTuple):
     name: of the system.
     measure: of the values; recall is capped on TREC-COVID.
     source: who published it.
-    values: of a set of `SETS` or an average of `beir.AVERAGES`; None where no source could be read.
+    values: of a set of `SETS` or an average of `averages.AVERAGES`; None where no source could be read.
   """
 
   name: str

@@ -7,7 +7,7 @@ import re
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.json_file import read_json
+from gtr_jax.formats.foreign_json import read_json
 from gtr_jax.formats.locate import cached_name
 from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.io.paths import location

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.json_file import FOLLOW_LINKS, read_fields
+from gtr_jax.formats.foreign_json import FOLLOW_LINKS, read_fields
 from gtr_jax.io.contents import check_contents, first_bytes
 
 # A pattern of names in a folder -> whose weights these are, and what to do. The first that fits is said.

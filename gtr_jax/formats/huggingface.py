@@ -13,7 +13,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats import diagnose, safetensors
-from gtr_jax.formats.json_file import check_below, read_fields
+from gtr_jax.formats.foreign_json import check_below, read_fields
 from gtr_jax.formats.model_on_disk import Array
 from gtr_jax.formats.names import Name, encoder_names
 from gtr_jax.io.contents import first_bytes

@@ -11,7 +11,7 @@ from etils import epath
 
 from gtr_jax.checkpoints.steps import find_checkpoint
 from gtr_jax.errors import InputError
-from gtr_jax.formats.json_file import Fields, read_fields
+from gtr_jax.formats.foreign_json import Fields, read_fields
 from gtr_jax.formats.locate import locate
 from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, refuse_given, tokenizer_of

@@ -14,7 +14,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.formats import huggingface
 from gtr_jax.formats.diagnose import check_no_adapter
-from gtr_jax.formats.json_file import Fields, is_text, read_fields, read_json
+from gtr_jax.formats.foreign_json import Fields, is_text, read_fields, read_json
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import projection_name
 from gtr_jax.formats.vocabulary import check_same, from_tokenizer_json

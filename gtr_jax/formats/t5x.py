@@ -21,7 +21,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats.json_file import read_json
+from gtr_jax.formats.foreign_json import read_json
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import names
 from gtr_jax.io.atomic import write_bytes

@@ -48,11 +48,6 @@ def archive(begin: bytes) -> str:
   return next((ending for mark, ending in ARCHIVES.items() if begin.startswith(mark)), "")
 
 
-def lfs_pointer(begin: bytes) -> bool:
-  """Whether it is what git keeps in place of a large file."""
-  return begin.startswith(_LFS_POINTER)
-
-
 def stand_in(begin: bytes) -> str:
   """What lies in the place of a file of whatever kind, and what to do, or "" where it seems to be the file itself."""
   if _WEB_PAGE.match(begin):

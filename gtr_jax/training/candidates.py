@@ -21,11 +21,12 @@ class Candidates:
   """Looks for batches whose pairs have no candidates but their own passage.
 
   Args:
-    loss: an `InBatchLoss`: which candidates it masks.
+    loss: an `InBatchLoss`: which candidates it masks. One that does not say so is taken for one that masks.
   """
 
   def __init__(self, loss: Any):
-    self._masked, self._own_only = loss.mask_false_negatives, loss.own_negatives_only
+    self._masked = getattr(loss, "mask_false_negatives", True)
+    self._own_only = getattr(loss, "own_negatives_only", False)
     self._said = False
 
   def check_first(self, batch: Batch) -> None:

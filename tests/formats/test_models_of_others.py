@@ -13,7 +13,7 @@ from test_convert import GATED, change, reweigh
 
 import gtr_jax
 from gtr_jax.errors import InputError
-from gtr_jax.formats import any_form, json_file
+from gtr_jax.formats import any_form, foreign_json
 from gtr_jax.formats.any_form import open_model
 from gtr_jax.formats.convert import convert
 from gtr_jax.formats.tokenization import Tokenization
@@ -365,7 +365,7 @@ def test_results_that_are_none(bare, tmp_path, data):
     (float("nan"), float, False), (float("inf"), float, False), (2, float, True), ("a", str, True),
     ("\ud800", str, False), (None, str, False)])
 def test_fields(value, kind, good):
-  fields = json_file.Fields(epath.Path("x.json"), {"a": value})
+  fields = foreign_json.Fields(epath.Path("x.json"), {"a": value})
   if good:
     assert fields.get("a", kind) == value and type(fields.get("a", kind)) in (kind, int)
   else:

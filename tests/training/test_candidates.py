@@ -66,6 +66,12 @@ def test_the_loss_says_what_is_a_candidate(capsys):
   assert capsys.readouterr().err == ""
 
 
+def test_a_loss_of_somebodys_own_is_taken_for_one_that_masks():
+  Candidates(object()).check_first(batch())
+  with pytest.raises(InputError, match="all of its 8 pairs have one query"):
+    Candidates(object()).check_first(batch(query=SAME))
+
+
 def test_many_are_said(capsys):
   of_one = np.where(np.arange(PAIRS) == 0, 5, 0)[:, None]
   own = tiny_loss(own_negatives_only=True, bidirectional=False)
