@@ -157,9 +157,12 @@ class TrainingBatches:
     self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
 
   @staticmethod
-  def check_given(**given: Any) -> None:
+  def check_given(feature_lengths=None, batch_size=None, row_lengths=None, microbatch_size=None,
+                  negatives_per_example=0, negative_queries_per_example=0, **_):
     """Raises InputError where arguments do not fit together, whatever the data, the mesh and the processes."""
-    _check_sizes(**given)
+    if feature_lengths is not None and batch_size is not None:
+      lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
+      batch_maker(batch_size, microbatch_size, 1, 1, row_lengths, lengths)
 
   def check_first_batch(self) -> Batch:
     """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
@@ -289,10 +292,7 @@ class ValidationBatches:
       dataset = dataset.concatenate(part)
     self._dataset = dataset.batch(batch_size).take(-1 if max_batches is None else max_batches).with_options(_options())
 
-  @staticmethod
-  def check_given(**given: Any) -> None:
-    """As of `TrainingBatches`."""
-    _check_sizes(**given)
+  check_given = TrainingBatches.check_given
 
   def __iter__(self) -> Iterator[Batch]:
     part = self._batch_size // self._process_count
@@ -305,13 +305,6 @@ class ValidationBatches:
         fill = self._batch_size - pairs
         yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
                                 for k, v in features.items()})
-
-
-def _check_sizes(feature_lengths=None, batch_size=None, row_lengths=None, microbatch_size=None,
-                 negatives_per_example=0, negative_queries_per_example=0, **_):
-  if feature_lengths is not None and batch_size is not None:
-    lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
-    batch_maker(batch_size, microbatch_size, 1, 1, row_lengths, lengths)
 
 
 def _is_taken(fraction, pair):

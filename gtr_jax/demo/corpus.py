@@ -29,7 +29,7 @@ from gtr_jax.demo.near_copies import NearCopies, contains
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.json_file import read_json
-from gtr_jax.text.same_text import folded
+from gtr_jax.text.same_text import distinct, folded
 
 IN_DOMAIN = "numpy_jax_tensorflow"
 
@@ -344,13 +344,8 @@ def _distinct(documents: Iterable[Documentation]) -> Iterator[Documentation]:
       yield d
 
 
-def _unique_summaries(documents: Iterable[Documentation]) -> Iterator[Documentation]:
-  seen = set()
-  for d in documents:
-    summary = folded(d.summary)
-    if summary not in seen:
-      seen.add(summary)
-      yield d
+def _unique_summaries(documents: Iterable[Documentation]) -> Iterable[Documentation]:
+  return distinct(documents, lambda d: d.summary).values()
 
 
 def _in_order(chosen, documents):

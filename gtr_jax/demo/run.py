@@ -71,7 +71,7 @@ def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
 
   def train(name, run, *flags):
     command("train", f"--gin_file=runs/{run}.gin", f"--gin.MODEL_DIR={str(folder / name)!r}", *flags,
-         f"--gin.VALIDATION_COLLECTION={str(pydoc / 'collections' / _IN_DOMAIN)!r}", "--data_dir", data)
+            f"--gin.VALIDATION_COLLECTION={str(pydoc / 'collections' / _IN_DOMAIN)!r}", "--data_dir", data)
 
   _step("2. Pretrain on noisy pairs (GTR-PT)")
   train("gtr_pt", "demo_pretrain")
@@ -88,16 +88,16 @@ def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
   collections = sorted(p.name for p in (pydoc / "collections").iterdir())
   collections.remove(_IN_DOMAIN)
   command("evaluate", "--bm25", *(f"--model={name}={folder / path}" for name, path in systems.items()),
-       *(f"--collection={pydoc / 'collections' / name}" for name in [_IN_DOMAIN, *collections]),
-       "--output", folder / "results")
+          *(f"--collection={pydoc / 'collections' / name}" for name in [_IN_DOMAIN, *collections]),
+          "--output", folder / "results")
   _step("7. Report")
   command("report", "--results", folder / "results", *(f"--model_dir={folder / name}" for name in systems.values()
-                                                    if name != "untrained"), "--output", folder / "report")
+                                                       if name != "untrained"), "--output", folder / "report")
   _step("8. Search")
   command("encode", "--model", folder / "gtr", "--collection", pydoc / "collections" / _IN_DOMAIN, "--output",
-       folder / "embeddings")
+          folder / "embeddings")
   command("search", "--model", folder / "gtr", "--embeddings", folder / "embeddings", "--top_k", 3,
-       *(f"--query={query}" for query in _QUERIES))
+          *(f"--query={query}" for query in _QUERIES))
   print("\n" + what_it_shows(json.loads((folder / "results" / "results.json").read_text())))
   print(_NEXT.format(output=output, in_domain=_IN_DOMAIN))
   print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -44,7 +44,7 @@ def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -
   """
   model_dir = find_model_dir(path)
   if model_dir is None:
-    source = complete(open_foreign(path), tokenization or Tokenization())
+    source = complete(open_foreign(path), tokenization)
     return source, tokenizer_of(source)
   source, step = open_run(locate(path), model_dir, tokenization)
   abstract = abstract_parameters(source.encoder, make_mesh())

@@ -58,8 +58,9 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
   return int(value)
 
 
-def complete(source: ModelOnDisk, tokenization: Tokenization) -> ModelOnDisk:
+def complete(source: ModelOnDisk, tokenization: Tokenization | None) -> ModelOnDisk:
   """A model in another program's format, with what it does not say. Raises InputError where that is not given."""
+  tokenization = tokenization or Tokenization()
   given = {name: getattr(tokenization, name) for name in tokenization.given()}
   if tokenization.only_unsaid:
     said = {"vocabulary", "extra_ids"} if source.vocabulary is not None else set()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.parallel.partitioning import batch_sharding, num_groups
+from gtr_jax.parallel.partitioning import batch_sharding, num_groups, place
 from gtr_jax.parallel.progress import ENCODING, doing
 from gtr_jax.text.packing import Texts, best_fit
 
@@ -76,7 +76,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
   with jax.set_mesh(mesh), doing(ENCODING):
     for batch in _batches(tokens, max_length, groups, on_cpu):
       doing(ENCODING)
-      texts = jax.tree.map(functools.partial(_to_devices, batch_sharding(mesh)), batch.texts)
+      texts = jax.tree.map(functools.partial(place, sharding=batch_sharding(mesh)), batch.texts)
       running.append((batch.numbers, batch.places, _encode(encoder, params, texts, batch.num_texts, tower, mesh)))
       if len(running) > _AHEAD:
         fetch()
@@ -90,10 +90,6 @@ def _encode(encoder, params, texts, num_texts, tower, mesh):
   """Embeddings `[G, R, D]`, the whole of them on every device, so that every process can read them."""
   embeddings = encoder.encode(params, texts, num_texts, tower=tower)
   return jax.lax.with_sharding_constraint(embeddings, NamedSharding(mesh, PartitionSpec()))
-
-
-def _to_devices(sharding, array):
-  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 class _Batch(NamedTuple):

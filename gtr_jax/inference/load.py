@@ -70,7 +70,7 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
   mesh = make_mesh() if mesh is None else mesh
   with reached(path):
     if model_dir is None:
-      source = complete(open_foreign(path), tokenization or Tokenization())
+      source = complete(open_foreign(path), tokenization)
       params = _place_arrays(source, mesh)
     else:
       source, step = open_run(locate(path), model_dir, tokenization)
@@ -84,7 +84,7 @@ def check_model(path: epath.PathLike, tokenization: Tokenization | None = None) 
   """Raises InputError unless there is a model's description and a whole checkpoint, without loading the parameters."""
   model_dir = find_model_dir(path)
   if model_dir is None:
-    tokenizer_of(complete(open_foreign(path), tokenization or Tokenization()))
+    tokenizer_of(complete(open_foreign(path), tokenization))
     return
   refuse_given(tokenization, path)
   read_model_json(model_dir / MODEL_JSON)

@@ -13,7 +13,7 @@ from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, records
 from gtr_jax.prepare.interface import Counts, Example, Source
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import folded
+from gtr_jax.text.same_text import distinct, folded
 
 MOST_DROPPED = 1000  # That dropped.jsonl shows.
 _SHOWN = 300  # Characters of a text that it shows.
@@ -168,14 +168,12 @@ def unique(pairs: Iterable[tuple], tally: Tally) -> Iterator[Pair]:
 def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
   """A pair with the negatives that its copies have beside its own."""
   whole = records.texts_of(kept.record)
-  negatives: dict[str, tuple[str, str]] = {}
-  queries: dict[str, str] = {}
   own = len(whole["negatives"]) + len(whole["negative_queries"])
-  for texts in itertools.chain([whole], (records.texts_of(copy.record) for copy in copies)):
-    for text, number in itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue=""):
-      negatives.setdefault(folded(text), (text, number))
-    for text in texts["negative_queries"]:
-      queries.setdefault(folded(text), text)
+  every = [whole, *(records.texts_of(copy.record) for copy in copies)]
+  negatives = distinct(itertools.chain.from_iterable(
+      itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue="") for texts in every),
+      lambda negative: negative[0])
+  queries = distinct(itertools.chain.from_iterable(texts["negative_queries"] for texts in every), str)
   if len(negatives) + len(queries) <= own:
     return kept
   tally.add("negative_of_duplicate", len(negatives) + len(queries) - own)

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection, resource_tracker
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import failures
@@ -69,12 +69,12 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
       _send(ours, task)
       busy[ours] = task
     while busy:
-      for ours in busy.keys() & connection.wait(list(busy)):
+      for ours in cast(list[connection.Connection], connection.wait(list(busy))):
         try:
           kind, value = ours.recv()
         except (EOFError, ConnectionResetError) as e:
           raise RetryableError(f"the worker at {busy[ours].place} was killed (is memory short?); run the same command "
-                           "again, with fewer --workers, and it goes on") from e
+                               "again, with fewer --workers, and it goes on") from e
         if kind == "bytes":
           on_bytes(value)
         elif kind == "error":

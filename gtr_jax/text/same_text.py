@@ -7,6 +7,10 @@ ICU; tests/text/test_same_text.py holds the two to each other, character by char
 import hashlib
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CLOSING = " .?!;:,。"  # Folded; of "…", "？" and their like are made these.
 # Unicode's default ignorable code points, none of which can be seen: soft hyphens, joiners, selectors of glyphs.
@@ -35,6 +39,14 @@ def _case_folded(text: str) -> str:
   text = text.replace("\u037a", " ι").casefold()  # NFKC would make a mark of that iota, and move it.
   normal = unicodedata.normalize("NFKC", text)
   return normal if normal == text else unicodedata.normalize("NFC", normal.casefold())
+
+
+def distinct(items: Iterable[T], text_of: Callable[[T], str]) -> dict[str, T]:
+  """The first of those whose texts are equal, by what these have in common; in their order."""
+  found: dict[str, T] = {}
+  for item in items:
+    found.setdefault(folded(text_of(item)), item)
+  return found
 
 
 def text_key(text: str) -> int:

@@ -5,14 +5,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.passages import full_text
-from gtr_jax.text.same_text import folded
+from gtr_jax.text.same_text import distinct
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative
 
@@ -50,7 +50,7 @@ class RocketQA:
                       "text, label")
 
   def join(self, key: str, values: list[Any], counts: Counts) -> Iterator[Example]:
-    positives, negatives = (_distinct(filter(None, texts)) for texts in zip(*values, strict=True))
+    positives, negatives = (distinct(filter(None, texts), str) for texts in zip(*values, strict=True))
     kept = [text for same, text in negatives.items() if same not in positives]
     if len(kept) < len(negatives):
       counts.add("negative_is_positive", len(negatives) - len(kept))
@@ -60,14 +60,6 @@ class RocketQA:
       counts.add("query_without_negatives")
     for text in positives.values() if key else ():
       yield Example(key, text, negatives=tuple(kept[:self.num_negatives or None]))
-
-
-def _distinct(texts: Iterable[str]) -> dict[str, str]:
-  """The first of equal texts, by what they have in common."""
-  found: dict[str, str] = {}
-  for text in texts:
-    found.setdefault(folded(text), text)
-  return found
 
 
 def _text(title: str, text: str) -> str:
