@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
   """Training cannot go on; one line says why and what to do. The command line prints it and exits with code 1."""
+
+
+def first_line(error: BaseException) -> str:
+  """Of what another library says, what a line of ours has room for; its type where it says nothing."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 # what stands above its own line, `errors` and the version; nothing of its own line or below.
 LAYERS = (
     {"values": ""},
-    {"io": "etils zstandard", "config": "gin", "parallel": "etils flax jax numpy", "losses": "jax"},
-    {"collections": "etils numpy pyarrow tqdm", "text": "etils numpy sentencepiece", "checkpoints": "etils jax orbax",
-     "models": "flax jax"},
+    {"io": "etils zstandard", "config": "gin", "parallel": "etils flax jax numpy"},
+    {"losses": "jax", "collections": "etils numpy pyarrow tqdm", "text": "etils numpy sentencepiece",
+     "checkpoints": "etils jax orbax", "models": "flax jax"},
     {"prepare": "apache_beam etils google_crc32c numpy py7zr tqdm zstandard"},
     {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tensorflow_text tqdm",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},

@@ -26,7 +26,6 @@ from gtr_jax.checkpoints.steps import (
     best_of,
     exists,
     find_checkpoint,
-    first_line,
     list_steps,
     raise_if_refused,
     remove_unfinished,
@@ -34,7 +33,7 @@ from gtr_jax.checkpoints.steps import (
     set_aside,
     tidy,
 )
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.io.failures import naming
 from gtr_jax.io.paths import absolute
 

@@ -19,7 +19,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import failures
 from gtr_jax.io.paths import absolute, is_remote
 
@@ -183,10 +183,6 @@ def score_of(folder: epath.Path) -> float | None:
 def best_of(scores: Mapping[int, float | None]) -> int | None:
   scored = [(score, -step) for step, score in scores.items() if score is not None]
   return -max(scored)[1] if scored else None
-
-
-def first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class WholeSteps(ocp.path.step.NameFormat):

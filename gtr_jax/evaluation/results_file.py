@@ -1,9 +1,6 @@
 """results.json: what `gtr-jax evaluate` has measured in a folder, earlier calls included; and its tables."""
 
 import contextlib
-import errno
-import fcntl
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
@@ -14,6 +11,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.evaluation import averages
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.tables import aligned
+from gtr_jax.io import lock
 from gtr_jax.io.atomic import write_json
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.paths import is_remote, location
@@ -112,27 +110,11 @@ def write(output: epath.Path, results: Mapping[str, Any]) -> None:
   Calls on one machine, or on a file system that has locks, wait for each other. A bucket has none: of two calls that
   end at the same moment, the last one's results are kept, and the other has to be run again.
   """
-  with _locked(output):
+  if not is_remote(output):
+    output.mkdir(parents=True, exist_ok=True)
+  # Results that took hours are not lost for a file system without locks.
+  with contextlib.nullcontext() if is_remote(output) else lock.locked(output / f".{RESULTS_FILE}.lock", wait=True):
     write_json(output / RESULTS_FILE, merged(read_earlier(output), results), indent=2)
-
-
-@contextlib.contextmanager
-def _locked(output: epath.Path) -> Iterator[None]:
-  """Only one process, and thread, at a time; the lock goes with the process that holds it."""
-  if is_remote(output):
-    yield
-    return
-  output.mkdir(parents=True, exist_ok=True)
-  descriptor = os.open(output / f".{RESULTS_FILE}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as e:  # Results that took hours are not lost for a file system without locks.
-      if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-        raise
-    yield
-  finally:
-    os.close(descriptor)
 
 
 def tables(results: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from etils import epath
 from flax import traverse_util
 
 from gtr_jax.checkpoints.checkpointer import restore_params
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats import diagnose, sentence_transformers, t5x
 from gtr_jax.formats.locate import is_hub_name, locate
 from gtr_jax.formats.model_dir import find_model_dir, open_run
@@ -85,5 +85,5 @@ def _download(name: str) -> epath.Path:
     except Exception:  # It is not in the cache either.
       pass
     raise InputError(f"{name}: no such folder here, and it cannot be had from the Hugging Face hub "
-                     f"({(str(e).strip() or type(e).__name__).splitlines()[0]:.200}); check the name and the network, "
+                     f"({first_line(e)}); check the name and the network, "
                      "or copy the model here and give its folder") from e

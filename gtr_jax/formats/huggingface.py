@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats import diagnose, safetensors
 from gtr_jax.formats.foreign_json import check_below, read_fields
 from gtr_jax.formats.model_on_disk import Array
@@ -257,9 +257,9 @@ def _read_torch(path):
     # Of the format before torch 1.6, which is no zip archive, nothing can be left on disk.
     tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=beginning.startswith(_ZIP))
   except Exception as e:  # What torch raises for what is damaged is of every kind.
-    reason = ("it holds other Python objects, or is damaged" if isinstance(e, pickle.UnpicklingError) else
-              (str(e).strip() or type(e).__name__).splitlines()[0])
-    raise InputError(f"{path}: torch cannot read it as a file of tensors ({reason:.200}); copy it again, or save the "
+    holds_objects = isinstance(e, pickle.UnpicklingError)
+    reason = "it holds other Python objects, or is damaged" if holds_objects else first_line(e)
+    raise InputError(f"{path}: torch cannot read it as a file of tensors ({reason}); copy it again, or save the "
                      "model's state_dict()") from e
   dtypes = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16,
             torch.bfloat16: ml_dtypes.bfloat16}

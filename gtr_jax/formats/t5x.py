@@ -20,7 +20,7 @@ import tensorstore
 from etils import epath
 from flax import serialization, traverse_util
 
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats.foreign_json import read_json
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import names
@@ -206,7 +206,7 @@ def _open(spec: dict[str, Any], place: str, reason: str) -> Array:
     store = tensorstore.open(spec, open=True, read=True).result()
     incomplete = store.storage_statistics(query_fully_stored=True).result().fully_stored is False
   except ValueError as e:
-    raise InputError(f"{place}: no such array, or damaged, and {reason} ({str(e).splitlines()[0]:.200}); copy the "
+    raise InputError(f"{place}: no such array, or damaged, and {reason} ({first_line(e)}); copy the "
                      "whole checkpoint again") from e
 
   if incomplete:  # tensorstore would read zeros.
@@ -218,7 +218,7 @@ def _open(spec: dict[str, Any], place: str, reason: str) -> Array:
     try:
       value = store[index].read().result()
     except ValueError as e:
-      raise InputError(f"{place}: damaged ({str(e).splitlines()[0]:.200}); copy the checkpoint again") from e
+      raise InputError(f"{place}: damaged ({first_line(e)}); copy the checkpoint again") from e
     return value.view(_BFLOAT16) if as_integers else value
 
   return Array(tuple(store.shape), _BFLOAT16 if as_integers else store.dtype.numpy_dtype, read)

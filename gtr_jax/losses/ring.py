@@ -18,9 +18,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.losses.blocks import MaskInputs, candidates, cut, from_blocks, in_blocks
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
+from gtr_jax.parallel.partitioning import BATCH_AXES
 
-# Mesh axes that divide the batch, as in `gtr_jax.parallel.partitioning`; the ring goes through all their devices.
-BATCH_AXES = ("data", "fsdp")
 # Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
 # TPU it should be large enough to hide the launch of its dozen kernels; 4096 x 4096 logits in float32 are 64 MiB.
 BLOCK, BLOCK_ON_CPU = 4096, 1024

@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epath
 
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.parallel import process_group, progress, rendezvous
 from gtr_jax.parallel.process_group import Group
 from gtr_jax.parallel.rendezvous import Cluster as Cluster  # for `join`
@@ -91,8 +91,8 @@ def find_cluster() -> Cluster:
     address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, rendezvous.JOIN_SECONDS)
   except Exception as e:  # Of whatever jax asks: metadata servers, Kubernetes.
-    raise InputError(f"--distributed: the cluster cannot be asked ({_first_line(e)}); give --coordinator_address, "
-                     "--num_processes and --process_id to each process") from e
+    raise InputError(f"--distributed: the cluster cannot be asked ({type(e).__name__}: {first_line(e)}); give "
+                     "--coordinator_address, --num_processes and --process_id to each process") from e
   if address is None or count is None or index is None:
     raise InputError("--distributed: no cluster found (Slurm, Open MPI, Cloud TPU, GKE); give --coordinator_address, "
                      "--num_processes and --process_id to each process")
@@ -216,7 +216,7 @@ def fail_unexpectedly(error: Exception) -> None:
   if _group is None:
     return
   time.sleep(process_group.GRACE_SECONDS)  # A connection that breaks at the same time ends this process by then.
-  _group.fail(_first_line(error), 1, details="".join(traceback.format_exception(error)))
+  _group.fail(f"{type(error).__name__}: {first_line(error)}", 1, details="".join(traceback.format_exception(error)))
 
 
 def leave() -> None:
@@ -237,10 +237,6 @@ def _several() -> Group | None:
     raise InputError("several processes: join them with gtr_jax.parallel.processes.join instead of "
                      "jax.distributed.initialize")
   return _group
-
-
-def _first_line(error: Exception) -> str:
-  return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.300}"
 
 
 def _source_hash() -> str:

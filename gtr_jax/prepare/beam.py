@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import atomic, data_root, failures
 from gtr_jax.io.json_file import read_json
 from gtr_jax.prepare import buckets, engine, manifests, records, transforms
@@ -58,7 +58,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
     except InputError:
       raise
     except Exception as e:
-      why = failures.reason(e) or (str(e).strip() or type(e).__name__).splitlines()[0]
+      why = failures.reason(e) or first_line(e)
       raise InputError(f"the pipeline failed: {why}") from e
     tally = transforms.Tally()
     tally.reasons, tally.places, tally.dropped = read_json(new / "tally.json", list, "start again")

@@ -6,7 +6,6 @@ become a shard. What is done lies in `<NAME>.tmp` under its final name, so that 
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import os
@@ -18,7 +17,7 @@ from etils import epath
 from tqdm import tqdm
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, data_root
+from gtr_jax.io import atomic, data_root, lock
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
 from gtr_jax.prepare import buckets, manifests, records, transforms, workers
@@ -120,9 +119,9 @@ def _locked(work: pathlib.Path) -> Iterator[None]:
   if there and _fingerprint(work) is None:
     raise InputError(f"{work}: gtr-jax prepare works in a folder of this name, and this one is not its own (it holds "
                      f"{there[0]}); move it, or give another --name")
-  with open(work / "lock", "a") as f:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      stack.enter_context(lock.locked(work / "lock", wait=False))
     except BlockingIOError:
       raise InputError(f"{work}: another process is preparing it; wait for it, or give another --name") from None
     yield

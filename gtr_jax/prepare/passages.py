@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gtr_jax.collections.corpus import Document, document_of
+from gtr_jax.collections.corpus import Document, document_of, full_text
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
 from gtr_jax.io.json_file import read_json
@@ -32,10 +32,10 @@ _MAX_BROKEN = 0.001
 COLUMNS = ("id,text", "id,text,title", "id,title,text")
 
 
-def full_text(title: str | None, text: str) -> str:
-  """Title, space, text, as BEIR joins them. A title of "-" is none: RocketQA and Tevatron write it so."""
+def titled(title: str | None, text: str) -> str:
+  """The whole text of a passage. A title of "-" is none: RocketQA and Tevatron write it so."""
   title = (title or "").strip()
-  return f"{'' if title == '-' else title} {text.strip()}".strip()
+  return full_text("" if title == "-" else title, text.strip())
 
 
 class PassageTable:

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.collections.corpus import Documents
-from gtr_jax.errors import InputError
+from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
 from gtr_jax.io.json_file import check_json, read_json
@@ -246,7 +246,7 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndar
     local = "://" not in str(path)
     array = np.load(os.fspath(path), mmap_mode="r") if local else np.load(io.BytesIO(path.read_bytes()))
   except (OSError, ValueError, EOFError) as e:
-    raise _damaged(path, str(e).splitlines()[0] if path.exists() else "missing") from e
+    raise _damaged(path, first_line(e) if path.exists() else "missing") from e
   if array.shape != shape or array.dtype != dtype:
     raise _damaged(path, f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}")
   return array

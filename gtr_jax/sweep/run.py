@@ -1,6 +1,6 @@
 """Running a sweep's jobs on this machine: some at a time, each in its own process, failures kept apart."""
 
-import fcntl
+import contextlib
 import itertools
 import os
 import re
@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import lock
 from gtr_jax.io.atomic import write_text
 from gtr_jax.sweep.plan import Job
 
@@ -97,7 +97,7 @@ def _inputs(output: str, job: Job) -> str:
   return "".join(read_marker(marker_of(output, name)) for name in job.after)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(output: str) -> Iterator[int]:
   """Holds the folder for this process and those that it hands the yielded descriptor.
 
@@ -105,20 +105,16 @@ def locked(output: str) -> Iterator[int]:
     InputError: another sweep, or a process that one started, is at work there.
   """
   os.makedirs(output, exist_ok=True)
-  descriptor = os.open(os.path.join(output, _LOCK), os.O_RDWR | os.O_CREAT, 0o644)
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as e:
-    os.close(descriptor)
-    raise InputError(f"{output}: a sweep, or a command that one started, is at work in this folder; wait for it, or "
-                     "stop it") from e
-  try:
+  with contextlib.ExitStack() as stack:
+    try:
+      descriptor = stack.enter_context(lock.locked(os.path.join(output, _LOCK), wait=False))
+    except BlockingIOError as e:
+      raise InputError(f"{output}: a sweep, or a command that one started, is at work in this folder; wait for it, or "
+                       "stop it") from e
     yield descriptor
-  finally:
-    os.close(descriptor)  # A child that is left over keeps the lock.
 
 
-def starter(lock: int, workers: int) -> Start:
+def starter(lock_descriptor: int, workers: int) -> Start:
   """Starts jobs as processes of their own, which ctrl-C at the terminal does not reach.
 
   Where CUDA_VISIBLE_DEVICES lists GPUs, each worker gets an equal part of them.
@@ -132,7 +128,8 @@ def starter(lock: int, workers: int) -> Start:
       environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share:(worker + 1) * share])
     with log.open("ab") as out:
       return subprocess.Popen([sys.executable, "-m", "gtr_jax", *job.words], stdin=subprocess.DEVNULL, stdout=out,
-                              stderr=subprocess.STDOUT, env=environment, start_new_session=True, pass_fds=(lock,))
+                              stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                              pass_fds=(lock_descriptor,))
 
   return start
 

@@ -12,7 +12,7 @@ from test_report import write_metrics, write_results
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import report, results_file
 from gtr_jax.evaluation.studies import read_study
-from gtr_jax.io import atomic
+from gtr_jax.io import atomic, lock
 from gtr_jax.io.json_file import read_json
 from gtr_jax.prepare import manifests
 from gtr_jax.sweep import results as of_sweep
@@ -134,7 +134,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code, kept):
   def flock(descriptor, operation):
     raise OSError(code, "as told")
 
-  monkeypatch.setattr(results_file.fcntl, "flock", flock)
+  monkeypatch.setattr(lock.fcntl, "flock", flock)
   if kept:
     results_file.write(tmp_path, GOOD)
   else:

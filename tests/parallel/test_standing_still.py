@@ -1,5 +1,6 @@
 """A process that is alive and stands still ends the run with its name; one that is only slow does not."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.parallel import progress
 from gtr_jax.parallel.progress import COMPILATION, READING, SAVE, STEP, Stamp, Watch, doing
 
+# What happens to which of two processes.
+STANDS_STILL = {"reading": 1, "writing": 0, "stopped 0": 0, "stopped 1": 1}
 NAMES = {i: f"process {i} of 3 (on {host})" for i, host in enumerate("abc")}
 
 
@@ -135,12 +138,24 @@ def test_slow_ones_go_on(port, monkeypatch):  # noqa: F811
   assert finish(processes) == [None, None] and not any(process.ended.is_set() for process in processes)
 
 
-@pytest.mark.parametrize("what, still", [("reading", 1), ("writing", 0), ("stopped 0", 0), ("stopped 1", 1)])
-def test_training_ends(tmp_path, what, still):
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  """By what happens to one of them: two processes, and their folder. All at once, as they wait for the most part."""
+  script, started = Path(__file__).parents[1] / "stands_still.py", {}
+  with contextlib.ExitStack() as stack:
+    for what in STANDS_STILL:
+      folder, number = tmp_path_factory.mktemp("still"), free_port()
+      started[what] = stack.enter_context(Processes(
+          folder, "still", [[script, i, number, folder, what] for i in range(2)],
+          [{"JAX_NUM_CPU_DEVICES": "1"}] * 2)), folder
+    yield started
+
+
+@pytest.mark.parametrize("what", STANDS_STILL)
+def test_training_ends(pairs, what):
   """Not at the batch that is only slow."""
-  script, number = Path(__file__).parents[1] / "stands_still.py", free_port()
-  with Processes(tmp_path, "still", [[script, i, number, tmp_path, what] for i in range(2)],
-                 [{"JAX_NUM_CPU_DEVICES": "1"}] * 2) as pair:
+  still, (pair, folder) = STANDS_STILL[what], pairs[what]
+  with pair:
     names = {i: rf"process {i} of 2 \(on \S+\)" for i in range(2)}
     if what.startswith("stopped"):
       said = f"is stuck: nothing was heard for {LIMIT} seconds, so stopped, or the machine hangs; .*"
@@ -155,5 +170,5 @@ def test_training_ends(tmp_path, what, still):
     for i in told:
       line = rf"^test \(process {i} of 2\): {names[still]} {said}; start again$"
       assert re.search(line, pair.outputs()[i], re.M), pair.outputs()
-  steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  steps = [json.loads(line)["step"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
   assert SLOW <= steps[-1] <= STILL

@@ -7,7 +7,7 @@ import pytest
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare import passages
-from gtr_jax.prepare.passages import Document, full_text, open_table
+from gtr_jax.prepare.passages import Document, open_table, titled
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_table_without_header_says_which_column_is_the_title(table):
     table("corpus.tsv", rows)
   found = table("corpus.tsv", rows, "id,title,text")
   assert found.get("0") == Document("0", "-", 'one "quoted') and found.get("1").title == "Title"
-  assert [full_text(r.title, r.text) for r in map(found.get, "01")] == ['one "quoted', "Title two"]
+  assert [titled(r.title, r.text) for r in map(found.get, "01")] == ['one "quoted', "Title two"]
   with pytest.raises(InputError, match="--passage_columns text,id"):
     table("corpus.tsv", rows, "text,id")
 

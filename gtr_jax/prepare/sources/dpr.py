@@ -14,7 +14,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
-from gtr_jax.prepare.passages import full_text
+from gtr_jax.prepare.passages import titled
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative
@@ -97,7 +97,7 @@ class Dpr:
 def _passages(found: list) -> list[tuple[str, str]]:
   """(id or "", title and text) of passages, which are objects or, as DPR's description has it, texts."""
   return [("", p.strip()) if isinstance(p, str) else (
-      _id(p, _IDS), full_text(p.get("title"), p["text"]) if p["text"].strip() else "") for p in found]
+      _id(p, _IDS), titled(p.get("title"), p["text"]) if p["text"].strip() else "") for p in found]
 
 
 def _id(record, names):

@@ -17,7 +17,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
-from gtr_jax.prepare.passages import COLUMNS, cache_folder, full_text, open_table
+from gtr_jax.prepare.passages import COLUMNS, cache_folder, open_table, titled
 from gtr_jax.text.answers import contains_answer_as_dpr
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
@@ -85,7 +85,7 @@ class NqOpen:
         counts.add("unknown_passage")
       else:
         found_in = positives if contains_answer_as_dpr(row.text, answers) else negatives
-        found_in.append((passage_id, full_text(row.title, row.text)))
+        found_in.append((passage_id, titled(row.title, row.text)))
     if not positives:
       counts.add("question_without_positive")
     ids, texts = zip(*negatives[:self.num_negatives or None], strict=True) if negatives else ((), ())

@@ -18,7 +18,7 @@ from gtr_jax.io import jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import pickles
 from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
-from gtr_jax.prepare.passages import full_text, open_table
+from gtr_jax.prepare.passages import open_table, titled
 from gtr_jax.prepare.sources import collection_files
 from gtr_jax.prepare.sources.collection_files import identifier
 from gtr_jax.text.same_text import folded
@@ -170,7 +170,7 @@ class JudgedPairs:
       if row is None or not row.text.strip():
         counts.add(f"unknown_{what}" if row is None else f"empty_{what}")
       else:
-        yield passage_id, full_text(row.title, row.text)
+        yield passage_id, titled(row.title, row.text)
 
   def _hard(self, candidates: Iterable[str | None], known: set[str], scores: Mapping[str, float],
             counts: Counts) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
-from gtr_jax.prepare.passages import full_text
+from gtr_jax.prepare.passages import titled
 from gtr_jax.text.same_text import distinct
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative
@@ -63,7 +63,7 @@ class RocketQA:
 
 
 def _text(title: str, text: str) -> str:
-  return full_text(title, text) if text.strip() else ""
+  return titled(title, text) if text.strip() else ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
