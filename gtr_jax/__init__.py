@@ -8,4 +8,7 @@ def __getattr__(name):
   if name in ("load", "Embedder"):
     from gtr_jax.inference import embedder
     return getattr(embedder, name)
+  if name == "train":
+    from gtr_jax.from_pairs.train import train
+    return train
   raise AttributeError(f"module 'gtr_jax' has no attribute {name!r}")

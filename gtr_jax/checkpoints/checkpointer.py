@@ -113,6 +113,11 @@ class Checkpointer:
     """The step with the best metric of those kept (the earlier one of equals), or None if none has a metric."""
     return best_of(self._scores)
 
+  def metric_of(self, step: int) -> float | None:
+    """What a step of those kept was evaluated to."""
+    score = self._scores.get(step)
+    return None if score is None else self._sign * score
+
   def is_best(self, metric: float) -> bool:
     """Whether `metric` beats the metric of every checkpoint so far."""
     scores = [score for score in self._scores.values() if score is not None]

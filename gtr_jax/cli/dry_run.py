@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Annotated, Any
 
-from gtr_jax.cli import shared_flags
+from gtr_jax.cli import pairs_flags
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.values.ranges import Range
@@ -49,13 +49,13 @@ def asked(args: argparse.Namespace) -> bool:
   return args.dry_run
 
 
-def run(args: argparse.Namespace) -> None:
-  """Prints the plan. `args` are those of `gtr-jax train`."""
+def run(args: argparse.Namespace, options: Any = None) -> None:
+  """Prints the plan. `args` are those of `gtr-jax train`, `options` of its run from pairs."""
   from gtr_jax.dry_run import chips, step_plan
-  print(step_plan.report(make_plan(args), [args.chip] if args.chip else list(chips.CHIPS)))
+  print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
-def make_plan(args: argparse.Namespace) -> Any:
+def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it."""
   from gtr_jax.dry_run import chips, step_plan
   chip = chips.find(args.chip) if args.chip else None
@@ -65,7 +65,7 @@ def make_plan(args: argparse.Namespace) -> Any:
   from gtr_jax.data import batch_sizes, pipeline
   from gtr_jax.parallel import partitioning
   from gtr_jax.training import run
-  config.parse(args.gin_file, args.gin_bindings, shared_flags.search_paths(args))
+  pairs_flags.parse(options, args)
   config.set_defaults(_NOT_NEEDED)
   config.resolved(run.TrainingRun)
   of_run, of_data = config.bindings(run.TrainingRun), config.bindings(pipeline.TrainingBatches)

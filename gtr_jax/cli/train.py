@@ -5,12 +5,20 @@ import os
 import signal
 import sys
 
-from gtr_jax.cli import dry_run, process_flags, shared_flags
+from gtr_jax.cli import dry_run, pairs_flags, process_flags, shared_flags
 from gtr_jax.errors import InputError
+from gtr_jax.parallel import processes
 
-HELP = "train a dual encoder as gin files say"
+HELP = "train a dual encoder: on your pairs, or as gin files say"
 DESCRIPTION = """\
-Trains as the gin files say, and goes on where a run of the same MODEL_DIR stopped.
+On your own pairs, from a published model, with settings that fit:
+
+  gtr-jax train --pairs my.jsonl --init sentence-transformers/gtr-t5-base --output runs/mine
+
+--pairs are lines of JSON: {"query": ..., "positive": ..., "negatives": [...]}, ["query", "passage"], or what else
+`gtr-jax prepare pairs` reads. A part is held out, and the checkpoint that finds its passages best is kept.
+
+Or as gin files say, for all that has no flag; runs/mine/config.gin is such a file:
 
   gtr-jax train --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin \\
       --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" \\
@@ -21,8 +29,10 @@ ctrl-C or SIGTERM saves a checkpoint and stops; the same command continues from 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
+  pairs_flags.add_arguments(p)
   shared_flags.add_gin_files(
-      p, "a gin file, your own or one that comes with gtr_jax (runs/pretrain.gin); repeatable, later wins",
+      p, "a gin file, your own or one that comes with gtr_jax (runs/pretrain.gin); repeatable, later wins; it comes "
+      "after what the flags of pairs come to",
       "one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"")
   p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
   dry_run.add_arguments(p)
@@ -51,15 +61,19 @@ def _run(args):
       if path.parent.name != "t5x":  # T5X reads those.
         print(path.relative_to(config.configs_dir()))
     return 0
-  if not args.gin_file:
-    raise InputError("give --gin_file, for instance --gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; "
-                     "--list names those that come with gtr_jax")
-  if dry_run.asked(args):
-    return dry_run.run(args)
+  if not args.gin_file and not pairs_flags.given(args):
+    raise InputError("give --pairs, --init and --output to train on your pairs, or --gin_file, for instance "
+                     "--gin_file=models/t5_small.gin --gin_file=runs/pretrain.gin; --list names those that come with "
+                     "gtr_jax")
+  options = pairs_flags.options(args)
   shared_flags.set_data_dir(args)
   sys.path.append(os.getcwd())  # Where MIXTURE_OR_TASK_MODULE may lie; `python -m gtr_jax` has it already.
+  if dry_run.asked(args):
+    return dry_run.run(args, options)
+  from gtr_jax.training import banner
+  processes.print_once(banner.device_line())
   from gtr_jax.training import run
-  config.parse(args.gin_file, args.gin_bindings, shared_flags.search_paths(args))
+  pairs_flags.parse(options, args)
   config_text = config.resolved(run.TrainingRun)
   stopped_by = run.train(config.bound(run.TrainingRun)(), config_text)
   return 128 + stopped_by if stopped_by else 0

@@ -22,8 +22,11 @@ def configs_dir() -> Path:
   return package / "gin" if (package / "gin").is_dir() else package.parent / "gin"
 
 
-def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
+def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = (),
+          first: str = "") -> None:
   """Reads gin files, then single bindings ("NAME=VALUE"); later ones win. Replaces what was read before.
+
+  `first` is the text of a gin file that no one has written down, to be read before the others.
 
   A relative file name is looked for in the current folder, in `search_paths`, and among the configurations that come
   with gtr_jax (`runs/pretrain.gin`); an include, in the latter two and then beside the file that has it.
@@ -36,6 +39,9 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
   # Gin would look in the current folder first, and trips over a folder there that has an include's name.
   folders = [str(Path(os.path.expanduser(p)).resolve()) for p in search_paths]
   GIN.folders[:] = [*folders, str(configs_dir())]
+  if first:
+    gin.parse_config(first)
+    places.record_statements(first, "gin")
   for name in gin_files:
     path = places.find_file(os.path.expanduser(name), ["", *GIN.folders])
     if (own := str(Path(path).parent)) not in GIN.folders:

@@ -5,6 +5,7 @@ This is what gtr_jax adds to gin's own global state, and like that it is of what
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from gin import config_parser
 
@@ -32,15 +33,20 @@ class _IgnoreReferences(config_parser.ParserDelegate):
 def record_file(path: str) -> None:
   """Notes where a file, and those that it includes, bind what."""
   with open(path) as f:
-    for statement in config_parser.ConfigParser(f, _IgnoreReferences()):
-      if isinstance(statement, config_parser.IncludeStatement):
-        record_file(find_file(statement.filename, GIN.folders))
-      elif isinstance(statement, config_parser.ImportStatement) and not statement.module.startswith("__gin__"):
-        imports[statement.format()] = None
-      elif isinstance(statement, config_parser.BindingStatement):
-        name = "/".join(filter(None, [statement.scope, statement.selector]))
-        name += f".{statement.arg_name}" if statement.arg_name else ""
-        record(name, f"{path}:{statement.location.line_num}")
+    record_statements(f, path)
+
+
+def record_statements(text: str | IO[str], path: str) -> None:
+  """Likewise, of what is read already."""
+  for statement in config_parser.ConfigParser(text, _IgnoreReferences()):
+    if isinstance(statement, config_parser.IncludeStatement):
+      record_file(find_file(statement.filename, GIN.folders))
+    elif isinstance(statement, config_parser.ImportStatement) and not statement.module.startswith("__gin__"):
+      imports[statement.format()] = None
+    elif isinstance(statement, config_parser.BindingStatement):
+      name = "/".join(filter(None, [statement.scope, statement.selector]))
+      name += f".{statement.arg_name}" if statement.arg_name else ""
+      record(name, f"{path}:{statement.location.line_num}")
 
 
 def record(name: str, source: str) -> None:

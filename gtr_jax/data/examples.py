@@ -162,6 +162,9 @@ class RunVocabulary(seqio.Vocabulary):
   def opened_file(self) -> run_vocabulary.VocabularyFile:
     """The same; InputError if it is not there."""
     file = self.file
+    if not file.path:
+      raise InputError("prepared data has no vocabulary of its own: set VOCABULARY to a SentencePiece model (and "
+                       "EXTRA_IDS to its sentinels, of T5's 100)")
     if not epath.Path(file.path).exists():
       hint = f"run: {self._prepare}" if self._prepare else "give the path of a SentencePiece model"
       raise InputError(f"{file.path}: no such vocabulary; {hint}")

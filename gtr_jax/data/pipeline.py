@@ -29,7 +29,15 @@ from etils import epath
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-from gtr_jax.data.registered import files_of, find_cached, provider_of, rates_of, tasks_of, vocabulary_file_of
+from gtr_jax.data.registered import (
+  files_of,
+  find_cached,
+  num_pairs,
+  provider_of,
+  rates_of,
+  tasks_of,
+  vocabulary_file_of,
+)
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.text.batch import Batch
@@ -89,6 +97,9 @@ class TrainingBatches:
 
   Attributes:
     vocabulary_file: the vocabulary that the batches are read with.
+    feature_lengths: as given.
+    batch_size: likewise.
+    num_pairs: in an epoch; None where the sources do not know without reading everything.
     made_from: what decides the batches, JSON; an input state fits where it is the same.
 
   Raises:
@@ -106,7 +117,7 @@ class TrainingBatches:
                wants_state: Callable[[int], bool] = lambda number: False, read_ahead: Positive = 2):
     check_arguments(TrainingBatches, locals())
     self.wants_state = wants_state
-    self._name = mixture_or_task_name
+    self._name, self.feature_lengths, self.batch_size = mixture_or_task_name, feature_lengths, batch_size
     provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
@@ -139,6 +150,7 @@ class TrainingBatches:
       self.vocabulary_file = vocabulary_file_of(provider)
       self._iterator = iter(batched())
       files = [files_of(task, split, use_cached) for task in tasks]
+      self.num_pairs = None if use_cached or data_fraction < 1 else num_pairs(provider, split)
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,

@@ -1,21 +1,25 @@
 """What seqio knows of a task or mixture by its name: its tasks, rates, files, cache and vocabulary."""
 
+import hashlib
 import importlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import seqio
 
 from gtr_jax.data import run_vocabulary
-from gtr_jax.data.examples import RunVocabulary
+from gtr_jax.data.examples import RunVocabulary, add_pair_task, prepared
+from gtr_jax.data.sources import JsonlSource, PreparedSource
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
+from gtr_jax.prepare import manifests
 
 
 def provider_of(name: str, module: str | None, split: str) -> Any:
-  """The task or mixture of that name, which the module declares. Raises InputError."""
+  """The task or mixture of that name, which the module declares; or prepared data of that name. Raises InputError."""
   if module:
     try:
       importlib.import_module(module)
@@ -25,13 +29,35 @@ def provider_of(name: str, module: str | None, split: str) -> Any:
                          "Python finds it: in its folder, or with PYTHONPATH") from e
       raise
   names = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
-  if name not in names:
-    raise InputError(f"no task or mixture {name!r}; registered are: {', '.join(names) or 'none'}")
-  provider = seqio.get_mixture_or_task(name)
+  if name not in names and not _is_prepared(name):
+    raise InputError(f"no task or mixture {name!r}, nor prepared data of that name in {data_root.data_dir()}; "
+                     f"registered are: {', '.join(names) or 'none'}")
+  provider = seqio.get_mixture_or_task(name if name in names else _task_of_prepared(name))
   if split not in provider.splits:
     hint = "; to train without, bind VALIDATION = None" if split == "validation" else ""
     raise InputError(f"{name}: no split {split!r}, only {', '.join(sorted(provider.splits))}{hint}")
   return provider
+
+
+def _is_prepared(name: str) -> bool:
+  return bool(name) and (data_root.resolve(name) / "manifest.json").exists()
+
+
+def _task_of_prepared(name: str) -> str:
+  """The name of the task of data that `gtr-jax prepare` has written, as it is: the run says the vocabulary."""
+  splits = tuple(manifests.read(name)["examples"])
+  place = hashlib.sha256(" ".join([os.fspath(data_root.resolve(name)), *splits]).encode()).hexdigest()[:8]
+  task = f"prepared_{re.sub(r'[^a-zA-Z0-9_]', '_', os.path.basename(name))}_{place}"
+  if task not in seqio.TaskRegistry.names():
+    add_pair_task(task, prepared(name, *splits), vocabulary="")
+  return task
+
+
+def num_pairs(provider: Any, split: str) -> int | None:
+  """How many pairs it has, where its sources know without reading them through."""
+  counts = [task.num_input_examples(split) if isinstance(task.source, JsonlSource | PreparedSource) else None
+            for task in tasks_of(provider, split)]
+  return None if None in counts else sum(counts)
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:

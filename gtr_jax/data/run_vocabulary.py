@@ -32,4 +32,4 @@ def use_vocabulary(path: str | None, extra_ids: int = 0) -> Iterator[None]:
 def vocabulary_file(default: str, extra_ids: int) -> VocabularyFile:
   """The vocabulary in use: that of `use_vocabulary`, else the task's own (`default`); with its path resolved."""
   file = _vocabulary.get() or VocabularyFile(default, extra_ids)
-  return VocabularyFile(os.fspath(resolve(file.path)), file.extra_ids)
+  return VocabularyFile(os.fspath(resolve(file.path)) if file.path else "", file.extra_ids)

@@ -5,6 +5,7 @@ Neither gin nor the training data are needed to read it.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -52,7 +53,8 @@ def open_run(path: epath.Path, model_dir: epath.Path, tokenization: Tokenization
 
 
 def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer: Tokenizer, *, query_length: int,
-                     document_length: int, query_prompt: str = "", document_prompt: str = "") -> None:
+                     document_length: int, query_prompt: str = "", document_prompt: str = "",
+                     trained_lengths: Mapping[str, int] | None = None) -> None:
   """Writes what `load_model` needs beside the checkpoints: a copy of the vocabulary, then model.json.
 
   Args:
@@ -63,6 +65,7 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
     document_length: most tokens of a document.
     query_prompt: text to put before every query.
     document_prompt: text to put before every document.
+    trained_lengths: most tokens of a "query" and of a "document" in training, for whoever asks.
 
   Raises:
     InputError: the folder already holds another model; nothing is changed.
@@ -85,6 +88,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
             "vocabulary": {"file": VOCABULARY_FILE, "sha256": tokenizer.sha256, "extra_ids": tokenizer.extra_ids},
             "lengths": {"query": query_length, "document": document_length},
             "prompts": {"query": query_prompt, "document": document_prompt}}
+  if trained_lengths is not None:
+    fields["trained_lengths"] = dict(trained_lengths)
   write_json(place, fields, indent=2)
 
 

@@ -28,7 +28,7 @@ _MARK = "description.json"  # Of a work folder: what is prepared there.
 _STAGES = ("read", "join", "write", "shards")
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
 _MIN_BUCKETS, _MAX_BUCKETS = 64, 4096
-_COMPRESSION = 6  # How much larger a compressed input is than its file, about.
+COMPRESSION = 6  # How much larger a compressed input is than its file, about.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
   plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
   without = itertools.chain(*(manifests.shards(name) for name in settings.without))
   parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
-  size = sum(transforms.size_of(part) * (_COMPRESSION if is_compressed(part.path) else 1) for part in parts)
+  size = sum(transforms.size_of(part) * (COMPRESSION if is_compressed(part.path) else 1) for part in parts)
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
              min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
 

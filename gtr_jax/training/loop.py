@@ -66,12 +66,14 @@ class Periods:
     log: write the mean metrics of so many steps.
     evaluate: run the evaluators.
     checkpoint: save.
+    early_stopping: evaluations without a better one after which training ends.
   """
 
   train_steps: int
   log: int = 100
   evaluate: int = 0
   checkpoint: int = 1000
+  early_stopping: int = 0
 
   def logs(self, step: int) -> bool:
     """Whether metrics are written after this step."""
@@ -85,16 +87,23 @@ class Periods:
     """Whether this step is saved in any case."""
     return step == self.train_steps or bool(self.checkpoint) and step % self.checkpoint == 0
 
+  def gives_up(self, step: int, best_step: int | None) -> bool:
+    """Whether training ends after this step, as the best one is that long ago."""
+    return bool(self.early_stopping) and best_step is not None and (
+        step - best_step >= self.early_stopping * self.evaluate)
+
   def may_save(self, step: int) -> bool:
     """Whether the step may be saved, as an evaluated one is if it is the best: its input state must be at hand."""
     return self.saves(step) or self.evaluates(step)
 
 
 class FitResult(NamedTuple):
-  """How training ended: the state, and the signal that stopped it before the last step, or None."""
+  """How training ended: the state, the signal that stopped it before the last step, or None, and whether it ended early
+  because it got no better."""
 
   state: TrainState
   stopped_by: signal.Signals | None
+  gave_up: bool = False
 
 
 def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
@@ -157,7 +166,8 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
   with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step), doing(STEP, step):
     try:
       stopping, stop = False, _StopTogether(mesh)
-      while step < periods.train_steps:
+      gave_up = periods.gives_up(step, checkpointer.best_step())
+      while step < periods.train_steps and not gave_up:
         doing(STEP, step + 1)
         # One process stops after the batches in its queue. Several stop where all have the input state at hand.
         if signals.received and not stopping and not several:
@@ -182,10 +192,11 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
           loop.settle(keep=0)
           loop.save(step, state, item.input_state, None)
           saved = step
+        gave_up = saved == step and periods.gives_up(step, checkpointer.best_step())
         if several and stopping and saved == step:
           break
       loop.settle(keep=0)
-      if step < periods.train_steps and not stopping:
+      if step < periods.train_steps and not stopping and not gave_up:
         raise TrainingError(f"the training data ended after step {step} of {periods.train_steps}; repeat the data, or "
                             "set TRAIN_STEPS")
       if saved != step:
@@ -197,8 +208,8 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       batches.close()
       with doing(SAVE, step):
         checkpointer.wait()
-  if step >= periods.train_steps:
-    return FitResult(state, None)
+  if step >= periods.train_steps or gave_up:
+    return FitResult(state, None, gave_up)
   stopped_by = signals.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:
     tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start "
@@ -255,10 +266,11 @@ class _Loop:
     self.settle(keep=0)
     metric = self._evaluate(step, state.params) if self._periods.evaluates(step) else None
     best = metric is not None and self._checkpointer.is_best(metric)
-    if best or self._periods.saves(step):
+    saves = best or self._periods.saves(step) or self._periods.gives_up(step, self._checkpointer.best_step())
+    if saves:
       self.save(step, state, input_state, metric)
     self._clock = None
-    return best or self._periods.saves(step)
+    return saves
 
   def save(self, step: int, state: TrainState, input_state: bytes, metric: float | None) -> None:
     with doing(SAVE, step):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import inspect
 import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.parallel.progress import EVALUATION, doing
 from gtr_jax.text.tokenizer import Tokenizer
+from gtr_jax.training import banner
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import Periods, fit, resume
@@ -53,6 +55,7 @@ class TrainingRun:
     evaluators: each called with `model`, `tokenizer`, `mesh`, the two lengths and prompts; gives what `fit` takes.
     best_metric: "name/key" of the result that decides which checkpoint is kept as the best: the highest, or the lowest
       of a loss.
+    early_stopping: end after so many evaluations without a better one; None: never.
     eval_period: steps between evaluations.
     checkpoint_period: steps between checkpoints.
     log_period: steps between lines of metrics, each the mean over them.
@@ -60,7 +63,7 @@ class TrainingRun:
     initial_checkpoint_path: a model whose parameters to start from, in any form that `load_model` reads; step and
       optimizer start fresh.
     random_seed: of the initial parameters, the order of the data and dropout.
-    query_length: tokens, recorded in model.json for encoding.
+    query_length: most tokens of a query when encoding, for model.json; None: as long as in training.
     document_length: likewise.
     query_prompt: text before every query when encoding: the prefix that the task puts there.
     document_prompt: likewise.
@@ -79,14 +82,15 @@ class TrainingRun:
   validation_data: Callable[..., ValidationBatches] | None = None
   evaluators: Sequence[Callable] = ()
   best_metric: str | None = None
+  early_stopping: Positive | None = None
   eval_period: NonNegative = 1000
   checkpoint_period: NonNegative = 1000
   log_period: NonNegative = 100
   keep_checkpoints: Positive = 2
   initial_checkpoint_path: str | None = None
   random_seed: Seed = 0
-  query_length: Length = 64
-  document_length: Length = 512
+  query_length: Length | None = None
+  document_length: Length | None = None
   query_prompt: str = ""
   document_prompt: str = ""
 
@@ -94,12 +98,15 @@ class TrainingRun:
     check_fields(self)
     if self.initial_checkpoint_path == "":
       raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
+    if self.early_stopping and not (self.best_metric and self.eval_period):
+      raise InputError("early stopping (EARLY_STOPPING) needs a measure that can get better: set BEST_METRIC, and an "
+                       "EVAL_PERIOD above 0")
 
-  @property
-  def lengths_and_prompts(self) -> dict[str, Any]:
-    """How the model is to read texts when it encodes."""
-    return {name: getattr(self, name) for name in (
-        "query_length", "document_length", "query_prompt", "document_prompt")}
+  def lengths_and_prompts(self, trained: Mapping[str, int]) -> dict[str, Any]:
+    """How the model is to read texts when it encodes; `trained` are the lengths of "inputs" and "targets"."""
+    return {"query_length": self.query_length or trained["inputs"],
+            "document_length": self.document_length or trained["targets"],
+            "query_prompt": self.query_prompt, "document_prompt": self.document_prompt}
 
 
 def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
@@ -118,20 +125,23 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
   """
   directory, mesh = location(run.model_dir), run.mesh
   best_metric = run.best_metric
-  periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period)
+  periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period,
+                    early_stopping=run.early_stopping or 0)
   _check_same_run(config_text)
   part, parts = processes.data_part(mesh)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, wants_state=periods.may_save, **shard))
   candidates = Candidates(run.loss)
-  candidates.check_first(batches.check_first_batch())
+  first_batch = batches.check_first_batch()
+  candidates.check_first(first_batch)
   processes.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(run.model.config.vocab_size)
+  reads = run.lengths_and_prompts(batches.feature_lengths)
   state, shardings = create_state(run.model, run.loss, run.optimizer, mesh, run.random_seed)
   with jax.set_mesh(mesh):
-    measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **run.lengths_and_prompts)
+    measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **reads)
                 for make in run.evaluators]
     if (validation_data := run.validation_data) is not None:
       eval_step = jax.jit(make_eval_step(run.model, run.loss))
@@ -149,7 +159,8 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
   # All is checked that can be; only now is anything written.
   with _told_where_it_goes_on(directory), contextlib.ExitStack() as closing:
     if processes.is_first():
-      write_model_json(directory, run.model, tokenizer, **run.lengths_and_prompts)
+      write_model_json(directory, run.model, tokenizer, **reads, trained_lengths={
+          "query": batches.feature_lengths["inputs"], "document": batches.feature_lengths["targets"]})
     processes.check_shared(directory)
     checkpointer = Checkpointer(directory / "checkpoints", keep=run.keep_checkpoints,
                                 mode="min" if (best_metric or "").endswith("loss") else "max")
@@ -158,8 +169,12 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     processes.advise(lambda: "start all processes again; " + _goes_on(directory))
     state, progress = resume(checkpointer, state, shardings, batches)
     step = int(state.step)
-    if step and processes.is_first():
-      print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
+    if processes.is_first():
+      print("\n".join(banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state, names, step)))
+      if step:
+        print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
+      else:
+        banner.warn(run, batches.num_pairs, batches.batch_size)
     writers: list[JsonlWriter | TensorboardWriter] = []
     if processes.is_first():
       atomic.write_text(directory / "config.gin", config_text)
@@ -173,7 +188,19 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     step_fn = compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
+    if processes.is_first() and result.stopped_by is None:
+      best = checkpointer.best_step()
+      print("\n".join(banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
+                                     int(result.state.step), result.gave_up, _collection(run))), flush=True)
   return result.stopped_by
+
+
+def _collection(run: TrainingRun) -> str | None:
+  """Of its evaluators."""
+  for evaluator in run.evaluators:
+    with contextlib.suppress(TypeError, KeyError):
+      return str(inspect.signature(evaluator).parameters["collection"].default)
+  return None
 
 
 def _check_same_run(config_text: str) -> None:

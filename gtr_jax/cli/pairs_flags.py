@@ -1,0 +1,83 @@
+"""`gtr-jax train --pairs`: the flags of a run from pairs."""
+
+import argparse
+from typing import Any
+
+from gtr_jax.cli import shared_flags
+from gtr_jax.errors import InputError
+from gtr_jax.io import flags
+
+_NEEDED = ("pairs", "init", "output")
+_OTHERS = ("query", "passage", "negatives", "epochs", "steps", "batch_size", "learning_rate", "loss", "eval",
+           "early_stopping", "validation_share", "vocabulary", "extra_ids", "query_length", "document_length")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The flags."""
+  group = parser.add_argument_group("on your pairs", "What is not given is chosen, and said: the run is in "
+                                    "OUTPUT/config.gin as gin, and --gin_file and --gin. go on top.")
+  group.add_argument("--pairs", nargs="+", type=flags.path, metavar="FILE",
+                     help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz")
+  group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
+                     shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")
+  group.add_argument("--output", type=flags.path, metavar="DIR", help="the folder of the run, for --model later")
+  group.add_argument("--query", metavar="FIELD,...", help="fields of the query, where their names are not known; "
+                     "several are joined with a space")
+  group.add_argument("--passage", metavar="FIELD,...", help="fields of the passage; goes with --query")
+  group.add_argument("--negatives", metavar="FIELD", help="field of the hard negatives, a text or a list")
+  group.add_argument("--epochs", type=flags.above_0, metavar="N", help="passes over the pairs (default: 3)")
+  group.add_argument("--steps", type=flags.positive, metavar="N", help="batches, instead of --epochs")
+  group.add_argument("--batch_size", type=flags.positive, metavar="N",
+                     help="pairs in a batch, all of them negatives of each other, whatever the memory (default: 128, "
+                     "or all pairs)")
+  group.add_argument("--learning_rate", type=flags.above_0, metavar="RATE",
+                     help="the highest, of Adafactor, relative to the weights (default: 0.001)")
+  group.add_argument("--loss", metavar="NAME",
+                     help="in_batch (default), or ring: the same in memory linear in the batch")
+  group.add_argument("--eval", action="append", type=flags.path, metavar="COLLECTION",
+                     help="measure retrieval on a collection too (a folder in BEIR layout, or beir/NAME); repeatable: "
+                     "the first decides which checkpoint is the best")
+  group.add_argument("--early_stopping", type=flags.positive, metavar="N",
+                     help="end after N evaluations without a better one; ten fit in a run")
+  group.add_argument("--validation_share", type=flags.share_below_1, metavar="SHARE",
+                     help="of the queries, to be held out (default: so many that 1,000 pairs are, at most a tenth)")
+  shared_flags.add_tokenization(parser, " Random weights get a vocabulary of their own, trained on the pairs, unless "
+                                "one is given.")
+
+
+def given(args: argparse.Namespace) -> bool:
+  """Whether the flags ask for a run from pairs."""
+  return any(getattr(args, name) is not None for name in _NEEDED)
+
+
+def options(args: argparse.Namespace) -> Any:
+  """The `from_pairs.plan.Options` of the flags; None where it is no run from pairs. Raises InputError."""
+  others = [name for name in _OTHERS if getattr(args, name) is not None]
+  if not given(args):
+    if others:
+      raise InputError(f"--{others[0]} belongs to --pairs; a run of gin files is told by --gin.NAME=VALUE")
+    return None
+  if missing := [name for name in _NEEDED if getattr(args, name) is None]:
+    advice = {"pairs": "--pairs FILE, your pairs as lines of JSON",
+              "init": "--init MODEL, such as sentence-transformers/gtr-t5-base, or t5_small for random weights",
+              "output": "--output DIR, the folder of the run"}
+    raise InputError("a run from pairs needs " + "; and ".join(advice[name] for name in missing))
+  from gtr_jax.from_pairs.options import Options
+  from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+  fields = {name: tuple(f for f in (getattr(args, name) or "").split(",") if f) for name in ("query", "passage")}
+  source = PairsJsonl(paths=tuple(args.pairs), negatives=args.negatives or "", **fields)
+  same = ("init", "output", "epochs", "steps", "batch_size", "learning_rate", "early_stopping", "validation_share",
+          "vocabulary", "extra_ids", "query_length", "document_length")
+  return Options(pairs=source, loss=args.loss or "in_batch", collections=tuple(args.eval or ()),
+                 **{name: getattr(args, name) for name in same})
+
+
+def parse(options: Any, args: argparse.Namespace) -> None:
+  """Configures the run of these flags, gin files and bindings. Raises InputError."""
+  if options is None:
+    from gtr_jax import config
+    config.parse(args.gin_file, args.gin_bindings, shared_flags.search_paths(args))
+  else:
+    from gtr_jax.from_pairs import plan
+    from gtr_jax.parallel import processes
+    plan.parse(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), say=processes.print_once)

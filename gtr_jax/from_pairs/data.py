@@ -1,0 +1,177 @@
+"""The pairs of a run: prepared once, a part held out, their lengths measured."""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from gtr_jax.io import atomic, data_root, lines
+from gtr_jax.prepare import engine, manifests, records
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.text.same_text import text_key
+from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
+
+HELD_OUT_PAIRS, MOST_HELD_OUT = 1000, 0.1  # of the pairs, where the user says no share
+LEAST_HELD_OUT = 8  # Fewer measure nothing.
+_SAMPLE = 2000
+_FIRST_BYTES = 1 << 20
+
+
+class Pairs(NamedTuple):
+  """Prepared pairs.
+
+  Attributes:
+    name: of the folder below the data folder.
+    train: pairs to train on.
+    validation: pairs held out.
+    negatives: hard negatives of a pair, in the middle (median) of a sample.
+    collection: folder of the held-out pairs as a test collection; None: too few.
+    manifest: of the folder.
+  """
+
+  name: str
+  train: int
+  validation: int
+  negatives: int
+  collection: epath.Path | None
+  manifest: Mapping[str, Any]
+
+
+def prepare(source: PairsJsonl, validation_share: float | None, say: Callable[[str], None]) -> Pairs:
+  """Reads the pairs, as `gtr-jax prepare pairs` does, into a folder of the data folder that is named by what is in it.
+
+  Args:
+    source: the files and fields.
+    validation_share: of the queries, by a hash; None: so many that about `HELD_OUT_PAIRS` pairs are held out, at most
+      `MOST_HELD_OUT`.
+    say: gets lines for the user.
+
+  Raises:
+    InputError: as `engine.prepare`.
+  """
+  if validation_share is None:
+    count = _estimated_pairs(source.paths)
+    share = min(MOST_HELD_OUT, HELD_OUT_PAIRS / count) if count >= LEAST_HELD_OUT / MOST_HELD_OUT else 0.0
+    validation_share = float(f"{share:.2g}")
+  settings = manifests.Settings("pairs", validation_share)
+  name = "pairs-" + manifests.describe(source, settings)["fingerprint"][:12]
+  engine.prepare(source, manifests.Settings(name, validation_share), say=lambda line: None)
+  manifest = manifests.read(name)
+  examples = manifest["examples"]
+  held_out = examples.get("validation", 0)
+  negatives = sorted(len(texts["negatives"]) for texts in sample(name, "train"))
+  pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2],
+                _collection(name) if held_out >= LEAST_HELD_OUT else None, manifest)
+  if manifest["broken_places"]:
+    say(f"{manifest['counts']['broken']:,} broken lines are left out, the first: {manifest['broken_places'][0]}")
+  return pairs
+
+
+def sample(name: str, split: str, most: int = _SAMPLE) -> Iterator[dict[str, list[str]]]:
+  """The first pairs of a split, which lie in the random order of their hashes: the texts of each, by field."""
+  return itertools.islice(_pairs(name, split), most)
+
+
+def _pairs(name: str, split: str) -> Iterator[dict[str, list[str]]]:
+  folder = data_root.resolve(name)
+  for file in manifests.read(name)["splits"].get(split, ()):
+    with (folder / file).open("rb") as f:
+      for record in records.read_records(f, os.fspath(folder / file)):
+        yield records.texts_of(record)
+
+
+def texts(name: str) -> Iterator[str]:
+  """All texts to train on."""
+  for pair in _pairs(name, "train"):
+    yield from (*pair["query"], *pair["passage"])
+
+
+class Lengths(NamedTuple):
+  """Tokens of the texts of one side, of a sample.
+
+  Attributes:
+    mean: on average.
+    longest: of the sample.
+    limit: at how many the run cuts a text.
+    row: of rows that hold several.
+  """
+
+  mean: float
+  longest: int
+  limit: int
+  row: int
+
+
+def measure(pairs: Pairs, tokenizer: Tokenizer, most: Mapping[str, int], prompts: Mapping[str, str]) -> dict[
+    str, Lengths]:
+  """The lengths of each side, "query" and "document" (hard negatives are documents).
+
+  A text may be as long as the model says, or where the pairs' are all shorter, twice as long as all but the longest
+  thousandth of a sample. Rows hold an eighth more than the longest text, or some short ones.
+  """
+  of_side: dict[str, list[str]] = {"query": [], "document": []}
+  for pair in sample(pairs.name, "train"):
+    of_side["query"] += pair["query"]
+    of_side["document"] += [*pair["passage"], *pair["negatives"]]
+  found = {}
+  for side, side_texts in of_side.items():
+    tokens = np.asarray([len(ids) for ids in tokenizer.encode([prompts[side] + text for text in side_texts],
+                                                              MOST_TOKENS)])
+    long = math.ceil(2 * np.quantile(tokens, 0.999, method="higher"))
+    limit = min(most[side], _up_to(8, max(long, int(tokens.max()))))
+    read = np.minimum(tokens, limit)
+    row = _up_to(32, max(limit * 9 // 8, min(128, round(8 * read.mean()))))
+    found[side] = Lengths(float(read.mean()), int(tokens.max()), limit, row)
+  return found
+
+
+def _up_to(multiple: int, number: int) -> int:
+  return -(-number // multiple) * multiple
+
+
+def _estimated_pairs(paths: tuple[str, ...]) -> float:
+  """Lines of the files, from the first bytes of each."""
+  count = 0.0
+  for path in paths:
+    with lines.open_file(path) as f:
+      first = f.read(_FIRST_BYTES)
+    size = lines.size_of(path) * (engine.COMPRESSION if lines.is_compressed(path) else 1)
+    if len(first) < _FIRST_BYTES:
+      size = len(first)
+    count += max(1, first.count(b"\n")) * max(1.0, size / max(1, len(first)))
+  return count
+
+
+def _collection(name: str) -> epath.Path:
+  """The held-out pairs in BEIR layout: each query's passages are relevant, those of the others and all hard negatives
+  are not. Equal texts are one."""
+  folder = data_root.resolve(f"{name}-held_out")
+  if (folder / "qrels" / "test.tsv").exists():
+    return folder
+  queries: dict[int, tuple[str, str]] = {}
+  documents: dict[int, tuple[str, str]] = {}
+  judged: dict[tuple[str, str], None] = {}
+  for pair in _pairs(name, "validation"):
+    (query,), (passage,) = pair["query"], pair["passage"]
+    query_id, _ = queries.setdefault(text_key(query), (f"q{len(queries)}", query))
+    doc_id, _ = documents.setdefault(text_key(passage), (f"d{len(documents)}", passage))
+    judged[query_id, doc_id] = None
+    for negative in pair["negatives"]:
+      documents.setdefault(text_key(negative), (f"d{len(documents)}", negative))
+  (folder / "qrels").mkdir(parents=True, exist_ok=True)
+  atomic.write_parts(folder / "corpus.jsonl", (
+      _line({"_id": doc_id, "title": "", "text": text}) for doc_id, text in documents.values()))
+  atomic.write_parts(folder / "queries.jsonl", (
+      _line({"_id": query_id, "text": text}) for query_id, text in queries.values()))
+  rows = "".join(f"{query_id}\t{doc_id}\t1\n" for query_id, doc_id in judged)
+  atomic.write_text(folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{rows}")
+  return folder
+
+
+def _line(record: Mapping[str, str]) -> bytes:
+  return json.dumps(record, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,153 @@
+"""From a file of pairs and a model to a training run: every setting that the user does not give, and all as gin."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from gtr_jax import config
+from gtr_jax.data.pipeline import TrainingBatches
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.from_pairs import data, start
+from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, Options
+from gtr_jax.parallel import partitioning, processes
+from gtr_jax.training import memory
+from gtr_jax.training.run import TrainingRun
+from gtr_jax.training.state import state_initializer
+
+EVALUATIONS, MOST_NEGATIVES = 10, 4
+_SHARE_OF_MEMORY = 0.6  # that a step may take by our estimate
+_DEEP = 7  # Layers from which on one is compiled and looped over.
+_FILL = 0.9  # of packed rows
+
+
+def parse(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
+          search_paths: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
+  """Prepares the pairs and configures the run: what gin has parsed afterwards is all of it.
+
+  Args:
+    options: of the user.
+    gin_files: what else is to hold; they come after what is decided here.
+    bindings: likewise, and after the files.
+    search_paths: for the files.
+    say: gets lines for the user.
+
+  Raises:
+    InputError: pairs, model, files or bindings are wrong.
+  """
+  pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share, say))
+  tokenization = Tokenization(options.vocabulary, options.extra_ids, options.query_length, options.document_length)
+  begin = processes.first_before_others(lambda: start.start_from(options.init, tokenization, data.texts(pairs.name)))
+  lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)
+  text = _gin(options, pairs, begin, lengths)
+  for more in (_for_devices, _for_memory):
+    config.parse(gin_files, bindings, search_paths, first=text)
+    text += more(config.bindings(TrainingRun), config.bindings(TrainingBatches), lengths)
+  config.parse(gin_files, bindings, search_paths, first=text)
+  for line in _described(options, pairs, begin, lengths):
+    say(line)
+
+
+def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mapping[str, data.Lengths]) -> str:
+  """The run as the text of a gin file, but for the microbatch."""
+  groups = jax.device_count()
+  batch_size = options.batch_size or max(groups, min(BATCH_SIZE, pairs.train) // groups * groups)
+  steps = options.steps or max(1, math.ceil((options.epochs or EPOCHS) * pairs.train / batch_size))
+  period = max(1, steps // EVALUATIONS)
+  lines = ["from __gin__ import dynamic_registration", begin.gin, "include 'runs/train.gin'",
+           "from gtr_jax.evaluation import evaluate", "from gtr_jax.losses import in_batch",
+           "from gtr_jax.losses import ring"]
+  evaluators = [("held_out", os.fspath(pairs.collection))] if pairs.collection is not None else []
+  evaluators = [*_named(options.collections), *evaluators]
+  lines += [f"{name}/evaluate.RetrievalEvaluator.{field} = {value!r}" for name, collection in evaluators
+            for field, value in (("name", name), ("collection", collection))]
+  macros: dict[str, Any] = {
+      "MODEL_DIR": os.fspath(options.output), "INITIAL_CHECKPOINT_PATH": begin.initial,
+      "MIXTURE_OR_TASK_MODULE": None, "MIXTURE_OR_TASK_NAME": pairs.name,
+      "VOCABULARY": begin.vocabulary, "EXTRA_IDS": begin.tokenizer.extra_ids,
+      "TASK_FEATURE_LENGTHS": {"inputs": lengths["query"].limit, "targets": lengths["document"].limit},
+      "ROW_LENGTHS": {"inputs": lengths["query"].row, "targets": lengths["document"].row},
+      "QUERY_LENGTH": begin.lengths["query"], "DOCUMENT_LENGTH": begin.lengths["document"],
+      "QUERY_PROMPT": begin.prompts["query"], "DOCUMENT_PROMPT": begin.prompts["document"],
+      "NEGATIVES_PER_EXAMPLE": min(pairs.negatives, MOST_NEGATIVES),
+      "BATCH_SIZE": batch_size, "TRAIN_STEPS": steps, "WARMUP_STEPS": math.ceil(steps / 10),
+      "LEARNING_RATE": LEARNING_RATE if options.learning_rate is None else options.learning_rate,
+      "EVAL_PERIOD": period, "CHECKPOINT_PERIOD": period, "LOG_PERIOD": max(1, min(100, period // 2)),
+      "BEST_METRIC": f"{evaluators[0][0]}/nDCG@10" if evaluators else None,
+      "EARLY_STOPPING": options.early_stopping}
+  lines += [f"{name} = {value!r}" for name, value in macros.items()]
+  lines += [f"EVALUATORS = [{', '.join(f'@{name}/evaluate.RetrievalEvaluator' for name, _ in evaluators)}]",
+            f"LOSS = {LOSSES[options.loss]}"]
+  if pairs.collection is None:
+    lines.append("VALIDATION = None")
+  return "\n".join([*lines, ""])
+
+
+def _named(collections: Sequence[str]) -> list[tuple[str, str]]:
+  """(name for gin and the metrics, collection)."""
+  named: dict[str, str] = {}
+  for collection in collections:
+    base = "".join(c if c.isalnum() else "_" for c in os.path.basename(os.path.normpath(collection))) or "collection"
+    name = base if base[0].isalpha() else f"c_{base}"
+    number = 2
+    while name in ("held_out", "validation", "train", *named):
+      name, number = f"{base}_{number}", number + 1
+    named[name] = collection
+  return list(named.items())
+
+
+def _for_devices(run: Mapping[str, Any], batches: Mapping[str, Any], lengths: Mapping[str, data.Lengths]) -> str:
+  """Numerics of the devices; layers as a loop where there are many, which compiles sooner; parameters divided where a
+  device cannot hold all."""
+  del batches, lengths
+  lines = ["from gtr_jax.models import t5"]
+  if jax.default_backend() != "cpu":
+    lines += ["t5.T5Config.dtype = 'bfloat16'", "t5.T5Config.remat = 'layer'"]
+  if run["model"].config.num_layers >= _DEEP or jax.default_backend() != "cpu":
+    lines.append("t5.T5Config.scan_layers = True")
+  there = memory.available_bytes()
+  if there is not None and jax.device_count() > 1 and jax.default_backend() != "cpu":
+    state = jax.eval_shape(state_initializer(run["model"], run["loss"], run["optimizer"], run["mesh"], 0)[0])
+    if memory.estimated_bytes(run["model"], state.params, state.opt_state, run["mesh"], {}, 1, 1, 2) > there / 2:
+      lines.append("include 'meshes/fsdp.gin'")
+  return "\n".join([*lines, ""])
+
+
+def _for_memory(run: Mapping[str, Any], batches: Mapping[str, Any], lengths: Mapping[str, data.Lengths]) -> str:
+  """The largest microbatch whose step fits the memory, by our estimate; the whole batch where that fits."""
+  mesh, batch_size, there = run["mesh"], batches["batch_size"], memory.available_bytes()
+  groups = partitioning.num_groups(mesh)
+  if there is None or batch_size % groups or not batches["row_lengths"]:
+    return "MICROBATCH_SIZE = None\n"
+  if mesh.devices.flat[0].platform == "cpu":  # They share it.
+    there //= jax.local_device_count()
+  state = jax.eval_shape(state_initializer(run["model"], run["loss"], run["optimizer"], mesh, 0)[0])
+  texts = {"queries": ("query", 1), "passages": ("document", 1 + batches["negatives_per_example"])}
+  possible = [size for size in range(batch_size, 0, -groups) if batch_size % size == 0]
+  for size in possible:
+    shapes = {}
+    for name, (side, each) in texts.items():
+      of = lengths[side]
+      shapes[name] = math.ceil(size // groups * each * of.mean / of.row / _FILL), of.row
+    needed = memory.estimated_bytes(run["model"], state.params, state.opt_state, mesh, shapes, batch_size,
+                                    batch_size * texts["passages"][1], batch_size // size)
+    if needed <= _SHARE_OF_MEMORY * there:
+      break
+  return f"MICROBATCH_SIZE = {None if size == batch_size else size}\n"
+
+
+def _described(options: Options, pairs: data.Pairs, begin: start.Start,
+               lengths: Mapping[str, data.Lengths]) -> list[str]:
+  """What was found, and what follows from it."""
+  held_out = f"{pairs.validation:,} held out (a hash of the query decides)" if pairs.validation else "none held out"
+  if pairs.validation and pairs.collection is None:
+    held_out += ", too few to measure anything"
+  lines = [f"pairs     {', '.join(options.pairs.paths)}: {pairs.train:,} to train on, {held_out}"]
+  for side, of in lengths.items():
+    cut = f", cut at {of.limit}" if of.longest > of.limit else f", cut at {of.limit} if one is longer"
+    lines.append(f"{'texts' if side == 'query' else '':10}{side}: {of.mean:.0f} tokens on average, the longest of a "
+                 f"sample {of.longest}{cut}; rows of {of.row}")
+  lines.append(f"model     {begin.said}")
+  return lines

@@ -1,0 +1,147 @@
+"""What a run says of itself before its first step, and after its last."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gtr_jax import __version__
+from gtr_jax.parallel import partitioning
+from gtr_jax.text.batch import Batch
+from gtr_jax.training import memory
+
+_LABEL = 10  # characters
+
+
+def device_line() -> str:
+  """The program and what it runs on."""
+  devices = jax.devices()
+  kind = "CPU device" if devices[0].platform == "cpu" else devices[0].device_kind
+  several = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+  return f"gtr_jax {__version__} on {len(devices)} {kind}{'s' * (len(devices) > 1)}{several}, JAX {jax.__version__}"
+
+
+def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batch, state: Any,
+           measured: Sequence[str], step: int) -> list[str]:
+  """Lines of a run before its first step.
+
+  Args:
+    run: the `run.TrainingRun`.
+    num_pairs: to train on; None: not known.
+    lengths: tokens at which texts are cut, of "inputs" and "targets".
+    batch: this process's part of the first batch.
+    state: the `TrainState`.
+    measured: names of the evaluators.
+    step: that it begins at.
+  """
+  config, mesh = run.model.config, run.mesh
+  microbatched = batch.valid.ndim == 3
+  shards = partitioning.num_groups(mesh)
+  pairs = batch.valid.size // partitioning.local_groups(mesh) * shards
+  negatives = batch.negative_valid.size // max(1, batch.valid.size)
+  axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+  parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+  start = run.initial_checkpoint_path or "RANDOM WEIGHTS"
+  if step:
+    start = f"its checkpoint of step {step}"
+  lines = [_line("model", f"{config.num_layers} layers, {config.emb_dim} wide, {parameters / 1e6:,.1f} million "
+                          f"parameters, vectors of {run.model.dim}; from {start}")]
+  if axes:
+    lines.append(_line("mesh", axes))
+  each = f", {negatives} hard negative{'s' * (negatives > 1)} each" if negatives else ""
+  at_once = f", encoded {pairs // batch.valid.shape[1]} at once" if microbatched else ""
+  lines.append(_line("batch", f"{pairs:,} pairs{each}{at_once}; {_rows(batch)}"))
+  epochs = f", {run.train_steps * pairs / num_pairs:.3g} epochs of {num_pairs:,} pairs" if num_pairs else ""
+  lines.append(_line("steps", f"{run.train_steps:,}{epochs}; {_learning_rate(run)}"))
+  lines.append(_line("texts", f"{_cut(batch.queries, lengths['inputs'], 'queries')}, "
+                              f"{_cut(batch.passages, lengths['targets'], 'passages')} (of the first batch)"))
+  lines.append(_line("memory", _memory(run, batch, state, pairs, negatives)))
+  if measured and run.eval_period:
+    decides = f"; the best {run.best_metric} is kept" if run.best_metric else ""
+    lines.append(_line("measured", f"{', '.join(measured)} every {run.eval_period:,} steps{decides}"))
+  lines.append(_line("output", f"{run.model_dir}"))
+  return lines
+
+
+def warn(run: Any, num_pairs: int | None, pairs: int) -> None:
+  """Says on stderr what of a run is hardly meant."""
+  if num_pairs and pairs > num_pairs:
+    print(f"a batch of {pairs:,} pairs from {num_pairs:,} repeats pairs, which then are no negatives of each other; a "
+          f"batch of {num_pairs:,} or fewer is as good", file=sys.stderr)
+  peak = _peak(run)
+  if peak > run.train_steps / 2:
+    print(f"the learning rate rises until step {peak:,} of {run.train_steps:,}, for more than half of the run, and "
+          "hardly gets to where it is meant to be; set WARMUP_STEPS to a tenth of TRAIN_STEPS", file=sys.stderr)
+
+
+def closing(run: Any, best_step: int | None, score: float | None, step: int, stopped_early: bool,
+            collection: str | None) -> list[str]:
+  """Lines of a run after its last step: what is kept, and what to do with it.
+
+  Args:
+    run: the `run.TrainingRun`.
+    best_step: by `run.best_metric`; None: nothing decides.
+    score: of that step.
+    step: the last one.
+    stopped_early: because it got no better.
+    collection: a test collection to go on with; None: a placeholder is shown.
+  """
+  lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if stopped_early else ""))]
+  place = run.model_dir
+  if best_step is not None and score is not None:
+    lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}"))
+  lines.append(_line("where", f"{place}: --model {place} takes its {'best' if best_step is not None else 'last'} step"))
+  name = collection or "COLLECTION"
+  lines += [_line("next", f"gtr-jax evaluate --model {place} --collection {name} --bm25 --output {place}/results"),
+            _line("", f"gtr-jax search --model {place} --collection {name}"),
+            _line("", f"gtr-jax convert {place} {place}/sentence_transformers")]
+  return lines
+
+
+def _line(label: str, text: str) -> str:
+  return f"{label:{_LABEL}}{text}"
+
+
+def _rows(batch: Batch) -> str:
+  shapes = [texts.tokens.shape[-2:] for texts in (batch.queries, batch.passages)]
+  packed = any(texts.segment_ids[..., :1].shape[-2] != count for texts, count in (
+      (batch.queries, batch.query_hash.shape[-2]), (batch.passages, batch.passage_hash.shape[-2])))
+  if not packed:
+    return "one text a row, of " + " and ".join(f"{length}" for _, length in shapes) + " tokens"
+  return "packed into rows of " + " and ".join(f"{length}" for _, length in shapes) + " tokens"
+
+
+def _cut(texts: Any, limit: int, name: str) -> str:
+  """How many texts are as long as may be, and therefore perhaps cut."""
+  ids = texts.segment_ids.reshape(-1, texts.segment_ids.shape[-2] * texts.segment_ids.shape[-1])
+  counts = np.concatenate([np.bincount(of_part)[1:] for of_part in ids])
+  counts = counts[counts > 0]
+  return f"{np.mean(counts >= limit):.1%} of the {name} reach {limit} tokens, where they are cut"
+
+
+def _peak(run: Any) -> int:
+  """The step at which the learning rate is highest."""
+  steps = np.unique(np.linspace(0, run.train_steps, 257).astype(int))
+  return int(steps[np.argmax([float(run.optimizer.learning_rate(step)) for step in steps])])
+
+
+def _learning_rate(run: Any) -> str:
+  peak = _peak(run)
+  return f"learning rate {float(run.optimizer.learning_rate(peak)):.3g}" + (f" from step {peak:,}" if peak else "")
+
+
+def _memory(run: Any, batch: Batch, state: Any, pairs: int, negatives: int) -> str:
+  shapes = {name: texts.tokens.shape[-2:] for name, texts in (("queries", batch.queries), ("passages", batch.passages))}
+  microbatches = batch.valid.shape[1] if batch.valid.ndim == 3 else 1
+  needed = memory.estimated_bytes(run.model, state.params, state.opt_state, run.mesh, shapes, pairs,
+                                  pairs * (1 + negatives), microbatches)
+  there = memory.available_bytes()
+  if run.mesh.devices.flat[0].platform == "cpu":
+    needed *= jax.local_device_count()
+  text = f"about {needed / 1e9:.3g} GB needed" + ("" if there is None else f", {there / 1e9:.3g} GB there")
+  if there is not None and needed > there:
+    text += "; TOO LITTLE, by this estimate: set a smaller MICROBATCH_SIZE"
+  return text
