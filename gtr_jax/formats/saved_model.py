@@ -21,6 +21,7 @@ def write(folder: epath.Path, model: ModelOnDisk, tokenizer: Tokenizer, dtype: s
     tokenizer: of its vocabulary.
     dtype: of the weights.
   """
+  tensorflow_log.quiet()
   try:
     import tensorflow as tf
     from jax.experimental import jax2tf

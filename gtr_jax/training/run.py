@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from clu import metric_writers
 from etils import epath
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
@@ -233,6 +232,7 @@ class TensorboardWriter:
   """Scalars for TensorBoard."""
 
   def __init__(self, directory: epath.Path):
+    from clu import metric_writers  # It imports TensorFlow.
     self._writer = metric_writers.SummaryWriter(str(directory))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
