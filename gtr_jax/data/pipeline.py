@@ -21,7 +21,7 @@ from etils import epath
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import Batch
+from gtr_jax.text.batch import Batch, UsualShape, usual_shape
 from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Seed
 
@@ -157,8 +157,10 @@ class TrainingBatches:
   def check_first_batch(self) -> Batch:
     """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
 
+    Packed, it also says how many rows batches usually have: whatever fits them gets as many, from now on.
+
     Returns:
-      This process's part of a first batch.
+      This process's part of a first batch, in the usual shape.
 
     Raises:
       InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
@@ -174,7 +176,10 @@ class TrainingBatches:
     if negatives is not None and not negatives.numpy().any():
       raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
                        "first batch has one; declare the task's `negatives` field, or ask for 0")
-    return self._make_batch({name: value.numpy() for name, value in features.items() if name != "example_id"})
+    features = {name: value.numpy() for name, value in features.items() if name != "example_id"}
+    if self.made_from["row_lengths"]:
+      self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(features)))
+    return self._make_batch(features)
 
   def _no_data(self):
     return InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
@@ -272,6 +277,8 @@ class ValidationBatches:
     self._datasets = datasets
     self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
+    self._packed = row_lengths is not None
+    self._usual: UsualShape | None = None
     provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
@@ -299,5 +306,8 @@ class ValidationBatches:
         pairs = len(features["query_hash"])
         features["valid"] = np.ones(pairs, bool)
         fill = self._batch_size - pairs
-        yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
-                                for k, v in features.items()})
+        features = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine] for k, v in features.items()}
+        if self._packed and not self._usual:  # The first batch; the last one, with fewer pairs, has its shape too.
+          usual = usual_shape(self._make_batch(features))
+          self._usual = UsualShape(*(rows._replace(least=0) for rows in usual))
+        yield self._make_batch(features, usual=self._usual)

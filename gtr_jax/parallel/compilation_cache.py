@@ -17,7 +17,9 @@ from pathlib import Path
 
 MOST_BYTES = 2 * 1024**3
 OFF, FOLDER = "JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"  # jax's own variables
+_DIR = "jax_compilation_cache_dir"
 _MARK = "compiled_programs_of_gtr_jax"
+_NO = {form(word) for word in ("no", "false", "off", "n", "f", "0") for form in (str, str.upper, str.title)}
 # What is in the way of an entry: half an entry of a killed process, a full disk.
 _TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']*)'")
 # Of /proc/cpuinfo: by these the compiler chooses its instructions.
@@ -32,7 +34,7 @@ def root() -> Path:
 
 def turn_off() -> None:
   """For this process, and those that it starts."""
-  _set(OFF, False)
+  _set("jax_enable_compilation_cache", False)
 
 
 def keep_programs(several_processes: bool = False) -> None:
@@ -47,30 +49,30 @@ def keep_programs(several_processes: bool = False) -> None:
   """
   own = root() / _versions()
   given = os.environ.get(FOLDER)
-  if os.environ.get(OFF, "1").lower() in ("0", "false", "off", "no", "n", "f") or given not in (None, "", str(own)):
+  if os.environ.get(OFF, "true") in _NO or given not in (None, "", str(own)):
     return
   if several_processes:
     if given:
-      _set(FOLDER, None)  # The process that has started this one had set it.
+      _set(_DIR, None)  # The process that has started this one had set it.
     return
   if not _ready(own):
     return
   _trim(root(), MOST_BYTES)
-  _set(FOLDER, str(own))
-  _set("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.0)  # Reading one takes a millisecond, the least compilation 20.
-  _set("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1)
+  _set(_DIR, str(own))
+  _set("jax_persistent_cache_min_compile_time_secs", 0.0)  # Reading one takes a millisecond, the least compilation 20.
+  _set("jax_persistent_cache_min_entry_size_bytes", -1)
   _heal(own)
 
 
-def _set(variable, value):
+def _set(setting, value):
   """A setting of jax, also of processes that this one starts, without importing jax."""
   if value is None:
-    os.environ.pop(variable, None)
+    os.environ.pop(setting.upper(), None)
   else:
-    os.environ[variable] = str(value)
+    os.environ[setting.upper()] = str(value)
   if "jax" in sys.modules:
     import jax
-    jax.config.update(variable.lower(), value)
+    jax.config.update(setting, value)
 
 
 def _versions() -> str:

@@ -22,7 +22,9 @@ from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import atomic, bars
 from gtr_jax.parallel.partitioning import global_batch
 from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE, SAVE, STEP, doing
+from gtr_jax.text.batch import Batch
 from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
 
@@ -161,13 +163,15 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         if signals.received and not stopping and not several:
           stopping = True
           batches.stop()
-        item, batch = next(queue, (None, None))
-        if item is None:
+        if (following := next(queue, None)) is None:
           break
-        shape = tuple(np.shape(x) for x in jax.tree.leaves(batch))
-        with doing(STEP if shape in shapes else COMPILATION, step + 1):
+        item, batch = following
+        compiled = shape_of(batch) in shapes or known(train_step, batch)
+        if not compiled:
+          loop.say_what_compiles(batch)
+        with doing(STEP if compiled else COMPILATION, step + 1):
           state, metrics = train_step(state, global_batch(mesh, batch))
-        shapes.add(shape)
+        shapes.add(shape_of(batch))
         step += 1
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
@@ -229,6 +233,9 @@ class _Loop:
   def progress_bar(self, step: int) -> bars.Bar:
     self._bar = bars.Bar(self._periods.train_steps, "train", "step", done=step, shown=jax.process_index() == 0)
     return self._bar
+
+  def say_what_compiles(self, batch: Batch) -> None:
+    self._bar.now(f"compiling ({in_words(batch)})")
 
   def settle(self, keep: int) -> None:
     """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""

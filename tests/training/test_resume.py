@@ -80,7 +80,8 @@ class Run:
     # The compilation cache makes restarts quick: what it holds must compute the same bits as what was compiled.
     self.environment = {
         **os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
   def start(self, slow_after=STEPS):
