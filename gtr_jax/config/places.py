@@ -29,18 +29,18 @@ class _IgnoreReferences(config_parser.ParserDelegate):
     return None
 
 
-def record_file(path: str) -> None:
-  """Notes where a file, and those that it includes, bind what."""
-  with open(path) as f:
-    for statement in config_parser.ConfigParser(f, _IgnoreReferences()):
-      if isinstance(statement, config_parser.IncludeStatement):
-        record_file(find_file(statement.filename, GIN.folders))
-      elif isinstance(statement, config_parser.ImportStatement) and not statement.module.startswith("__gin__"):
-        imports[statement.format()] = None
-      elif isinstance(statement, config_parser.BindingStatement):
-        name = "/".join(filter(None, [statement.scope, statement.selector]))
-        name += f".{statement.arg_name}" if statement.arg_name else ""
-        record(name, f"{path}:{statement.location.line_num}")
+def record_file(path: str, text: str) -> None:
+  """Notes where a file of this text, and those that it includes, bind what."""
+  for statement in config_parser.ConfigParser(text, _IgnoreReferences()):
+    if isinstance(statement, config_parser.IncludeStatement):
+      included = find_file(statement.filename, GIN.folders)
+      record_file(included, Path(included).read_text(encoding="utf-8"))
+    elif isinstance(statement, config_parser.ImportStatement) and not statement.module.startswith("__gin__"):
+      imports[statement.format()] = None
+    elif isinstance(statement, config_parser.BindingStatement):
+      name = "/".join(filter(None, [statement.scope, statement.selector]))
+      name += f".{statement.arg_name}" if statement.arg_name else ""
+      record(name, f"{path}:{statement.location.line_num}")
 
 
 def record(name: str, source: str) -> None:

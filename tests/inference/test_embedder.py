@@ -146,8 +146,8 @@ def test_two_towers_have_no_form_in_sentence_transformers(tmp_path):
 def test_repr_says_what_it_is(model):
   parameters = 16 * model.model.encoder.config.vocab_size + 4 * 16 * 16 + 2 * 16 * 32 + 3 * 16 + 32 * 2 + 16 * 8
   assert repr(model) == (
-      f"Embedder({model.model.path!r}: T5 1.0, 1 layer, 16 wide, {parameters:,} parameters; vectors of 8 numbers, of length 1; "
-      "query: 16 tokens, prompt ''; document: 32 tokens, prompt ''; on 8 x cpu)")
+      f"Embedder({model.model.path!r}: T5 1.0, 1 layer, 16 wide, {parameters:,} parameters; vectors of 8 numbers, "
+      "of length 1; query: 16 tokens, prompt ''; document: 32 tokens, prompt ''; on 8 x cpu)")
 
 
 def test_dtypes_and_similarity(model):
