@@ -190,6 +190,8 @@ FOLDS = {
     "evaluation/report.py": "names of files",
     "formats/vocabulary.py": "a message",
     "values/check.py": "a message",
+    "config/messages.py": "a message",
+    "io/flags.py": "names of flags",
 }
 
 

@@ -65,9 +65,8 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   from gtr_jax.data import batch_sizes, pipeline
   from gtr_jax.parallel import partitioning
   from gtr_jax.training import run
-  pairs_flags.parse(options, args)
-  config.set_defaults(_NOT_NEEDED)
-  config.resolved(run.TrainingRun)
+  config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), _NOT_NEEDED,
+              first=pairs_flags.gin_text(options, args))
   of_run, of_data = config.bindings(run.TrainingRun), config.bindings(pipeline.TrainingBatches)
   fields = step_plan.BatchSizes.__dataclass_fields__.keys()
   sizes = step_plan.BatchSizes(**{name: of_data[name] for name in fields & of_data.keys()},

@@ -72,12 +72,11 @@ def options(args: argparse.Namespace) -> Any:
                  **{name: getattr(args, name) for name in same})
 
 
-def parse(options: Any, args: argparse.Namespace) -> None:
-  """Configures the run of these flags, gin files and bindings. Raises InputError."""
+def gin_text(options: Any, args: argparse.Namespace) -> str:
+  """What `options` come to as the text of a gin file; nothing where there are none. Raises InputError."""
   if options is None:
-    from gtr_jax import config
-    config.parse(args.gin_file, args.gin_bindings, shared_flags.search_paths(args))
-  else:
-    from gtr_jax.from_pairs import plan
-    from gtr_jax.parallel import processes
-    plan.parse(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), say=processes.print_once)
+    return ""
+  from gtr_jax.from_pairs import plan
+  from gtr_jax.parallel import processes
+  return plan.gin_text(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
+                       say=processes.print_once)

@@ -1,6 +1,7 @@
 """Flags that several commands have, and what becomes of them."""
 
 import argparse
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gtr_jax.io import flags
@@ -66,10 +67,14 @@ def load_model(args: argparse.Namespace) -> Any:
   return load_model(args.model, make_mesh(model=args.model_parallel), tokenization(args))
 
 
-def add_gin_files(p: argparse.ArgumentParser, file_help: str, binding_help: str) -> None:
-  """`--gin_file`, `--gin.NAME=VALUE` and `--gin_search_paths`."""
+def add_gin_files(p: argparse.ArgumentParser, file_help: str, binding_help: str,
+                  names: Callable[[], Iterable[str]]) -> None:
+  """`--gin_file`, `--gin.NAME=VALUE` and `--gin_search_paths`; `names` are what people will want to bind."""
+  if isinstance(p, flags.Parser):
+    p.others = lambda: [f"--gin.{name}" for name in names()]
   p.add_argument("--gin_file", action="append", default=[], type=flags.path, metavar="FILE", help=file_help)
-  p.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", dest="gin_bindings", help=binding_help)
+  p.add_argument("--gin", action="append", default=[], type=flags.gin_binding, metavar="NAME=VALUE",
+                 dest="gin_bindings", help=binding_help)
   p.add_argument("--gin_search_paths", default="", type=flags.paths, metavar="DIR,DIR",
                  help="more folders to look for gin files in")
 

@@ -47,7 +47,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   shared_flags.add_gin_files(
       p, "a gin file that binds plan.Sweep, your own or one that comes with gtr_jax; repeatable",
-      "one binding, written --gin.NAME=VALUE: --gin.plan.Sweep.common=\"['BATCH_SIZE = 64']\"")
+      "one binding, written --gin.NAME=VALUE: --gin.plan.Sweep.common=\"['BATCH_SIZE = 64']\"", _fields)
   p.add_argument("--output", required=True, type=flags.path, metavar="DIR", help="the sweep's folder: a MODEL_DIR for "
                  "each training, results, logs, sweep.json, report")
   shared_flags.add_data_dir(p)
@@ -60,6 +60,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    "with dependencies, and stop")
   how.add_argument("--collect", action="store_true", help="run nothing; write sweep.json, table and report of what is "
                    "there")
+
+
+def _fields() -> list[str]:
+  from gtr_jax.sweep import plan
+  return [f"plan.Sweep.{name}" for name in plan.Sweep.__dataclass_fields__]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,8 +150,7 @@ def _resolver(search_paths: list[str]) -> Callable:
 
   @functools.cache
   def resolve(files, bindings):
-    config.parse(files, bindings, search_paths)
-    return config.resolved(run.TrainingRun)
+    return config.load(run.TrainingRun, files, bindings, search_paths)
 
   return lambda files, bindings: resolve(tuple(files), tuple(bindings))
 

@@ -33,11 +33,17 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   shared_flags.add_gin_files(
       p, "a gin file, your own or one that comes with gtr_jax (runs/pretrain.gin); repeatable, later wins; it comes "
       "after what the flags of pairs come to",
-      "one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"")
+      "one binding, written --gin.NAME=VALUE; strings keep their quotes: --gin.MODEL_DIR=\"'runs/a'\"",
+      _macros)
   p.add_argument("--list", action="store_true", help="list the gin files that come with gtr_jax, and stop")
   dry_run.add_arguments(p)
   shared_flags.add_data_dir(p)
   process_flags.add_arguments(p)
+
+
+def _macros() -> list[str]:
+  from gtr_jax import config
+  return config.macro_names()
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -73,7 +79,7 @@ def _run(args):
   from gtr_jax.training import banner
   processes.print_once(banner.device_line())
   from gtr_jax.training import run
-  pairs_flags.parse(options, args)
-  config_text = config.resolved(run.TrainingRun)
+  config_text = config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
+                            first=pairs_flags.gin_text(options, args))
   stopped_by = run.train(config.bound(run.TrainingRun)(), config_text)
   return 128 + stopped_by if stopped_by else 0

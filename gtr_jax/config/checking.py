@@ -13,20 +13,25 @@ from gtr_jax.errors import InputError
 from gtr_jax.values.check import Reference, hints, wrong
 
 
-def check_values(entry: Callable, used: Mapping[tuple[Key, str], Any], macros: Mapping[str, Any]) -> None:
-  """Raises InputError, of all values at once, where one is not of the type or in the range of what it is bound to."""
+def problems_of_values(used: Mapping[tuple[Key, str], Any], macros: Mapping[str, Any]) -> list[str]:
+  """What is wrong with values that are not of the type or in the range of what they are bound to."""
   own = str(configs_dir())
   problems: dict[tuple[str, str], str] = {}
   for (key, arg), value in used.items():
     hint = hints(target(key.selector)).get(arg, Any)
     while is_macro(value):  # Named is what holds the value itself.
       key, arg, value = Key("/".join(value.scopes), "gin.macro"), "value", macros["/".join(value.scopes)]
+    if is_required(value):
+      continue  # It is missing.
     name, source = written(key, arg)
     for found in wrong(_plain(value, macros), hint):
       where = "" if source.startswith(("--gin.", own, "gin")) else f"{source}: "
       problems.setdefault((name, found.place), where + found.sentence(name))
-  if problems:
-    raise InputError("; ".join(problems.values()))
+  return list(problems.values())
+
+
+def check_together(entry: Callable, macros: Mapping[str, Any]) -> None:
+  """Raises InputError where values do not fit together, or a reference lacks one that it needs."""
   _make((), GIN.find(entry).selector, macros)
 
 

@@ -13,6 +13,7 @@ class Internals(NamedTuple):
   Attributes:
     values: (scope, selector) -> argument -> value; a macro has the selector "gin.macro" and the argument "value".
     folders: where gin looks for files.
+    readers: how it opens them: (what opens a file, what tells whether there is one).
     registry: selector -> what gin knows of that function or class.
     constants: name -> value.
     find: function or class -> what gin knows of it, or None where no file has imported it.
@@ -21,6 +22,7 @@ class Internals(NamedTuple):
 
   values: dict[tuple[str, str], dict[str, Any]]
   folders: list[str]
+  readers: list[tuple[Callable, Callable]]
   registry: Any
   constants: Any
   find: Callable[[Callable], Any]
@@ -30,8 +32,8 @@ class Internals(NamedTuple):
 def internals() -> Internals:
   """The only place that uses private names of gin-config, which is why setup.cfg holds it to 0.5."""
   of = gin.config
-  return Internals(of._CONFIG, of._LOCATION_PREFIXES, of._REGISTRY, of._CONSTANTS, of._inverse_lookup,
-                   of._iterate_flattened_values)
+  return Internals(of._CONFIG, of._LOCATION_PREFIXES, of._FILE_READERS, of._REGISTRY, of._CONSTANTS,
+                   of._inverse_lookup, of._iterate_flattened_values)
 
 
 GIN = internals()

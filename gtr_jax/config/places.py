@@ -5,7 +5,6 @@ This is what gtr_jax adds to gin's own global state, and like that it is of what
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from gin import config_parser
 
@@ -30,17 +29,12 @@ class _IgnoreReferences(config_parser.ParserDelegate):
     return None
 
 
-def record_file(path: str) -> None:
-  """Notes where a file, and those that it includes, bind what."""
-  with open(path) as f:
-    record_statements(f, path)
-
-
-def record_statements(text: str | IO[str], path: str) -> None:
-  """Likewise, of what is read already."""
+def record_file(path: str, text: str) -> None:
+  """Notes where a file of this text, and those that it includes, bind what."""
   for statement in config_parser.ConfigParser(text, _IgnoreReferences()):
     if isinstance(statement, config_parser.IncludeStatement):
-      record_file(find_file(statement.filename, GIN.folders))
+      included = find_file(statement.filename, GIN.folders)
+      record_file(included, Path(included).read_text(encoding="utf-8"))
     elif isinstance(statement, config_parser.ImportStatement) and not statement.module.startswith("__gin__"):
       imports[statement.format()] = None
     elif isinstance(statement, config_parser.BindingStatement):

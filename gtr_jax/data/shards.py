@@ -175,6 +175,8 @@ def _example(row: dict, fields: Fields, example_id: str) -> dict:
     return row[name]
 
   def text(values, what, names):
+    if len(values) > 1:  # A title may be null where there is none.
+      values = ["" if value is None else value for value in values]
     for value, name in zip(values, names, strict=True):
       if not isinstance(value, str):
         raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, not a string")

@@ -78,7 +78,7 @@ scores = model.similarity(model.encode_query(["a question"]), model.encode_docum
 import gtr_jax
 
 model = gtr_jax.load("{name}")
-scores = model.similarity(model.encode_queries(["a question"]), model.encode_documents(["a passage", "another"]))
+scores = model.similarity(model.encode_query(["a question"]), model.encode_document(["a passage", "another"]))
 ```
 
 `encode` of gtr_jax reads texts as documents, with their prompt; `SentenceTransformer.encode` applies no prompt.

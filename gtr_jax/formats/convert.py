@@ -15,6 +15,7 @@ from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.io.atomic import new_folder
 from gtr_jax.io.paths import is_remote, location, reached
+from gtr_jax.text.tokenizer import Tokenizer
 
 FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model")
 
@@ -34,23 +35,21 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
   Raises:
     InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
   """
-  output = location(output)
-  with reached(output):
-    if output.exists() or os.path.islink(output):
-      what = "exists" if output.exists() else "exists, a link to nothing"
-      raise InputError(f"{output}: {what}; give a new folder, or remove this one")
-  if to == "t5x" and not re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name):
-    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
-                     f"give {output}/checkpoint_0")
-  if results is not None and to != "sentence-transformers":
-    raise InputError(f"--results {results}: goes into the model card of --to sentence-transformers, and --to {to} "
-                     "writes none; leave it out")
+  output = _new_place(output, to, results)
   model, tokenizer = open_model(source, tokenization)
+  with reached(source):
+    write_as(to, output, model, tokenizer, dtype=dtype, results=results)
+
+
+def write_as(to: str, output: epath.PathLike, model: ModelOnDisk, tokenizer: Tokenizer, *, dtype: str = "float32",
+             results: epath.PathLike | None = None) -> None:
+  """`convert` of a model that is open. Arguments, errors: as there."""
+  output = _new_place(output, to, results)
   if not model.encoder.shared:
-    raise InputError(f"{source}: has a tower for queries and one for documents, and what is written holds one tower: "
-                     "train with shared = True, or keep this one in gtr_jax's form")
+    raise InputError(f"{model.path}: has a tower for queries and one for documents, and what is written holds one "
+                     "tower: train with shared = True, or keep this one in gtr_jax's form")
   if to == "t5x":
-    _check_t5x_says_it(model, source)
+    _check_t5x_says_it(model)
 
   def write(folder):
     if to == "t5x":
@@ -64,11 +63,27 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     else:
       saved_model.write(folder, model, tokenizer, dtype)
 
-  with reached(source), reached(output):
+  with reached(output):
     _whole_or_nothing(output, write)
 
 
-def _check_t5x_says_it(model: ModelOnDisk, source: epath.PathLike) -> None:
+def _new_place(output: epath.PathLike, to: str, results: epath.PathLike | None) -> epath.Path:
+  """Where to write. Raises InputError where something is there, or it is no place for this form or for `results`."""
+  output = location(output)
+  with reached(output):
+    if output.exists() or os.path.islink(output):
+      what = "exists" if output.exists() else "exists, a link to nothing"
+      raise InputError(f"{output}: {what}; give a new folder, or remove this one")
+  if to == "t5x" and not re.fullmatch(r"checkpoint_(0|[1-9][0-9]*)", output.name):
+    raise InputError(f"{output}: T5X restores folders named checkpoint_<step> only, with a step such as 0 or 1000; "
+                     f"give {output}/checkpoint_0")
+  if results is not None and to != "sentence-transformers":
+    raise InputError(f"--results {results}: goes into the model card of --to sentence-transformers, and --to {to} "
+                     "writes none; leave it out")
+  return output
+
+
+def _check_t5x_says_it(model: ModelOnDisk) -> None:
   """Raises InputError where a T5X checkpoint would lose settings that change embeddings."""
   encoder = model.encoder
   lost = {"pooling": (encoder.pooling, "mean"), "normalize": (encoder.normalize, True),
@@ -76,7 +91,7 @@ def _check_t5x_says_it(model: ModelOnDisk, source: epath.PathLike) -> None:
   lost |= {f"the prompt of a {side}": (text, "") for side, text in model.prompts.items()}
   for name, (value, assumed) in lost.items():
     if value != assumed:
-      raise InputError(f"{source}: {name} is {value!r}, and a T5X checkpoint, which does not say it, is read as "
+      raise InputError(f"{model.path}: {name} is {value!r}, and a T5X checkpoint, which does not say it, is read as "
                        f"{assumed!r}; keep this model in another form")
 
 

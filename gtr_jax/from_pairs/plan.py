@@ -23,9 +23,9 @@ _DEEP = 7  # Layers from which on one is compiled and looped over.
 _FILL = 0.9  # of packed rows
 
 
-def parse(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
-          search_paths: Sequence[str] = (), say: Callable[[str], None] = print) -> None:
-  """Prepares the pairs and configures the run: what gin has parsed afterwards is all of it.
+def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
+             search_paths: Sequence[str] = (), say: Callable[[str], None] = print) -> str:
+  """Prepares the pairs, and gives the run as the text of a gin file: `first` of `config.load`.
 
   Args:
     options: of the user.
@@ -45,9 +45,9 @@ def parse(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[st
   for more in (_for_devices, _for_memory):
     config.parse(gin_files, bindings, search_paths, first=text)
     text += more(config.bindings(TrainingRun), config.bindings(TrainingBatches), lengths)
-  config.parse(gin_files, bindings, search_paths, first=text)
   for line in _described(options, pairs, begin, lengths):
     say(line)
+  return text
 
 
 def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mapping[str, data.Lengths]) -> str:

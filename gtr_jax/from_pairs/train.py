@@ -67,8 +67,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
       learning_rate=learning_rate, loss=loss, collections=(eval,) if isinstance(eval, str) else tuple(eval),
       early_stopping=early_stopping, validation_share=validation_share, vocabulary=vocabulary, extra_ids=extra_ids,
       query_length=query_length, document_length=document_length)
-  plan.parse(options, bindings=bindings)
-  config_text = config.resolved(training_run.TrainingRun)
+  config_text = config.load(training_run.TrainingRun, (), bindings, first=plan.gin_text(options, bindings=bindings))
   if training_run.train(config.bound(training_run.TrainingRun)(), config_text) is not None:
     raise KeyboardInterrupt
   return load(output)

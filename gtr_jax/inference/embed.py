@@ -29,8 +29,8 @@ _AHEAD = 2                 # batches given to the devices before the result of t
 _SIDE_OF_TOWER = {"query": "query", "passage": "document"}
 
 
-def embed(model: Model, texts: Sequence[str], tower: str, max_length: int | None = None,
-          progress: bool = True) -> np.ndarray:
+def embed(model: Model, texts: Sequence[str], tower: str, max_length: int | None = None, progress: bool = True, *,
+          prompt: str | None = None, batch_size: int | None = None) -> np.ndarray:
   """Embeddings of texts, float32 `[texts, D]` in the order of the texts.
 
   Args:
@@ -39,18 +39,20 @@ def embed(model: Model, texts: Sequence[str], tower: str, max_length: int | None
     tower: "query" or "passage".
     max_length: tokens of a text at most; default: the model's own for queries or documents.
     progress: show a progress bar on stderr.
+    prompt: put before every text; default: the model's own for queries or documents.
+    batch_size: texts that are computed at once, at most; default: as many as fit into the rows of a batch.
   """
   side = _SIDE_OF_TOWER[tower]
   max_length = max_length or model.lengths[side]
-  tokens = tokenize(model, texts, side, max_length)
+  tokens = tokenize(model, texts, side, max_length, prompt)
   with Progress(len(texts), "encoding queries" if tower == "query" else "encoding documents", progress) as bar:
-    embeddings = embed_tokens(model.encoder, model.params, tokens, tower, max_length, model.mesh, bar)
+    embeddings = embed_tokens(model.encoder, model.params, tokens, tower, max_length, model.mesh, bar, batch_size)
   check_finite(embeddings, texts, model)
   return embeddings
 
 
 def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray], tower: str, max_length: int,
-                 mesh: Mesh, bar: "Progress | None" = None) -> np.ndarray:
+                 mesh: Mesh, bar: "Progress | None" = None, batch_size: int | None = None) -> np.ndarray:
   """Embeddings of tokenised texts, float32 `[texts, D]`. Same shapes, same program, whatever the parameters.
 
   Args:
@@ -61,6 +63,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     max_length: tokens of a text at most.
     mesh: the devices.
     bar: to report progress to.
+    batch_size: texts that are computed at once, at most.
   """
   groups = num_groups(mesh)
   on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -74,7 +77,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
       bar.add(len(texts), sum(len(tokens[i]) for i in texts))
 
   with jax.set_mesh(mesh), doing(ENCODING):
-    for batch in _batches(tokens, max_length, groups, on_cpu):
+    for batch in _batches(tokens, max_length, groups, on_cpu, batch_size):
       doing(ENCODING)
       texts = jax.tree.map(functools.partial(place, sharding=batch_sharding(mesh)), batch.texts)
       running.append((batch.numbers, batch.places, _encode(encoder, params, texts, batch.num_texts, tower, mesh)))
@@ -101,12 +104,14 @@ class _Batch(NamedTuple):
   places: np.ndarray   # where their embeddings are in the flat [groups * num_texts]
 
 
-def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu: bool) -> Iterator[_Batch]:
+def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu: bool,
+             batch_size: int | None = None) -> Iterator[_Batch]:
   """Packs texts into batches of few shapes, the longest texts first.
 
   A row is an eighth longer than the longest text it is made for, which leaves room for a good fit. Texts that exceed
   `LONGEST_IN_SHORT_ROWS` get longer rows, whose gaps shorter texts fill: attention costs a token the length of its row.
-  Each length of rows has one shape, and a second one of a single row for the little that a query needs.
+  Each length of rows has one shape, and a second one of a single row for the little that a query needs. A
+  `batch_size` leaves rows out of a batch; only where it is less than the rows of one, these are fewer, a power of two.
   """
   lengths = np.asarray([len(t) for t in tokens], np.int64)
   multiple = 8 if on_cpu else 128
@@ -115,17 +120,20 @@ def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu:
     made_for.append(min(2 * made_for[-1], max_length))
   row_lengths = np.asarray([-(-longest * 9 // 8 // multiple) * multiple for longest in made_for])
   opens = row_lengths[np.searchsorted(made_for, lengths)]
-  row, start, num_rows = best_fit(lengths, opens, int(row_lengths[0]) // TOKENS_OF_TEXT + 1)
+  room = int(row_lengths[0]) // TOKENS_OF_TEXT + 1
+  at_once = max(batch_size // groups, 1) if batch_size else None  # texts of each group
+  row, start, num_rows = best_fit(lengths, opens, min(room, at_once) if at_once else room)
   length_of_row = np.zeros(num_rows, np.int64)
   np.maximum.at(length_of_row, row, opens)  # The text that opens a row is its longest.
   by_row = np.argsort(row, kind="stable")
   row = row[by_row]
+  texts_of_row = np.bincount(row, minlength=num_rows)
   for length in row_lengths[::-1].tolist():
     rows_of_length = np.flatnonzero(length_of_row == length)
     most = max((CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH) // length, 1)
-    room = int(row_lengths[0]) // TOKENS_OF_TEXT + 1
-    for first in range(0, len(rows_of_length), most * groups):
-      chosen = rows_of_length[first:first + most * groups]
+    if at_once:
+      most = min(most, 1 << at_once.bit_length() - 1)
+    for chosen in _in_batches(rows_of_length, texts_of_row, most * groups, groups, batch_size):
       rows = most if len(chosen) > groups else 1
       packed = np.zeros((2, groups * rows, length), np.int32)
       numbers, places = [], []
@@ -141,9 +149,25 @@ def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu:
                    np.asarray(places))
 
 
-def tokenize(model: Model, texts: Sequence[str], side: str, max_length: int) -> list[np.ndarray]:
-  """Token ids of texts, of at most `max_length`, with the prompt of the side before each."""
-  return model.tokenizer.encode([model.prompts[side] + text for text in texts], max_length)
+def _in_batches(rows: np.ndarray, texts_of_row: np.ndarray, most: int, few: int,
+                batch_size: int | None) -> Iterator[np.ndarray]:
+  """The rows in parts of at most `most`, and of at most `batch_size` texts: full ones, or of `few` rows."""
+  first = 0
+  while first < len(rows):
+    chosen = rows[first:first + most]
+    if batch_size:
+      chosen = chosen[:max(np.searchsorted(np.cumsum(texts_of_row[chosen]), batch_size, "right"), 1)]
+      if len(chosen) < min(most // 2, len(rows) - first):  # Most of a full batch would be empty.
+        chosen = chosen[:few]
+    first += len(chosen)
+    yield chosen
+
+
+def tokenize(model: Model, texts: Sequence[str], side: str, max_length: int,
+             prompt: str | None = None) -> list[np.ndarray]:
+  """Token ids of texts, of at most `max_length`, with `prompt`, or else that of the side, before each."""
+  prompt = model.prompts[side] if prompt is None else prompt
+  return model.tokenizer.encode([prompt + text for text in texts], max_length)
 
 
 def check_finite(embeddings: np.ndarray, names: Sequence[str], model: Model) -> None:

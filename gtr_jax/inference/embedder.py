@@ -1,23 +1,33 @@
 """Embeddings from Python: `gtr_jax.load(model)`."""
 
+import dataclasses
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
+from gtr_jax.formats.convert import write_as
+from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, whole_number
 from gtr_jax.inference.embed import embed
 from gtr_jax.inference.load import Model, load_model
+from gtr_jax.inference.names_of_others import also_called, one_of
+from gtr_jax.inference.weights_hash import weights_hash
 
 DTYPES = ("float32", "float16", "int8")
 
 
+@also_called(model_name_or_path="model")
 def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_ids: int | None = None,
          query_length: int | None = None, document_length: int | None = None) -> "Embedder":
   """Loads a model to encode with.
@@ -52,79 +62,154 @@ class Embedder:
   texts. Programs are compiled for a handful of shapes at the first calls.
 
   >>> model = gtr_jax.load("runs/mine")
-  >>> queries = model.encode_queries(["how do bees find their way home?"])
-  >>> documents = model.encode_documents([{"title": "Bees", "text": "They …"}, "A text without a title."])
+  >>> queries = model.encode_query(["how do bees find their way home?"])
+  >>> documents = model.encode_document([{"title": "Bees", "text": "They …"}, "A text without a title."])
   >>> model.similarity(queries, documents)     # [1, 2]
+
+  Where sentence-transformers has another name for an argument or a method, either will do: `encode_query` is
+  `encode_queries`, `show_progress_bar` is `progress`.
 
   Attributes:
     model: the loaded `gtr_jax.inference.load.Model`: parameters, tokenizer, lengths, prompts.
     dim: numbers in a vector.
+    max_seq_length: most tokens of a text; set it to read all texts so far.
   """
 
   def __init__(self, model: Model):
     self.model = model
     self.dim = model.encoder.dim
 
-  def encode_queries(self, queries: str | Sequence[str], **options: Any) -> np.ndarray | jax.Array:
-    """`encode` with the model's prompt and length for queries."""
-    return self.encode(queries, "query", **options)
+  def __repr__(self) -> str:
+    model, config = self.model, self.model.encoder.config
+    kind = "T5 1.0" if config.mlp_activations == ("relu",) else "T5 1.1"
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
+    devices = Counter(device.device_kind for device in model.mesh.devices.flat)
+    return (f"Embedder({model.path!r}: {kind}, {config.num_layers} layer{'s' * (config.num_layers > 1)}, "
+            f"{config.emb_dim} wide, {parameters:,} parameters{'' if model.encoder.shared else ' in two towers'}; "
+            f"vectors of {self.dim} numbers{', of length 1' * model.encoder.normalize}; "
+            + "".join(f"{side}: {model.lengths[side]} tokens, prompt {model.prompts[side]!r}; "
+                      for side in ("query", "document"))
+            + "on " + ", ".join(f"{count} x {kind}" for kind, count in devices.items()) + ")")
 
-  def encode_documents(self, documents: str | Sequence[str | Mapping[str, str]],
-                       **options: Any) -> np.ndarray | jax.Array:
+  @property
+  def max_seq_length(self) -> int:
+    """Most tokens of a text, EOS included: of a query or a document, whichever may be longer.
+
+    Setting it sets both, as in sentence-transformers, which has one for both: `model.max_seq_length = 256`. InputError
+    where it is no whole number of at least 1.
+    """
+    return max(self.model.lengths.values())
+
+  @max_seq_length.setter
+  def max_seq_length(self, value: int) -> None:
+    model, lengths = self.model, dict.fromkeys(self.model.lengths, whole_number("max_seq_length", value))
+    self.model = dataclasses.replace(model, lengths=lengths, weights_hash=weights_hash(
+        model.encoder, model.params, model.tokenizer, lengths, model.prompts))
+
+  @also_called(inputs="queries", sentences="queries")
+  def encode_queries(
+      self, queries: str | Sequence[str], *, prompt: str | None = None, batch_size: int | None = None,
+      max_length: int | None = None, normalize: bool | None = None, normalize_embeddings: bool | None = None,
+      dtype: str = "float32", as_numpy: bool | None = None, convert_to_numpy: bool | None = None,
+      convert_to_tensor: bool | None = None, progress: bool | None = None, show_progress_bar: bool | None = None,
+  ) -> np.ndarray | jax.Array:
+    """`encode` with the model's prompt and length for queries."""
+    return self.encode(
+        queries, "query", prompt=prompt, batch_size=batch_size, max_length=max_length, normalize=normalize,
+        normalize_embeddings=normalize_embeddings, dtype=dtype, as_numpy=as_numpy, convert_to_numpy=convert_to_numpy,
+        convert_to_tensor=convert_to_tensor, progress=progress, show_progress_bar=show_progress_bar)
+
+  @also_called(inputs="documents", sentences="documents")
+  def encode_documents(
+      self, documents: str | Sequence[str | Mapping[str, str | None]], *, prompt: str | None = None,
+      batch_size: int | None = None, max_length: int | None = None, normalize: bool | None = None,
+      normalize_embeddings: bool | None = None, dtype: str = "float32", as_numpy: bool | None = None,
+      convert_to_numpy: bool | None = None, convert_to_tensor: bool | None = None, progress: bool | None = None,
+      show_progress_bar: bool | None = None) -> np.ndarray | jax.Array:
     """`encode` with the model's prompt and length for documents.
 
-    A document is a text, or a mapping with "text" and perhaps "title", joined as BEIR does: title, space, text.
+    A document is a text, or a mapping with "text" and perhaps "title", joined as BEIR does: title, space, text. A
+    title of None is none.
     """
-    if isinstance(documents, str):
-      return self.encode(documents, "document", **options)
     if isinstance(documents, Mapping):
       raise InputError("documents is one mapping: give a list, [{'text': …}]")
-    texts = []
-    for i, document in enumerate(_several(documents, "documents")):
-      if isinstance(document, Mapping):
-        if not isinstance(document.get("text"), str) or not isinstance(document.get("title", ""), str):
-          raise InputError(f"document {i}: give its text as a string under 'text', and its title under 'title' or not")
-        document = full_text(document.get("title", ""), document["text"])
-      texts.append(document)
-    return self.encode(texts, "document", **options)
+    texts = documents if isinstance(documents, str) else [
+        _text_of(document, i) for i, document in enumerate(_several(documents, "documents"))]
+    return self.encode(
+        texts, "document", prompt=prompt, batch_size=batch_size, max_length=max_length, normalize=normalize,
+        normalize_embeddings=normalize_embeddings, dtype=dtype, as_numpy=as_numpy, convert_to_numpy=convert_to_numpy,
+        convert_to_tensor=convert_to_tensor, progress=progress, show_progress_bar=show_progress_bar)
 
-  def encode(self, texts: str | Sequence[str], side: str = "document", *, max_length: int | None = None,
-             normalize: bool | None = None, dtype: str = "float32", as_numpy: bool = True,
-             progress: bool = False) -> np.ndarray | jax.Array:
+  encode_query = encode_queries
+  encode_document = encode_documents
+
+  @also_called(inputs="texts", sentences="texts")
+  def encode(
+      self, texts: str | Sequence[str], side: str | None = None, *, prompt_name: str | None = None,
+      prompt: str | None = None, batch_size: int | None = None, max_length: int | None = None,
+      normalize: bool | None = None, normalize_embeddings: bool | None = None, dtype: str = "float32",
+      as_numpy: bool | None = None, convert_to_numpy: bool | None = None, convert_to_tensor: bool | None = None,
+      progress: bool | None = None, show_progress_bar: bool | None = None) -> np.ndarray | jax.Array:
     """Vectors of texts, by default as documents (sentence-transformers' `encode` is of no side and applies no prompt).
 
     Args:
-      texts: one, or several.
-      side: "query" or "document": which prompt, length and, where there are two, tower.
+      texts: one, or several; also called `sentences` and `inputs`.
+      side: "query" or "document" (the default): which prompt, length and, where there are two, tower.
+      prompt_name: the same as `side`.
+      prompt: put before every text instead of the model's own prompt for the side; "" for none.
+      batch_size: texts that are computed at once, at most. It is a bound for memory, and changes nothing else: as many
+        texts as fit are packed into rows of some hundred tokens, and rows into batches of
+        `gtr_jax.inference.embed.TOKENS_PER_BATCH` tokens (on a CPU `CPU_TOKENS_PER_BATCH`) for each device. Default: no
+        other bound than that, which is the fastest.
       max_length: tokens of a text at most, EOS included; default: the model's own for the side.
       normalize: whether vectors have length 1; default: as the model was trained.
+      normalize_embeddings: True: vectors have length 1; False: as the model was trained.
       dtype: "float32"; "float16"; or "int8", in which each vector is scaled so that its largest number is 127: half, or
         a quarter, of the memory. Compare int8 vectors by cosine, as `similarity` does.
-      as_numpy: a numpy array; otherwise a jax array.
-      progress: a progress bar on stderr.
+      as_numpy: True, the default: a numpy array; False: a jax array.
+      convert_to_numpy: the same as `as_numpy`.
+      convert_to_tensor: True: a jax array, as `as_numpy=False`.
+      progress: a progress bar on stderr; default: none.
+      show_progress_bar: the same as `progress`.
 
     Returns:
       `[texts, dim]`, or `[dim]` for a single text.
 
     Raises:
-      InputError: an argument that is none of these, or a text that is not valid Unicode.
+      InputError: an argument that is none of these, two names of one that disagree, or a text that is not valid
+        Unicode.
+      TypeError: an argument of another name.
     """
     single = isinstance(texts, str)
     texts = [texts] if isinstance(texts, str) else _several(texts, "texts")
+    name = "side" if side is not None or prompt_name is None else "prompt_name"
+    side = one_of("document", side=side, prompt_name=prompt_name)
+    progress = one_of(False, progress=progress, show_progress_bar=show_progress_bar)
+    # In sentence-transformers convert_to_tensor goes before convert_to_numpy, whose default is True.
+    as_numpy = one_of(True, as_numpy=as_numpy, convert_to_numpy=None if convert_to_tensor else convert_to_numpy,
+                      convert_to_tensor=False if convert_to_tensor else None)
+    if normalize is None:  # sentence-transformers' False leaves the vectors as the model makes them.
+      normalize_embeddings = normalize_embeddings or None
+    normalize = one_of(None, normalize=normalize, normalize_embeddings=normalize_embeddings)
     if side not in ("query", "document"):
-      raise InputError(f"side is {side!r}: give 'query' or 'document'")
+      raise InputError(f"{name} is {side!r}: give 'query' or 'document'")
     if dtype not in DTYPES:
       raise InputError(f"dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
     if normalize not in (None, True, False):
       raise InputError(f"normalize is {normalize!r}: give True, False, or None for the model's own way")
     if normalize is False and self.model.encoder.normalize:
       raise InputError("normalize is False, and the model's vectors have length 1: their length before is not kept")
+    if not isinstance(prompt, str | None):
+      raise InputError(f"prompt is {prompt!r:.80}: give a text, or leave it out")
     if max_length is not None:
       max_length = whole_number("max_length", max_length)
+    if batch_size is not None:
+      batch_size = whole_number("batch_size", batch_size)
     for i, text in enumerate(texts):
       if not isinstance(text, str):
         raise InputError(f"text {i} is of type {type(text).__name__}: give strings")
-    vectors = embed(self.model, texts, "passage" if side == "document" else side, max_length, progress)
+    vectors = embed(self.model, texts, "passage" if side == "document" else side, max_length, progress, prompt=prompt,
+                    batch_size=batch_size)
     if normalize and not self.model.encoder.normalize:
       vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
     if dtype == "int8":
@@ -133,6 +218,7 @@ class Embedder:
     vectors = vectors[0] if single else vectors
     return vectors if as_numpy else jnp.asarray(vectors)
 
+  @also_called(embeddings1="queries", embeddings2="documents")
   def similarity(self, queries: np.ndarray | jax.Array, documents: np.ndarray | jax.Array) -> np.ndarray:
     """Scores float32 `[queries, documents]`: dot products (cosines, for vectors of length 1); of int8 cosines.
 
@@ -157,6 +243,38 @@ class Embedder:
       raise InputError(f"queries are {list(sides[0].shape)} and documents {list(sides[1].shape)}: give vectors of one "
                        "model, of the same width")
     return sides[0] @ sides[1].T
+
+  @also_called()
+  def save_pretrained(self, path: epath.PathLike) -> None:
+    """Writes a sentence-transformers folder, as `gtr-jax convert` does: `SentenceTransformer(path)` loads it.
+
+    Weights are float32. It has one maximum length for queries and documents, `max_seq_length`.
+
+    Args:
+      path: of a folder that is not there yet.
+
+    Raises:
+      InputError: it is there, or cannot be written; the model has no such form (two towers, a vocabulary that
+        transformers would read in another way); or this is one of several processes.
+    """
+    if jax.process_count() > 1:
+      raise InputError("save_pretrained needs all of the weights in one process: run gtr-jax convert")
+    model = self.model
+    arrays = {name: Array(leaf.shape, np.dtype(leaf.dtype), lambda leaf=leaf: np.asarray(leaf))
+              for name, leaf in traverse_util.flatten_dict(dict(model.params), sep="/").items()}
+    write_as("sentence-transformers", path, ModelOnDisk(
+        epath.Path(model.path), model.encoder, arrays, model.tokenizer.path, model.tokenizer.extra_ids, model.lengths,
+        model.prompts), model.tokenizer)
+
+
+def _text_of(document: Any, number: int) -> Any:
+  """Title and text of a document joined, where it is a mapping."""
+  if not isinstance(document, Mapping):
+    return document
+  title, text = document.get("title"), document.get("text")
+  if not isinstance(text, str) or not isinstance(title, str | None):
+    raise InputError(f"document {number}: give its text as a string under 'text', and its title under 'title' or not")
+  return full_text(title, text)
 
 
 def _several(texts: Any, name: str) -> list[Any]:

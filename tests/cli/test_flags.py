@@ -126,6 +126,52 @@ def test_what_the_command_line_says(words, message, capsys):
   assert e.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("words, message", [
+    ("evaluate --colection x", "gtr-jax evaluate: there is no flag --colection; did you mean --collection?"),
+    ("evaluate --batch_size 4", "gtr-jax evaluate: there is no flag --batch_size"),
+    ("evaluate --BM25 --output o", "gtr-jax evaluate: there is no flag --BM25; did you mean --bm25?"),
+    ("evaluate --output=o --data-dir=d", "gtr-jax evaluate: there is no flag --data-dir; did you mean --data_dir?"),
+    ("evaluate -output o", "gtr-jax evaluate: there is no flag -output; did you mean --output?"),
+    ("evaluate runs/mine --output o", "gtr-jax evaluate: there is no argument runs/mine"),
+    ("search --model m --embeddings e --querys q", "there is no flag --querys; did you mean --query?"),
+    ("train --TRAIN_STEPS=5", "gtr-jax train: there is no flag --TRAIN_STEPS; did you mean --gin.TRAIN_STEPS?"),
+    ("train --batch_size 5", "gtr-jax train: there is no flag --batch_size; did you mean --gin.BATCH_SIZE?"),
+    ("train --num-train-steps 5", "there is no flag --num-train-steps; did you mean --gin.TRAIN_STEPS?"),
+    ("train --gin_files f", "there is no flag --gin_files; did you mean --gin_file?"),
+    ("train --gin_file=f BATCH_SIZE=5", "there is no argument BATCH_SIZE; did you mean --gin.BATCH_SIZE?"),
+    ("sweep --output o --stages x", "gtr-jax sweep: there is no flag --stages; did you mean --gin.plan.Sweep.stages?"),
+    ("prepare beir x --min_grad 1", "gtr-jax prepare beir: there is no flag --min_grad; did you mean --min_grade?"),
+    ("--collection c evaluate", "gtr-jax: there is no flag --collection; flags follow the COMMAND"),
+])
+def test_unknown_flags_get_the_usage_of_their_command_and_what_is_near(words, message, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main(words.split())
+  *usage, last = capsys.readouterr().err.splitlines()
+  assert e.value.code == 2 and message in last
+  assert usage[0].startswith(f"usage: {last.partition(':')[0]} ")
+
+
+@pytest.mark.parametrize("words, message", [
+    ("evalute --output o", "gtr-jax: COMMAND: there is no 'evalute'; did you mean evaluate? (there are prepare, train"),
+    ("fly", "gtr-jax: COMMAND: there is no 'fly' (there are prepare, train, encode"),
+    ("prepare reddot x", "gtr-jax prepare: SOURCE: there is no 'reddot'; did you mean reddit? (there are pydoc"),
+    ("convert a b --to t5", "gtr-jax convert: --to: there is no 't5'; did you mean t5x? (there are sentence-transf"),
+    ("evaluate --output o --suite nanobeir", "--suite: there is no 'nanobeir'; did you mean nano-beir? (there are"),
+    ("train --gin.TRAIN_STEPS 5", "--gin: 'TRAIN_STEPS' binds nothing: give --gin.TRAIN_STEPS=VALUE, with a ="),
+])
+def test_unknown_names_get_what_is_near(words, message, capsys):
+  with pytest.raises(SystemExit) as e:
+    main.main(words.split())
+  assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_what_looks_like_a_flag_may_be_a_value():
+  parsed = main.parser().parse_args(["search", "--model=m", "--embeddings=e", "--query", "-x is what", "--query=--y=3"])
+  assert parsed.query == ["-x is what", "--y=3"]
+  parsed = main.parser().parse_args(["mine", "--output=o", "--margin", "-0.5"])
+  assert parsed.margin == -0.5
+
+
 def test_an_empty_path_is_refused(capsys):
   with pytest.raises(SystemExit):
     main.parser().parse_args(["report", "--results", "r", "--output", ""])

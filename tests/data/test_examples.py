@@ -64,14 +64,15 @@ def test_data_root_by_call_then_environment_then_default(monkeypatch, tmp_path):
 
 def test_text_becomes_the_ids_that_inference_makes(data_dir, vocabulary):
   rows = [{"query": words(3, 1), "title": words(2, 2), "text": words(30, 3)},
-          {"query": " " + words(30, 4), "title": " ", "text": words(2, 5)}]
+          {"query": " " + words(30, 4), "title": " ", "text": words(2, 5)},
+          {"query": words(3, 6), "title": None, "text": words(2, 7)}]
   write_jsonl(data_dir / "pairs.jsonl", rows)
   task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage=("title", "text"),
                        vocabulary=vocabulary, query_prefix="ba: ", passage_prefix="de: ")
   got, tokenizer = read(task), Tokenizer(vocabulary)
   for i, row in enumerate(rows):
     ex = got[f"pairs.jsonl:{i + 1}"]
-    passage = f"{row['title']} {row['text']}".strip()
+    passage = f"{row['title'] or ''} {row['text']}".strip()
     assert ex["inputs"].tolist() == encoded(tokenizer, "ba: " + row["query"].strip(), 8)
     assert ex["targets"].tolist() == encoded(tokenizer, "de: " + passage, 12)
     assert ex["inputs"].dtype == ex["targets"].dtype == np.int32

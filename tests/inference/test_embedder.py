@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,8 @@ from tiny_model_dir import sentence, write_model_dir
 
 import gtr_jax
 from gtr_jax.errors import InputError
+from gtr_jax.formats.convert import convert
+from gtr_jax.inference.load import load_model
 
 TEXTS = [sentence(i, 1 + i % 20) for i in range(30)]
 
@@ -27,6 +31,123 @@ def test_queries_and_documents(model):
   short = model.encode_queries(TEXTS, max_length=3)
   assert np.abs(short - queries).max() > 1e-3
   np.testing.assert_array_equal(model.encode_queries(TEXTS, max_length=np.int64(3)), short)
+
+
+def test_a_title_of_none_is_none(model):
+  documents = [{"title": None, "text": TEXTS[4]}, {"title": "", "text": TEXTS[5]}]
+  np.testing.assert_array_equal(model.encode_documents(documents), model.encode_documents(TEXTS[4:6]))
+
+
+def test_names_of_sentence_transformers(model):
+  queries, documents = model.encode_queries(TEXTS[:5]), model.encode_documents(TEXTS[:5])
+  for found, expected in (
+      (model.encode_query(TEXTS[:5], batch_size=2, show_progress_bar=False), queries),
+      (model.encode_query(inputs=TEXTS[:5], convert_to_numpy=True), queries),
+      (model.encode_document(sentences=TEXTS[:5], normalize_embeddings=False), documents),
+      (model.encode(sentences=TEXTS[:5], normalize_embeddings=True), documents),
+      (model.encode(TEXTS[:5], prompt_name="query"), queries),
+      (model.encode(TEXTS[:5], "query", prompt_name="query", normalize=True, normalize_embeddings=True), queries),
+      (model.encode_query([text[5:] for text in TEXTS[:5]], prompt=TEXTS[0][:5]),
+       model.encode_query([TEXTS[0][:5] + text[5:] for text in TEXTS[:5]]))):
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+  for options in ({"convert_to_tensor": True}, {"convert_to_numpy": False}, {"convert_to_tensor": True,
+                                                                             "convert_to_numpy": True}):
+    assert isinstance(model.encode(TEXTS[:5], **options), jax.Array)
+  assert isinstance(model.encode(TEXTS[:5], convert_to_tensor=False), np.ndarray)
+  np.testing.assert_array_equal(model.similarity(embeddings1=queries, embeddings2=documents),
+                                model.similarity(queries, documents))
+
+
+def test_prompts_are_the_sides_own_or_the_given_one(tmp_path, model):
+  convert(model.model.path, tmp_path / "exported", "sentence-transformers")
+  (tmp_path / "exported/config_sentence_transformers.json").write_text(
+      '{"prompts": {"query": "lion ", "document": "sea "}, "similarity_fn_name": "cosine"}')
+  prompted = gtr_jax.load(tmp_path / "exported")
+  for options, text in (({"side": "query"}, "lion zebra"), ({}, "sea zebra"), ({"prompt": ""}, "zebra"),
+                        ({"side": "query", "prompt": "river "}, "river zebra")):
+    np.testing.assert_allclose(prompted.encode("zebra", **options), model.encode(text), atol=1e-6, rtol=0)
+
+
+def test_signatures_say_what_there_is(model):
+  names = {"prompt", "batch_size", "max_length", "normalize", "normalize_embeddings", "dtype", "as_numpy",
+           "convert_to_numpy", "convert_to_tensor", "progress", "show_progress_bar"}
+  for method, others in (("encode", {"texts", "side", "prompt_name"}), ("encode_queries", {"queries"}),
+                         ("encode_query", {"queries"}), ("encode_documents", {"documents"}),
+                         ("encode_document", {"documents"})):
+    assert inspect.signature(getattr(model, method)).parameters.keys() == names | others
+  assert "mesh" in inspect.signature(gtr_jax.load).parameters
+
+
+@pytest.mark.parametrize("options, text", [
+    ({"side": "query", "prompt_name": "document"}, "side is 'query' and prompt_name is 'document': these are names of"),
+    ({"progress": True, "show_progress_bar": False}, "progress is True and show_progress_bar is False"),
+    ({"as_numpy": True, "convert_to_tensor": True}, "as_numpy is True and convert_to_tensor is False"),
+    ({"normalize": True, "normalize_embeddings": False}, "normalize is True and normalize_embeddings is False"),
+    ({"prompt_name": "passage"}, "prompt_name is 'passage': give 'query' or 'document'"),
+    ({"sentences": TEXTS}, "encode: texts is given twice, also as sentences"),
+    ({"prompt": 3}, "prompt is 3: give a text"), ({"batch_size": 0}, "batch_size is 0: give a whole number"),
+])
+def test_two_names_that_disagree(model, options, text):
+  with pytest.raises(InputError, match=text):
+    model.encode(TEXTS, **options)
+
+
+def test_names_that_are_none_of_ours(model, tmp_path):
+  for call, options, text in (
+      (model.encode, {"device": "cuda"}, "encode has no argument device: .* gtr_jax.load.*mesh="),
+      (model.encode, {"precision": "int8"}, "no argument precision: dtype= is"),
+      (model.encode_query, {"truncate_dim": 4}, r"no argument truncate_dim: .*vectors\[:, :n\]"),
+      (model.encode_document, {"bath_size": 4}, "no argument bath_size: do you mean batch_size"),
+      (model.encode_query, {"xyz": 4}, "no argument xyz: there are queries, prompt, batch_size"),
+      (gtr_jax.load, {"device": "cpu"}, "load has no argument device"),
+      (model.save_pretrained, {"safe_serialization": True}, "it is always safetensors")):
+    with pytest.raises(TypeError, match=text):
+      call(TEXTS, **options)
+  assert gtr_jax.load(model_name_or_path=model.model.path).dim == 8
+
+
+def test_max_seq_length(tmp_path):
+  model = gtr_jax.load(write_model_dir(tmp_path / "run"))
+  assert model.max_seq_length == 32  # of documents; queries have 16
+  expected, before = model.encode(TEXTS, max_length=3), model.model.weights_hash
+  model.max_seq_length = np.int64(3)
+  assert model.max_seq_length == 3
+  for encode in (model.encode_query, model.encode_document):
+    np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-6, rtol=0)
+  assert model.model.weights_hash != before  # Other embeddings: no store of the former fits.
+  with pytest.raises(InputError, match="max_seq_length is None: give a whole number"):
+    model.max_seq_length = None
+  model.save_pretrained(tmp_path / "saved")
+  again = gtr_jax.load(tmp_path / "saved")
+  assert again.max_seq_length == 3
+  np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_save_pretrained_writes_what_convert_does(model, tmp_path):
+  model.save_pretrained(tmp_path / "saved")
+  convert(model.model.path, tmp_path / "converted", "sentence-transformers")
+  files = {path.relative_to(tmp_path / "saved") for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+  for file in files:
+    written, expected = ((tmp_path / name / file).read_bytes() for name in ("saved", "converted"))
+    assert written == (expected.replace(b"converted", b"saved") if file.name == "README.md" else expected), file
+  assert len(files) > 8 and load_model(tmp_path / "saved").encoder == model.model.encoder
+  with pytest.raises(InputError, match="saved: exists; give a new folder"):
+    model.save_pretrained(tmp_path / "saved")
+
+
+def test_two_towers_have_no_form_in_sentence_transformers(tmp_path):
+  model = gtr_jax.load(write_model_dir(tmp_path / "run", shared=False))
+  assert "two towers" in repr(model)
+  with pytest.raises(InputError, match="run: has a tower for queries and one for documents"):
+    model.save_pretrained(tmp_path / "saved")
+  assert not (tmp_path / "saved").exists()
+
+
+def test_repr_says_what_it_is(model):
+  parameters = 16 * model.model.encoder.config.vocab_size + 4 * 16 * 16 + 2 * 16 * 32 + 3 * 16 + 32 * 2 + 16 * 8
+  assert repr(model) == (
+      f"Embedder({model.model.path!r}: T5 1.0, 1 layer, 16 wide, {parameters:,} parameters; vectors of 8 numbers, "
+      "of length 1; query: 16 tokens, prompt ''; document: 32 tokens, prompt ''; on 8 x cpu)")
 
 
 def test_dtypes_and_similarity(model):

@@ -110,6 +110,26 @@ def test_batches_hold_every_text_once_where_they_say(groups, monkeypatch):
   assert len(shapes) <= 6
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
+def test_a_batch_size_bounds_the_texts_at_once(groups, batch_size, monkeypatch):
+  monkeypatch.setattr(embed, "CPU_TOKENS_PER_BATCH", 512)
+  rng = np.random.default_rng(0)
+  tokens = [rng.integers(1, 99, n).astype(np.int32) for n in (*rng.integers(1, 10, 60), *rng.integers(30, 64, 60))]
+  batches = list(embed._batches(tokens, 64, groups, True, batch_size))
+  assert sorted(number for batch in batches for number in batch.numbers) == list(range(120))
+  for batch in batches:
+    assert len(batch.numbers) <= batch_size
+    for number, place in zip(batch.numbers, batch.places, strict=True):
+      group, text = divmod(place, batch.num_texts)
+      np.testing.assert_array_equal(batch.texts.tokens[group][batch.texts.segment_ids[group] == 1 + text],
+                                    tokens[number])
+  rows = {batch.texts.tokens.shape[1] for batch in batches}
+  assert len(rows) <= 2 and max(rows) <= max(batch_size // groups, 1)
+  if batch_size == 100 * groups:
+    assert max(rows) == 512 // 72  # As without a batch size.
+
+
 def test_short_texts_fill_the_rows():
   rng = np.random.default_rng(0)
   tokens = [np.ones(n, np.int32) for n in rng.integers(2, 256, 3000)]

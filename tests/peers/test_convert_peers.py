@@ -14,6 +14,7 @@ from test_convert import GATED, change, written
 from test_convert_refused import PROMPTS
 from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
 
+import gtr_jax
 from gtr_jax.errors import InputError
 from gtr_jax.formats import any_form
 from gtr_jax.inference.embed import embed
@@ -44,6 +45,27 @@ def test_an_exported_folder_embeds_the_same(tmp_path, vocabulary, options):
   np.testing.assert_allclose(embed(ours, TEXTS, "passage", progress=False), theirs.encode_document(TEXTS), atol=1e-5,
                              rtol=0)
   np.testing.assert_allclose(embed(ours, TEXTS, "query", progress=False), theirs.encode_query(TEXTS), atol=1e-5, rtol=0)
+
+
+def test_the_same_calls_give_the_same_numbers(tmp_path, vocabulary):
+  """Written by save_pretrained, encoded by the same words in both."""
+  folder = written(tmp_path / "model", DualEncoder(GATED, projection_dim=10, normalize=False), vocabulary)
+  ours = gtr_jax.load(folder)
+  ours.save_pretrained(tmp_path / "saved")
+  theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu", local_files_only=True)
+  for length in (None, 12):
+    if length:
+      ours.max_seq_length = theirs.max_seq_length = length
+    assert ours.max_seq_length == theirs.max_seq_length == (length or 40)
+    for options in ({}, {"normalize_embeddings": True}, {"normalize_embeddings": False, "batch_size": 7},
+                    {"prompt": "lion "}, {"show_progress_bar": False, "convert_to_numpy": True}):
+      for method in ("encode_query", "encode_document"):
+        np.testing.assert_allclose(getattr(ours, method)(TEXTS, **options), getattr(theirs, method)(TEXTS, **options),
+                                   atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(ours.encode(TEXTS, prompt_name="query"), theirs.encode(TEXTS, prompt_name="query"),
+                               atol=1e-5, rtol=1e-5)
+  first, second = ours.encode_query(TEXTS[:4]), ours.encode_document(TEXTS[:9])
+  np.testing.assert_allclose(ours.similarity(first, second), theirs.similarity(first, second), rtol=1e-5)
 
 
 @pytest.mark.parametrize("fields, _", PROMPTS)

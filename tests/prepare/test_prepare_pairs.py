@@ -96,6 +96,8 @@ def test_named_fields(file):
   source = PairsJsonl((path,), query=("t", "s"), passage=("long",), negatives="bad", query_id="n", passage_id="url")
   (example,), _ = prepared(source)
   assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
+  untitled = file([{"q": "a", "title": None, "text": "b"}], "untitled.jsonl")
+  assert _made(PairsJsonl((untitled,), query=("q",), passage=("title", "text"))) == [("a", "b", ())]
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
   with pytest.raises(InputError, match="jsonl:1: no field 'id', nor in the lines behind it, only 't'"):

@@ -188,8 +188,8 @@ def _joined(row, names):
   missing = [name for name in names if name not in row]
   if missing:
     raise ValueError(f"no field {missing[0]!r}, only {', '.join(map(repr, row)) or 'an empty object'}")
-  if len(names) > 1 and all(isinstance(row[name], str) for name in names):
-    return " ".join(row[name].strip() for name in names if row[name].strip())
+  if len(names) > 1 and all(isinstance(row[name], str | None) for name in names):  # A title may be null.
+    return " ".join(row[name].strip() for name in names if row[name] and row[name].strip())
   return next((row[name] for name in names if not isinstance(row[name], str)), row[names[0]])
 
 
