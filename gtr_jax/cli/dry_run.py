@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Annotated, Any
 
-from gtr_jax.cli import pairs_flags
+from gtr_jax.cli import pairs_flags, shared_flags
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 from gtr_jax.values.ranges import Range

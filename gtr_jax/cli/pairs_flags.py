@@ -64,8 +64,8 @@ def options(args: argparse.Namespace) -> Any:
     raise InputError("a run from pairs needs " + "; and ".join(advice[name] for name in missing))
   from gtr_jax.from_pairs.options import Options
   from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
-  fields = {name: tuple(f for f in (getattr(args, name) or "").split(",") if f) for name in ("query", "passage")}
-  source = PairsJsonl(paths=tuple(args.pairs), negatives=args.negatives or "", **fields)
+  query, passage = (tuple(f for f in (fields or "").split(",") if f) for fields in (args.query, args.passage))
+  source = PairsJsonl(tuple(args.pairs), query, passage, args.negatives or "")
   same = ("init", "output", "epochs", "steps", "batch_size", "learning_rate", "early_stopping", "validation_share",
           "vocabulary", "extra_ids", "query_length", "document_length")
   return Options(pairs=source, loss=args.loss or "in_batch", collections=tuple(args.eval or ()),

@@ -55,7 +55,7 @@ def _task_of_prepared(name: str) -> str:
 
 def num_pairs(provider: Any, split: str) -> int | None:
   """How many pairs it has, where its sources know without reading them through."""
-  counts = [task.num_input_examples(split) if isinstance(task.source, JsonlSource | PreparedSource) else None
+  counts: list[Any] = [task.num_input_examples(split) if isinstance(task.source, JsonlSource | PreparedSource) else None
             for task in tasks_of(provider, split)]
   return None if None in counts else sum(counts)
 

@@ -12,6 +12,7 @@ from etils import epath
 
 from gtr_jax.io import atomic, data_root, lines
 from gtr_jax.prepare import engine, manifests, records
+from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.text.same_text import text_key
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
@@ -59,8 +60,9 @@ def prepare(source: PairsJsonl, validation_share: float | None, say: Callable[[s
     share = min(MOST_HELD_OUT, HELD_OUT_PAIRS / count) if count >= LEAST_HELD_OUT / MOST_HELD_OUT else 0.0
     validation_share = float(f"{share:.2g}")
   settings = manifests.Settings("pairs", validation_share)
-  name = "pairs-" + manifests.describe(source, settings)["fingerprint"][:12]
-  engine.prepare(source, manifests.Settings(name, validation_share), say=lambda line: None)
+  of_pairs: Source = source  # type: ignore[assignment]  # It joins nothing.
+  name = "pairs-" + manifests.describe(of_pairs, settings)["fingerprint"][:12]
+  engine.prepare(of_pairs, manifests.Settings(name, validation_share), say=lambda line: None)
   manifest = manifests.read(name)
   examples = manifest["examples"]
   held_out = examples.get("validation", 0)

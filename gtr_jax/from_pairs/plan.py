@@ -43,7 +43,7 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)
   text = _gin(options, pairs, begin, lengths)
   for more in (_for_devices, _for_memory):
-    config.parse(gin_files, bindings, search_paths, first=text)
+    config.load(TrainingRun, gin_files, bindings, search_paths, first=text)
     text += more(config.bindings(TrainingRun), config.bindings(TrainingBatches), lengths)
   for line in _described(options, pairs, begin, lengths):
     say(line)
