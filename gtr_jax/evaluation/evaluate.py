@@ -281,7 +281,7 @@ class RetrievalEvaluator:
     if processes.is_first():
       for warning in task.warnings():
         print(f"{name}: {warning}", file=sys.stderr)
-    self.name = name
+    self.name, self.collection = name, collection
     self._model, self._mesh = model, mesh
     self._lengths = task.protocol.query_length or query_length, task.protocol.document_length or document_length
     queries = _sample(whole.query_ids, max_queries)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import inspect
 import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,16 +195,10 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     if processes.is_first() and result.stopped_by is None:
       best = checkpointer.best_step()
       print("\n".join(banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
-                                     int(result.state.step), result.gave_up, _collection(run))), flush=True)
+                                     int(result.state.step), result.gave_up,
+                                     next((of.collection for of in measured if hasattr(of, "collection")), None))),
+            flush=True)
   return result.stopped_by
-
-
-def _collection(run: TrainingRun) -> str | None:
-  """Of its evaluators."""
-  for evaluator in run.evaluators:
-    with contextlib.suppress(TypeError, KeyError):
-      return str(inspect.signature(evaluator).parameters["collection"].default)
-  return None
 
 
 def _check_same_run(config_text: str) -> None:

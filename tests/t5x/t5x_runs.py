@@ -41,7 +41,8 @@ def t5x_program(name: str, folder: Path, run: str, *bindings: str, devices: int 
   """
   script = {"train": "train_script", "eval": "eval_script", "infer": "infer_script"}[name]
   lines = ["from __gin__ import dynamic_registration", f"import __main__ as {script}",
-           "from gtr_jax.losses import ring", "from gtr_jax.models import t5", "from t5x import utils",
+           "from gtr_jax.losses import ring", "from gtr_jax.models import t5",
+           "from gtr_jax.training import optimizers", "from t5x import utils",
            "from t5x import trainer", "from t5x import optimizers as t5x_optimizers",
            "include 'models/t5_tiny.gin'", f"include 't5x/{run}.gin'",
            *(f"t5.T5Config.{size} = {value}" for size, value in SIZES.items()),

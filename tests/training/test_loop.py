@@ -325,3 +325,15 @@ def test_the_loop_imports_no_tensorflow():
   code = "import sys, gtr_jax.training.loop, gtr_jax.training.step; print(*{m.split('.')[0] for m in sys.modules})"
   found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
   assert not {"tensorflow", "seqio", "clu", "gin"} & set(found)
+
+
+def test_early_stopping(tmp_path):
+  """Two evaluations without a better one; started again, it has ended."""
+  evaluation = Evaluation(0.1, 0.3, 0.2, 0.3, 0.4)
+  result = run(tmp_path, Periods(20, evaluate=2, checkpoint=100, early_stopping=2), evaluators=[evaluation],
+                  best_metric="dev/ndcg", keep=1)
+  assert result.gave_up and result.stopped_by is None and int(result.state.step) == 8
+  assert saved_steps(tmp_path) == [4, 8]
+  again = run(tmp_path, Periods(20, evaluate=2, checkpoint=100, early_stopping=2), evaluators=[evaluation],
+              best_metric="dev/ndcg", keep=1)
+  assert again.gave_up and int(again.state.step) == 8

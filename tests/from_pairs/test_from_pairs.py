@@ -1,0 +1,238 @@
+"""`gtr-jax train --pairs` and `gtr_jax.train`: from a file of pairs and any model to a trained one."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_model_dir import sentence, write_collection, write_model_dir
+
+import gtr_jax
+from gtr_jax import config
+from gtr_jax.cli.main import main
+from gtr_jax.collections.collection import read_collection
+from gtr_jax.data.pipeline import TrainingBatches
+from gtr_jax.errors import InputError
+from gtr_jax.formats.convert import convert
+from gtr_jax.from_pairs import data, plan, start
+from gtr_jax.from_pairs.options import Options
+from gtr_jax.inference.load import load_model
+from gtr_jax.io import data_root
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.training.run import TrainingRun
+
+PAIRS = 200
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A data folder with a file of pairs, some of them of one query, and a model."""
+  folder = tmp_path_factory.mktemp("from_pairs")
+  write_model_dir(folder / "model")
+  with (folder / "my.jsonl").open("w") as f:
+    for i in range(PAIRS):
+      f.write(json.dumps({"question": f"{i // 2} {sentence(i // 2, 4)}", "answer": f"{i} {sentence(i, 9)}",
+                          "negatives": [f"no {i} {sentence(i + 3, 7)}"]}) + "\n")
+  yield folder
+
+
+@pytest.fixture(autouse=True)
+def data_dir(place):
+  data_root.set_data_dir(str(place / "data"))
+  yield
+  data_root.set_data_dir(None)
+
+
+def options(place, init, **given):
+  return Options(**{"pairs": PairsJsonl((str(place / "my.jsonl"),)), "init": str(init), "output": str(place / "out"),
+                    "batch_size": 16, **given})
+
+
+def configured(place, init, bindings=(), **given):
+  """What gin binds of the run and of its batches."""
+  said = []
+  text = plan.gin_text(options(place, init, **given), bindings=bindings, say=said.append)
+  config.load(TrainingRun, (), bindings, first=text)
+  return config.bindings(TrainingRun), config.bindings(TrainingBatches), said
+
+
+def bare_t5(folder, to):
+  """The T5 alone of a sentence-transformers folder."""
+  shutil.copytree(folder, to)
+  for name in ("modules.json", "config_sentence_transformers.json"):
+    (to / name).unlink()
+  for name in ("1_Pooling", "2_Dense", "3_Normalize"):
+    shutil.rmtree(to / name)
+  (to / "sentence_bert_config.json").unlink(missing_ok=True)
+  return to
+
+
+def test_every_form_of_model(place):
+  """Sizes, vocabulary, lengths and prompts come from the model."""
+  ours = load_model(place / "model")
+  convert(place / "model", place / "published", "sentence-transformers")
+  convert(place / "model", place / "checkpoint_0", "t5x")
+  for name in ("model", "published"):
+    run, batches, said = configured(place, place / name)
+    assert run["model"] == ours.encoder and run["initial_checkpoint_path"] == str(place / name)
+    assert (data_root.resolve(batches["vocabulary"])).read_bytes() == ours.tokenizer.model
+    assert batches["extra_ids"] == ours.tokenizer.extra_ids
+    lengths = (16, 32) if name == "model" else (32, 32)  # sentence-transformers has one for both
+    assert (run["query_length"], run["document_length"]) == lengths and said[-1] == f"model     {place / name}"
+  t5x = place / "checkpoint_0"
+  with pytest.raises(InputError, match="comes without a vocabulary.*--vocabulary"):
+    configured(place, t5x)
+  run, batches, _ = configured(place, t5x, vocabulary=str(place / "vocabulary.model"), extra_ids=0, query_length=9)
+  assert run["model"].config == ours.encoder.config and run["model"].projection_dim == ours.encoder.projection_dim
+  assert (run["query_length"], run["document_length"]) == (9, 512) and batches["feature_lengths"]["inputs"] <= 9
+  run, _, said = configured(place, bare_t5(place / "published", place / "bare"))
+  assert run["model"].config == ours.encoder.config and run["model"].projection_dim == 768
+  assert "a T5 alone: its projection to 768 is drawn at random" in said[-1]
+
+
+def test_random_weights(place, monkeypatch):
+  run, batches, said = configured(place, "t5_tiny")
+  assert run["initial_checkpoint_path"] is None and said[-1].startswith("model     RANDOM WEIGHTS of the size t5_tiny")
+  assert run["model"].config.vocab_size % 128 == 0 and run["model"].config.num_layers == 2
+  assert batches["vocabulary"].startswith("vocabularies/") and batches["extra_ids"] == 0
+  run, batches, said = configured(place, "t5_1_1_tiny", vocabulary=str(place / "vocabulary.model"))
+  assert batches["extra_ids"] == 100 and str(place / "vocabulary.model") in said[-1]
+  assert run["model"].config.mlp_activations == ("gelu", "linear")
+  assert {"t5_small", "mt5_base", "t5_1_1_xxl"} <= set(start.sizes()) and "t5_1_1" not in start.sizes()
+
+
+def test_defaults_that_fit(place):
+  run, batches, said = configured(place, place / "model", batch_size=None)
+  pairs = json.loads(re.search(r'[\d,]+ to train', said[0])[0].split()[0].replace(",", ""))
+  assert batches["batch_size"] == 128 and batches["negatives_per_example"] == 1
+  assert run["train_steps"] == -(-3 * pairs // 128) == 5 and run["eval_period"] == 1
+  assert batches["row_lengths"]["inputs"] >= batches["feature_lengths"]["inputs"] <= 16
+  assert batches["microbatch_size"] is None  # It fits.
+  assert run["best_metric"] == "held_out/nDCG@10"
+  run, batches, _ = configured(place, place / "model", steps=40, learning_rate=0.02, loss="ring", early_stopping=2,
+                               bindings=("BATCH_SIZE=32", "t5.T5Config.remat='layer'"))
+  assert batches["batch_size"] == 32 and run["model"].config.remat == "layer"
+  assert (run["train_steps"], run["eval_period"], run["early_stopping"]) == (40, 4, 2)
+  assert type(run["loss"]).__name__ == "RingLoss"
+  assert float(run["optimizer"].learning_rate(4)) == pytest.approx(0.02)
+
+
+def test_microbatches_from_the_memory_that_is_there(place, monkeypatch):
+  monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 3_000_000)
+  _, batches, _ = configured(place, place / "model", batch_size=128)
+  small = batches["microbatch_size"]
+  assert small and 128 % small == 0 and small % 8 == 0
+  monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 30_000_000)
+  _, batches, _ = configured(place, place / "model", batch_size=128)
+  assert (batches["microbatch_size"] or 128) > small
+
+
+def test_held_out_is_whole_queries(place):
+  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print)
+  assert pairs.train + pairs.validation == PAIRS and pairs.train % 2 == pairs.validation % 2 == 0
+  queries = {split: {text for of in data.sample(pairs.name, split, PAIRS) for text in of["query"]}
+             for split in ("train", "validation")}
+  assert not queries["train"] & queries["validation"]
+  collection = read_collection(pairs.collection)
+  assert sorted(collection.queries) == sorted(queries["validation"])
+  documents = dict(zip(collection.documents.ids, collection.documents.texts, strict=True))
+  for query_id, query in zip(collection.query_ids, collection.queries, strict=True):
+    number = int(query.split()[0])
+    assert sorted(int(documents[doc_id].split()[0]) for doc_id in collection.qrels[query_id]) == [
+        2 * number, 2 * number + 1]
+  assert len(documents) == 2 * pairs.validation  # with the hard negatives
+  again = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print)
+  assert again == pairs
+  assert data.prepare(PairsJsonl((str(place / "my.jsonl"),)), 0.0, print).collection is None
+
+
+def train(place, *flags, output="mine"):
+  return main(["train", "--pairs", str(place / "my.jsonl"), "--init", str(place / "model"), "--output",
+               str(place / output), "--data_dir", str(place / "data"), *flags])
+
+
+@pytest.fixture(scope="module")
+def trained(place, tmp_path_factory):
+  from gtr_jax.collections.corpus import Documents
+  write_collection(place / "small", Documents([f"d{i}" for i in range(40)], [""] * 40,
+                                              [sentence(i, 9) for i in range(40)]))
+  assert train(place, "--batch_size", "16", "--steps", "6", "--eval", str(place / "small"),
+               "--gin.EVAL_PERIOD=3") == 0
+  return place / "mine"
+
+
+def test_one_line(place, trained, capfd):
+  lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+  measured = [line for line in lines if "validation/loss" in line]
+  assert [line["step"] for line in measured] == [3, 6]
+  assert all({"small/nDCG@10", "held_out/nDCG@10"} <= line.keys() for line in measured)
+  fields = json.loads((trained / "model.json").read_text())
+  assert fields["lengths"] == {"query": 16, "document": 32}
+  assert fields["trained_lengths"]["query"] <= 16
+  # The same command has nothing left to do, and says so.
+  assert train(place, "--batch_size", "16", "--steps", "6", "--eval", str(place / "small"),
+               "--gin.EVAL_PERIOD=3") == 0
+  out = capfd.readouterr().out
+  labels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+  assert labels == ["gtr_jax", "pairs", "texts", "model", "model", "mesh", "batch", "steps", "texts", "memory",
+                    "measured", "output", "going", "done", "best", "where", "next"], out
+  assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
+  best = max(measured, key=lambda line: line["small/nDCG@10"])["small/nDCG@10"]
+  assert f"small/nDCG@10 {best:.4f}" in out
+  for command in ("evaluate", "search", "convert"):
+    assert f"gtr-jax {command} " in out
+  assert f"--collection {place / 'small'}" in out
+
+
+def test_config_gin_repeats_it(place, trained):
+  assert main(["train", f"--gin_file={trained / 'config.gin'}", "--data_dir", str(place / "data"),
+               f"--gin.gtr_jax.training.run.TrainingRun.model_dir='{place / 'again'}'"]) == 0
+  metrics = [[{name: value for name, value in json.loads(line).items() if "per_second" not in name}
+              for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (trained, place / "again")]
+  assert metrics[0] == metrics[1] and metrics[0]
+
+
+def test_from_python(place, trained):
+  pairs = [(f"{i} {sentence(i, 4)}", f"{i} {sentence(i, 9)}") for i in range(40)]
+  model = gtr_jax.train(pairs, init=trained, output=place / "python", steps=2, batch_size=16,
+                        bindings=("EVAL_PERIOD=2",))
+  assert model.similarity(model.encode_queries([pairs[0][0]]), model.encode_documents([pairs[0][1]])).shape == (1, 1)
+  text = (place / "python" / "config.gin").read_text()
+  assert str(trained) in text and "negatives_per_example = 0" in text
+  for wrong, message in (([], "pairs is empty"), ([1, 2], "give sequences"), ([("a",)], "a list of 1")):
+    with pytest.raises(InputError, match=message):
+      gtr_jax.train(wrong, init=trained, output=place / "never")
+  assert not (place / "never").exists()
+
+
+def test_what_is_hardly_meant_is_said(place, trained, tmp_path, capsys):
+  few = tmp_path / "few.jsonl"
+  few.write_text("".join(json.dumps([f"{i} {sentence(i, 4)}", sentence(i, 9) + f" {i}"]) + "\n" for i in range(12)))
+  assert main(["train", "--pairs", str(few), "--init", str(trained), "--output", str(tmp_path / "out"), "--batch_size",
+               "16", "--steps", "4", "--data_dir", str(tmp_path / "data"), "--gin.WARMUP_STEPS=3"]) == 0
+  said = capsys.readouterr()
+  assert "a batch of 16 pairs from 12 repeats pairs" in said.err
+  assert "the learning rate rises until step" in said.err and "set WARMUP_STEPS" in said.err
+  assert "12 to train on, none held out" in said.out
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--pairs", "{my}"], "needs --init MODEL.*; and --output DIR"),
+    (["--batch_size", "8", "--gin_file", "runs/train.gin"], "--batch_size belongs to --pairs"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--steps", "3", "--epochs", "1"], "give one of them"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--loss", "triplet"], "give one of in_batch, ring"),
+    (["--pairs", "{nothing}", "--init", "{model}", "--output", "{out}"], "nothing"),
+    (["--pairs", "{my}", "--init", "{nothing}", "--output", "{out}"], "nothing"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--query", "q"], "--query and --passage go together"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--vocabulary", "{my}"], "leave --vocabulary"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--gin.BATCHSIZE=3"], "BATCHSIZE"),
+    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--eval", "{nothing}"], "nothing"),
+    ([], "--pairs, --init and --output"),
+])
+def test_mistakes(place, capsys, flags, message):
+  names = {name: str(place / file) for name, file in (
+      ("my", "my.jsonl"), ("model", "model"), ("out", "never"), ("nothing", "nothing"))}
+  assert main(["train", *(flag.format(**names) for flag in flags), "--data_dir", str(place / "data")]) == 2
+  assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+  assert not Path(names["out"]).exists()
