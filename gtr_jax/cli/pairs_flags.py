@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="pairs in a batch, all of them negatives of each other, whatever the memory (default: 128, "
                      "or all pairs)")
   group.add_argument("--learning_rate", type=flags.above_0, metavar="RATE",
-                     help="the highest, of Adafactor, relative to the weights (default: 0.001)")
+                     help="the highest, of Adafactor, relative to the weights (default: 0.001; of RANDOM WEIGHTS 0.01)")
   group.add_argument("--loss", metavar="NAME",
                      help="in_batch (default), or ring: the same in memory linear in the batch")
   group.add_argument("--eval", action="append", type=flags.path, metavar="COLLECTION",

@@ -8,18 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import jax
 from etils import epath
 
 from gtr_jax.io import atomic, data_root, lines
 from gtr_jax.prepare import engine, manifests, records
 from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.text.packing import best_fit
 from gtr_jax.text.same_text import text_key
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 HELD_OUT_PAIRS, MOST_HELD_OUT = 1000, 0.1  # of the pairs, where the user says no share
 LEAST_HELD_OUT = 8  # Fewer measure nothing.
 _SAMPLE = 2000
+_PACKED = 128  # texts at once
+_ATTENTION_AS_MUCH = 1024  # tokens of a row at which attention costs about as much as all else, in small models
 _FIRST_BYTES = 1 << 20
 
 
@@ -114,7 +118,7 @@ def measure(pairs: Pairs, tokenizer: Tokenizer, most: Mapping[str, int], prompts
   """The lengths of each side, "query" and "document" (hard negatives are documents).
 
   A text may be as long as the model says, or where the pairs' are all shorter, twice as long as all but the longest
-  thousandth of a sample. Rows hold an eighth more than the longest text, or some short ones.
+  thousandth of a sample. Rows are as long as packs a batch of the sample into the least work.
   """
   of_side: dict[str, list[str]] = {"query": [], "document": []}
   for pair in sample(pairs.name, "train"):
@@ -127,9 +131,17 @@ def measure(pairs: Pairs, tokenizer: Tokenizer, most: Mapping[str, int], prompts
     long = math.ceil(2 * np.quantile(tokens, 0.999, method="higher"))
     limit = min(most[side], _up_to(8, max(long, int(tokens.max()))))
     read = np.minimum(tokens, limit)
-    row = _up_to(32, max(limit * 9 // 8, min(128, round(8 * read.mean()))))
-    found[side] = Lengths(float(read.mean()), int(tokens.max()), limit, row)
+    found[side] = Lengths(float(read.mean()), int(tokens.max()), limit, _row(read[:_PACKED], limit))
   return found
+
+
+def _row(tokens: np.ndarray, limit: int) -> int:
+  """The length of rows that makes the least work of texts: all that a token costs, and what grows with its row."""
+  multiple = 128 if jax.default_backend() == "tpu" else 8
+  possible = {_up_to(multiple, max(2, round(limit * times))) for times in (1, 1.125, 1.5, 2, 4, 8)}
+  shortest = min(possible)
+  return min(sorted(row for row in possible if row == shortest or row <= max(256, 1.5 * limit)),
+             key=lambda row: best_fit(tokens, row)[2] * row * (1 + row / _ATTENTION_AS_MUCH))
 
 
 def _up_to(multiple: int, number: int) -> int:

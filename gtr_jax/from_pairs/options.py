@@ -11,7 +11,9 @@ from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range
 
-BATCH_SIZE, EPOCHS, LEARNING_RATE = 128, 3, 1e-3
+BATCH_SIZE, EPOCHS = 128, 3
+# GTR's (arXiv 2112.07899), and for random weights that which T5 began its pretraining with (arXiv 1910.10683).
+LEARNING_RATE, RANDOM_LEARNING_RATE = 1e-3, 1e-2
 LOSSES = {"in_batch": "@in_batch.InBatchLoss()", "ring": "@ring.RingLoss()"}
 
 
@@ -26,7 +28,7 @@ class Options:
     epochs: passes over the pairs; or
     steps: batches.
     batch_size: pairs in a batch.
-    learning_rate: the highest, after a tenth of the steps.
+    learning_rate: the highest, after a tenth of the steps, of Adafactor: relative to the weights.
     loss: of `LOSSES`.
     collections: test collections to measure retrieval on; the first decides which checkpoint is the best.
     early_stopping: stop after so many evaluations without a better one.
@@ -46,7 +48,7 @@ class Options:
   epochs: Annotated[float, Range(above=0)] | None = None
   steps: Positive | None = None
   batch_size: Positive | None = None
-  learning_rate: Annotated[float, Range(0)] | None = None
+  learning_rate: Annotated[float, Range(above=0)] | None = None
   loss: str = "in_batch"
   collections: Sequence[str] = ()
   early_stopping: Positive | None = None

@@ -11,7 +11,7 @@ from gtr_jax import config
 from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.from_pairs import data, start
-from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, Options
+from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, RANDOM_LEARNING_RATE, Options
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.training import memory
 from gtr_jax.training.run import TrainingRun
@@ -73,7 +73,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
       "QUERY_PROMPT": begin.prompts["query"], "DOCUMENT_PROMPT": begin.prompts["document"],
       "NEGATIVES_PER_EXAMPLE": min(pairs.negatives, MOST_NEGATIVES),
       "BATCH_SIZE": batch_size, "TRAIN_STEPS": steps, "WARMUP_STEPS": math.ceil(steps / 10),
-      "LEARNING_RATE": LEARNING_RATE if options.learning_rate is None else options.learning_rate,
+      "LEARNING_RATE": options.learning_rate or (RANDOM_LEARNING_RATE if begin.initial is None else LEARNING_RATE),
       "EVAL_PERIOD": period, "CHECKPOINT_PERIOD": period, "LOG_PERIOD": max(1, min(100, period // 2)),
       "BEST_METRIC": f"{evaluators[0][0]}/nDCG@10" if evaluators else None,
       "EARLY_STOPPING": options.early_stopping}
@@ -147,7 +147,7 @@ def _described(options: Options, pairs: data.Pairs, begin: start.Start,
   lines = [f"pairs     {', '.join(options.pairs.paths)}: {pairs.train:,} to train on, {held_out}"]
   for side, of in lengths.items():
     cut = f", cut at {of.limit}" if of.longest > of.limit else f", cut at {of.limit} if one is longer"
-    lines.append(f"{'texts' if side == 'query' else '':10}{side}: {of.mean:.0f} tokens on average, the longest of a "
+    lines.append(f"{'lengths' if side == 'query' else '':10}{side}: {of.mean:.0f} tokens on average, the longest of a "
                  f"sample {of.longest}{cut}; rows of {of.row}")
-  lines.append(f"model     {begin.said}")
+  lines.append(f"start     {begin.said}")
   return lines

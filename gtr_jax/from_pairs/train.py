@@ -44,7 +44,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
     epochs: passes over the pairs (3), or
     steps: batches.
     batch_size: pairs in a batch, all of them negatives of each other (128).
-    learning_rate: the highest (.001).
+    learning_rate: the highest, of Adafactor, relative to the weights (.001; .01 from random weights).
     loss: "in_batch" or "ring".
     eval: collections to measure retrieval on while it trains; the first decides which checkpoint is kept as the best.
       Without one, retrieval among the held-out pairs decides.

@@ -141,7 +141,8 @@ def _memory(run: Any, batch: Batch, state: Any, pairs: int, negatives: int) -> s
   there = memory.available_bytes()
   if run.mesh.devices.flat[0].platform == "cpu":
     needed *= jax.local_device_count()
-  text = f"about {needed / 1e9:.3g} GB needed" + ("" if there is None else f", {there / 1e9:.3g} GB there")
+  each = " on each device" if run.mesh.size > 1 and run.mesh.devices.flat[0].platform != "cpu" else ""
+  text = f"about {needed / 1e9:.2g} GB needed{each}" + ("" if there is None else f", {there / 1e9:.2g} GB there")
   if there is not None and needed > there:
     text += "; TOO LITTLE, by this estimate: set a smaller MICROBATCH_SIZE"
   return text

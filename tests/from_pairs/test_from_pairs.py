@@ -79,7 +79,7 @@ def test_every_form_of_model(place):
     assert (data_root.resolve(batches["vocabulary"])).read_bytes() == ours.tokenizer.model
     assert batches["extra_ids"] == ours.tokenizer.extra_ids
     lengths = (16, 32) if name == "model" else (32, 32)  # sentence-transformers has one for both
-    assert (run["query_length"], run["document_length"]) == lengths and said[-1] == f"model     {place / name}"
+    assert (run["query_length"], run["document_length"]) == lengths and said[-1] == f"start     {place / name}"
   t5x = place / "checkpoint_0"
   with pytest.raises(InputError, match="comes without a vocabulary.*--vocabulary"):
     configured(place, t5x)
@@ -93,7 +93,7 @@ def test_every_form_of_model(place):
 
 def test_random_weights(place, monkeypatch):
   run, batches, said = configured(place, "t5_tiny")
-  assert run["initial_checkpoint_path"] is None and said[-1].startswith("model     RANDOM WEIGHTS of the size t5_tiny")
+  assert run["initial_checkpoint_path"] is None and said[-1].startswith("start     RANDOM WEIGHTS of the size t5_tiny")
   assert run["model"].config.vocab_size % 128 == 0 and run["model"].config.num_layers == 2
   assert batches["vocabulary"].startswith("vocabularies/") and batches["extra_ids"] == 0
   run, batches, said = configured(place, "t5_1_1_tiny", vocabulary=str(place / "vocabulary.model"))
@@ -175,7 +175,7 @@ def test_one_line(place, trained, capfd):
                "--gin.EVAL_PERIOD=3") == 0
   out = capfd.readouterr().out
   labels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
-  assert labels == ["gtr_jax", "pairs", "texts", "model", "model", "mesh", "batch", "steps", "texts", "memory",
+  assert labels == ["gtr_jax", "pairs", "lengths", "start", "model", "mesh", "batch", "steps", "texts", "memory",
                     "measured", "output", "going", "done", "best", "where", "next"], out
   assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
   best = max(measured, key=lambda line: line["small/nDCG@10"])["small/nDCG@10"]
@@ -217,17 +217,20 @@ def test_what_is_hardly_meant_is_said(place, trained, tmp_path, capsys):
   assert "12 to train on, none held out" in said.out
 
 
+RUN = ["--pairs", "{my}", "--init", "{model}", "--output", "{out}"]
+
+
 @pytest.mark.parametrize("flags, message", [
     (["--pairs", "{my}"], "needs --init MODEL.*; and --output DIR"),
     (["--batch_size", "8", "--gin_file", "runs/train.gin"], "--batch_size belongs to --pairs"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--steps", "3", "--epochs", "1"], "give one of them"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--loss", "triplet"], "give one of in_batch, ring"),
-    (["--pairs", "{nothing}", "--init", "{model}", "--output", "{out}"], "nothing"),
-    (["--pairs", "{my}", "--init", "{nothing}", "--output", "{out}"], "nothing"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--query", "q"], "--query and --passage go together"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--vocabulary", "{my}"], "leave --vocabulary"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--gin.BATCHSIZE=3"], "BATCHSIZE"),
-    (["--pairs", "{my}", "--init", "{model}", "--output", "{out}", "--eval", "{nothing}"], "nothing"),
+    ([*RUN, "--steps", "3", "--epochs", "1"], "give one of them"),
+    ([*RUN, "--loss", "triplet"], "give one of in_batch, ring"),
+    ([*RUN, "--pairs", "{nothing}"], "nothing"),
+    ([*RUN, "--init", "{nothing}"], "nothing"),
+    ([*RUN, "--query", "q"], "--query and --passage go together"),
+    ([*RUN, "--vocabulary", "{my}"], "leave --vocabulary"),
+    ([*RUN, "--gin.BATCHSIZE=3"], "BATCHSIZE"),
+    ([*RUN, "--eval", "{nothing}"], "nothing"),
     ([], "--pairs, --init and --output"),
 ])
 def test_mistakes(place, capsys, flags, message):

@@ -30,7 +30,7 @@ from gtr_jax.training.step import compile_step, make_train_step
 
 STEPS = 20
 WARMUP, RATE = 4, 2e-3
-# Of AdamW. Its default makes steps of full size of gradients that are nothing but rounding, which differs by the machine.
+# Of AdamW. Its default makes whole steps of gradients that are nothing but rounding, which differs by the machine.
 EPS = 1e-3
 TRAINING = [f"train/utils.DatasetConfig.seed = {SEED}", "train_script.train.stats_period = 1", f"TRAIN_STEPS = {STEPS}",
             f"WARMUP_STEPS = {WARMUP}", f"LEARNING_RATE = {RATE}", f"CHECKPOINT_PERIOD = {STEPS}",
@@ -90,7 +90,8 @@ def runs(folder):
   initial = f"INITIAL_CHECKPOINT_PATH = '{folder}/initial/checkpoint_0'"
   t5x_program("train", folder, "pretrain", *TRAINING, initial, f"MODEL_DIR = '{folder}/adafactor'")
   t5x_program("train", folder, "finetune", *TRAINING, initial, f"MODEL_DIR = '{folder}/adamw'",
-              "OPTIMIZER = @t5x_optimizers.OptaxWrapper()", f"optimizers.adamw.eps = {EPS}", "LOSS = @ring.RingLoss()", "NUM_PARTITIONS = 2",
+              "OPTIMIZER = @t5x_optimizers.OptaxWrapper()", f"optimizers.adamw.eps = {EPS}",
+              "LOSS = @ring.RingLoss()", "NUM_PARTITIONS = 2",
               f"TASK_FEATURE_LENGTHS = {LENGTHS | {'negative_targets': (1, LENGTHS['targets'])}}",
               "train_script.train.use_orbax = False", devices=2)
   return folder

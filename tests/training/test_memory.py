@@ -23,7 +23,8 @@ def test_as_the_compiler_says(microbatch, activations):
   batch = step_plan.abstract_batch(mesh, sizes)
   state = jax.eval_shape(state_initializer(model, loss, optimizer, mesh, 0)[0])
   shapes = {name: getattr(batch, name).tokens.shape[-2:] for name in ("queries", "passages")}
-  estimated = memory.estimated_bytes(model, state.params, state.opt_state, mesh, shapes, 64, 64, 64 // (microbatch or 64))
+  estimated = memory.estimated_bytes(model, state.params, state.opt_state, mesh, shapes, 64, 64,
+                                     64 // (microbatch or 64))
   assert 0.75 < estimated / compiled.total_bytes < 1.4
 
 
