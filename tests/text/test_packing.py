@@ -241,5 +241,5 @@ def test_rows_of_a_batch_that_is_not_usual():
 
 def test_usual_rows_of_texts_that_are_all_alike_leave_no_room():
   texts = pack_texts(np.ones((2, 64, 5), np.int32), 10, 1.4)
-  assert usual_rows(texts, 64, 1.4) == UsualRows(32, 32)
-  assert usual_rows(pack_texts(np.zeros((1, 4, 5), np.int32), 10, 1.4), 4, 1.4) == UsualRows(0, 0)
+  assert usual_rows(texts, 64, 1.4, 2.5) == UsualRows(32, 32)
+  assert usual_rows(pack_texts(np.zeros((1, 4, 5), np.int32), 10, 1.4), 4, 1.4, 2.5) == UsualRows(0, 0)
