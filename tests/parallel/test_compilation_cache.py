@@ -74,6 +74,13 @@ def test_several_processes_keep_nothing(home):
   assert FOLDER not in os.environ and jax.config.jax_compilation_cache_dir is None
 
 
+def test_a_command_that_runs_others_asks_once(home):
+  keep_programs()
+  shown = compilation_cache.warnings.showwarning
+  keep_programs()
+  assert compilation_cache.warnings.showwarning is shown
+
+
 def test_where_nothing_can_be_written(home):
   (home / "cache").write_text("a file")
   keep_programs()

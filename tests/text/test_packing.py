@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import PASSAGE_SPREAD, RowLengths, make_batch, split_hash, usual_shape, with_rows
+from gtr_jax.text.batch import PASSAGE_SPREAD, RowLengths, UsualShape, make_batch, split_hash, usual_shape, with_rows
 from gtr_jax.text.packing import UsualRows, balance, best_fit, pack_texts, round_rows, usual_rows
 
 PAIRS, GROUPS, K, M = 4, 2, 3, 2
@@ -228,6 +228,17 @@ def test_nearly_all_batches_have_the_usual_shape(groups, microbatches):
   assert max(map(ours.count, ours)) >= 36 and len(set(ours)) <= len(set(rounded))
   slots = [sum(np.prod(shape) for shape in of) for of in (ours, rounded)]
   assert slots[0] < (1 + PASSAGE_SPREAD / np.sqrt(256)) * slots[1]  # a step of rounding
+
+
+def test_more_rows_change_no_text():
+  usual = usual_shape(random_batch(0))
+  packed, wider = random_batch(3), random_batch(3, usual=UsualShape(*(UsualRows(0, r.most + 9) for r in usual)))
+  for of, of_wider in zip(packed[:2], wider[:2], strict=True):
+    assert of.tokens.shape[1] < of_wider.tokens.shape[1]
+    for number in range(256):
+      np.testing.assert_array_equal(text(of, 0, number), text(of_wider, 0, number))
+  for array, of_wider in zip(packed[2:], wider[2:], strict=True):
+    np.testing.assert_array_equal(array, of_wider)
 
 
 def test_rows_of_a_batch_that_is_not_usual():
