@@ -91,6 +91,8 @@ class Bar:
 
   def _write(self):
     self._last, self._written = time.monotonic(), self.n
-    print(tqdm.format_meter(self.n, self.total, self._last - self._start, prefix=self._what, unit=self._unit,
-                            unit_scale=self._unit == "B", initial=self._before, postfix=self._note or None,
+    seconds = self._last - self._start
+    unit = self._unit if self.n - self._before >= seconds else self._unit.strip()  # 2.00 texts/s, 2.00s/texts
+    print(tqdm.format_meter(self.n, self.total, seconds, prefix=self._what, unit=unit, unit_scale=unit == "B",
+                            initial=self._before, postfix=self._note or None,
                             bar_format=_LINE if self.total else _LINE_OF_UNKNOWN_TOTAL), file=sys.stderr, flush=True)

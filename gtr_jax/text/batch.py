@@ -10,6 +10,7 @@ from gtr_jax.text.packing import Array, Texts, UsualRows, balance, pack_texts, p
 
 # Of `round_rows`. Queries are the smaller part of a batch, so wide steps cost little there and save programs.
 QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
+QUERY_VARIATION, PASSAGE_VARIATION = 4.0, 2.5  # of `usual_rows`, likewise
 
 
 class Batch(NamedTuple):
@@ -107,8 +108,8 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
 
 def usual_shape(batch: Batch) -> UsualShape:
   """Of packed batches like this one."""
-  return UsualShape(usual_rows(batch.queries, batch.query_hash.shape[-2], QUERY_SPREAD),
-                    usual_rows(batch.passages, batch.passage_hash.shape[-2], PASSAGE_SPREAD))
+  return UsualShape(usual_rows(batch.queries, batch.query_hash.shape[-2], QUERY_SPREAD, QUERY_VARIATION),
+                    usual_rows(batch.passages, batch.passage_hash.shape[-2], PASSAGE_SPREAD, PASSAGE_VARIATION))
 
 
 def padded_batch(features: Mapping[str, Any], groups: int, xp: Any) -> Batch:

@@ -12,9 +12,6 @@ import numpy as np
 
 from gtr_jax.errors import InputError
 
-# How far the row counts of two batches of the same data may differ, in standard deviations of a batch's tokens.
-VARIATION = 2.5
-
 Array = np.ndarray | Any
 """Of numpy; under jit one of jax, which is not imported here."""
 
@@ -132,16 +129,17 @@ def _step(rows, texts, spread):
   return max(1, round(spread / math.sqrt(max(texts, 1)) * (1 << max(rows, 1).bit_length() - 1)))
 
 
-def usual_rows(texts: Texts, texts_of_part: int, spread: float) -> UsualRows:
+def usual_rows(texts: Texts, texts_of_part: int, spread: float, variation: float) -> UsualRows:
   """Row counts of batches like a given one: its own, and by how much those of others differ by chance.
 
   The total length of n texts has a standard deviation of `sqrt(n)` times that of one text. There is room for
-  `VARIATION` of them, at most a step of `round_rows`: no more padding than rounding would bring at worst.
+  `variation` of them, at most a step of `round_rows`: no more padding than rounding would bring at worst.
 
   Args:
     texts: of the batch, packed: of all its parts.
     texts_of_part: how many texts a part has.
     spread: of `round_rows`.
+    variation: how far the rows of two batches may differ, in standard deviations.
   """
   ids = texts.segment_ids.reshape(-1, *texts.segment_ids.shape[-2:])
   rows = int((ids > 0).any(-1).sum(-1).max())
@@ -149,7 +147,7 @@ def usual_rows(texts: Texts, texts_of_part: int, spread: float) -> UsualRows:
   lengths = np.unique(of_part, return_counts=True)[1]
   if not len(lengths):
     return UsualRows(0, 0)
-  varies = VARIATION * rows * lengths.std() / lengths.mean() / math.sqrt(len(lengths))
+  varies = variation * rows * lengths.std() / lengths.mean() / math.sqrt(len(lengths))
   varies = math.ceil(min(varies, _step(rows, texts_of_part, spread)))
   return UsualRows(rows - 2 * varies, rows + varies)
 

@@ -46,7 +46,7 @@ def test_what_does_not_stay_says_nothing_if_it_is_quick(capsys, clock):
     assert not capsys.readouterr().err
     clock[0] += bars.SECONDS
     bar.update()
-  assert capsys.readouterr().err == "searching: 2/2 (100%), 00:10 so far, 00:00 left,  5.00s/ blocks\n"
+  assert capsys.readouterr().err == "searching: 2/2 (100%), 00:10 so far, 00:00 left,  5.00s/blocks\n"
 
 
 def test_what_was_done_before_is_no_speed(capsys, clock):

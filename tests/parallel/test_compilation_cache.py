@@ -7,6 +7,7 @@ import sys
 import jax
 import pytest
 
+from gtr_jax.cli.main import main
 from gtr_jax.parallel import compilation_cache
 from gtr_jax.parallel.compilation_cache import FOLDER, OFF, keep_programs, root
 
@@ -73,6 +74,13 @@ def test_several_processes_keep_nothing(home):
   assert FOLDER not in os.environ and jax.config.jax_compilation_cache_dir is None
 
 
+def test_a_command_that_runs_others_asks_once(home):
+  keep_programs()
+  shown = compilation_cache.warnings.showwarning
+  keep_programs()
+  assert compilation_cache.warnings.showwarning is shown
+
+
 def test_where_nothing_can_be_written(home):
   (home / "cache").write_text("a file")
   keep_programs()
@@ -120,3 +128,14 @@ def test_a_broken_entry_is_made_anew_without_a_word(home):
   second, healed = run()
   assert second == first and healed.keys() == entries.keys()
   assert all(len(healed[path]) > len(whole) // 2 for path, whole in entries.items())
+
+
+@pytest.mark.parametrize("arguments, calls", [
+    (["train", "--list"], ["keep False"]), (["train", "--list", "--no_compilation_cache"], ["off", "keep False"]),
+    (["train", "--list", "--dry_run"], [])])
+def test_commands_ask_for_it(monkeypatch, capsys, arguments, calls):
+  asked = []
+  monkeypatch.setattr(compilation_cache, "keep_programs", lambda several: asked.append(f"keep {several}"))
+  monkeypatch.setattr(compilation_cache, "turn_off", lambda: asked.append("off"))
+  assert main(arguments) == 0 and "runs/pretrain.gin" in capsys.readouterr().out
+  assert asked == calls

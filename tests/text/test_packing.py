@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import PASSAGE_SPREAD, RowLengths, make_batch, split_hash, usual_shape, with_rows
+from gtr_jax.text.batch import PASSAGE_SPREAD, RowLengths, UsualShape, make_batch, split_hash, usual_shape, with_rows
 from gtr_jax.text.packing import UsualRows, balance, best_fit, pack_texts, round_rows, usual_rows
 
 PAIRS, GROUPS, K, M = 4, 2, 3, 2
@@ -230,6 +230,17 @@ def test_nearly_all_batches_have_the_usual_shape(groups, microbatches):
   assert slots[0] < (1 + PASSAGE_SPREAD / np.sqrt(256)) * slots[1]  # a step of rounding
 
 
+def test_more_rows_change_no_text():
+  usual = usual_shape(random_batch(0))
+  packed, wider = random_batch(3), random_batch(3, usual=UsualShape(*(UsualRows(0, r.most + 9) for r in usual)))
+  for of, of_wider in zip(packed[:2], wider[:2], strict=True):
+    assert of.tokens.shape[1] < of_wider.tokens.shape[1]
+    for number in range(256):
+      np.testing.assert_array_equal(text(of, 0, number), text(of_wider, 0, number))
+  for array, of_wider in zip(packed[2:], wider[2:], strict=True):
+    np.testing.assert_array_equal(array, of_wider)
+
+
 def test_rows_of_a_batch_that_is_not_usual():
   """Far shorter, or longer than there is room for: as without."""
   tokens = np.ones((1, 64, 5), np.int32)
@@ -241,5 +252,5 @@ def test_rows_of_a_batch_that_is_not_usual():
 
 def test_usual_rows_of_texts_that_are_all_alike_leave_no_room():
   texts = pack_texts(np.ones((2, 64, 5), np.int32), 10, 1.4)
-  assert usual_rows(texts, 64, 1.4) == UsualRows(32, 32)
-  assert usual_rows(pack_texts(np.zeros((1, 4, 5), np.int32), 10, 1.4), 4, 1.4) == UsualRows(0, 0)
+  assert usual_rows(texts, 64, 1.4, 2.5) == UsualRows(32, 32)
+  assert usual_rows(pack_texts(np.zeros((1, 4, 5), np.int32), 10, 1.4), 4, 1.4, 2.5) == UsualRows(0, 0)
