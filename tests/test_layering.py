@@ -12,17 +12,17 @@ ROOT = Path(__file__).parent.parent
 # what stands above its own line, `errors` and the version; nothing of its own line or below.
 LAYERS = (
     {"values": ""},
-    {"io": "etils zstandard", "config": "gin", "parallel": "etils flax jax numpy"},
-    {"losses": "jax", "collections": "etils numpy pyarrow tqdm", "text": "etils numpy sentencepiece",
+    {"io": "etils tqdm zstandard", "config": "gin", "parallel": "etils flax jax numpy"},
+    {"losses": "jax", "collections": "etils numpy pyarrow", "text": "etils numpy sentencepiece",
      "checkpoints": "etils jax orbax", "models": "flax jax"},
-    {"prepare": "apache_beam etils google_crc32c numpy py7zr tqdm zstandard"},
-    {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tensorflow_text tqdm",
+    {"prepare": "apache_beam etils google_crc32c numpy py7zr zstandard"},
+    {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tensorflow_text",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
-    {"training": "clu etils flax jax numpy optax tqdm wandb", "inference": "etils flax jax ml_dtypes numpy tqdm"},
-    {"retrieval": "Stemmer bm25s etils jax numpy tqdm", "dry_run": "jax numpy",
+    {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},
+    {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
-    {"mining": "etils numpy tqdm", "evaluation": "etils ir_measures jax matplotlib numpy"},
-    {"sweep": "etils tqdm", "demo": "etils tqdm"},
+    {"mining": "etils numpy", "evaluation": "etils ir_measures jax matplotlib numpy"},
+    {"sweep": "etils", "demo": "etils"},
     {"cli": ""},
 )
 
@@ -169,7 +169,7 @@ def test_one_reader_of_json():
             "parallel/rendezvous.py",  # likewise
             "evaluation/published.py",  # packaged
             "demo/run.py",  # written a moment ago
-            "data/pipeline.py", "prepare/decontaminate.py",  # within an archive that was read whole
+            "data/datasets.py", "prepare/decontaminate.py",  # within an archive that was read whole
             "prepare/manifests.py"}  # of values, not of a file
   found = {str(path.relative_to(ROOT / "gtr_jax")) for path in files() if path.parent.name != "io" and any(
       isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads")

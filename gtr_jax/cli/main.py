@@ -9,7 +9,7 @@ from gtr_jax import __version__
 from gtr_jax.cli import convert, demo, encode, evaluate, mine, prepare, process_flags, report, search, sweep, train
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import failures, flags
-from gtr_jax.parallel import processes
+from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
             "convert": convert, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code: 0 done, 1 training cannot go on, 2 wrong input, 130 interrupted."""
   argv = list(sys.argv[1:] if argv is None else argv)
   args = parser().parse_args(_join_gin_flags(argv))
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's too, so before jax is imported.
   try:
     return _run(args)
   except Exception as e:
@@ -46,15 +46,21 @@ def parser() -> argparse.ArgumentParser:
   whole.add_argument("--version", action="version", version=f"gtr_jax {__version__}")
   commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
   for name, command in COMMANDS.items():
-    command.add_arguments(commands.add_parser(
-        name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter))
+    of_command = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_arguments(of_command)
+    of_command.add_argument("--no_compilation_cache", action="store_true",
+                            help="compile all anew, and keep nothing of it in ~/.cache/gtr_jax/compiled")
   return whole
 
 
 def _run(args: argparse.Namespace) -> int:
   try:
+    if args.no_compilation_cache:
+      compilation_cache.turn_off()
     process_flags.join(args)
+    if not getattr(args, "dry_run", False):  # Which wants to see what the compiler does.
+      compilation_cache.keep_programs(processes.joined())
     command = COMMANDS[args.command]
     code = (command.run(args, main) if command is demo else command.run(args)) or 0
     processes.leave()

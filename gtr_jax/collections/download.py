@@ -3,18 +3,17 @@
 import hashlib
 import json
 import os
-import sys
 import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
 
 from etils import epath
-from tqdm import tqdm
 
 from gtr_jax.collections.beir import BeirSet
 from gtr_jax.errors import InputError
 from gtr_jax.io.atomic import new_folder
+from gtr_jax.io.bars import Bar
 
 ZIP_FILE = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 HUB = "https://huggingface.co/datasets"
@@ -120,9 +119,9 @@ def _fetch(address: str, part: Path) -> None:
   with answer:
     goes_on = answer.status == 206
     length = answer.headers.get("Content-Length")
-    with part.open("ab" if goes_on else "wb") as f, tqdm(
-        total=int(length) + have * goes_on if length else None, initial=have * goes_on, unit="B", unit_scale=True,
-        desc=f"downloading {address.rpartition('/')[2]}", file=sys.stderr) as bar:
+    with (part.open("ab" if goes_on else "wb") as f,
+          Bar(int(length) + have * goes_on if length else None, f"downloading {address.rpartition('/')[2]}", "B",
+              done=have * goes_on) as bar):
       while data := answer.read(_CHUNK):
         f.write(data)
         bar.update(len(data))

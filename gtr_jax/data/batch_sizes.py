@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch, RowLengths, make_batch
 
@@ -51,8 +49,10 @@ def all_lengths(given: Mapping[str, int], negatives: int, negative_queries: int)
 
 
 def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, process_count: int,
-                row_lengths: Mapping[str, int] | None, lengths: Lengths) -> Callable[[Mapping[str, np.ndarray]], Batch]:
-  """The function from features to this process's batch. The arguments are those of `pipeline.TrainingBatches`.
+                row_lengths: Mapping[str, int] | None, lengths: Lengths) -> Callable[..., Batch]:
+  """The function from features to this process's batch: `make_batch`, told of all but `usual`.
+
+  The arguments are those of `pipeline.TrainingBatches`.
 
   Raises:
     InputError: the sizes do not divide, or do not fit.

@@ -9,34 +9,21 @@ import atexit
 import contextlib
 import functools
 import hashlib
-import io
 import json
-import os
 import queue
-import re
-import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
-from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-from gtr_jax.data.registered import files_of, find_cached, provider_of, rates_of, tasks_of, vocabulary_file_of
 from gtr_jax.errors import InputError
-from gtr_jax.io import data_root
-from gtr_jax.text.batch import Batch
+from gtr_jax.text.batch import Batch, UsualShape, usual_shape
 from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Seed
-
-tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
 _Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
 
@@ -105,37 +92,40 @@ class TrainingBatches:
                split: str = "train", process_index: NonNegative = 0, process_count: Positive = 1,
                wants_state: Callable[[int], bool] = lambda number: False, read_ahead: Positive = 2):
     check_arguments(TrainingBatches, locals())
+    from gtr_jax.data import datasets  # Takes seconds: not before a run has said that it has begun.
+    from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+    from gtr_jax.data.registered import files_of, find_cached, provider_of, rates_of, tasks_of, vocabulary_file_of
+    self._datasets = datasets
     self.wants_state = wants_state
     self._name = mixture_or_task_name
     provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
-    shard = seqio.ShardInfo(index=process_index, num_shards=process_count) if process_count > 1 else None
+    shard = datasets.shard_info(process_index, process_count)
 
     tasks = tasks_of(provider, split)
     if use_cached:
       find_cached(tasks)
-    with _input_errors(self._name):
+    with datasets.input_errors(self._name):
       rates = rates_of(provider, tasks)
 
     def pairs(part, num_epochs=None):
       dataset = converter(part.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
                                            shard_info=shard, num_epochs=num_epochs, try_in_mem_cache=False),
                           lengths.of_converter)
-      return dataset.filter(functools.partial(_is_taken, data_fraction)) if data_fraction < 1 else dataset
+      return datasets.of_queries(dataset, data_fraction)
 
     def batched():
-      with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+      with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
         apart = tasks if one_task_per_batch else [provider]
         parts = [pairs(part).batch(batch_size // process_count, drop_remainder=True) for part in apart]
-        dataset = parts[0] if len(parts) == 1 else tf.data.Dataset.sample_from_datasets(parts, rates, seed=seed)
-        return dataset.with_options(_options())
+        return datasets.with_options(datasets.drawn(parts, rates, seed))
 
     # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
     self._batched, self._pairs_of = batched, [functools.partial(pairs, task, num_epochs=1) for task in tasks]
     self._data_fraction, self._vocabulary = data_fraction, (vocabulary, extra_ids)
-    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
       self.vocabulary_file = vocabulary_file_of(provider)
       self._iterator = iter(batched())
       files = [files_of(task, split, use_cached) for task in tasks]
@@ -167,23 +157,29 @@ class TrainingBatches:
   def check_first_batch(self) -> Batch:
     """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
 
+    Packed, it also says how many rows batches usually have: whatever fits them gets as many, from now on.
+
     Returns:
-      This process's part of a first batch.
+      This process's part of a first batch, in the usual shape.
 
     Raises:
       InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
     """
-    with run_vocabulary.use_vocabulary(*self._vocabulary), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(*self._vocabulary), self._datasets.input_errors(self._name):
       if self._data_fraction < 1 and not all(any(True for _ in pairs().take(1)) for pairs in self._pairs_of):
         raise InputError(f"{self._name}: data_fraction {self._data_fraction} leaves no pair of one of its tasks; give "
                          "a larger share")  # An endless search otherwise.
       features = next(iter(self._batched()), None)
     if features is None:
       raise self._no_data()
-    if not features.get("right_negative_encoder_input_tokens", tf.ones(1)).numpy().any():
+    negatives = features.get("right_negative_encoder_input_tokens")
+    if negatives is not None and not negatives.numpy().any():
       raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
                        "first batch has one; declare the task's `negatives` field, or ask for 0")
-    return self._make_batch({name: value.numpy() for name, value in features.items() if name != "example_id"})
+    features = {name: value.numpy() for name, value in features.items() if name != "example_id"}
+    if self.made_from["row_lengths"]:
+      self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(features)))
+    return self._make_batch(features)
 
   def _no_data(self):
     return InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
@@ -196,7 +192,7 @@ class TrainingBatches:
     """
     if self._thread.ident is not None:
       raise RuntimeError("restore() comes before the first batch")
-    info = _unpack(input_state, self._iterator, self.made_from)
+    info = self._datasets.unpack(input_state, self._iterator, self.made_from)
     self._number = info["number"]
 
   def __iter__(self) -> "TrainingBatches":
@@ -240,7 +236,7 @@ class TrainingBatches:
     """The thread: batches, with their states, into the queue."""
     try:
       number = self._number
-      with _input_errors(self._name):
+      with self._datasets.input_errors(self._name):
         while not self._stop.is_set():
           features = next(self._iterator, None)
           if features is None:
@@ -256,7 +252,7 @@ class TrainingBatches:
       self._queue.put(e)
 
   def _state(self, number):
-    return _pack(self._iterator, {"number": number, "made_from": self.made_from})
+    return self._datasets.pack(self._iterator, {"number": number, "made_from": self.made_from})
 
 
 class ValidationBatches:
@@ -275,87 +271,43 @@ class ValidationBatches:
                split: str = "validation", process_index: NonNegative = 0, process_count: Positive = 1,
                max_batches: Positive | None = None):
     check_arguments(ValidationBatches, locals())
+    from gtr_jax.data import datasets
+    from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+    from gtr_jax.data.registered import find_cached, provider_of, tasks_of
+    self._datasets = datasets
     self._name, self._batch_size = mixture_or_task_name, batch_size
     self._process_index, self._process_count = process_index, process_count
+    self._packed = row_lengths is not None
+    self._usual: UsualShape | None = None
     provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
     converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
     if use_cached:
       find_cached(tasks_of(provider, split))
-    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), _input_errors(self._name):
+    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
       parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
                                           num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
                for task in tasks_of(provider, split)]
     dataset = parts[0]
     for part in parts[1:]:
       dataset = dataset.concatenate(part)
-    self._dataset = dataset.batch(batch_size).take(-1 if max_batches is None else max_batches).with_options(_options())
+    self._dataset = datasets.with_options(
+        dataset.batch(batch_size).take(-1 if max_batches is None else max_batches))
 
   check_given = TrainingBatches.check_given
 
   def __iter__(self) -> Iterator[Batch]:
     part = self._batch_size // self._process_count
     mine = slice(self._process_index * part, (self._process_index + 1) * part)
-    with _input_errors(self._name):
+    with self._datasets.input_errors(self._name):
       for features in self._dataset:
         features = {k: v.numpy() for k, v in features.items() if k != "example_id"}
         pairs = len(features["query_hash"])
         features["valid"] = np.ones(pairs, bool)
         fill = self._batch_size - pairs
-        yield self._make_batch({k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine]
-                                for k, v in features.items()})
-
-
-def _is_taken(fraction, pair):
-  """Whether a pair's query is in the part of the data that is trained on."""
-  return tf.cast(pair["query_hash"] % 1_000_003, tf.float64) < fraction * 1_000_003
-
-
-def _options():
-  options = tf.data.Options()
-  options.deterministic = True
-  # A symbolic state would be smaller but read the buffered examples again.
-  options.experimental_symbolic_checkpoint = False
-  # Its thread is not woken where an iterator is done with, so that each pass over validation data waits seconds for it.
-  options.autotune.enabled = False
-  return options
-
-
-@contextlib.contextmanager
-def _input_errors(name):
-  """What TensorFlow says of data it cannot read, in one line."""
-  try:
-    yield
-  except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as e:
-    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", e.message, flags=re.DOTALL)
-    message = re.sub(r'assertion failed: \["?(.*?)"?\]', r"\1", " ".join(message.split()))
-    if isinstance(e, tf.errors.DataLossError):
-      message += (f"; fetch the file again, or delete {data_root.data_dir() / 'cache'} if it is there: that is made "
-                  "again; what gtr-jax prepare has written, remove and prepare again")
-    raise InputError(f"{name}: {message}") from e
-
-
-def _pack(iterator: tf.data.Iterator, info: Mapping[str, Any]) -> bytes:
-  """The iterator's state and `info` as one zip file."""
-  out = io.BytesIO()
-  with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, "w") as archive:
-    tf.train.Checkpoint(iterator=iterator).write(os.path.join(folder, "state"))
-    for path in sorted(Path(folder).iterdir()):
-      archive.write(path, path.name)
-    archive.writestr("info.json", json.dumps(info))
-  return out.getvalue()
-
-
-def _unpack(state, iterator, made_from):
-  """Puts the iterator into the packed state and returns its `info`."""
-  with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
-    info = json.loads(archive.read("info.json"))
-    for k, now in made_from.items():
-      was = info["made_from"].get(k)
-      if was != now:
-        raise InputError(f"the checkpoint's input state was made with {k} {was}, this run has {now}; train as before, "
-                         "or start in another MODEL_DIR")
-    archive.extractall(folder)
-    tf.train.Checkpoint(iterator=iterator).read(os.path.join(folder, "state")).assert_consumed()
-  return info
+        features = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine] for k, v in features.items()}
+        if self._packed and not self._usual:  # The first batch; the last one, with fewer pairs, has its shape too.
+          usual = usual_shape(self._make_batch(features))
+          self._usual = UsualShape(*(rows._replace(least=0) for rows in usual))
+        yield self._make_batch(features, usual=self._usual)

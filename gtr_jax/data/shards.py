@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 from etils import epath
-from tqdm import tqdm
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
+from gtr_jax.io.bars import Bar
 
 _FORMAT = 2  # Part of the hash: raise it when the records change.
 _SEED = 0
@@ -148,8 +148,8 @@ def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]
   """
   without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
   for path in paths:
-    with tqdm(total=lines.size_of(path), desc=f"shuffle {path.name}", unit="B", unit_scale=True, leave=False,
-              delay=1) as bar, lines.on_bytes(bar.update):
+    with (Bar(lines.size_of(path), f"shuffle {path.name}", "B", leave=False, delay=1) as bar,
+          lines.on_bytes(bar.update)):
       for place, row, _ in jsonl.read_objects(path):
         try:
           yield _example(row, fields, f"{_short(path)}:{place.rpartition(':')[2]}")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.demo import docstrings
@@ -28,6 +27,7 @@ from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.demo.near_copies import NearCopies, contains
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
+from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.text.same_text import distinct, folded
 
@@ -262,14 +262,16 @@ class Corpus:
     collecting = gc.isenabled()
     gc.disable()  # Half of the time: syntax trees are many small objects and no garbage.
     try:
-      for package, folder in tqdm(everything.items(), desc="reading packages", unit="package", leave=False):
-        read[package] = []
-        for d in docstrings.read_package(folder, package):
-          text = folded(_text(d))
-          if text not in seen:
-            seen.add(text)
-            names[d.name] += 1
-            read[package].append(d if names[d.name] == 1 else d._replace(name=f"{d.name}#{names[d.name]}"))
+      with Bar(len(everything), "reading packages", " packages", leave=False) as bar:
+        for package, folder in everything.items():
+          read[package] = []
+          for d in docstrings.read_package(folder, package):
+            text = folded(_text(d))
+            if text not in seen:
+              seen.add(text)
+              names[d.name] += 1
+              read[package].append(d if names[d.name] == 1 else d._replace(name=f"{d.name}#{names[d.name]}"))
+          bar.update()
     finally:
       if collecting:
         gc.enable()

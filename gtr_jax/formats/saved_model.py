@@ -5,6 +5,7 @@ from etils import epath
 from gtr_jax.errors import InputError
 from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.stablehlo import SHAPES, encode_rows
+from gtr_jax.io import tensorflow_log
 from gtr_jax.io.atomic import write_bytes
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -21,6 +22,7 @@ def write(folder: epath.Path, model: ModelOnDisk, tokenizer: Tokenizer, dtype: s
     tokenizer: of its vocabulary.
     dtype: of the weights.
   """
+  tensorflow_log.quiet()
   try:
     import tensorflow as tf
     from jax.experimental import jax2tf

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
+from gtr_jax.io.bars import Bar
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import batch_sharding, num_groups, place
 from gtr_jax.parallel.progress import ENCODING, doing
@@ -182,8 +182,7 @@ class Progress:
   """A bar with texts per second and tokens per second, on stderr."""
 
   def __init__(self, total: int, description: str, shown: bool):
-    self._bar = tqdm(total=total, desc=description, unit=" texts", disable=not shown or jax.process_index() != 0,
-                     dynamic_ncols=True)
+    self._bar = Bar(total, description, " texts", shown=shown and jax.process_index() == 0)
     self._tokens, self._start = 0, time.perf_counter()
 
   def __enter__(self):
@@ -194,13 +193,9 @@ class Progress:
 
   def skip(self, texts: int) -> None:
     """Texts that were done before."""
-    if texts:
-      self._bar.initial = texts
-      self._bar.update(texts)
-      self._bar.unpause()
+    self._bar.skip(texts)
 
   def add(self, texts: int, tokens: int) -> None:
     """Texts and their tokens that are done now."""
     self._tokens += tokens
-    self._bar.set_postfix_str(f"{self._tokens / (time.perf_counter() - self._start):,.0f} tokens/s", refresh=False)
-    self._bar.update(texts)
+    self._bar.update(texts, f"{self._tokens / (time.perf_counter() - self._start):,.0f} tokens/s")

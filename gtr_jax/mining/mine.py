@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, jsonl
+from gtr_jax.io.bars import Bar
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
 from gtr_jax.parallel import processes
 from gtr_jax.text.answers import answer_forms, contains_answer
@@ -206,7 +206,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
     count += 1
   short, remaining = 0, iter(pairs())
   with (_written(output) as write,
-        tqdm(total=count, desc="mining", unit=" pairs", disable=not (progress and processes.is_first())) as bar):
+        Bar(count, "mining", " pairs", shown=progress and processes.is_first()) as bar):
     while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
       ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
       for pair, found in zip(block, ranked, strict=True):

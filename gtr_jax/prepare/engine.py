@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
-from tqdm import tqdm
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, lock
+from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
 from gtr_jax.prepare import buckets, manifests, records, transforms, workers
@@ -201,8 +201,7 @@ def _stage(job: Job, stage: str, tasks: Sequence[workers.Task], number: int, siz
   """Does the tasks that are not done yet."""
   done = set(job.done(stage, len(tasks)))
   finished = sum(sizes[i] for i in done)
-  with tqdm(total=round(sum(sizes)), initial=round(finished), desc=stage, unit="B", unit_scale=True,
-            delay=1, leave=False) as bar, \
+  with Bar(round(sum(sizes)), stage, "B", done=round(finished), delay=1, leave=False) as bar, \
       contextlib.closing(workers.run(functools.partial(_do, job, stage), [t for t in tasks if t.number not in done],
                                      number, bar.update)) as results:
     for task in results:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gtr_jax.collections.corpus import Document, document_of, full_text
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
+from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.lines import Part
@@ -130,9 +130,8 @@ def _index(path, size, columns, folder):
   unpacked = lines.is_compressed(path)
   starts, hashes, first, broken, position = array.array("q"), None, None, 0, 0
   broken_places: list[str] = []
-  with open(folder / "text" if unpacked else os.devnull, "wb") as copy, tqdm(
-      total=size, desc=f"index {os.path.basename(path)}", unit="B", unit_scale=True, leave=False, delay=1) as bar, (
-          lines.on_bytes(bar.update)):
+  with (open(folder / "text" if unpacked else os.devnull, "wb") as copy,
+        Bar(size, f"index {os.path.basename(path)}", "B", leave=False, delay=1) as bar, lines.on_bytes(bar.update)):
     for number, read in enumerate(lines.read_lines(Part(path)), 1):
       place, line, stop, ended = read
       if unpacked:

@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from gtr_jax.collections.corpus import Documents
+from gtr_jax.io.bars import Bar
 from gtr_jax.retrieval.runs import Run, best_k
 
 K1, B = 1.5, 0.75
@@ -80,7 +80,7 @@ class BM25Index:
   def _tokens(self, texts: Iterable[str], total: int, description: str) -> Iterator[list[list[str]]]:
     """The words of each text, of some texts at a time."""
     texts = iter(texts)
-    with tqdm(total=total, desc=description, unit=" texts", disable=not self._progress, leave=False) as bar:
+    with Bar(total, description, " texts", shown=self._progress, leave=False) as bar:
       while part := list(itertools.islice(texts, _TEXTS_AT_ONCE)):
         yield self._tokenize(part, stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False,
                              allow_empty=False)
@@ -97,8 +97,7 @@ class BM25Index:
       return [self._best(words, k) for words in tokens[start:start + _QUERIES_PER_TASK]]
 
     with (concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-          tqdm(total=len(queries), desc="BM25: searching", unit=" queries", disable=not self._progress,
-               leave=False) as bar):
+          Bar(len(queries), "BM25: searching", " queries", shown=self._progress, leave=False) as bar):
       for results in pool.map(best, range(0, len(queries), _QUERIES_PER_TASK)):
         bar.update(len(results))
         yield from results

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.bars import Bar
 from gtr_jax.parallel import processes
 from gtr_jax.parallel.progress import SEARCH, doing
 from gtr_jax.retrieval.runs import Run, best_k
@@ -92,8 +92,8 @@ class Searcher:
     best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
     limit = put(np.int32(self.num_rows))
     with (jax.set_mesh(self._mesh), doing(SEARCH),
-          tqdm(total=self._num_blocks * len(parts), desc="searching", unit=" blocks",
-               disable=not (progress and processes.is_first()), leave=False) as bar):
+          Bar(self._num_blocks * len(parts), "searching", " blocks", shown=progress and processes.is_first(),
+              leave=False) as bar):
       coming_BxD = self._block(0)
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
         doing(SEARCH)

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.packing import Array, Texts, balance, pack_texts, pad_texts
+from gtr_jax.text.packing import Array, Texts, UsualRows, balance, pack_texts, pad_texts, usual_rows
 
 # Of `round_rows`. Queries are the smaller part of a batch, so wide steps cost little there and save programs.
 QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
+QUERY_VARIATION, PASSAGE_VARIATION = 4.0, 2.5  # of `usual_rows`, likewise
 
 
 class Batch(NamedTuple):
@@ -49,13 +50,20 @@ class RowLengths(NamedTuple):
   passages: int
 
 
+class UsualShape(NamedTuple):
+  """Of the packed batches of some data."""
+
+  queries: UsualRows
+  passages: UsualRows
+
+
 def split_hash(hash64: np.ndarray) -> np.ndarray:
   """int64 or uint64 `[...]` -> uint32 `[..., 2]` (jax would truncate 64 bits)."""
   return np.ascontiguousarray(hash64.astype(np.uint64)[..., None]).view(np.uint32)
 
 
 def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: RowLengths | None = None,
-               microbatches: int | None = None) -> Batch:
+               microbatches: int | None = None, usual: UsualShape | None = None) -> Batch:
   """A batch from the model features of `gtr_jax.data.feature_converter`.
 
   Args:
@@ -68,6 +76,7 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
     row_lengths: pack into rows of these lengths, hard negatives beside the positives. None: one text a row, as long as
       the features are.
     microbatches: for gradient caching: divide each group into so many; None: no microbatch axis.
+    usual: of `usual_shape`: the numbers of rows that packed batches of this data have.
 
   Returns:
     A `Batch` of numpy arrays. Unpacked, the pairs keep their order: the first group's first microbatch first. Packed,
@@ -89,12 +98,18 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
     of_pairs = [array[order] for array in of_pairs]
   arrays = [_own_first(array, parts, np) for array in of_pairs]
   if row_lengths:
-    texts = (pack_texts(arrays[0], row_lengths.queries, QUERY_SPREAD),
-             pack_texts(arrays[1], row_lengths.passages, PASSAGE_SPREAD))
+    texts = (pack_texts(arrays[0], row_lengths.queries, QUERY_SPREAD, usual and usual.queries),
+             pack_texts(arrays[1], row_lengths.passages, PASSAGE_SPREAD, usual and usual.passages))
   else:
     texts = _padded(arrays, parts, np)
   batch = _batch(texts, arrays, np)
   return batch if microbatches is None else _map(lambda x: x.reshape(groups, microbatches, *x.shape[1:]), batch)
+
+
+def usual_shape(batch: Batch) -> UsualShape:
+  """Of packed batches like this one."""
+  return UsualShape(usual_rows(batch.queries, batch.query_hash.shape[-2], QUERY_SPREAD, QUERY_VARIATION),
+                    usual_rows(batch.passages, batch.passage_hash.shape[-2], PASSAGE_SPREAD, PASSAGE_VARIATION))
 
 
 def padded_batch(features: Mapping[str, Any], groups: int, xp: Any) -> Batch:

@@ -23,6 +23,13 @@ class Texts(NamedTuple):
   segment_ids: Array
 
 
+class UsualRows(NamedTuple):
+  """Whatever needs from `least` to `most` rows gets `most` of them, so that nearly all batches have one shape."""
+
+  least: int
+  most: int
+
+
 def pad_texts(tokens: Array, parts: int, xp: Any = np) -> Texts:
   """One text a row. `tokens` is int32 `[parts * texts, length]`, padded with 0; `xp` is numpy or jax.numpy."""
   tokens = tokens.reshape(parts, -1, tokens.shape[-1])
@@ -30,13 +37,14 @@ def pad_texts(tokens: Array, parts: int, xp: Any = np) -> Texts:
   return Texts(tokens, xp.where(tokens != 0, owner[None, :, None], 0).astype(np.int32))
 
 
-def pack_texts(tokens: np.ndarray, row_length: int, spread: float) -> Texts:
-  """Several texts a row, by best fit; all parts get as many rows as the fullest one needs, rounded by `round_rows`.
+def pack_texts(tokens: np.ndarray, row_length: int, spread: float, usual: UsualRows | None = None) -> Texts:
+  """Several texts a row, by best fit; all parts get as many rows as the fullest one needs, rounded.
 
   Args:
     tokens: int32 `[parts, texts, length]`, padded with 0 at the end; a text of zeros takes no place.
     row_length: of the rows.
     spread: of `round_rows`.
+    usual: how many rows batches like this one have; what needs another number gets one of `round_rows`.
 
   Returns:
     int32 `[parts, rows, row_length]`.
@@ -47,7 +55,8 @@ def pack_texts(tokens: np.ndarray, row_length: int, spread: float) -> Texts:
   parts, texts, _ = tokens.shape
   lengths = np.count_nonzero(tokens, axis=-1)
   placed = [best_fit(of_part, row_length) for of_part in lengths]
-  rows = round_rows(max(num_rows for _, _, num_rows in placed), texts, spread)
+  needed = max(num_rows for _, _, num_rows in placed)
+  rows = usual.most if usual and usual.least <= needed <= usual.most else round_rows(needed, texts, spread)
   first = np.stack([row * row_length + start for row, start, _ in placed])
   first = (first + rows * row_length * np.arange(parts)[:, None]).reshape(-1)
   counts = lengths.reshape(-1)
@@ -112,8 +121,35 @@ def round_rows(rows: int, texts: int, spread: float) -> int:
   The total length of n texts varies by about 1 / sqrt(n) of itself. Counts between two powers of two are multiples of
   `spread / sqrt(texts)` of the lower one: fine steps for large batches, and a handful of them in use.
   """
-  step = max(1, round(spread / math.sqrt(max(texts, 1)) * (1 << max(rows, 1).bit_length() - 1)))
+  step = _step(rows, texts, spread)
   return max(1, -(-rows // step)) * step
+
+
+def _step(rows, texts, spread):
+  return max(1, round(spread / math.sqrt(max(texts, 1)) * (1 << max(rows, 1).bit_length() - 1)))
+
+
+def usual_rows(texts: Texts, texts_of_part: int, spread: float, variation: float) -> UsualRows:
+  """Row counts of batches like a given one: its own, and by how much those of others differ by chance.
+
+  The total length of n texts has a standard deviation of `sqrt(n)` times that of one text. There is room for
+  `variation` of them, at most a step of `round_rows`: no more padding than rounding would bring at worst.
+
+  Args:
+    texts: of the batch, packed: of all its parts.
+    texts_of_part: how many texts a part has.
+    spread: of `round_rows`.
+    variation: how far the rows of two batches may differ, in standard deviations.
+  """
+  ids = texts.segment_ids.reshape(-1, *texts.segment_ids.shape[-2:])
+  rows = int((ids > 0).any(-1).sum(-1).max())
+  of_part = (ids + np.arange(len(ids))[:, None, None] * (texts_of_part + 1))[ids > 0]
+  lengths = np.unique(of_part, return_counts=True)[1]
+  if not len(lengths):
+    return UsualRows(0, 0)
+  varies = variation * rows * lengths.std() / lengths.mean() / math.sqrt(len(lengths))
+  varies = math.ceil(min(varies, _step(rows, texts_of_part, spread)))
+  return UsualRows(rows - 2 * varies, rows + varies)
 
 
 def balance(queries: np.ndarray, passages: np.ndarray, parts: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gtr_jax.errors import InputError
+from gtr_jax.io import bars
 from gtr_jax.text.batch import Batch
 
 _LOOKED_AT = 256  # Pairs of a batch; all of them, where none of these has a candidate.
@@ -53,8 +54,8 @@ class Candidates:
     alone, looked_at = self._alone(pairs)
     if alone == looked_at:
       self._said = True
-      print(f"the batch of step {step} teaches nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no "
-            "success (said once)", file=sys.stderr)
+      bars.say(f"the batch of step {step} teaches nothing: {self._why(pairs)}; its loss of 0 and accuracy of 1 are no "
+               "success (said once)")
 
   def check_validation(self, batch: Batch, decides: bool) -> None:
     """Of the first validation batch. All processes call it with their parts.

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +16,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.errors import InputError, TrainingError
-from gtr_jax.io import atomic
+from gtr_jax.io import atomic, bars
 from gtr_jax.parallel.partitioning import global_batch
 from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE, SAVE, STEP, doing
+from gtr_jax.text.batch import Batch
 from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
 
@@ -163,13 +163,15 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         if signals.received and not stopping and not several:
           stopping = True
           batches.stop()
-        item, batch = next(queue, (None, None))
-        if item is None:
+        if (following := next(queue, None)) is None:
           break
-        shape = tuple(np.shape(x) for x in jax.tree.leaves(batch))
-        with doing(STEP if shape in shapes else COMPILATION, step + 1):
+        item, batch = following
+        compiled = shape_of(batch) in shapes or known(train_step, batch)
+        if not compiled:
+          loop.say_what_compiles(batch)
+        with doing(STEP if compiled else COMPILATION, step + 1):
           state, metrics = train_step(state, global_batch(mesh, batch))
-        shapes.add(shape)
+        shapes.add(shape_of(batch))
         step += 1
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
@@ -201,8 +203,8 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     return FitResult(state, None)
   stopped_by = signals.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:
-    tqdm.write(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start "
-               "again to go on", file=sys.stderr)
+    bars.say(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
+             "to go on")
   return FitResult(state, stopped_by)
 
 
@@ -228,11 +230,12 @@ class _Loop:
     self._writers = writers if jax.process_index() == 0 else ()
     self._clock = None  # when the last step was looked at; None: the next one is not timed
 
-  def progress_bar(self, step: int) -> tqdm:
-    self._bar = tqdm(total=self._periods.train_steps, initial=step, desc="train", unit="step", file=sys.stderr,
-                     disable=jax.process_index() != 0, dynamic_ncols=True,
-                     mininterval=0.5 if sys.stderr.isatty() else 10.0)
+  def progress_bar(self, step: int) -> bars.Bar:
+    self._bar = bars.Bar(self._periods.train_steps, "train", "step", done=step, shown=jax.process_index() == 0)
     return self._bar
+
+  def say_what_compiles(self, batch: Batch) -> None:
+    self._bar.now(f"compiling ({in_words(batch)})")
 
   def settle(self, keep: int) -> None:
     """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""
@@ -244,8 +247,7 @@ class _Loop:
       self._means.add(metrics, None if self._clock is None else now - self._clock)
       self._clock = now
       scalars = self._means.scalars()
-      self._bar.set_postfix_str(_postfix(scalars), refresh=False)
-      self._bar.update()
+      self._bar.update(1, _postfix(scalars))
       if self._periods.logs(step):
         self._write(step, {f"train/{name}": value for name, value in scalars.items()})
         self._means.clear()
@@ -273,7 +275,7 @@ class _Loop:
       self._write(step, results)
       if jax.process_index() == 0:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
-        tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+        bars.say(f"step {step}: {shown}")
     if self._best_metric is None:
       return None
     if self._best_metric not in results:

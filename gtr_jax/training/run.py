@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from clu import metric_writers
 from etils import epath
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
@@ -29,6 +28,7 @@ from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.programs import Programs, Wanted, compile_ahead
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
@@ -132,7 +132,8 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, wants_state=periods.may_save, **shard))
   candidates = Candidates(run.loss)
-  candidates.check_first(batches.check_first_batch())
+  first_batch = batches.check_first_batch()
+  candidates.check_first(first_batch)
   processes.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(run.model.config.vocab_size)
@@ -141,7 +142,7 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **run.lengths_and_prompts)
                 for make in run.evaluators]
     if (validation_data := run.validation_data) is not None:
-      eval_step = jax.jit(make_eval_step(run.model, run.loss))
+      eval_step = Programs(jax.jit(make_eval_step(run.model, run.loss)))
       validation = processes.first_before_others(lambda: validation_data(**shard))
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
@@ -180,7 +181,12 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
       for make in makers:
         writers.append(make())
         closing.callback(writers[-1].close)
-    step_fn = compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings)
+    step_fn = Programs(compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings))
+    if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
+      wanted = [Wanted("training", step_fn, state, first_batch)]
+      wanted += [Wanted("validation", of.eval_step, state.params, of.first) for of in measured
+                 if isinstance(of, ValidationLoss) and of.first is not None and run.eval_period]
+      compile_ahead(mesh, wanted)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
   return result.stopped_by
@@ -220,11 +226,12 @@ class ValidationLoss:
 
   name = "validation"
 
-  def __init__(self, batches: ValidationBatches, eval_step: Callable, mesh: jax.sharding.Mesh, candidates: Candidates,
+  def __init__(self, batches: ValidationBatches, eval_step: Programs, mesh: jax.sharding.Mesh, candidates: Candidates,
                decides: bool):
-    self._batches, self._eval_step, self._mesh = batches, eval_step, mesh
-    if (first := next(iter(batches), None)) is not None:
-      candidates.check_validation(first, decides)
+    self._batches, self.eval_step, self._mesh = batches, eval_step, mesh
+    self.first = next(iter(batches), None)
+    if self.first is not None:
+      candidates.check_validation(self.first, decides)
 
   def __call__(self, params: Any) -> dict[str, float]:
     """`loss`, `accuracy` and `mrr` of these parameters."""
@@ -232,7 +239,7 @@ class ValidationLoss:
     pairs = 0.0
     for _, batch in same_row_counts(self._batches, self._mesh, batch_of=lambda batch: batch):
       doing(EVALUATION)
-      metrics = jax.device_get(self._eval_step(params, partitioning.global_batch(self._mesh, batch)))
+      metrics = jax.device_get(self.eval_step(params, partitioning.global_batch(self._mesh, batch)))
       pairs += float(metrics["pairs"])
       for name in ("loss", "accuracy", "mrr"):
         totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
@@ -243,6 +250,7 @@ class TensorboardWriter:
   """Scalars for TensorBoard."""
 
   def __init__(self, directory: epath.Path):
+    from clu import metric_writers  # It imports TensorFlow.
     self._writer = metric_writers.SummaryWriter(str(directory))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -177,7 +177,8 @@ def test_train_goes_on_after_one_is_killed(tmp_path):
   command = ["-m", "gtr_jax", "train", f"--gin_file={tmp_path / 'run.gin'}", f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
              f"--gin.TRAIN_STEPS={steps}", f"--data_dir={tmp_path}"]
   environment = {
-      "PYTHONPATH": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
+      "PYTHONPATH": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1",
+      "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax_cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
   slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
            "JAX_COORDINATOR_PORT": str(free_port())}

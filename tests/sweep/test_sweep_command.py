@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_real_sweep(folder):
   environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_NUM_CPU_DEVICES": "1",
-                 "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+                 "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
   done = subprocess.run([sys.executable, "-m", "gtr_jax", "sweep", "--gin_file=real.gin", "--output=out",
                          "--data_dir=data", "--workers=2"], env=environment, capture_output=True, text=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.text.batch import RowLengths, make_batch, split_hash, with_rows
-from gtr_jax.text.packing import balance, best_fit, pack_texts, round_rows
+from gtr_jax.text.batch import PASSAGE_SPREAD, RowLengths, make_batch, split_hash, usual_shape, with_rows
+from gtr_jax.text.packing import UsualRows, balance, best_fit, pack_texts, round_rows, usual_rows
 
 PAIRS, GROUPS, K, M = 4, 2, 3, 2
 
@@ -206,3 +206,40 @@ def test_rows_are_added_without_a_text(features):
     for a, b in zip(old, new, strict=True):
       np.testing.assert_array_equal(b[:, :, :a.shape[2]], a)
       assert not b[:, :, a.shape[2]:].any()
+
+
+def random_batch(seed, pairs=256, longest=(24, 64), groups=1, usual=None, microbatches=None):
+  """Packed, of texts whose lengths vary; long ones are cut."""
+  rng = np.random.default_rng(seed)
+  lengths = [np.minimum(rng.integers(2, 2 * most, (pairs, 1)), most) for most in longest]
+  tokens = [np.where(np.arange(most) < length, 1, 0).astype(np.int32)
+            for most, length in zip(longest, lengths, strict=True)]
+  hashes = {name: rng.integers(-2**62, 2**62, pairs) for name in ("query_hash", "passage_hash", "text_hash")}
+  return make_batch({"left_encoder_input_tokens": tokens[0], "right_encoder_input_tokens": tokens[1], **hashes}, groups,
+                    row_lengths=RowLengths(32, 64), usual=usual, microbatches=microbatches)
+
+
+@pytest.mark.parametrize("groups, microbatches", [(1, None), (4, None), (2, 2)])
+def test_nearly_all_batches_have_the_usual_shape(groups, microbatches):
+  usual = usual_shape(random_batch(0, groups=groups, microbatches=microbatches))
+  shapes = {seed: [random_batch(seed, groups=groups, microbatches=microbatches, usual=given).passages.tokens.shape
+                   for given in (usual, None)] for seed in range(40)}
+  ours, rounded = ([shapes[seed][i] for seed in shapes] for i in range(2))
+  assert max(map(ours.count, ours)) >= 36 and len(set(ours)) <= len(set(rounded))
+  slots = [sum(np.prod(shape) for shape in of) for of in (ours, rounded)]
+  assert slots[0] < (1 + PASSAGE_SPREAD / np.sqrt(256)) * slots[1]  # a step of rounding
+
+
+def test_rows_of_a_batch_that_is_not_usual():
+  """Far shorter, or longer than there is room for: as without."""
+  tokens = np.ones((1, 64, 5), np.int32)
+  rows = pack_texts(tokens, 10, 1.4).tokens.shape[1]
+  assert rows == round_rows(32, 64, 1.4) and pack_texts(tokens, 10, 1.4, UsualRows(30, 50)).tokens.shape[1] == 50
+  for usual in (UsualRows(33, 50), UsualRows(20, 31)):
+    assert pack_texts(tokens, 10, 1.4, usual).tokens.shape[1] == rows
+
+
+def test_usual_rows_of_texts_that_are_all_alike_leave_no_room():
+  texts = pack_texts(np.ones((2, 64, 5), np.int32), 10, 1.4)
+  assert usual_rows(texts, 64, 1.4, 2.5) == UsualRows(32, 32)
+  assert usual_rows(pack_texts(np.zeros((1, 4, 5), np.int32), 10, 1.4), 4, 1.4, 2.5) == UsualRows(0, 0)

@@ -80,7 +80,8 @@ class Run:
     # The compilation cache makes restarts quick: what it holds must compute the same bits as what was compiled.
     self.environment = {
         **os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
+        "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
   def start(self, slow_after=STEPS):
@@ -142,10 +143,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder):
-  run = Run(folder, "undisturbed")
-  run.finish()
-  losses = run.losses()
+def undisturbed_output(folder):
+  return Run(folder, "undisturbed").finish()
+
+
+def test_nothing_else_on_the_screen(undisturbed_output):
+  """No library speaks, though stderr is a pipe."""
+  lines = undisturbed_output.splitlines()
+  assert lines[0] == "compiling: 1 of 1 (training: queries 2 x 8 x 8, passages 2 x 16 x 12)"
+  assert lines[-1].startswith(f"train: {STEPS}/{STEPS} (100%)")
+  assert [line for line in lines[1:] if not line.startswith("train: ")] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, undisturbed_output):
+  losses = Run(folder, "undisturbed").losses()
   assert [step for step, *_ in losses] == list(range(1, STEPS + 1))
   assert len({loss for _, loss, _ in losses}) > STEPS / 2
   return losses
