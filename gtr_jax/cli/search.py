@@ -7,7 +7,7 @@ import textwrap
 
 from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
-from gtr_jax.io import flags
+from gtr_jax.io import bars, flags
 from gtr_jax.io.paths import check_output
 from gtr_jax.parallel.processes import check_same, from_first, is_first, print_once
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     answer(args, searcher, store, model, [query])
   if args.query:
     return
-  if not args.json:
+  if not args.json and bars.shown():
     print_once(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
   while query := from_first(lambda: _typed("" if args.json else "query> ")):
     answer(args, searcher, store, model, [query])

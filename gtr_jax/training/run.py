@@ -16,7 +16,7 @@ from gtr_jax.checkpoints.steps import list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.formats.model_dir import write_model_json
-from gtr_jax.io import atomic, failures
+from gtr_jax.io import atomic, bars, failures
 from gtr_jax.io.paths import expanded, location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
@@ -166,7 +166,7 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     processes.advise(lambda: "start all processes again; " + _goes_on(directory))
     state, progress = resume(checkpointer, state, shardings, batches)
     step = int(state.step)
-    if step and processes.is_first():
+    if step and processes.is_first() and bars.shown():
       print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
     writers: list[JsonlWriter | TensorboardWriter | WandbWriter] = []
     if processes.is_first():

@@ -167,6 +167,22 @@ def test_json_for_machines(place, model, tmp_path, monkeypatch, capfd):
   assert printed["systems"]["BM25"]["results"]["small"]["nDCG@10"] > 0
 
 
+def test_quiet_leaves_results_and_errors(place, model, tmp_path, monkeypatch, capfd):
+  store, collection = str(tmp_path / "store"), ["--collection", str(place / "small")]
+  capfd.readouterr()
+  assert main(["encode", "--quiet", "--model", str(model), *collection, "--output", store]) == 0
+  monkeypatch.setattr("sys.stdin", io.StringIO("lion\n"))
+  assert main(["search", "--quiet", "--json", "--model", str(model), "--embeddings", store]) == 0
+  assert main(["evaluate", "--quiet", "--bm25", *collection, "--output", str(tmp_path / "results")]) == 0
+  assert train(place, "--quiet", "--gin.TRAIN_STEPS=6") == 0  # It is there: nothing is left to do.
+  out, err = capfd.readouterr()
+  assert err == "" and "nDCG@10" in out and "type a query" not in out and "going on" not in out
+  assert main(["encode", "--quiet", "--model", str(tmp_path), *collection, "--output", store]) == 2
+  assert "no model that gtr_jax reads" in capfd.readouterr().err
+  assert main(["evaluate", "--bm25", *collection, "--output", str(tmp_path / "results")]) == 0
+  assert "BM25 on small: 40 documents" in capfd.readouterr().err  # As ever, in the same process.
+
+
 @pytest.mark.parametrize(("rows", "message"), [
     ([{"qid": "one"}] * 40, "all of its 16 pairs have one query, by id or text; check the task's query_id"),
     ([{"query": "the same", "qid": None}] * 40, "all of its 16 pairs have one query"),
