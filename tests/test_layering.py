@@ -18,7 +18,7 @@ LAYERS = (
     {"prepare": "apache_beam etils google_crc32c numpy py7zr zstandard"},
     {"data": "etils numpy sentencepiece seqio tensorflow tensorflow_datasets tensorflow_text",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
-    {"training": "clu etils flax jax numpy optax", "inference": "etils flax jax ml_dtypes numpy"},
+    {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},
     {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy", "evaluation": "etils ir_measures jax matplotlib numpy"},
@@ -96,6 +96,7 @@ def test_no_circle():
     ("gin", {"config"}), ("orbax", {"checkpoints"}), ("clu", {"training", "integrations"}),
     ("tensorflow", {"data", "integrations", "formats"}), ("apache_beam", {"prepare"}),
     ("seqio", {"data", "integrations"}), ("torch", {"formats"}), ("transformers", set()), ("t5x", {"integrations"}),
+    ("wandb", {"training"}),
 ])
 def test_one_place_imports_it(package, only_in):
   for path in files():

@@ -186,7 +186,7 @@ class Checkpointer:
 
 
 def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
-                   optional: Collection[str] = ("logit_scale",)) -> dict[str, Any]:
+                   optional: Collection[str] = ("logit_scale",), advice: str = "") -> dict[str, Any]:
   """The parameters of a checkpoint, for inference or fine-tuning; the optimizer's state is not read.
 
   Args:
@@ -206,7 +206,7 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
   wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"params/{name}" in saved}
   unread = {f"params/{name}" for name in optional if name not in wanted}
   tree = {"params": wanted}
-  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, tree)
+  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, tree, advice)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     try:
       return reader.restore(folder / "state", args=_restore_args(tree))["params"]
@@ -228,10 +228,10 @@ def _saved_leaves(folder: epath.Path) -> dict[str, tuple[int, ...]]:
   return {_leaf_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _check_leaves(folder: epath.Path, saved: Mapping[str, tuple[int, ...]], abstract: Any) -> None:
+def _check_leaves(folder: epath.Path, saved: Mapping[str, tuple[int, ...]], abstract: Any, advice: str = "") -> None:
   """Raises InputError unless the saved arrays are those of `abstract`, in name and shape."""
   wanted = {_leaf_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]}
-  advice = "take the model, loss and optimizer that the checkpoint was trained with"
+  advice = advice or "take the model, loss and optimizer that the checkpoint was trained with"
   for name in sorted(wanted.keys() & saved.keys()):
     if wanted[name] != saved[name]:
       raise InputError(f"{folder}: {name} is {list(saved[name])} in the checkpoint and {list(wanted[name])} in the "

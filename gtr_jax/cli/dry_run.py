@@ -1,12 +1,11 @@
 """`gtr-jax train --dry_run`: from the flags and gin files of a training run to the plan of its step."""
 
 import argparse
-import sys
 from typing import Annotated, Any
 
 from gtr_jax.cli import pairs_flags, shared_flags
 from gtr_jax.errors import InputError
-from gtr_jax.io import flags
+from gtr_jax.io import bars, flags
 from gtr_jax.values.ranges import Range
 
 MOST_DEVICES = 10_000  # jax makes an object of each
@@ -76,5 +75,5 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
-  print(f"compiling the training step for {of_run['mesh'].size} devices ...", file=sys.stderr, flush=True)
+  bars.note(f"compiling the training step for {of_run['mesh'].size} devices ...")
   return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 
 from gtr_jax.cli import process_flags, shared_flags
@@ -41,6 +42,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="never rank the document whose id is the query's own (default: on beir/arguana and beir/quora)")
   shared_flags.add_empty_documents(p)
   p.add_argument("--output", required=True, type=flags.path, help="folder for results.json, runs/ and embeddings/")
+  p.add_argument("--json", action="store_true", help="print what was measured as JSON instead of tables: what "
+                 "this call adds to results.json")
   shared_flags.add_mesh(p)
   process_flags.add_arguments(p)
 
@@ -73,4 +76,4 @@ def run(args: argparse.Namespace) -> None:
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
                      tokenization=dataclasses.replace(tokenization, **lengths))
-  print_once(tables(results))
+  print_once(json.dumps(results, indent=2) if args.json else tables(results))

@@ -6,9 +6,22 @@ import sys
 from collections.abc import Sequence
 
 from gtr_jax import __version__
-from gtr_jax.cli import convert, demo, encode, evaluate, mine, prepare, process_flags, report, search, sweep, train
+from gtr_jax.cli import (
+  convert,
+  demo,
+  encode,
+  evaluate,
+  mine,
+  prepare,
+  process_flags,
+  report,
+  search,
+  shared_flags,
+  sweep,
+  train,
+)
 from gtr_jax.errors import InputError, TrainingError
-from gtr_jax.io import failures, flags
+from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
@@ -32,11 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   args = parser().parse_args(_join_gin_flags(argv))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's too, so before jax is imported.
+  before = bars.shown()
+  if args.quiet:
+    bars.show(False)
+    os.environ.setdefault("WANDB_SILENT", "true")
   try:
     return _run(args)
   except Exception as e:
     processes.fail_unexpectedly(e)
     raise
+  finally:
+    bars.show(before)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     of_command = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_arguments(of_command)
+    shared_flags.add_quiet(of_command)
     of_command.add_argument("--no_compilation_cache", action="store_true",
                             help="compile all anew, and keep nothing of it in ~/.cache/gtr_jax/compiled")
   return whole

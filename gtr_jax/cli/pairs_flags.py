@@ -77,6 +77,6 @@ def gin_text(options: Any, args: argparse.Namespace) -> str:
   if options is None:
     return ""
   from gtr_jax.from_pairs import plan
-  from gtr_jax.parallel import processes
+  from gtr_jax.training import banner
   return plan.gin_text(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
-                       say=processes.print_once)
+                       say=banner.say)

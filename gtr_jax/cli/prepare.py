@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   pydoc.add_argument("--vocabulary", type=flags.path,
                      help="a SentencePiece model to use instead of training one of 8,000 pieces")
   shared_flags.add_data_dir(pydoc)
+  shared_flags.add_quiet(pydoc, argparse.SUPPRESS)
   for name, (module, what) in SOURCES.items():
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
                                 allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "beir_ and the folder's name" if name == "beir" else name
     group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
     shared_flags.add_data_dir(group)
+    shared_flags.add_quiet(group, argparse.SUPPRESS)  # `gtr-jax prepare --quiet SOURCE` sets it too.
     group.add_argument("--validation_share", type=flags.share_below_1, default=0.0, metavar="SHARE",
                        help="make this share of the queries, drawn by a hash, the validation split; of reddit and "
                        "stack_exchange, whole threads and questions (default: 0)")

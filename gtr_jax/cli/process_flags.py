@@ -49,5 +49,5 @@ def join(args: argparse.Namespace) -> None:
   advice = "start all processes again" + _ADVICE.get(args.command, "")
   processes.join(f"gtr-jax {args.command}", cluster, advice)
   if args.command != "train":  # It compares what its flags and gin files come to.
-    own = ("process_id", "coordinator_address")
+    own = ("process_id", "coordinator_address", "quiet")
     processes.check_same({f"--{name}": value for name, value in vars(args).items() if name not in own})

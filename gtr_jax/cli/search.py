@@ -2,16 +2,23 @@
 
 import argparse
 import hashlib
+import json
 import textwrap
 
 from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
-from gtr_jax.io import flags
+from gtr_jax.io import bars, flags
 from gtr_jax.io.paths import check_output
 from gtr_jax.parallel.processes import check_same, from_first, is_first, print_once
 
+_AT_ONCE = 256  # queries of a file
 HELP = "exact search in an embedding store"
-DESCRIPTION = "With --queries and --output writes a TREC run; with --query answers that; else answers what you type."
+DESCRIPTION = """\
+With --queries and --output writes a TREC run; with --query answers that; else answers what you type.
+
+With --json prints one JSON object a line and nothing else, for --query, for --queries, or for the lines of stdin:
+  {"query": "what is jit", "results": [{"rank": 1, "score": 0.83, "id": "d7", "title": "…", "text": "…"}]}
+of --queries with its "query_id"."""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -21,15 +28,19 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--query", action="append", metavar="TEXT", help="answer this query and stop; repeatable")
   p.add_argument("--queries", type=flags.path, help="queries.jsonl: {\"_id\", \"text\"} a line")
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
-  p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, 5 when you type)")
+  p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
+  p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, else 5)")
   shared_flags.add_mesh(p)
   process_flags.add_arguments(p)
 
 
 def run(args: argparse.Namespace) -> None:
   """Searches. Raises InputError."""
-  if bool(args.queries) != bool(args.output):
-    raise InputError("--queries and --output go together: the queries of a file into a TREC run")
+  if args.json and args.output:
+    raise InputError("--json prints answers, --output is the TREC run to write; give one of them")
+  if args.output and not args.queries or args.queries and not (args.output or args.json):
+    raise InputError("--queries and --output go together: the queries of a file into a TREC run; or --queries and "
+                     "--json")
   if args.queries and args.query:
     raise InputError("give --query to see answers, or --queries to write a run, not both")
   if args.output:
@@ -44,39 +55,60 @@ def run(args: argparse.Namespace) -> None:
   store.check_model(model.weights_hash)
   searcher = Searcher(store, model.mesh)
   if args.queries:
-    _write_run(args, searcher, store, model)
+    _answer_file(args, searcher, store, model)
     return
+  answer = _print_json if args.json else _show
   for query in args.query or ():
-    print_once(f"query: {query}")
-    _answer(args, searcher, store, model, query)
+    answer(args, searcher, store, model, [query])
   if args.query:
     return
-  print_once(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
-  while query := from_first(lambda: _typed("query> ")):
-    _answer(args, searcher, store, model, query)
+  if not args.json and bars.shown():
+    print_once(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
+  while query := from_first(lambda: _typed("" if args.json else "query> ")):
+    answer(args, searcher, store, model, [query])
 
 
-def _write_run(args, searcher, store, model):
+def _answer_file(args, searcher, store, model):
+  """The queries of a file, into a TREC run or as JSON."""
   from gtr_jax.collections.queries import read_queries
   from gtr_jax.inference.embed import embed
   from gtr_jax.retrieval.runs import write_run
   from gtr_jax.retrieval.search import search_run
   ids, texts = read_queries(args.queries)
   check_same({"the hash of the queries": hashlib.sha256(repr((ids, texts)).encode()).hexdigest()})
+  if args.json:
+    for i in range(0, len(ids), _AT_ONCE):
+      _print_json(args, searcher, store, model, texts[i:i + _AT_ONCE], ids[i:i + _AT_ONCE])
+    return
   run = search_run(searcher, store.ids, ids, embed(model, texts, "query"), args.top_k or 100)
   if is_first():
     write_run(args.output, run, "gtr_jax")
   print_once(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
 
 
-def _answer(args, searcher, store, model, query):
+def _found(args, searcher, store, model, queries):
+  """Of each query, (score, id, title, text) of the best documents, in order."""
   from gtr_jax.inference.embed import embed
-  scores, rows = searcher.search(embed(model, [query], "query", progress=False), args.top_k or 5)
-  for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1):
-    doc_id, title, text = store.document(int(row))
-    shown = textwrap.shorten(f"{title} {text}".strip(), 240, placeholder=" ...")
-    print_once(f"{rank:3}  {score:.4f}  {doc_id}")
-    print_once(textwrap.fill(shown, 110, initial_indent="     ", subsequent_indent="     "))
+  scores, rows = searcher.search(embed(model, queries, "query", progress=False), args.top_k or 5)
+  for of_scores, of_rows in zip(scores, rows, strict=True):
+    yield [(float(score), *store.document(int(row))) for score, row in zip(of_scores, of_rows, strict=True)]
+
+
+def _show(args, searcher, store, model, queries):
+  for query, documents in zip(queries, _found(args, searcher, store, model, queries), strict=True):
+    if args.query:
+      print_once(f"query: {query}")
+    for rank, (score, doc_id, title, text) in enumerate(documents, 1):
+      shown = textwrap.shorten(f"{title} {text}".strip(), 240, placeholder=" ...")
+      print_once(f"{rank:3}  {score:.4f}  {doc_id}")
+      print_once(textwrap.fill(shown, 110, initial_indent="     ", subsequent_indent="     "))
+
+
+def _print_json(args, searcher, store, model, queries, ids=()):
+  for i, documents in enumerate(_found(args, searcher, store, model, queries)):
+    results = [{"rank": rank, "score": score, "id": doc_id, "title": title, "text": text}
+               for rank, (score, doc_id, title, text) in enumerate(documents, 1)]
+    print_once(json.dumps({**({"query_id": ids[i]} if ids else {}), "query": queries[i], "results": results}))
 
 
 def _typed(prompt):

@@ -11,6 +11,12 @@ MODEL_HELP = ("a training run's MODEL_DIR (its best checkpoint, else its last), 
 COLLECTION_HELP = "a folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
 
 
+def add_quiet(p: argparse._ActionsContainer, default: Any = False) -> None:
+  """`--quiet`."""
+  p.add_argument("--quiet", action="store_true", default=default,
+                 help="show no progress: results, warnings and errors only")
+
+
 def add_data_dir(p: argparse._ActionsContainer) -> None:
   """`--data_dir`."""
   p.add_argument("--data_dir", type=flags.path,

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from gtr_jax.cli import evaluate, mine, shared_flags
 from gtr_jax.errors import InputError
-from gtr_jax.io import flags
+from gtr_jax.io import bars, flags
 from gtr_jax.io.atomic import write_json, write_text
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
@@ -110,10 +110,9 @@ def run(args: argparse.Namespace) -> int:
       return 0
     outcome = running.Outcome({}, None)
     if not args.collect:
-      print(f"{len(whole.runs)} runs, {len(whole.jobs)} commands ({args.output}/commands.sh), {len(done)} of them done",
-            flush=True)
+      _say(f"{len(whole.runs)} runs, {len(whole.jobs)} commands ({args.output}/commands.sh), {len(done)} of them done")
       outcome = running.run_jobs(whole.jobs, args.output, args.workers, running.starter(lock, args.workers),
-                                 say=functools.partial(print, flush=True))
+                                 say=_say)
     if outcome.stopped_by:
       print("stopped; the same command goes on")
       return 128 + outcome.stopped_by
@@ -122,6 +121,12 @@ def run(args: argparse.Namespace) -> int:
   print(f"\n{args.output}/{SWEEP_FILE}", flush=True)
   _report(args.output)
   return 1 if any(run["failed"] for run in collected["runs"]) else 0
+
+
+def _say(text: str) -> None:
+  """How far the sweep is."""
+  if bars.shown():
+    print(text, flush=True)
 
 
 def _read(args: argparse.Namespace, search_paths: list[str]) -> Any:

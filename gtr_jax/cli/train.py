@@ -7,7 +7,6 @@ import sys
 
 from gtr_jax.cli import dry_run, pairs_flags, process_flags, shared_flags
 from gtr_jax.errors import InputError
-from gtr_jax.parallel import processes
 
 HELP = "train a dual encoder: on your pairs, or as gin files say"
 DESCRIPTION = """\
@@ -77,7 +76,7 @@ def _run(args):
   if dry_run.asked(args):
     return dry_run.run(args, options)
   from gtr_jax.training import banner
-  processes.print_once(banner.device_line())
+  banner.say(banner.device_line())
   from gtr_jax.training import run
   config_text = config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
                             first=pairs_flags.gin_text(options, args))

@@ -25,6 +25,7 @@ from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.inference.embed import embed, embed_tokens
 from gtr_jax.inference.load import Model, check_model, load_model
 from gtr_jax.inference.weights_hash import weights_hash
+from gtr_jax.io import bars
 from gtr_jax.io.paths import location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import processes
@@ -91,6 +92,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   results: dict[str, Any] = {
       "depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks}, "systems": {}}
   say = (lambda text: print(text, file=sys.stderr)) if progress and processes.is_first() else lambda text: None
+  note = say if bars.shown() else lambda text: None
   for name, of in results["collections"].items():
     for warning in of.get("warnings", ()):
       say(f"{name}: {warning}")
@@ -110,8 +112,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       say(f"{name}: the results here are of other weights; those on {', '.join(dropped)} are dropped")
     for task in tasks:
       collection, clock = task.collection, _Clock()
-      say(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
-          "queries")
+      note(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
+           "queries")
       if model is not None:
         run = _model_run(trained, model, task, output / "embeddings", clock, progress)
       elif processes.is_first():
@@ -124,7 +126,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
         write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
         of_system["results"][collection.name] = {**measure(run, collection.qrels),
                                                  MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
-      say(f"{name} on {collection.name}: {clock}")
+      note(f"{name} on {collection.name}: {clock}")
       results_file.write(output, results)
 
   if bm25:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -21,6 +22,7 @@ from gtr_jax.parallel.partitioning import make_mesh
 from gtr_jax.text.tokenizer import Tokenizer
 
 _HUB_FILES = ["*.json", "*.safetensors", "spiece.model", "sentencepiece.bpe.model", "README.md"]
+_SECONDS = 10.0  # until the hub has to have answered
 
 
 def open_foreign(path: epath.PathLike) -> ModelOnDisk:
@@ -56,7 +58,7 @@ def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -
 
 def _open(path: epath.PathLike, folder: epath.Path) -> ModelOnDisk:
   if not folder.exists() and is_hub_name(path):
-    folder = _download(os.fspath(path))
+    folder = _of_hub(os.fspath(path))
   if not folder.exists():
     raise InputError(f"{path}: no such model; give a training run's MODEL_DIR, a sentence-transformers or T5 folder, a "
                      "T5X checkpoint, or the name of a model on the Hugging Face hub (owner/name)")
@@ -68,22 +70,37 @@ def _open(path: epath.PathLike, folder: epath.Path) -> ModelOnDisk:
   return t5x.read(step)
 
 
-def _download(name: str) -> epath.Path:
+def _of_hub(name: str) -> epath.Path:
+  """The folder of a model by its name on the hub, downloaded, or in the hub's cache."""
+  above = name.partition("/")[0]
+  no_name = f" ({above} is one here, so this is not taken for a name on the Hugging Face hub); correct the path"
   try:
     import huggingface_hub
   except ImportError as e:
-    raise InputError(f"{name}: no such folder; to take it for a model on the Hugging Face hub: pip install "
-                     "huggingface_hub") from e
+    install = "; to take it for a model on the Hugging Face hub: pip install huggingface_hub"
+    raise InputError(f"{name}: no such folder{no_name if os.path.isdir(above) else install}") from e
+  if os.path.isdir(above):  # The path of a folder, as it seems, unless the cache knows the name.
+    if (folder := _in_cache(huggingface_hub, name)) is not None:
+      return folder
+    raise InputError(f"{name}: no such folder{no_name}")
   try:
-    files = huggingface_hub.list_repo_files(name)
+    # One request that is not tried again, as most others are: a wrong path is to be told at once.
+    files = [of.rfilename for of in huggingface_hub.HfApi().model_info(name, timeout=_SECONDS).siblings or ()]
     torch_only = not any(file.endswith(".safetensors") and "/" not in file for file in files)
     return epath.Path(huggingface_hub.snapshot_download(
         name, allow_patterns=[*_HUB_FILES, *["*.bin", "*.bin.index.json"] * torch_only]))
   except Exception as e:  # Whatever goes wrong between here and the hub.
-    try:
-      return epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-    except Exception:  # It is not in the cache either.
-      pass
-    raise InputError(f"{name}: no such folder here, and it cannot be had from the Hugging Face hub "
-                     f"({first_line(e)}); check the name and the network, "
-                     "or copy the model here and give its folder") from e
+    if (folder := _in_cache(huggingface_hub, name)) is not None:
+      return folder
+    reason = "it has none of this name, or a private one" if type(e).__name__ == "RepositoryNotFoundError" else (
+        "HF_HUB_OFFLINE is set" if type(e).__name__ == "OfflineModeIsEnabled" else first_line(e))
+    raise InputError(f"{name}: no such folder here, and it cannot be had from the Hugging Face hub ({reason}); correct "
+                     "the path, or check the name and the network, or copy the model here and give its folder") from e
+
+
+def _in_cache(huggingface_hub: Any, name: str) -> epath.Path | None:
+  """The snapshot of a model in the hub's cache, if there is one."""
+  try:
+    return epath.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+  except Exception:  # In as many types as the hub has reasons.
+    return None

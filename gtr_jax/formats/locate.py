@@ -31,8 +31,8 @@ def locate(path: epath.PathLike) -> epath.Path:
 
 
 def is_hub_name(path: epath.PathLike) -> bool:
-  """`owner/name`; what begins as a path, ends with a slash or has several is none."""
-  return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", os.fspath(path)))
+  """`owner/name`. What begins as a path, ends with a slash or has several is none, nor a step of T5X."""
+  return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/(?!checkpoint_\d+$)[A-Za-z0-9][\w.-]*", os.fspath(path)))
 
 
 def cached_name(folder: epath.Path) -> str | None:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import jax
+import numpy as np
 from etils import epath
 
 from gtr_jax.io import atomic, data_root, lines

@@ -13,7 +13,7 @@ from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.from_pairs import data, start
 from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, RANDOM_LEARNING_RATE, Options
 from gtr_jax.parallel import partitioning, processes
-from gtr_jax.training import memory
+from gtr_jax.training import banner, memory
 from gtr_jax.training.run import TrainingRun
 from gtr_jax.training.state import state_initializer
 
@@ -24,7 +24,7 @@ _FILL = 0.9  # of packed rows
 
 
 def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
-             search_paths: Sequence[str] = (), say: Callable[[str], None] = print) -> str:
+             search_paths: Sequence[str] = (), say: Callable[[str], None] = banner.say) -> str:
   """Prepares the pairs, and gives the run as the text of a gin file: `first` of `config.load`.
 
   Args:

@@ -18,6 +18,17 @@ def show(shown: bool) -> None:
   _shown = shown
 
 
+def shown() -> bool:
+  """Whether it does."""
+  return _shown
+
+
+def note(text: str) -> None:
+  """`say`, where progress is shown: for what tells how far something is, and is no warning."""
+  if _shown:
+    say(text)
+
+
 def say(text: str) -> None:
   """Writes a line to stderr: above the bars, where there are any."""
   tqdm.write(text, file=sys.stderr)

@@ -2,7 +2,9 @@
 
 import collections
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from gtr_jax.io.lines import Line, OnBroken, Part, check_rest, not_utf8, read_li
 from gtr_jax.io.paths import location
 
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
+_UNPACK = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _INEXACT = 2**53  # From here on, different whole numbers are the same float.
 _UNREADABLE = "not JSON that can be read"  # What is whole, and more than Python takes.
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
@@ -145,7 +148,13 @@ def is_array(line: Line) -> bool:
 
 def an_array(line: Line) -> InputError:
   """What to say of it."""
-  return InputError(f"{line.place}: a JSON array, where one JSON value a line is expected; convert it: jq -c '.[]'")
+  path = line.place.rpartition(":")[0]
+  name, ending = os.path.splitext(path)
+  program = _UNPACK.get(ending)
+  name = os.path.splitext(name)[0] if program else name
+  quoted, new = shlex.quote(path), shlex.quote(f"{name}.{'lines.' * path.endswith('.jsonl')}jsonl")
+  command = f"{program} -dc {quoted} | jq -c '.[]'" if program else f"jq -c '.[]' {quoted}"
+  return InputError(f"{line.place}: a JSON array; write one object a line: {command} > {new}")
 
 
 def identifier(value: Any) -> str:

@@ -114,7 +114,7 @@ def is_first() -> bool:
 def print_once(text: str) -> None:
   """Prints, in process 0."""
   if is_first():
-    print(text)
+    print(text, flush=True)
 
 
 def from_first(make: Callable[[], Any]) -> Any:

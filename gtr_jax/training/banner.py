@@ -9,11 +9,18 @@ import jax
 import numpy as np
 
 from gtr_jax import __version__
-from gtr_jax.parallel import partitioning
+from gtr_jax.io import bars
+from gtr_jax.parallel import partitioning, processes
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import memory
 
 _LABEL = 10  # characters
+
+
+def say(*lines: str) -> None:
+  """Prints, in process 0, unless a command is to be quiet."""
+  if bars.shown() and processes.is_first():
+    print(*lines, sep="\n", flush=True)
 
 
 def device_line() -> str:
@@ -68,6 +75,8 @@ def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batc
 
 def warn(run: Any, num_pairs: int | None, pairs: int) -> None:
   """Says on stderr what of a run is hardly meant."""
+  if not processes.is_first():
+    return
   if num_pairs and pairs > num_pairs:
     print(f"a batch of {pairs:,} pairs from {num_pairs:,} repeats pairs, which then are no negatives of each other; a "
           f"batch of {num_pairs:,} or fewer is as good", file=sys.stderr)

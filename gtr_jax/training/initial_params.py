@@ -15,6 +15,8 @@ from gtr_jax.formats.tokenization import tokenizer_of
 from gtr_jax.parallel.partitioning import place
 from gtr_jax.text.tokenizer import Tokenizer
 
+_OTHER_SIZES = "gtr-jax train --init reads the sizes of such a model; or set MODEL to them:"
+
 
 def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, tokenizer: Tokenizer) -> dict[str, Any]:
   """Parameters to start training from: those of another model, and of `params` what that one has not.
@@ -31,7 +33,7 @@ def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, token
   abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params,
                           shardings)
   if find_model_dir(path) is not None:
-    return {**params, **restore_params(locate(path), abstract)}
+    return {**params, **restore_params(locate(path), abstract, advice=f"{_OTHER_SIZES} model.json has them")}
   source = open_foreign(path)
   if source.vocabulary is not None and (theirs := tokenizer_of(source)).pieces() != tokenizer.pieces():
     raise InputError(f"{theirs.path}: the vocabulary of INITIAL_CHECKPOINT_PATH, and not {tokenizer.path}, which this "
@@ -45,10 +47,10 @@ def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, token
       continue
     if array is None or array.shape != leaf.shape:
       there = "not there" if array is None else f"{list(array.shape)} there"
-      raise InputError(f"{source.path}: {of_tower[name]} is {list(leaf.shape)} in this run's model and {there}; set "
-                       f"MODEL to its sizes: {source.encoder.config}")
+      raise InputError(f"{source.path}: {of_tower[name]} is {list(leaf.shape)} in this run's model and {there}; "
+                       f"{_OTHER_SIZES} {source.encoder.config}")
     found[name] = place(array.read().astype(leaf.dtype, copy=False), leaf.sharding)
   if unused := source.arrays.keys() - of_tower.values():
-    raise InputError(f"{source.path}: has {sorted(unused)[0]}, and this run's model has not; set MODEL to its sizes: "
+    raise InputError(f"{source.path}: has {sorted(unused)[0]}, and this run's model has not; {_OTHER_SIZES} "
                      f"{source.encoder}")
   return traverse_util.unflatten_dict(found, sep="/")

@@ -287,7 +287,7 @@ class _Loop:
       self._write(step, results)
       if jax.process_index() == 0:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
-        bars.say(f"step {step}: {shown}")
+        bars.note(f"step {step}: {shown}")
     if self._best_metric is None:
       return None
     if self._best_metric not in results:

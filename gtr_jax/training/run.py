@@ -33,6 +33,7 @@ from gtr_jax.training.programs import Programs, Wanted, compile_ahead
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
+from gtr_jax.training.wandb_writer import WandbWriter, installed
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Seed
 
@@ -66,6 +67,7 @@ class TrainingRun:
     document_length: likewise.
     query_prompt: text before every query when encoding: the prefix that the task puts there.
     document_prompt: likewise.
+    wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
 
   Raises:
     InputError: a value is not of its type or range.
@@ -92,9 +94,12 @@ class TrainingRun:
   document_length: Length | None = None
   query_prompt: str = ""
   document_prompt: str = ""
+  wandb_project: str | None = None
 
   def __post_init__(self):
     check_fields(self)
+    if self.wandb_project == "":
+      raise InputError("run.TrainingRun.wandb_project is empty: give a project's name, or None")
     if self.initial_checkpoint_path == "":
       raise InputError("INITIAL_CHECKPOINT_PATH is empty: give a model's path, or None to train from random parameters")
     if self.early_stopping and not (self.best_metric and self.eval_period):
@@ -123,6 +128,8 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     TrainingError: not finite, or out of data.
   """
   directory, mesh = location(run.model_dir), run.mesh
+  if run.wandb_project is not None:
+    installed()
   best_metric = run.best_metric
   periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period,
                     early_stopping=run.early_stopping or 0)
@@ -168,20 +175,22 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
     processes.advise(lambda: "start all processes again; " + _goes_on(directory))
     state, progress = resume(checkpointer, state, shardings, batches)
     step = int(state.step)
-    if processes.is_first():
-      print("\n".join(banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state, names, step)))
-      if step:
-        print(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}", flush=True)
-      else:
-        banner.warn(run, batches.num_pairs, batches.batch_size)
-    writers: list[JsonlWriter | TensorboardWriter] = []
+    banner.say(*banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state, names, step))
+    if step:
+      banner.say(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}")
+    else:
+      banner.warn(run, batches.num_pairs, batches.batch_size)
+    writers: list[JsonlWriter | TensorboardWriter | WandbWriter] = []
     if processes.is_first():
       atomic.write_text(directory / "config.gin", config_text)
       abstract = jax.eval_shape(run.model.init, jax.random.key(0))
       atomic.write_text(directory / "parameters.txt", parameter_table(abstract))
       atomic.write_json(directory / "versions.json", versions())
-      for make in (lambda: JsonlWriter(directory / "metrics.jsonl", step),
-                   lambda: TensorboardWriter(directory / "tensorboard")):
+      makers: list[Callable[[], JsonlWriter | TensorboardWriter | WandbWriter]] = [
+          lambda: JsonlWriter(directory / "metrics.jsonl", step), lambda: TensorboardWriter(directory / "tensorboard")]
+      if (project := run.wandb_project) is not None:
+        makers.append(lambda: WandbWriter(project, directory, config_text))
+      for make in makers:
         writers.append(make())
         closing.callback(writers[-1].close)
     step_fn = Programs(compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings))
@@ -192,12 +201,11 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
       compile_ahead(mesh, wanted)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
-    if processes.is_first() and result.stopped_by is None:
+    if result.stopped_by is None:
       best = checkpointer.best_step()
-      print("\n".join(banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
-                                     int(result.state.step), result.gave_up,
-                                     next((of.collection for of in measured if hasattr(of, "collection")), None))),
-            flush=True)
+      banner.say(*banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
+                                 int(result.state.step), result.gave_up,
+                                 next((of.collection for of in measured if hasattr(of, "collection")), None)))
   return result.stopped_by
 
 

@@ -1,6 +1,7 @@
 """The command line from end to end, and every wrong input in one line."""
 
 import errno
+import io
 import json
 import re
 import subprocess
@@ -128,6 +129,58 @@ def test_train_encode_search_evaluate_mine_report(place, model, capsys):
   assert main(["report", "--results", str(results), "--model_dir", str(model), "--output",
                    str(place / "report")]) == 0
   assert "ours" in (place / "report/report.md").read_text()
+
+
+def test_json_for_machines(place, model, tmp_path, monkeypatch, capfd):
+  store, collection = tmp_path / "store", str(place / "small")
+  assert main(["encode", "--model", str(model), "--collection", collection, "--output", str(store)]) == 0
+  search = ["search", "--model", str(model), "--embeddings", str(store), "--json", "--top_k", "2"]
+  texts = [sentence(i, 4) for i in range(8)]
+
+  def answers(words):
+    capfd.readouterr()
+    assert main(words) == 0
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+  found = answers([*search, *(word for text in texts for word in ("--query", text))])
+  assert [answer["query"] for answer in found] == texts
+  for answer in found:
+    assert [result["rank"] for result in answer["results"]] == [1, 2]
+    assert answer["results"][0]["score"] >= answer["results"][1]["score"]
+    for result in answer["results"]:
+      assert result.keys() == {"rank", "score", "id", "title", "text"}
+      assert result["text"] == sentence(int(result["id"][1:]), 9)
+  monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+  typed = answers(search)
+  of_file = answers([*search, "--queries", str(place / "small/queries.jsonl")])
+  assert [answer.pop("query_id") for answer in of_file] == [f"q{i}" for i in range(8)]
+  for again in (typed, of_file):
+    assert [[result["id"] for result in answer["results"]] for answer in again] == [
+        [result["id"] for result in answer["results"]] for answer in found]
+  assert main([*search, "--queries", str(place / "small/queries.jsonl"), "--output", "run.trec"]) == 2
+  assert "--json prints answers" in capfd.readouterr().err
+
+  assert main(["evaluate", "--model", str(model), "--bm25", "--collection", collection, "--output",
+               str(tmp_path / "results"), "--json"]) == 0
+  printed = json.loads(capfd.readouterr().out)
+  assert printed == json.loads((tmp_path / "results/results.json").read_text())
+  assert printed["systems"]["BM25"]["results"]["small"]["nDCG@10"] > 0
+
+
+def test_quiet_leaves_results_and_errors(place, model, tmp_path, monkeypatch, capfd):
+  store, collection = str(tmp_path / "store"), ["--collection", str(place / "small")]
+  capfd.readouterr()
+  assert main(["encode", "--quiet", "--model", str(model), *collection, "--output", store]) == 0
+  monkeypatch.setattr("sys.stdin", io.StringIO("lion\n"))
+  assert main(["search", "--quiet", "--json", "--model", str(model), "--embeddings", store]) == 0
+  assert main(["evaluate", "--quiet", "--bm25", *collection, "--output", str(tmp_path / "results")]) == 0
+  assert train(place, "--quiet", "--gin.TRAIN_STEPS=6") == 0  # It is there: nothing is left to do.
+  out, err = capfd.readouterr()
+  assert err == "" and "nDCG@10" in out and "type a query" not in out and "going on" not in out
+  assert main(["encode", "--quiet", "--model", str(tmp_path), *collection, "--output", store]) == 2
+  assert "no model that gtr_jax reads" in capfd.readouterr().err
+  assert main(["evaluate", "--bm25", *collection, "--output", str(tmp_path / "results")]) == 0
+  assert "BM25 on small: 40 documents" in capfd.readouterr().err  # As ever, in the same process.
 
 
 @pytest.mark.parametrize(("rows", "message"), [

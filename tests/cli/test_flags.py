@@ -165,6 +165,17 @@ def test_unknown_names_get_what_is_near(words, message, capsys):
   assert e.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [
+    "train", "demo", "report --output o", "convert a b", "sweep --output o", "mine --output o", "prepare pydoc",
+    "prepare beir x", "encode --model m --collection c --output o", "search --model m --embeddings e",
+    "evaluate --output o"])
+def test_every_command_can_be_quiet(words):
+  command, *rest = words.split()
+  assert main.parser().parse_args([command, *rest, "--quiet"]).quiet
+  assert main.parser().parse_args([command, "--quiet", *rest]).quiet
+  assert not main.parser().parse_args([command, *rest]).quiet
+
+
 def test_what_looks_like_a_flag_may_be_a_value():
   parsed = main.parser().parse_args(["search", "--model=m", "--embeddings=e", "--query", "-x is what", "--query=--y=3"])
   assert parsed.query == ["-x is what", "--y=3"]

@@ -139,7 +139,7 @@ def test_bare_t5_with_a_decoder(folder, both):
                                   found.arrays["encoder/layers_1/mlp/wo/kernel"].read())
   smaller = tiny_params(DualEncoder(GATED, projection_dim=None), 0)
   del smaller["encoder"]["layers_1"]
-  with pytest.raises(InputError, match="has encoder/layers_1/.*, and this run's model has not; set MODEL"):
+  with pytest.raises(InputError, match="has encoder/layers_1/.*, and this run's model has not; gtr-jax train --init"):
     with_initial_params(smaller, jax.tree.map(lambda _: jax.tree.leaves(shardings)[0], smaller), folder, tokenizer)
 
 

@@ -11,7 +11,9 @@ from test_convert import GATED
 from test_models_of_others import POINTER, message, put
 
 import gtr_jax
+from gtr_jax.cli.main import main
 from gtr_jax.data.vocabulary import train_vocabulary
+from gtr_jax.errors import InputError
 from gtr_jax.formats import any_form
 from gtr_jax.formats.convert import convert
 from gtr_jax.formats.tokenization import Tokenization
@@ -147,9 +149,10 @@ def test_a_model_json_of_another_program(run, tmp_path):
     assert message(tmp_path, whole=False).startswith(f"{tmp_path}/model.json: {text}")
 
 
-@pytest.mark.parametrize("path", ["~/no/such", "~/nosuch", "./a/b", "../a/b", "a/b/", "a/b/c", "/a/b", "~no/x", "."])
+@pytest.mark.parametrize("path", ["~/no/such", "~/nosuch", "./a/b", "../a/b", "a/b/", "a/b/c", "/a/b", "~no/x", ".",
+                                  "a/checkpoint_1000"])
 def test_a_path_is_never_taken_for_a_name(path, tmp_path, monkeypatch):
-  monkeypatch.setattr(any_form, "_download", lambda name: pytest.fail(f"{name} was asked for"))
+  monkeypatch.setattr(any_form, "_of_hub", lambda name: pytest.fail(f"{name} was asked for"))
   monkeypatch.chdir(tmp_path)
   said = message(path)
   assert "no such model" in said or path == "." or path == "~no/x" and "there is no user 'no'" in said
@@ -162,9 +165,13 @@ def test_a_page_of_the_hub(page):
   assert message(page.format(name)).endswith(f"a page of the Hugging Face hub; give the model's name, {name}")
 
 
-def test_without_the_network_the_cache_is_read(exported, monkeypatch):
-  def unreachable(name):
-    raise OSError("no network")
+def test_without_the_network_the_cache_is_read(exported, monkeypatch, tmp_path):
+  class HfApi:
+    """That reaches nothing."""
+
+    def model_info(self, name, timeout):
+      assert timeout <= 10
+      raise OSError("no network\nat all")
 
   def snapshot_download(name, local_files_only=False, **_):
     assert local_files_only
@@ -173,9 +180,41 @@ def test_without_the_network_the_cache_is_read(exported, monkeypatch):
     return str(exported)
 
   monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(
-      list_repo_files=unreachable, snapshot_download=snapshot_download))
+      HfApi=HfApi, snapshot_download=snapshot_download))
   assert any_form.open_foreign("owner/cached").path == exported
-  assert "cannot be had from the Hugging Face hub (no network); check the name" in message("owner/other")
+  assert ("owner/other: no such folder here, and it cannot be had from the Hugging Face hub (no network); correct the "
+          "path, or check the name") in message("owner/other")
+  # Beside a folder of the owner's name it is a path, and nobody is asked but the cache.
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "owner").mkdir()
+  monkeypatch.delattr(HfApi, "model_info")
+  assert any_form.open_foreign("owner/cached").path == exported
+  no_name = ("owner/other: no such folder (owner is one here, so this is not taken for a name on the Hugging Face "
+             "hub); correct the path")
+  assert message("owner/other") == no_name
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # Not installed.
+  assert message("owner/other") == no_name
+  assert message("other/owner").endswith("to take it for a model on the Hugging Face hub: pip install huggingface_hub")
+
+
+@pytest.mark.parametrize("options", [["--model", "runs/nope"], ["--model", "A=runs/nope"]])
+def test_a_run_that_is_not_there(options, tmp_path, monkeypatch, capsys):
+  hub = types.SimpleNamespace(snapshot_download=lambda name, **_: (_ for _ in ()).throw(FileNotFoundError(name)))
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs/other").mkdir(parents=True)
+  (tmp_path / "c/qrels").mkdir(parents=True)
+  (tmp_path / "c/corpus.jsonl").write_text('{"_id": "a", "text": "x"}\n')
+  (tmp_path / "c/queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
+  (tmp_path / "c/qrels/test.tsv").write_text("q\ta\t1\n")
+  assert main(["evaluate", *options, "--collection", "c", "--output", "o"]) == 2
+  assert capsys.readouterr().err.splitlines()[-1].startswith("gtr-jax evaluate: runs/nope: no such folder (runs is one")
+  for words in (["convert", "runs/nope", "out"], ["encode", "--model=runs/nope", "--collection=c", "--output=s"],
+                ["mine", "--model=runs/nope", "--collection=c", "--output=m.jsonl"]):
+    assert main(words) == 2
+    assert "runs/nope: no such folder (runs is one here" in capsys.readouterr().err
+  with pytest.raises(InputError, match=r"runs/nope: no such folder \(runs is one here"):
+    gtr_jax.load("runs/nope")
 
 
 def test_home_folders(folder, run, tmp_path, monkeypatch):

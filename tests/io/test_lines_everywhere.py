@@ -97,8 +97,8 @@ FAULTS = {
     "binary": ("x.jsonl", bytes(range(1, 64)) + b"\0\1", "binary data"),
     "web-page": ("x.jsonl", b"<!DOCTYPE html>\n<html></html>\n", "a web page"),
     "lfs-pointer": ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs"),
-    "array": ("x.jsonl", b"[\n" + LINE.strip() + b"\n]\n", "a JSON array, .*jq -c"),
-    "array-on-a-line": ("x.jsonl", b"[" + LINE.strip() + b"]\n", "a JSON array, .*jq -c"),
+    "array": ("x.jsonl", b"[\n" + LINE.strip() + b"\n]\n", "a JSON array; write one object a line: jq -c"),
+    "array-on-a-line": ("x.jsonl", b"[" + LINE.strip() + b"]\n", "a JSON array; write one object a line: jq -c"),
     "old-mac": ("x.jsonl", LINE.replace(b"\n", b"\r") * 2, "carriage return alone"),
     "over-lines": ("x.jsonl", json.dumps(ROW, indent=1).encode() + b"\n", "JSON over several lines.*jq -c"),
     "csv": ("x.jsonl", b"query,positive\na,b\n", "CSV.*read_csv"),
@@ -113,6 +113,18 @@ def error(call, path):
     call(path)
   assert "\n" not in str(e.value) and path.name in str(e.value)
   return str(e.value)
+
+
+@pytest.mark.parametrize("name, command", [
+    ("my pairs.json", "jq -c '.[]' '{0}/my pairs.json' > '{0}/my pairs.jsonl'"),
+    ("x.jsonl", "jq -c '.[]' {0}/x.jsonl > {0}/x.lines.jsonl"),
+    ("x.json.gz", "gzip -dc {0}/x.json.gz | jq -c '.[]' > {0}/x.jsonl")])
+def test_the_command_for_an_array_is_whole(tmp_path, name, command):
+  data = b"[" + LINE.strip() + b"]\n"
+  (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+  with pytest.raises(InputError) as e:
+    list(jsonl.read_objects(tmp_path / name))
+  assert str(e.value) == (f"{tmp_path / name}:1: a JSON array; write one object a line: " + command.format(tmp_path))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -95,8 +95,8 @@ def test_lines_of_byte_ranges(tmp_path):
     (gzip.compress(b"x", mtime=0), "holds a .gz archive, which its name does not say; rename"),
     (zstandard.compress(b"x"), "holds a .zst archive, .*; rename"),
     (lzma.compress(b"x"), "holds a .xz archive"), (b"PK\3\4", "holds a .zip archive, .*; unpack it"),
-    (b'[\n["a", "b"]\n]\n', "a JSON array, where one JSON value a line is expected; convert it: jq"),
-    (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array, where")],
+    (b'[\n["a", "b"]\n]\n', "a JSON array; write one object a line: "),
+    (b'\n[{"a": "b"}, {"a": "c"}]\n', "a JSON array; write one object a line")],
     ids=["empty", "utf16", "utf32", "utf16-big-endian", "gz", "zst", "xz", "zip", "array", "array-in-a-line"])
 def test_files_that_are_not_what_they_seem(tmp_path, content, message):
   for path, packed in ((tmp_path / "a.jsonl", content), (tmp_path / "b.jsonl.bz2", bz2.compress(content))):

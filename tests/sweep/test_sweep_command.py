@@ -96,8 +96,8 @@ def test_a_real_sweep(folder):
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("'tiny.gin'", "'not_here.gin'", "run PT-0.05, stage pretrain: not_here.gin: no such gin file"),
     ("TEMPERATURE = 0.05", "TEMPERATUR = 0.05", "nothing in this run uses TEMPERATUR"),
-    ("--last_rank 10", "--last_rnk 10", "unrecognized arguments: --last_rnk 10"),
-    ("--collection made_up", "--colection made_up", "unrecognized arguments: --colection"),
+    ("--last_rank 10", "--last_rnk 10", "there is no flag --last_rnk; did you mean --last_rank?"),
+    ("--collection made_up", "--colection made_up", "there is no flag --colection; did you mean --collection?"),
     ("plan.Sweep.evaluate", "plan.Sweep.evalute", "evalute"),
     ("plan.Sweep.stages", "plan.Sweep.runs", "binds no plan.Sweep.stages"),
     ("TEMPERATURE = 0.05", "TEMPERATURE = 0.0", "run PT+FT-0.05, stage finetune: TEMPERATURE is 0.0: give a"),
@@ -139,7 +139,7 @@ def test_collections_are_looked_for_before_anything_starts(folder, capsys, monke
       ("--collection made_up --split dev", "dev.tsv: no such file; splits here: test"),
       ("--collection data", "data: no corpus.jsonl"),
       ("--collection beir/robust04 --collection beir/nq", f"into {folder}/data/beir/robust04; beir/nq would be"),
-      ("--bm25_is_missing", "unrecognized arguments"), ("--similarity dot", "nothing to evaluate on"),
+      ("--bm25_is_missing", "there is no flag --bm25_is_missing"), ("--similarity dot", "nothing to evaluate on"),
   ]:
     (folder / "real.gin").write_text(REAL.replace("--collection made_up", given))
     assert main(flags) == 2
