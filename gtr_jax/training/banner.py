@@ -105,7 +105,8 @@ def closing(run: Any, best_step: int | None, score: float | None, step: int, sto
   lines.append(_line("where", f"{place}: --model {place} takes its {'best' if best_step is not None else 'last'} step"))
   name = collection or "COLLECTION"
   lines += [_line("next", f"gtr-jax evaluate --model {place} --collection {name} --bm25 --output {place}/results"),
-            _line("", f"gtr-jax search --model {place} --collection {name}"),
+            _line("", f"gtr-jax encode --model {place} --collection {name} --output {place}/embeddings && "
+                      f"gtr-jax search --model {place} --embeddings {place}/embeddings"),
             _line("", f"gtr-jax convert {place} {place}/sentence_transformers")]
   return lines
 
