@@ -8,6 +8,8 @@ import pytest
 
 from gtr_jax import config
 from gtr_jax.errors import InputError
+from gtr_jax.from_pairs import start
+from gtr_jax.models import t5
 from gtr_jax.training import run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
@@ -284,3 +286,19 @@ def test_what_is_required():
     resolve(["models/t5_tiny.gin", "recipes/gtr_pretrain.gin"], REQUIRED)
   with pytest.raises(InputError, match="nowhere.gin: no such gin file"):
     resolve(["nowhere.gin"])
+
+
+def test_the_table_of_models_is_what_the_files_say():
+  rows = {name: cells for name, *cells in (
+      [cell.strip(" `") for cell in line.strip("|").split("|")]
+      for line in (config.configs_dir().parent / "docs" / "models.md").read_text().splitlines()
+      if re.match(r"\| `m?t5_\w+` \|", line))}
+  assert set(rows) == set(start.sizes())
+  for name, (*numbers, activations, _, weights) in rows.items():
+    config.parse([f"models/{name}.gin"])
+    bound = config.bindings(t5.T5Config)
+    fields = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_layers", "vocab_size")
+    assert [int(number.replace(",", "")) for number in numbers] == [bound[field] for field in fields], name
+    assert tuple(activations.split(", ")) == bound["mlp_activations"]
+    text = (config.configs_dir() / "models" / f"{name}.gin").read_text()
+    assert re.findall(r"^T5_CHECKPOINT = '(.*)'", text, re.M) == [weights] * bool(weights)
