@@ -1,5 +1,6 @@
 """From a file of pairs and a model to a training run: every setting that the user does not give, and all as gin."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,8 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   text = _gin(options, pairs, begin, lengths)
   for more in (_for_devices, _for_memory):
     config.load(TrainingRun, gin_files, bindings, search_paths, first=text)
-    text += more(config.bindings(TrainingRun), config.bindings(TrainingBatches), lengths)
+    run, batches = config.bindings(TrainingRun), config.bindings(TrainingBatches)
+    text += processes.from_first(functools.partial(more, run, batches, lengths))  # Hosts may differ in memory.
   for line in _described(options, pairs, begin, lengths):
     say(line)
   return text
