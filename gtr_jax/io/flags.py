@@ -58,7 +58,10 @@ class Parser(argparse.ArgumentParser):
 
 def _near(text: str, known: Iterable[str]) -> str:
   """Asks for the one of them that is nearest, if one is; case, dashes and what stands before a name do not count."""
-  bare = {_bare(name): name for name in reversed(list(known))}
+  names = list(known)
+  if exact := [name for name in names if name.rpartition(".")[2].lstrip("-") == text.lstrip("-")]:
+    return f"; did you mean {exact[0]}?"
+  bare = {_bare(name): name for name in reversed(names)}
   near = difflib.get_close_matches(_bare(text), bare, 1)
   return f"; did you mean {bare[near[0]]}?" if near else ""
 
