@@ -3,6 +3,10 @@
 __version__ = "0.1.0"
 
 
+def __dir__():
+  return ["Embedder", "__version__", "load", "train"]
+
+
 def __getattr__(name):
   # Loaded when asked for, so that `import gtr_jax` stays quick.
   if name in ("load", "Embedder"):

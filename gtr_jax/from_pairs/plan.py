@@ -74,7 +74,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
       "QUERY_LENGTH": begin.lengths["query"], "DOCUMENT_LENGTH": begin.lengths["document"],
       "QUERY_PROMPT": begin.prompts["query"], "DOCUMENT_PROMPT": begin.prompts["document"],
       "NEGATIVES_PER_EXAMPLE": min(pairs.negatives, MOST_NEGATIVES),
-      "BATCH_SIZE": batch_size, "TRAIN_STEPS": steps, "WARMUP_STEPS": math.ceil(steps / 10),
+      "BATCH_SIZE": batch_size, "TRAIN_STEPS": steps, "WARMUP_STEPS": steps // 10,
       "LEARNING_RATE": options.learning_rate or (RANDOM_LEARNING_RATE if begin.initial is None else LEARNING_RATE),
       "EVAL_PERIOD": period, "CHECKPOINT_PERIOD": period, "LOG_PERIOD": max(1, min(100, period // 2)),
       "BEST_METRIC": f"{evaluators[0][0]}/nDCG@10" if evaluators else None,

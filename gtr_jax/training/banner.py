@@ -63,8 +63,8 @@ def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batc
   lines.append(_line("batch", f"{pairs:,} pairs{each}{at_once}; {_rows(batch)}"))
   epochs = f", {run.train_steps * pairs / num_pairs:.3g} epochs of {num_pairs:,} pairs" if num_pairs else ""
   lines.append(_line("steps", f"{run.train_steps:,}{epochs}; {_learning_rate(run)}"))
-  lines.append(_line("texts", f"{_cut(batch.queries, lengths['inputs'], 'queries')}, "
-                              f"{_cut(batch.passages, lengths['targets'], 'passages')} (of the first batch)"))
+  lines.append(_line("texts", f"of the first batch, {_cut(batch.queries, lengths['inputs'], 'queries')} and "
+                              f"{_cut(batch.passages, lengths['targets'], 'passages')}, where they are cut"))
   lines.append(_line("memory", _memory(run, batch, state, pairs, negatives)))
   if measured and run.eval_period:
     decides = f"; the best {run.best_metric} is kept" if run.best_metric else ""
@@ -129,7 +129,7 @@ def _cut(texts: Any, limit: int, name: str) -> str:
   ids = texts.segment_ids.reshape(-1, texts.segment_ids.shape[-2] * texts.segment_ids.shape[-1])
   counts = np.concatenate([np.bincount(of_part)[1:] for of_part in ids])
   counts = counts[counts > 0]
-  return f"{np.mean(counts >= limit):.1%} of the {name} reach {limit} tokens, where they are cut"
+  return f"{np.mean(counts >= limit):.1%} of the {name} reach {limit} tokens"
 
 
 def _peak(run: Any) -> int:
