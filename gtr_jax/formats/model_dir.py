@@ -77,8 +77,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
     numerics = ("dtype",)  # A run may go on in another precision.
     if (deciding_fields(there, but=numerics) != deciding_fields(encoder, but=numerics) or
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
-      raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR (--output), or remove "
-                       "this one")
+      raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR "
+                       "(--output), or remove this one")
   elif model_dir.exists() and not (model_dir.is_dir() and
                                    all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
     raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
