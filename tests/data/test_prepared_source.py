@@ -125,3 +125,19 @@ def test_resuming_reads_no_earlier_record(prepare, vocabulary):
   jax.tree.map(np.testing.assert_array_equal, [x.batch for x in again], [x.batch for x in reference[100:]])
   validation = list(ValidationBatches(mixture, None, {"inputs": 8, "targets": 12}, 8))
   assert validation[0].valid.all() and len(validation) > 2
+
+
+def test_prepared_data_are_a_task_by_their_name(prepare, vocabulary):
+  """Nothing is declared; the run says the vocabulary."""
+  prepare("toy-1", [{"query": f"q{i} " + words(2, f"q{i}"), "passage": f"p{i} " + words(4, f"p{i}")} for i in range(40)],
+          validation_share=0.2)
+  lengths = {"inputs": 8, "targets": 12}
+  with pytest.raises(InputError, match="prepared data has no vocabulary of its own: set VOCABULARY"):
+    TrainingBatches("toy-1", None, lengths, 4)
+  batches = TrainingBatches("toy-1", None, lengths, 4, vocabulary=str(vocabulary))
+  validation = list(ValidationBatches("toy-1", None, lengths, 4, vocabulary=str(vocabulary)))
+  assert batches.num_pairs + sum(int(batch.valid.sum()) for batch in validation) == 40
+  assert next(iter(batches)).batch.valid.all()
+  batches.close()
+  with pytest.raises(InputError, match="no task or mixture 'toy-2', nor prepared data of that name"):
+    TrainingBatches("toy-2", None, lengths, 4)
