@@ -118,7 +118,8 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
 
 def _is_whole(folder: epath.Path) -> bool:
   """Whether a corpus is there, and each of its files is as it was written."""
-  return bool(hashes := _hashes(folder)) and all(
+  hashes = _hashes(folder) or {}
+  return bool(hashes) and all(
       (folder / name).is_file() and hashlib.sha256((folder / name).read_bytes()).hexdigest() == of_file
       for name, of_file in hashes.items())
 
