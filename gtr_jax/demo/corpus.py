@@ -188,7 +188,8 @@ class Corpus:
 
     finetune = self._filtered("fine-tuning", finetune, trains)
     pretrain = finetune + self._filtered("pretraining", pretrain, trains)
-    answers = [d for d in answers if trains(d)]
+    training = set(finetune)
+    answers = [d for d in answers if d in training]
     room = max(0, _MAX_IN_DOMAIN_DOCUMENTS - len(held_out["test"]) - len(held_out["validation"]))
     others = sorted(answers, key=lambda d: _draw(d, "distractor"))[:room]
     documents = sorted(held_out["test"] + held_out["validation"] + others)
