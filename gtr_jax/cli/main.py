@@ -40,10 +40,16 @@ With your own data and configuration:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command and returns its exit code: 0 done, 1 training cannot go on, 2 wrong input, 130 interrupted."""
+def main(argv: Sequence[str] | None = None, says_next: bool = True) -> int:
+  """Runs one command and returns its exit code: 0 done, 1 training cannot go on, 2 wrong input, 130 interrupted.
+
+  Args:
+    argv: its words; default: those of this process.
+    says_next: whether it may end with what one could do next; not where another command runs it as one of its steps.
+  """
   argv = list(sys.argv[1:] if argv is None else argv)
   args = parser().parse_args(_join_gin_flags(argv))
+  args.says_next = says_next
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's too, so before jax is imported.
   before = bars.shown()
   if args.quiet:
@@ -82,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     if not getattr(args, "dry_run", False):  # Which wants to see what the compiler does.
       compilation_cache.keep_programs(processes.joined())
     command = COMMANDS[args.command]
-    code = (command.run(args, main) if command is demo else command.run(args)) or 0
+    code = (command.run(args, _as_a_step) if command is demo else command.run(args)) or 0
     processes.leave()
     return code
   except InputError as e:
@@ -95,6 +101,11 @@ def _run(args: argparse.Namespace) -> int:
     if (line := failures.reason(e)) is None:
       raise
     return _failed(args, line, 2)
+
+
+def _as_a_step(argv: Sequence[str]) -> int:
+  """Runs a command for another one."""
+  return main(argv, says_next=False)
 
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:

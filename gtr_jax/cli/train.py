@@ -80,5 +80,5 @@ def _run(args):
   from gtr_jax.training import run
   config_text = config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
                             first=pairs_flags.gin_text(options, args))
-  stopped_by = run.train(config.bound(run.TrainingRun)(), config_text)
+  stopped_by = run.train(config.bound(run.TrainingRun)(), config_text, says_next=args.says_next)
   return 128 + stopped_by if stopped_by else 0

@@ -8,15 +8,12 @@ import collections
 import dataclasses
 import gc
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -25,6 +22,7 @@ from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.demo import docstrings
 from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.demo.near_copies import NearCopies, contains
+from gtr_jax.demo.packages import Packages, fingerprint, installed_packages
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.bars import Bar
@@ -33,30 +31,6 @@ from gtr_jax.text.same_text import distinct, folded
 
 IN_DOMAIN = "numpy_jax_tensorflow"
 
-# Distribution -> its top-level package. All come with gtr_jax, whatever else is installed.
-_FINETUNE = {"numpy": "numpy", "jax": "jax", "flax": "flax", "optax": "optax", "keras": "keras",
-             "tensorflow": "tensorflow"}
-_PRETRAIN = {
-    "orbax-checkpoint": "orbax", "tensorflow-datasets": "tensorflow_datasets", "tensorboard": "tensorboard",
-    "jaxlib": "jaxlib", "pyglove": "pyglove", "absl-py": "absl", "grpcio": "grpc", "seqio": "seqio",
-    "tensorflow-text": "tensorflow_text", "treescope": "treescope", "optree": "optree", "etils": "etils", "clu": "clu",
-    "ml-collections": "ml_collections", "opt-einsum": "opt_einsum", "protobuf": "google/protobuf",
-    "gin-config": "gin", "safetensors": "safetensors", "tensorstore": "tensorstore", "ir-measures": "ir_measures",
-    "bm25s": "bm25s", "einops": "einops", "astunparse": "astunparse", "gast": "gast", "wrapt": "wrapt",
-}
-_ZERO_SHOT = {
-    "standard_library": None,
-    "scipy": {"scipy": "scipy"},
-    "matplotlib": {"matplotlib": "matplotlib"},
-    "small_packages": {
-        "fonttools": "fontTools", "pillow": "PIL", "werkzeug": "werkzeug", "rich": "rich", "pygments": "pygments",
-        "requests": "requests", "urllib3": "urllib3", "fsspec": "fsspec", "pyparsing": "pyparsing", "h5py": "h5py",
-        "pyarrow": "pyarrow", "simple-parsing": "simple_parsing", "psutil": "psutil", "Markdown": "markdown",
-        "markdown-it-py": "markdown_it", "python-dateutil": "dateutil", "attrs": "attr", "humanize": "humanize",
-        "tqdm": "tqdm", "prometheus_client": "prometheus_client", "docstring_parser": "docstring_parser",
-    },
-}
-
 _TEST, _VALIDATION = 0.06, 0.04  # Shares of the documents of the fine-tuning packages.
 _PRETRAIN_VALIDATION = 0.02
 _MAX_QUERIES = 400
@@ -64,50 +38,14 @@ _MAX_IN_DOMAIN_DOCUMENTS = 3000
 _MIN_CHARACTERS, _MIN_WORDS = 100, 15  # Of a document.
 
 
-@dataclasses.dataclass(frozen=True)
-class Packages:
-  """Which packages serve what; each maps a package's name to its folder.
-
-  Attributes:
-    finetune: train in both stages; a part is held out as the in-domain collection.
-    pretrain: train in the first stage only.
-    zero_shot: for each collection, what it is made of; they never train.
-    versions: recorded in the manifest.
-  """
-
-  finetune: Mapping[str, Path]
-  pretrain: Mapping[str, Path]
-  zero_shot: Mapping[str, Mapping[str, Path]]
-  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def installed_packages() -> Packages:
-  """The packages that gtr_jax itself depends on, and the standard library."""
-  versions = {"python": platform.python_version()}
-
-  def folders(modules):
-    found = {}
-    for distribution, module in modules.items():
-      try:
-        versions[distribution] = importlib.metadata.version(distribution)
-      except importlib.metadata.PackageNotFoundError as e:
-        raise InputError(f"the package {distribution} is not installed; gtr_jax depends on it: pip install "
-                         f"{distribution}") from e
-      found[module.replace("/", ".")] = docstrings.package_folder(distribution, module)
-    return found
-
-  zero_shot = {name: folders(modules) if modules else {"": docstrings.standard_library_folder()}
-               for name, modules in _ZERO_SHOT.items()}
-  return Packages(folders(_FINETUNE), folders(_PRETRAIN), zero_shot, versions)
-
-
 def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, output: epath.PathLike | None = None,
             say: Callable[[str], None] = print) -> epath.Path:
   """Writes the corpus: training pairs, collections and vocabulary.
 
   The folder gets pretrain/ and finetune/ with train.jsonl and validation.jsonl (`query`, `positive` and their ids),
-  collections/<name>/ in BEIR layout, spiece.model, and manifest.json with counts, versions and hashes. Deterministic
-  for given packages. A corpus that is there already and is the same is left as it is, with what was mined from it.
+  collections/<name>/ in BEIR layout, spiece.model, and manifest.json with counts, versions, hashes, and a fingerprint
+  of what it was made from. Deterministic for given packages. A corpus that is there already, whole, and is the same is
+  left as it is, with what was mined from it; where the fingerprint is the same too, no package is read.
 
   Args:
     vocabulary: a SentencePiece model to copy; None trains one of 8,000 pieces on the training pairs.
@@ -126,6 +64,10 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
     raise InputError(f"{vocabulary}: no such vocabulary; give the path of a SentencePiece model")
   _check_ours(output)
   packages = packages or installed_packages()
+  made_from = fingerprint(packages, vocabulary)  # First: what changes while it is read is read again the next time.
+  if _is_whole(output) and _manifest(output).get("made_from") == made_from:
+    say(f"{output} is up to date")
+    return output
   corpus = Corpus(packages, say)
   new = output.parent / f"{output.name}.{uuid.uuid4().hex}.tmp"
   try:
@@ -141,11 +83,12 @@ def prepare(vocabulary: str | None = None, packages: Packages | None = None, *, 
       epath.Path(vocabulary).copy(new / "spiece.model")
     hashes = {name: hashlib.sha256((new / name).read_bytes()).hexdigest() for name in sorted([*files, "spiece.model"])}
     manifest = {"counts": {name: len(rows) for name, rows in files.items()}, "sha256": hashes,
-                "versions": dict(packages.versions)}
-    atomic.write_json(new / "manifest.json", manifest)
-    if (output / "manifest.json").exists() and _manifest(output) == manifest:
+                "versions": dict(packages.versions), "made_from": made_from}
+    if _is_whole(output) and _hashes(output) == hashes:
+      atomic.write_json(output / "manifest.json", manifest)
       say(f"{output} is up to date")
     else:
+      atomic.write_json(new / "manifest.json", manifest)
       _replace(output, new, say)
       say(f"wrote {output}")
   finally:
@@ -171,6 +114,14 @@ def _hashes(folder: epath.Path) -> dict[str, str] | None:
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:
   return read_json(folder / "manifest.json", dict, "remove the folder, and prepare it again")
+
+
+def _is_whole(folder: epath.Path) -> bool:
+  """Whether a corpus is there, and each of its files is as it was written."""
+  hashes = _hashes(folder) or {}
+  return bool(hashes) and all(
+      (folder / name).is_file() and hashlib.sha256((folder / name).read_bytes()).hexdigest() == of_file
+      for name, of_file in hashes.items())
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -237,7 +188,8 @@ class Corpus:
 
     finetune = self._filtered("fine-tuning", finetune, trains)
     pretrain = finetune + self._filtered("pretraining", pretrain, trains)
-    answers = [d for d in answers if trains(d)]
+    training = set(finetune)
+    answers = [d for d in answers if d in training]
     room = max(0, _MAX_IN_DOMAIN_DOCUMENTS - len(held_out["test"]) - len(held_out["validation"]))
     others = sorted(answers, key=lambda d: _draw(d, "distractor"))[:room]
     documents = sorted(held_out["test"] + held_out["validation"] + others)

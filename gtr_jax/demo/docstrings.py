@@ -54,13 +54,14 @@ def read_package(folder: Path, name: str) -> Iterator[Documentation]:
     folder: the package's folder.
     name: qualified names begin with it; empty for a folder of top-level modules.
   """
-  for path in _python_files(folder):
+  for path in python_files(folder):
     parts = [name, *path.relative_to(folder).with_suffix("").parts]
     module = ".".join(p for p in parts if p and p != "__init__")
     yield from read_file(path, module)
 
 
-def _python_files(folder: Path) -> Iterator[Path]:
+def python_files(folder: Path) -> Iterator[Path]:
+  """The files of a package that may document it, sorted."""
   for place, folders, files in os.walk(folder):
     folders[:] = sorted(f for f in folders if f not in _SKIPPED_FOLDERS)
     for file in sorted(files):

@@ -86,9 +86,8 @@ def warn(run: Any, num_pairs: int | None, pairs: int) -> None:
           "hardly gets to where it is meant to be; set WARMUP_STEPS to a tenth of TRAIN_STEPS", file=sys.stderr)
 
 
-def closing(run: Any, best_step: int | None, score: float | None, step: int, stopped_early: bool,
-            collection: str | None) -> list[str]:
-  """Lines of a run after its last step: what is kept, and what to do with it.
+def closing(run: Any, best_step: int | None, score: float | None, step: int, stopped_early: bool) -> list[str]:
+  """Lines of a run after its last step: what is kept, and where.
 
   Args:
     run: the `run.TrainingRun`.
@@ -96,19 +95,27 @@ def closing(run: Any, best_step: int | None, score: float | None, step: int, sto
     score: of that step.
     step: the last one.
     stopped_early: because it got no better.
-    collection: a test collection to go on with; None: a placeholder is shown.
   """
   lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if stopped_early else ""))]
   place = run.model_dir
   if best_step is not None and score is not None:
     lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}"))
   lines.append(_line("where", f"{place}: --model {place} takes its {'best' if best_step is not None else 'last'} step"))
-  name = collection or "COLLECTION"
-  lines += [_line("next", f"gtr-jax evaluate --model {place} --collection {name} --bm25 --output {place}/results"),
-            _line("", f"gtr-jax encode --model {place} --collection {name} --output {place}/embeddings && "
-                      f"gtr-jax search --model {place} --embeddings {place}/embeddings"),
-            _line("", f"gtr-jax convert {place} {place}/sentence_transformers")]
   return lines
+
+
+def following(run: Any, collection: str | None) -> list[str]:
+  """Lines after these: what to do with the model.
+
+  Args:
+    run: the `run.TrainingRun`.
+    collection: a test collection to go on with; None: a placeholder is shown.
+  """
+  place, name = run.model_dir, collection or "COLLECTION"
+  return [_line("next", f"gtr-jax evaluate --model {place} --collection {name} --bm25 --output {place}/results"),
+          _line("", f"gtr-jax encode --model {place} --collection {name} --output {place}/embeddings && "
+                    f"gtr-jax search --model {place} --embeddings {place}/embeddings"),
+          _line("", f"gtr-jax convert {place} {place}/sentence_transformers")]
 
 
 def _line(label: str, text: str) -> str:

@@ -113,12 +113,13 @@ class TrainingRun:
             "query_prompt": self.query_prompt, "document_prompt": self.document_prompt}
 
 
-def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
+def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> signal.Signals | None:
   """Trains a dual encoder, from step 0 or from where a run in `run.model_dir` stopped.
 
   Args:
     run: what to do.
     config_text: the resolved configuration, saved as config.gin.
+    says_next: end with commands that use the model.
 
   Returns:
     The signal that stopped the run early, or None.
@@ -203,9 +204,11 @@ def train(run: TrainingRun, config_text: str = "") -> signal.Signals | None:
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
     if result.stopped_by is None:
       best = checkpointer.best_step()
-      banner.say(*banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
-                                 int(result.state.step), result.gave_up,
-                                 next((of.collection for of in measured if hasattr(of, "collection")), None)))
+      lines = banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
+                             int(result.state.step), result.gave_up)
+      if says_next:
+        lines += banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None))
+      banner.say(*lines)
   return result.stopped_by
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_model_dir import sentence, write_vocabulary
 
-from gtr_jax.cli import encode
+from gtr_jax.cli import demo, encode
 from gtr_jax.cli.main import main
 from gtr_jax.data import examples
 from gtr_jax.io import data_root
@@ -81,8 +81,8 @@ def place(tmp_path_factory):
   data_root.set_data_dir(None)
 
 
-def train(place, *flags, model_dir="model"):
-  return main(["train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR='{place / model_dir}'",
+def train(place, *flags, model_dir="model", run=main):
+  return run(["train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR='{place / model_dir}'",
                    f"--gin.evaluate.RetrievalEvaluator.collection='{place / 'small'}'", "--data_dir", str(place),
                    *flags])
 
@@ -103,6 +103,17 @@ def test_training_leaves_what_the_docs_say(model, capsys):
   assert [line["step"] for line in evaluated] == [3, 6] and "small/nDCG@10" in evaluated[0]
   assert list((model / "tensorboard").iterdir())
   assert "12 arrays" in (model / "parameters.txt").read_text()
+
+
+def test_what_is_next_is_not_said_within_the_demo(place, model, capsys, monkeypatch):
+  del model  # All is trained.
+
+  def labels():
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].strip()]
+
+  assert train(place) == 0 and labels()[-3:] == ["best", "where", "next"]
+  monkeypatch.setattr(demo, "run", lambda args, run_command: train(place, run=run_command))
+  assert main(["demo", "--output", str(place / "demo")]) == 0 and labels()[-2:] == ["best", "where"]
 
 
 def test_train_encode_search_evaluate_mine_report(place, model, capsys):

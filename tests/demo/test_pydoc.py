@@ -1,7 +1,9 @@
 """The built-in corpus: read without importing, clean, reproducible, and nothing tested on is trained on."""
 
+import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -185,6 +187,69 @@ def test_again_it_keeps_what_is_the_same_and_replaces_what_is_not(packages, voca
   with pytest.raises(InputError, match="cannot train a vocabulary"):
     corpus.prepare(None, corpus.Packages({}, {}, {}), output=tmp_path / "other", say=said.append)
   assert [p.name for p in tmp_path.iterdir()] == ["pydoc"]
+
+
+def test_packages_are_read_again_only_where_something_has_changed(vocabulary, tmp_path, monkeypatch):
+  packages = corpus.Packages(
+      {"alpha": write_package(tmp_path / "alpha", [documentation(f"alpha {i}") for i in range(40)])}, {},
+      {"zero_shot": {"zero": write_package(tmp_path / "zero", [documentation(f"zero {i}") for i in range(15)])}})
+  output, said, read = tmp_path / "data" / "pydoc", [], []
+  whole = corpus.Corpus
+  monkeypatch.setattr(corpus, "Corpus", lambda *args: read.append(1) or whole(*args))
+
+  def reads(vocabulary=vocabulary, packages=packages):
+    """Whether `prepare` has read the packages; it ends with a corpus that another run finds up to date."""
+    read.clear()
+    corpus.prepare(vocabulary, packages, output=output, say=said.append)
+    first = bool(read)
+    corpus.prepare(vocabulary, packages, output=output, say=said.append)
+    assert len(read) == first and said[-1] == f"{output} is up to date"
+    return first
+
+  assert reads() and not reads()
+  mined, train = output / "finetune_hard_negatives.jsonl", output / "finetune/train.jsonl"
+  mined.write_text("mined\n")
+  pairs = train.read_bytes()
+
+  # Other inputs, and the same corpus: what was mined from it stays.
+  module = tmp_path / "alpha" / "module_0.py"
+  os.utime(module, (1, 1))
+  assert reads() and not reads()
+  (tmp_path / "zero" / "empty.py").touch()
+  assert reads() and not reads()
+  assert reads(packages=dataclasses.replace(packages, versions={"alpha": "2"})) and reads()
+  (tmp_path / "zero" / "test_of_it.py").touch()  # Documents nothing.
+  assert not reads() and mined.exists()
+
+  # Another corpus.
+  source = module.read_text()
+  module.write_text(source.replace("function_0", "function_x"))
+  assert reads() and not mined.exists() and train.read_bytes() != pairs
+  module.write_text(source)
+  assert reads() and train.read_bytes() == pairs
+  other = tmp_path / "other.model"
+  other.write_bytes(Path(vocabulary).read_bytes())
+  assert not reads(str(other))  # Of the same bytes.
+  other.write_bytes(Path(vocabulary).read_bytes() + b"\0")
+  assert reads(str(other)) and (output / "spiece.model").read_bytes() == other.read_bytes() and reads()
+
+  # A corpus that is not as it was written.
+  train.write_bytes(pairs[:-1])
+  assert reads() and train.read_bytes() == pairs
+  train.unlink()
+  assert reads() and train.read_bytes() == pairs
+  (output / "collections/zero_shot/corpus.jsonl").write_text("")
+  assert reads() and (output / "collections/zero_shot/corpus.jsonl").read_text()
+
+  # Interrupted, the one before is as whole as it was, and of its own inputs.
+  module.write_text(source.replace("function_0", "function_x"))
+  with monkeypatch.context() as m:
+    m.setattr(corpus, "_replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      corpus.prepare(vocabulary, packages, output=output, say=said.append)
+  assert train.read_bytes() == pairs
+  assert reads() and train.read_bytes() != pairs
+  assert [p.name for p in output.parent.iterdir()] == ["pydoc"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "manifest.json", "sub/notes.txt"])
