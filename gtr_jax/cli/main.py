@@ -30,8 +30,8 @@ _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo
 
-With your own data and configuration:
-  gtr-jax train --gin_file=my_run.gin --gin.MODEL_DIR="'runs/mine'"
+With your own pairs, from a published model:
+  gtr-jax train --pairs my.jsonl --init sentence-transformers/gtr-t5-base --output runs/mine
   gtr-jax encode --model runs/mine --collection my_collection --output embeddings
   gtr-jax search --model runs/mine --embeddings embeddings
   gtr-jax evaluate --model runs/mine --collection my_collection --bm25 --output results

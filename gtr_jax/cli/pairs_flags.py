@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz")
   group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
                      shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")
-  group.add_argument("--output", type=flags.path, metavar="DIR", help="the folder of the run, for --model later")
+  group.add_argument("--output", type=flags.path, metavar="DIR", help="the folder of the run, for --model later; of a run of gin files, its MODEL_DIR")
   group.add_argument("--query", metavar="FIELD,...", help="fields of the query, where their names are not known; "
                      "several are joined with a space")
   group.add_argument("--passage", metavar="FIELD,...", help="fields of the passage; goes with --query")
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given(args: argparse.Namespace) -> bool:
-  """Whether the flags ask for a run from pairs."""
+  """Whether the flags ask for a run from pairs. Beside a gin file, --output alone is MODEL_DIR."""
+  if args.output is not None and args.gin_file and args.pairs is None and args.init is None:
+    return False
   return any(getattr(args, name) is not None for name in _NEEDED)
 
 
@@ -56,6 +58,8 @@ def options(args: argparse.Namespace) -> Any:
   if not given(args):
     if others:
       raise InputError(f"--{others[0]} belongs to --pairs; a run of gin files is told by --gin.NAME=VALUE")
+    if args.output is not None:
+      args.gin_bindings.append(f"MODEL_DIR={args.output!r}")
     return None
   if missing := [name for name in _NEEDED if getattr(args, name) is None]:
     advice = {"pairs": "--pairs FILE, your pairs as lines of JSON",

@@ -13,6 +13,8 @@ from gtr_jax.config.parsing import configs_dir, problems_of_parsing, set_default
 from gtr_jax.config.places import written
 from gtr_jax.errors import InputError
 
+_KEPT = ("MODEL_DIR",)  # Macros that the resolved text has too: who repeats a run gives another one.
+
 
 def load(entry: Callable, gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = (),
          defaults: Mapping[str, Any] | None = None, first: str = "") -> str:
@@ -43,7 +45,7 @@ class NotConfiguredError(InputError):
 
 
 def resolved(entry: Callable, after: Sequence[str] = ()) -> str:
-  """What calling `entry` uses: its bindings and those of all it refers to, sorted, with the macros substituted.
+  """What calling `entry` uses: its bindings and those of all it refers to, sorted, macros but MODEL_DIR substituted.
 
   The text is a gin file that configures the same call.
 
@@ -65,11 +67,13 @@ def resolved(entry: Callable, after: Sequence[str] = ()) -> str:
     raise InputError("; ".join(problems))
   check_together(entry, macros)
   imports, lines = set(), set()
+  kept = {f"{name} = {_text(value, macros)}" for name, value in macros.items() if name in _KEPT}
   for (key, arg), value in used.items():
     lines.add(f"{key.scope + '/' if key.scope else ''}{key.selector}.{arg} = {_text(value, macros)}")
     selectors = [key.selector, *(selector for _, selector in _follow(value, (), {}))]
     imports |= {f"import {selector.rpartition('.')[0]}" for selector in selectors}
-  return "\n".join(["from __gin__ import dynamic_registration", *sorted(imports), "", *sorted(lines), ""])
+  return "\n".join(["from __gin__ import dynamic_registration", *sorted(imports), "", *sorted(kept), *sorted(lines),
+                    ""])
 
 
 def _missing(used: Mapping[tuple[Key, str], Any], macros: Mapping[str, Any]) -> list[str]:
@@ -155,7 +159,8 @@ def _text(value: Any, macros: Mapping[str, Any]) -> str:
   """A value as it would stand in a gin file, macros replaced by what they stand for."""
   if isinstance(value, ConfigurableReference):
     if value.configurable.selector == "gin.macro":
-      return _text(macros["/".join(value.scopes)], macros)
+      name = "/".join(value.scopes)
+      return f"%{name}" if name in _KEPT else _text(macros[name], macros)
     return "@" + "/".join([*value.scopes, value.configurable.selector]) + ("()" if value.evaluate else "")
   if isinstance(value, dict):
     return "{" + ", ".join(f"{_text(k, macros)}: {_text(v, macros)}" for k, v in value.items()) + "}"

@@ -42,6 +42,7 @@ def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = N
   unit = ", of length 1" if encoder.normalize else ""
   projected = f", projection to {encoder.dim}" if encoder.projection_dim is not None else ""
   prompts = "".join(f"\n- put before every {side}: `{text}`" for side, text in model.prompts.items() if text)
+  trained = _trained(model)
   parts = [f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -63,7 +64,7 @@ queries and documents become vectors of {encoder.dim} numbers{unit}, to be compa
 - encoder: {kind}, {config.num_layers} layers, {config.emb_dim} wide, {config.num_heads} heads of {config.head_dim},
   {config.mlp_dim} in the MLP; {parameters:,} parameters
 - {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}
-- trained to read {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{prompts}
+- reads {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{trained}{prompts}
 - made from: {cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))}
 """, _training(model), _evaluation(results), f"""## Use
 
@@ -84,6 +85,17 @@ scores = model.similarity(model.encode_query(["a question"]), model.encode_docum
 `encode` of gtr_jax reads texts as documents, with their prompt; `SentenceTransformer.encode` applies no prompt.
 """]
   return "\n".join(part for part in parts if part)
+
+
+def _trained(model: ModelOnDisk) -> str:
+  """What training read, where the run says it and it is less."""
+  for folder in (model.path, model.path.parent, model.path.parent.parent):
+    if (folder / "model.json").exists():
+      lengths = read_json(folder / "model.json", missing="copy the run again").get("trained_lengths")
+      if isinstance(lengths, dict) and lengths != dict(model.lengths):
+        return f"; in training, {lengths.get('query')} and {lengths.get('document')} at most"
+      return ""
+  return ""
 
 
 def _training(model: ModelOnDisk) -> str:

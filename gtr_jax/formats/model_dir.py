@@ -93,10 +93,18 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
   write_json(place, fields, indent=2)
 
 
-def _was_begun(path: epath.Path, tokenizer: Tokenizer) -> bool:
+def check_free(model_dir: epath.PathLike) -> None:
+  """Raises InputError where something else than a training run lies there, as `write_model_json` would."""
+  model_dir = location(model_dir)
+  if model_dir.exists() and not (model_dir.is_dir() and ((model_dir / MODEL_JSON).exists() or all(
+      _was_begun(path, None) for path in model_dir.iterdir()))):
+    raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
+
+
+def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:
   """Whether a start that was cut off, by a full disk for instance, has left this in a new MODEL_DIR."""
   if path.name == VOCABULARY_FILE:
-    return path.is_file() and path.read_bytes() == tokenizer.model
+    return path.is_file() and (tokenizer is None or path.read_bytes() == tokenizer.model)
   return path.name.endswith(".tmp") and path.name.startswith((f".{VOCABULARY_FILE}.", f".{MODEL_JSON}."))
 
 

@@ -101,14 +101,18 @@ class Lengths(NamedTuple):
   """Tokens of the texts of one side, of a sample.
 
   Attributes:
-    mean: on average.
+    mean: on average, whole.
+    read: on average, of what the run reads.
     longest: of the sample.
+    cut: share of the texts that are longer than the limit.
     limit: at how many the run cuts a text.
     row: of rows that hold several.
   """
 
   mean: float
+  read: float
   longest: int
+  cut: float
   limit: int
   row: int
 
@@ -131,7 +135,8 @@ def measure(pairs: Pairs, tokenizer: Tokenizer, most: Mapping[str, int], prompts
     long = math.ceil(2 * np.quantile(tokens, 0.999, method="higher"))
     limit = min(most[side], _up_to(8, max(long, int(tokens.max()))))
     read = np.minimum(tokens, limit)
-    found[side] = Lengths(float(read.mean()), int(tokens.max()), limit, _row(read[:_PACKED], limit))
+    found[side] = Lengths(float(tokens.mean()), float(read.mean()), int(tokens.max()),
+                          float(np.mean(tokens > limit)), limit, _row(read[:_PACKED], limit))
   return found
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 
 from gtr_jax import config
+from gtr_jax.collections.protocol import find_one
 from gtr_jax.data.pipeline import TrainingBatches
+from gtr_jax.formats.model_dir import check_free
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.from_pairs import data, start
 from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, RANDOM_LEARNING_RATE, Options
@@ -38,8 +40,12 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   Raises:
     InputError: pairs, model, files or bindings are wrong.
   """
-  pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share, say))
+  check_free(options.output)
+  for collection in options.collections:
+    processes.first_before_others(functools.partial(find_one, collection))
   tokenization = Tokenization(options.vocabulary, options.extra_ids, options.query_length, options.document_length)
+  start.check(options.init, tokenization)
+  pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share, say))
   begin = processes.first_before_others(lambda: start.start_from(options.init, tokenization, data.texts(pairs.name)))
   lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)
   text = _gin(options, pairs, begin, lengths)
@@ -78,7 +84,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
       "LEARNING_RATE": options.learning_rate or (RANDOM_LEARNING_RATE if begin.initial is None else LEARNING_RATE),
       "EVAL_PERIOD": period, "CHECKPOINT_PERIOD": period, "LOG_PERIOD": max(1, min(100, period // 2)),
       "BEST_METRIC": f"{evaluators[0][0]}/nDCG@10" if evaluators else None,
-      "EARLY_STOPPING": options.early_stopping}
+      "EARLY_STOPPING": options.early_stopping, "MEASURE_START": begin.initial is not None and bool(evaluators)}
   lines += [f"{name} = {value!r}" for name, value in macros.items()]
   lines += [f"EVALUATORS = [{', '.join(f'@{name}/evaluate.RetrievalEvaluator' for name, _ in evaluators)}]",
             f"LOSS = {LOSSES[options.loss]}"]
@@ -132,7 +138,7 @@ def _for_memory(run: Mapping[str, Any], batches: Mapping[str, Any], lengths: Map
     shapes = {}
     for name, (side, each) in texts.items():
       of = lengths[side]
-      shapes[name] = math.ceil(size // groups * each * of.mean / of.row / _FILL), of.row
+      shapes[name] = math.ceil(size // groups * each * of.read / of.row / _FILL), of.row
     needed = memory.estimated_bytes(run["model"], state.params, state.opt_state, mesh, shapes, batch_size,
                                     batch_size * texts["passages"][1], batch_size // size)
     if needed <= _SHARE_OF_MEMORY * there:
@@ -146,10 +152,17 @@ def _described(options: Options, pairs: data.Pairs, begin: start.Start,
   held_out = f"{pairs.validation:,} held out (a hash of the query decides)" if pairs.validation else "none held out"
   if pairs.validation and pairs.collection is None:
     held_out += ", too few to measure anything"
+  elif not pairs.validation and options.validation_share != 0:
+    held_out += " (too few)"
   lines = [f"pairs     {', '.join(options.pairs.paths)}: {pairs.train:,} to train on, {held_out}"]
+  counts = {reason: n for reason, n in pairs.manifest["counts"].items() if reason not in ("read", "written") and n}
+  if counts:
+    lines.append(f"          {pairs.manifest['counts']['read']:,} lines read; left out: " +
+                 ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()))
   for side, of in lengths.items():
-    cut = f", cut at {of.limit}" if of.longest > of.limit else f", cut at {of.limit} if one is longer"
+    cut = f"{of.cut:.1%} are cut at {of.limit}" if of.cut else f"cut at {of.limit} if one is longer"
+    more = f" (--{side}_length reads more)" if of.cut > 0.1 else ""
     lines.append(f"{'lengths' if side == 'query' else '':10}{side}: {of.mean:.0f} tokens on average, the longest of a "
-                 f"sample {of.longest}{cut}; rows of {of.row}")
+                 f"sample {of.longest}; {cut}{more}; rows of {of.row}")
   lines.append(f"start     {begin.said}")
   return lines

@@ -52,6 +52,12 @@ def sizes() -> list[str]:
   return sorted(path.stem for path in (config.configs_dir() / "models").glob("*.gin") if path.stem not in shared)
 
 
+def check(init: str, tokenization: Tokenization) -> None:
+  """Raises InputError where `init` names no model, before anything else takes time."""
+  if init not in sizes() or os.path.exists(init):
+    start_from(init, tokenization, ())
+
+
 def start_from(init: str, tokenization: Tokenization, texts: Iterable[str]) -> Start:
   """What `init` names.
 

@@ -132,7 +132,7 @@ class Embedder:
     title of None is none.
     """
     if isinstance(documents, Mapping):
-      raise InputError("documents is one mapping: give a list, [{'text': …}]")
+      documents = _text_of(documents, 0)
     texts = documents if isinstance(documents, str) else [
         _text_of(document, i) for i, document in enumerate(_several(documents, "documents"))]
     return self.encode(

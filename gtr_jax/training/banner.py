@@ -61,8 +61,10 @@ def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batc
   each = f", {negatives} hard negative{'s' * (negatives > 1)} each" if negatives else ""
   at_once = f", encoded {pairs // batch.valid.shape[1]} at once" if microbatched else ""
   lines.append(_line("batch", f"{pairs:,} pairs{each}{at_once}; {_rows(batch)}"))
-  epochs = f", {run.train_steps * pairs / num_pairs:.3g} epochs of {num_pairs:,} pairs" if num_pairs else ""
-  lines.append(_line("steps", f"{run.train_steps:,}{epochs}; {_learning_rate(run)}"))
+  epochs = f", {run.train_steps * pairs / num_pairs:.3g} times the {num_pairs:,} pairs" if num_pairs else ""
+  temperature = getattr(run.loss, "temperature", None)
+  lines.append(_line("steps", f"{run.train_steps:,}{epochs}; {_learning_rate(run)}" +
+                     (f"; temperature {temperature:g}" if temperature else "")))
   lines.append(_line("texts", f"of the first batch, {_cut(batch.queries, lengths['inputs'], 'queries')} and "
                               f"{_cut(batch.passages, lengths['targets'], 'passages')}, where they are cut"))
   lines.append(_line("memory", _memory(run, batch, state, pairs, negatives)))
@@ -86,7 +88,8 @@ def warn(run: Any, num_pairs: int | None, pairs: int) -> None:
           "hardly gets to where it is meant to be; set WARMUP_STEPS to a tenth of TRAIN_STEPS", file=sys.stderr)
 
 
-def closing(run: Any, best_step: int | None, score: float | None, step: int, stopped_early: bool) -> list[str]:
+def closing(run: Any, best_step: int | None, score: float | None, step: int, stopped_early: bool,
+            before: float | None) -> list[str]:
   """Lines of a run after its last step: what is kept, and where.
 
   Args:
@@ -95,11 +98,13 @@ def closing(run: Any, best_step: int | None, score: float | None, step: int, sto
     score: of that step.
     step: the last one.
     stopped_early: because it got no better.
+    before: the score of what the run started from; None: not measured.
   """
   lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if stopped_early else ""))]
   place = run.model_dir
   if best_step is not None and score is not None:
-    lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}"))
+    was = "" if before is None else f" ({before:.4f} before training)"
+    lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}{was}"))
   lines.append(_line("where", f"{place}: --model {place} takes its {'best' if best_step is not None else 'last'} step"))
   return lines
 

@@ -98,12 +98,13 @@ class Periods:
 
 
 class FitResult(NamedTuple):
-  """How training ended: the state, the signal that stopped it before the last step, or None, and whether it ended early
-  because it got no better."""
+  """How training ended: the state, the signal that stopped it before the last step, or None, whether it ended early
+  because it got no better, and the metric of what it started from, where that was measured."""
 
   state: TrainState
   stopped_by: signal.Signals | None
   gave_up: bool = False
+  start: float | None = None
 
 
 def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
@@ -135,7 +136,7 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
 def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer: Checkpointer, *, periods: Periods,
         mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
         writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
-        look_at: Callable[[int, Any], None] = lambda step, batch: None) -> FitResult:
+        look_at: Callable[[int, Any], None] = lambda step, batch: None, measure_start: bool = False) -> FitResult:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
@@ -155,6 +156,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     writers: get the metrics, in process 0.
     progress: from `resume`.
     look_at: called with each step and this process's part of its batch.
+    measure_start: run the evaluators before step 1.
 
   Raises:
     TrainingError: something is not finite, or the batches ended.
@@ -165,6 +167,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
   several = jax.process_count() > 1
   with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step), doing(STEP, step):
     try:
+      start = loop.evaluate(0, state.params) if measure_start and step == 0 else None
       stopping, stop = False, _StopTogether(mesh)
       gave_up = periods.gives_up(step, checkpointer.best_step())
       while step < periods.train_steps and not gave_up:
@@ -211,7 +214,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       with doing(SAVE, step):
         checkpointer.wait()
   if step >= periods.train_steps or gave_up:
-    return FitResult(state, None, gave_up)
+    return FitResult(state, None, gave_up, start)
   stopped_by = signals.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:
     bars.say(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
@@ -266,7 +269,7 @@ class _Loop:
   def evaluate_and_save(self, step: int, state: TrainState, input_state: bytes) -> bool:
     """Evaluates and saves where this is due, and returns whether it saved."""
     self.settle(keep=0)
-    metric = self._evaluate(step, state.params) if self._periods.evaluates(step) else None
+    metric = self.evaluate(step, state.params) if self._periods.evaluates(step) else None
     best = metric is not None and self._checkpointer.is_best(metric)
     saves = best or self._periods.saves(step) or self._periods.gives_up(step, self._checkpointer.best_step())
     if saves:
@@ -278,7 +281,7 @@ class _Loop:
     with doing(SAVE, step):
       self._checkpointer.save(step, state, input_state, self._means.to_json(), metric)
 
-  def _evaluate(self, step: int, params: Any) -> float | None:
+  def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""
     with doing(EVALUATION, step):
       results = {f"{evaluator.name}/{name}": float(value)

@@ -56,6 +56,7 @@ class TrainingRun:
     best_metric: "name/key" of the result that decides which checkpoint is kept as the best: the highest, or the lowest
       of a loss.
     early_stopping: end after so many evaluations without a better one; None: never.
+    measure_start: evaluate the parameters that a new run starts from, as step 0.
     eval_period: steps between evaluations.
     checkpoint_period: steps between checkpoints.
     log_period: steps between lines of metrics, each the mean over them.
@@ -84,6 +85,7 @@ class TrainingRun:
   evaluators: Sequence[Callable] = ()
   best_metric: str | None = None
   early_stopping: Positive | None = None
+  measure_start: bool = False
   eval_period: NonNegative = 1000
   checkpoint_period: NonNegative = 1000
   log_period: NonNegative = 100
@@ -201,11 +203,12 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
                  if isinstance(of, ValidationLoss) and of.first is not None and run.eval_period]
       compile_ahead(mesh, wanted)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
-                 best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at)
+                 best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
+                 measure_start=run.measure_start)
     if result.stopped_by is None:
       best = checkpointer.best_step()
       lines = banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
-                             int(result.state.step), result.gave_up)
+                             int(result.state.step), result.gave_up, result.start)
       if says_next:
         lines += banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None))
       banner.say(*lines)

@@ -129,8 +129,8 @@ def test_resuming_reads_no_earlier_record(prepare, vocabulary):
 
 def test_prepared_data_are_a_task_by_their_name(prepare, vocabulary):
   """Nothing is declared; the run says the vocabulary."""
-  prepare("toy-1", [{"query": f"q{i} " + words(2, f"q{i}"), "passage": f"p{i} " + words(4, f"p{i}")} for i in range(40)],
-          validation_share=0.2)
+  prepare("toy-1", [{"query": f"q{i} " + words(2, f"q{i}"), "passage": f"p{i} " + words(4, f"p{i}")}
+                    for i in range(40)], validation_share=0.2)
   lengths = {"inputs": 8, "targets": 12}
   with pytest.raises(InputError, match="prepared data has no vocabulary of its own: set VOCABULARY"):
     TrainingBatches("toy-1", None, lengths, 4)

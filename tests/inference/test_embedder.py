@@ -194,8 +194,7 @@ def test_wrong_arguments(model):
         encode(texts)
   with pytest.raises(InputError, match="documents is of type set: give a list of texts"):
     model.encode_documents({"a"})
-  with pytest.raises(InputError, match="documents is one mapping"):
-    model.encode_documents({"text": "a"})
+  np.testing.assert_array_equal(model.encode_documents({"title": None, "text": "a"}), model.encode_documents("a"))
   for document in ({"title": "a"}, {"text": 3}):
     with pytest.raises(InputError, match="document 0: give its text"):
       model.encode_documents([document])
