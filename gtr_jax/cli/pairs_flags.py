@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz")
   group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
                      shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")
-  group.add_argument("--output", type=flags.path, metavar="DIR", help="the folder of the run, for --model later; of a run of gin files, its MODEL_DIR")
+  group.add_argument("--output", type=flags.path, metavar="DIR",
+                     help="the folder of the run, for --model later; of a run of gin files, its MODEL_DIR")
   group.add_argument("--query", metavar="FIELD,...", help="fields of the query, where their names are not known; "
                      "several are joined with a space")
   group.add_argument("--passage", metavar="FIELD,...", help="fields of the passage; goes with --query")
