@@ -63,7 +63,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
   groups = jax.device_count()
   batch_size = options.batch_size or max(groups, min(BATCH_SIZE, pairs.train) // groups * groups)
   steps = options.steps or max(1, math.ceil((options.epochs or EPOCHS) * pairs.train / batch_size))
-  period = max(1, steps // EVALUATIONS)
+  period = math.ceil(steps / EVALUATIONS)
   lines = ["from __gin__ import dynamic_registration", begin.gin, "include 'runs/train.gin'",
            "from gtr_jax.evaluation import evaluate", "from gtr_jax.losses import in_batch",
            "from gtr_jax.losses import ring"]
