@@ -26,7 +26,8 @@ for line in iter(sys.stdin.buffer.readline, b""):
 
 def quiet() -> None:
   """Errors only; before TensorFlow is imported, else too late for the most of it. Costs nothing the second time."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # As jax sets it.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
   if "tensorflow" in sys.modules or (spec := importlib.util.find_spec("tensorflow")) is None:
     return

@@ -32,7 +32,8 @@ def estimated_bytes(model: DualEncoder, params: Any, opt_state: Any, mesh: jax.s
     params: arrays, or their shapes.
     opt_state: likewise.
     mesh: the devices; parameters count as divided over `fsdp` and `model`.
-    shapes: of each side, "queries" and "passages", the rows that a device encodes at once, and their length.
+    shapes: of each side, "queries" and "passages", the rows that a device encodes at once, and their length; of none,
+      for what the state alone takes.
     batch_size: pairs of the global batch.
     passages: positives and hard negatives of the global batch.
     microbatches: of a batch; 1 without gradient caching.
@@ -46,7 +47,7 @@ def estimated_bytes(model: DualEncoder, params: Any, opt_state: Any, mesh: jax.s
   config = model.config
   if config.scan_layers:  # Its copy of the layers' parameters, stacked, and their gradients.
     state += 2 * of_params // divided
-  activations = max(_activations(config, rows, length) for rows, length in shapes.values())
+  activations = max((_activations(config, rows, length) for rows, length in shapes.values()), default=0)
   if microbatches == 1:  # Both sides are kept until the loss is known.
     activations = sum(_activations(config, rows, length) for rows, length in shapes.values())
   shards = partitioning.num_groups(mesh)

@@ -128,6 +128,19 @@ def test_microbatches_from_the_memory_that_is_there(place, monkeypatch):
   assert (batches["microbatch_size"] or 128) > small
 
 
+def test_accelerators(place, monkeypatch):
+  """bfloat16, little kept for the backward pass, layers in a loop; parameters divided where they do not fit one."""
+  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+  monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 80 * 10**9)
+  run, _, _ = configured(place, place / "model")
+  config = run["model"].config
+  assert (config.dtype, config.remat, config.scan_layers) == ("bfloat16", "layer", True)
+  assert run["mesh"].shape["data"] == 8
+  monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 50_000)
+  run, _, _ = configured(place, place / "model")
+  assert run["mesh"].shape["fsdp"] == 8
+
+
 def test_held_out_is_whole_queries(place):
   pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print)
   assert pairs.train + pairs.validation == PAIRS and pairs.train % 2 == pairs.validation % 2 == 0

@@ -25,6 +25,8 @@ def test_as_the_compiler_says(microbatch, activations):
   shapes = {name: getattr(batch, name).tokens.shape[-2:] for name in ("queries", "passages")}
   estimated = memory.estimated_bytes(model, state.params, state.opt_state, mesh, shapes, 64, 64,
                                      64 // (microbatch or 64))
+  alone = memory.estimated_bytes(model, state.params, state.opt_state, mesh, {}, 64, 64, 64 // (microbatch or 64))
+  assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) * 8 < alone < estimated
   assert 0.75 < estimated / compiled.total_bytes < 1.4
 
 
