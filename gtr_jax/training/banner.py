@@ -147,7 +147,7 @@ def _cut(texts: Any, limit: int, name: str) -> str:
 def _peak(run: Any) -> int:
   """The step at which the learning rate is highest."""
   steps = np.unique(np.linspace(0, run.train_steps, 257).astype(int))
-  return int(steps[np.argmax([float(run.optimizer.learning_rate(step)) for step in steps])])
+  return int(steps[np.argmax(jax.vmap(run.optimizer.learning_rate)(steps))])
 
 
 def _learning_rate(run: Any) -> str:
