@@ -54,7 +54,7 @@ def given(args: argparse.Namespace) -> bool:
 
 
 def options(args: argparse.Namespace) -> Any:
-  """The `from_pairs.plan.Options` of the flags; None where it is no run from pairs. Raises InputError."""
+  """The `from_pairs.options.Options` of the flags; None where it is no run from pairs. Raises InputError."""
   others = [name for name in _OTHERS if getattr(args, name) is not None]
   if not given(args):
     if others:
@@ -68,9 +68,9 @@ def options(args: argparse.Namespace) -> Any:
               "output": "--output DIR, the folder of the run"}
     raise InputError("a run from pairs needs " + "; and ".join(advice[name] for name in missing))
   from gtr_jax.from_pairs.options import Options
-  from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
-  query, passage = (tuple(f for f in (fields or "").split(",") if f) for fields in (args.query, args.passage))
-  source = PairsJsonl(tuple(args.pairs), query, passage, args.negatives or "")
+  from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, field_names
+  source = PairsJsonl(tuple(args.pairs), field_names(args.query or ""), field_names(args.passage or ""),
+                      args.negatives or "")
   same = ("init", "output", "epochs", "steps", "batch_size", "learning_rate", "early_stopping", "validation_share",
           "vocabulary", "extra_ids", "query_length", "document_length")
   return Options(pairs=source, loss=args.loss or "in_batch", collections=tuple(args.eval or ()),
@@ -82,6 +82,4 @@ def gin_text(options: Any, args: argparse.Namespace) -> str:
   if options is None:
     return ""
   from gtr_jax.from_pairs import plan
-  from gtr_jax.training import banner
-  return plan.gin_text(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args),
-                       say=banner.say)
+  return plan.gin_text(options, args.gin_file, args.gin_bindings, shared_flags.search_paths(args))

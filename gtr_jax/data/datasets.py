@@ -84,8 +84,8 @@ def unpack(state: bytes, iterator: tf.data.Iterator, made_from: Mapping[str, Any
     for k, now in made_from.items():
       was = info["made_from"].get(k)
       if was != now:
-        pairs = ": other pairs, or another part of them held out" if f"{was}{now}".count("pairs-") == 2 else ""
-        raise InputError(f"the checkpoint's input state was made with {k} {was}, this run has {now}{pairs}; train as "
+        other = ": other data, or another part of them held out" * (k == "mixture_or_task_name")
+        raise InputError(f"the checkpoint's input state was made with {k} {was}, this run has {now}{other}; train as "
                          "before, or start in another MODEL_DIR (--output)")
     archive.extractall(folder)
     tf.train.Checkpoint(iterator=iterator).read(os.path.join(folder, "state")).assert_consumed()

@@ -79,9 +79,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR "
                        "(--output), or remove this one")
-  elif model_dir.exists() and not (model_dir.is_dir() and
-                                   all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
-    raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
+  else:
+    check_free(model_dir, tokenizer)
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
     write_bytes(model_dir / VOCABULARY_FILE, tokenizer.model)
   fields = {"model": encoder.to_json(),
@@ -93,12 +92,14 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
   write_json(place, fields, indent=2)
 
 
-def check_free(model_dir: epath.PathLike) -> None:
-  """Raises InputError where something else than a training run lies there, as `write_model_json` would."""
+def check_free(model_dir: epath.PathLike, tokenizer: Tokenizer | None = None) -> None:
+  """Raises InputError where something else lies there than a training run, or the beginning of one (with this
+  tokenizer)."""
   model_dir = location(model_dir)
-  if model_dir.exists() and not (model_dir.is_dir() and ((model_dir / MODEL_JSON).exists() or all(
-      _was_begun(path, None) for path in model_dir.iterdir()))):
-    raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
+  if not model_dir.exists() or model_dir.is_dir() and (
+      (model_dir / MODEL_JSON).exists() or all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
+    return
+  raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
 
 
 def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:

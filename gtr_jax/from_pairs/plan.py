@@ -44,9 +44,11 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   for collection in options.collections:
     processes.first_before_others(functools.partial(find_one, collection))
   tokenization = Tokenization(options.vocabulary, options.extra_ids, options.query_length, options.document_length)
-  start.check(options.init, tokenization)
+  of_model = functools.partial(start.of_model, options.init, tokenization)
+  begin = None if start.is_size(options.init) else processes.first_before_others(of_model)
   pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share, say))
-  begin = processes.first_before_others(lambda: start.start_from(options.init, tokenization, data.texts(pairs.name)))
+  if begin is None:
+    begin = processes.first_before_others(lambda: start.of_size(options.init, tokenization, data.texts(pairs.name)))
   lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)
   text = _gin(options, pairs, begin, lengths)
   for more in (_for_devices, _for_memory):

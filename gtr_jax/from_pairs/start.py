@@ -52,27 +52,22 @@ def sizes() -> list[str]:
   return sorted(path.stem for path in (config.configs_dir() / "models").glob("*.gin") if path.stem not in shared)
 
 
-def check(init: str, tokenization: Tokenization) -> None:
-  """Raises InputError where `init` names no model, before anything else takes time."""
-  if init not in sizes() or os.path.exists(init):
-    start_from(init, tokenization, ())
+def is_size(init: str) -> bool:
+  """Whether it is a size of `sizes()`, and not the path of a model."""
+  return init in sizes() and not os.path.exists(init)
 
 
-def start_from(init: str, tokenization: Tokenization, texts: Iterable[str]) -> Start:
-  """What `init` names.
+def of_model(init: str, tokenization: Tokenization) -> Start:
+  """What the model `init` gives.
 
   Args:
-    init: a size of `sizes()`, or a model in any form that `inference.load.load_model` reads.
+    init: a model in any form that `inference.load.load_model` reads.
     tokenization: what the user says of vocabulary and lengths; it comes before what the model says.
-    texts: of the pairs: what a vocabulary is trained on where random weights have none.
 
   Raises:
     InputError: there is no such model, or it is damaged, or does not say what is not given.
   """
-  given = {side: length for side, length in (
-      ("query", tokenization.query_length), ("document", tokenization.document_length)) if length is not None}
-  if init in sizes() and not os.path.exists(init):
-    return _random(init, tokenization, {**GTR_LENGTHS, **given}, texts)
+  given = _lengths(tokenization)
   if find_model_dir(init) is not None:
     if tokenization.vocabulary is not None or tokenization.extra_ids is not None:
       raise InputError(f"{init}: a training run says its vocabulary itself; leave --vocabulary and --extra_ids out")
@@ -92,7 +87,17 @@ def start_from(init: str, tokenization: Tokenization, texts: Iterable[str]) -> S
                f"{init}{added}")
 
 
-def _random(size: str, tokenization: Tokenization, lengths: Mapping[str, int], texts: Iterable[str]) -> Start:
+def of_size(size: str, tokenization: Tokenization, texts: Iterable[str]) -> Start:
+  """Random weights of a size of `sizes()`.
+
+  Args:
+    size: its name.
+    tokenization: what the user says of vocabulary and lengths.
+    texts: of the pairs: what a vocabulary is trained on where none is given.
+
+  Raises:
+    InputError: the vocabulary is none, or the texts are too few for one.
+  """
   if tokenization.vocabulary is None:
     if tokenization.extra_ids is not None:
       raise InputError("--extra_ids belongs to --vocabulary; give that, or leave it out")
@@ -103,8 +108,15 @@ def _random(size: str, tokenization: Tokenization, lengths: Mapping[str, int], t
     tokenizer, said = Tokenizer(tokenization.vocabulary, extra_ids), os.fspath(tokenization.vocabulary)
   rows = -(-tokenizer.size // 128) * 128
   gin = f"include 'models/{size}.gin'\nfrom gtr_jax.models import t5\nt5.T5Config.vocab_size = {rows}\n"
+  lengths = {**GTR_LENGTHS, **_lengths(tokenization)}
   return Start(gin, None, tokenizer, _keep(tokenizer), lengths, {"query": "", "document": ""},
                f"RANDOM WEIGHTS of the size {size}, with {said}")
+
+
+def _lengths(tokenization: Tokenization) -> dict[str, int]:
+  """Those that the user says."""
+  lengths = {"query": tokenization.query_length, "document": tokenization.document_length}
+  return {side: length for side, length in lengths.items() if length is not None}
 
 
 def _trained(texts: Iterable[str]) -> Tokenizer:

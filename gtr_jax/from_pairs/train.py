@@ -13,10 +13,8 @@ from gtr_jax.from_pairs.options import Options
 from gtr_jax.inference.embedder import Embedder, load
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.paths import expanded
-from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, field_names
 from gtr_jax.training import run as training_run
-
-Pair = Mapping[str, Any] | Sequence[str]
 
 
 def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathLike[str],
@@ -74,7 +72,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
 
 
 def _names(field: str | Sequence[str]) -> tuple[str, ...]:
-  return tuple(name for name in field.split(",") if name) if isinstance(field, str) else tuple(field)
+  return field_names(field) if isinstance(field, str) else tuple(field)
 
 
 def _paths(pairs: Any) -> tuple[str, ...]:

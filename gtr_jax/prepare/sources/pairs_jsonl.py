@@ -230,10 +230,15 @@ examples:
                       help="drop pairs with a longer one; 512 tokens are about 2,500 (default: %(default)s)")
 
 
+def field_names(text: str) -> tuple[str, ...]:
+  """Of "title,body"."""
+  return tuple(name for name in text.split(",") if name)
+
+
 def source(args: argparse.Namespace) -> PairsJsonl:
   """The source that the flags describe. Raises InputError where they are wrong."""
   given = {f.name: getattr(args, f.name) for f in dataclasses.fields(PairsJsonl)}
   given["paths"] = tuple(args.paths)
   for name in ("query", "passage"):
-    given[name] = tuple(f for f in given[name].split(",") if f)
+    given[name] = field_names(given[name])
   return PairsJsonl(**given)
