@@ -179,12 +179,13 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         if (following := next(queue, None)) is None:
           break
         item, batch = following
-        compiled = shape_of(batch) in shapes or known(train_step, batch)
+        shape = shape_of(batch)
+        compiled = shape in shapes or known(train_step, batch)
         if not compiled:
           loop.say_what_compiles(batch)
         with doing(STEP if compiled else COMPILATION, step + 1):
           state, metrics = train_step(state, global_batch(mesh, batch))
-        shapes.add(shape_of(batch))
+        shapes.add(shape)
         step += 1
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
