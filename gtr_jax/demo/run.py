@@ -39,7 +39,8 @@ Next:
   train longer                     gtr-jax train --gin_file=runs/demo_pretrain.gin --gin.TRAIN_STEPS=2000 \\
                                        --gin.MODEL_DIR="'{output}/longer'" --data_dir {output}/data \\
                                        --gin.VALIDATION_COLLECTION="'{output}/data/pydoc/collections/{in_domain}'"
-  train on your own pairs          docs/training.md
+  train on your own pairs          gtr-jax train --pairs my.jsonl --init sentence-transformers/gtr-t5-base \\
+                                       --output runs/mine
 """
 
 
