@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags."""
   group = parser.add_argument_group("on your pairs", "What is not given is chosen, and said: the run is in "
                                     "OUTPUT/config.gin as gin, and --gin_file and --gin. go on top.")
-  group.add_argument("--pairs", nargs="+", type=flags.path, metavar="FILE",
+  group.add_argument("--pairs", nargs="+", action="extend", type=flags.path, metavar="FILE",
                      help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz")
   group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
                      shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")

@@ -20,7 +20,7 @@ def add_quiet(p: argparse._ActionsContainer, default: Any = False) -> None:
 def add_data_dir(p: argparse._ActionsContainer) -> None:
   """`--data_dir`."""
   p.add_argument("--data_dir", type=flags.path,
-                 help="the data folder (default: $GTR_DATA_DIR, else ~/.cache/gtr_jax)")
+                 help="the data folder (default: $GTR_DATA_DIR, else gtr_jax in $XDG_CACHE_HOME or ~/.cache)")
 
 
 def set_data_dir(args: argparse.Namespace) -> None:

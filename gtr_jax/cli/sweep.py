@@ -260,4 +260,4 @@ def _report(output: str) -> None:
   """Tables and plots, if there are results."""
   words = ["report", "--sweep", output, "--output", os.path.join(output, "report")]
   print(shlex.join(["gtr-jax", *words]), flush=True)
-  subprocess.run([sys.executable, "-m", "gtr_jax", *words], check=False)
+  subprocess.run([sys.executable, "-P", "-m", "gtr_jax", *words], check=False)

@@ -4,14 +4,14 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from gtr_jax.io import atomic, data_root, lines
+from gtr_jax.io import atomic, bars, data_root, lines
 from gtr_jax.prepare import engine, manifests, records
 from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -47,14 +47,13 @@ class Pairs(NamedTuple):
   manifest: Mapping[str, Any]
 
 
-def prepare(source: PairsJsonl, validation_share: float | None, say: Callable[[str], None]) -> Pairs:
+def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   """Reads the pairs, as `gtr-jax prepare pairs` does, into a folder of the data folder that is named by what is in it.
 
   Args:
     source: the files and fields.
     validation_share: of the queries, by a hash; None: so many that about `HELD_OUT_PAIRS` pairs are held out, at most
       `MOST_HELD_OUT`.
-    say: gets lines for the user.
 
   Raises:
     InputError: as `engine.prepare`.
@@ -74,7 +73,9 @@ def prepare(source: PairsJsonl, validation_share: float | None, say: Callable[[s
   pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2],
                 _collection(name) if held_out >= LEAST_HELD_OUT else None, manifest)
   if manifest["broken_places"]:
-    say(f"{manifest['counts']['broken']:,} broken lines are left out, the first: {manifest['broken_places'][0]}")
+    broken = manifest["counts"]["broken"]
+    bars.say(f"{broken:,} broken {'line is' if broken == 1 else 'lines are'} left out, the first: "
+             f"{manifest['broken_places'][0]}")
   return pairs
 
 

@@ -46,7 +46,7 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   tokenization = Tokenization(options.vocabulary, options.extra_ids, options.query_length, options.document_length)
   of_model = functools.partial(start.of_model, options.init, tokenization)
   begin = None if start.is_size(options.init) else processes.first_before_others(of_model)
-  pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share, say))
+  pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share))
   if begin is None:
     begin = processes.first_before_others(lambda: start.of_size(options.init, tokenization, data.texts(pairs.name)))
   lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)

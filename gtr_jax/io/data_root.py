@@ -15,9 +15,15 @@ def set_data_dir(path: str | None) -> None:
   _data_dir = path
 
 
+def cache_home() -> str:
+  """Where gtr_jax keeps what it makes for itself: `gtr_jax` in `XDG_CACHE_HOME`, else in `~/.cache`."""
+  given = os.environ.get("XDG_CACHE_HOME", "")
+  return os.path.join(given if os.path.isabs(given) else os.path.expanduser("~/.cache"), "gtr_jax")
+
+
 def data_dir() -> epath.Path:
-  """The data root, absolute: what `set_data_dir` was given, else `GTR_DATA_DIR`, else `~/.cache/gtr_jax`."""
-  return absolute(_data_dir or os.environ.get("GTR_DATA_DIR") or "~/.cache/gtr_jax")
+  """The data root, absolute: what `set_data_dir` was given, else `GTR_DATA_DIR`, else `cache_home()`."""
+  return absolute(_data_dir or os.environ.get("GTR_DATA_DIR") or cache_home())
 
 
 def resolve(path: epath.PathLike) -> epath.Path:

@@ -15,6 +15,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from gtr_jax.io.data_root import cache_home
+
 MOST_BYTES = 2 * 1024**3
 OFF, FOLDER = "JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"  # jax's own variables
 _DIR = "jax_compilation_cache_dir"
@@ -27,9 +29,8 @@ _OF_CPU = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU 
 
 
 def root() -> Path:
-  """The folder of all caches: `gtr_jax/compiled` in `XDG_CACHE_HOME`, else in `~/.cache`."""
-  given = os.environ.get("XDG_CACHE_HOME", "")
-  return (Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~/.cache"))) / "gtr_jax" / "compiled"
+  """The folder of all caches."""
+  return Path(cache_home()) / "compiled"
 
 
 def turn_off() -> None:

@@ -90,8 +90,8 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
     say(f"{final} is up to date")
     return final
   # Seeks and renames need files of this machine.
-  place = os.fspath(data_root.data_dir()) if "://" not in os.fspath(final) else "~/.cache/gtr_jax"
-  work = pathlib.Path(place).expanduser() / f"{name}.tmp"
+  place = os.fspath(data_root.data_dir()) if "://" not in os.fspath(final) else data_root.cache_home()
+  work = pathlib.Path(place) / f"{name}.tmp"
   if work.exists() and not work.is_dir():
     raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
   work.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection, resource_tracker
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from gtr_jax.errors import InputError
@@ -62,7 +64,7 @@ def run(function: Callable[[Task], Any], tasks: Sequence[Task], workers: int,
     for task in itertools.islice(waiting, workers):
       ours, theirs = multiprocessing.Pipe()
       process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, function), daemon=True)
-      with _without_interrupts():  # ctrl-C is for the parent.
+      with _without_interrupts(), _without_main():  # ctrl-C is for the parent.
         process.start()
       processes.append(process)
       theirs.close()
@@ -118,6 +120,24 @@ def _without_interrupts():
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main():
+  """A worker imports what it is to do, and not the user's script, which would run once more in each of them.
+
+  It finds gtr_jax where this process has found it, also where a folder of that name is in the current one.
+  """
+  main = sys.modules["__main__"]
+  hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+  main.__dict__.pop("__file__", None)
+  main.__spec__ = None
+  sys.path.insert(0, str(Path(__file__).parents[2]))
+  try:
+    yield
+  finally:
+    sys.path.pop(0)
+    vars(main).update(hidden)
 
 
 def _work(pipe, function):

@@ -127,7 +127,7 @@ def starter(lock_descriptor: int, workers: int) -> Start:
       share = len(gpus) // workers
       environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[worker * share:(worker + 1) * share])
     with log.open("ab") as out:
-      return subprocess.Popen([sys.executable, "-m", "gtr_jax", *job.words], stdin=subprocess.DEVNULL, stdout=out,
+      return subprocess.Popen([sys.executable, "-P", "-m", "gtr_jax", *job.words], stdin=subprocess.DEVNULL, stdout=out,
                               stderr=subprocess.STDOUT, env=environment, start_new_session=True,
                               pass_fds=(lock_descriptor,))
 

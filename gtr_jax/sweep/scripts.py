@@ -76,7 +76,7 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
                   f"{shlex.quote(str(path))} | cut -d ';' -f 1)\n")
     place.update({job.name: f"${{group_{number}}}_{i}" for i, job in enumerate(members)})
   all_groups = "".join(f":${{group_{number}}}" for number in range(len(groups)))
-  wrap = shlex.quote(shlex.join([sys.executable, "-m", "gtr_jax", *collect]))
+  wrap = shlex.quote(shlex.join([sys.executable, "-P", "-m", "gtr_jax", *collect]))
   submit.append(f'sbatch --dependency=afterany{all_groups} --output={shlex.quote(str(Path(output, "logs")))}/'
                 f'slurm-%j.log "$@" --wrap={wrap}\n')
   path = folder / "submit.sh"
@@ -85,7 +85,7 @@ def write_slurm(jobs: Mapping[str, Job], output: str, collect: list[str]) -> Pat
 
 
 def _shell(output: str, job: Job) -> str:
-  command = shlex.join([sys.executable, "-m", "gtr_jax", *job.words])
+  command = shlex.join([sys.executable, "-P", "-m", "gtr_jax", *job.words])
   inputs = shlex.join([str(marker_of(output, name)) for name in job.after] or ["/dev/null"])
   marker = shlex.quote(str(marker_of(output, job.name)))
   return (f"rm -f {marker} && cat {inputs} > {shlex.quote(str(started_of(output, job.name)))} && "

@@ -142,7 +142,7 @@ def test_accelerators(place, monkeypatch):
 
 
 def test_held_out_is_whole_queries(place):
-  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print)
+  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   assert pairs.train + pairs.validation == PAIRS and pairs.train % 2 == pairs.validation % 2 == 0
   queries = {split: {text for of in data.sample(pairs.name, split, PAIRS) for text in of["query"]}
              for split in ("train", "validation")}
@@ -155,9 +155,9 @@ def test_held_out_is_whole_queries(place):
     assert sorted(int(documents[doc_id].split()[0]) for doc_id in collection.qrels[query_id]) == [
         2 * number, 2 * number + 1]
   assert len(documents) == 2 * pairs.validation  # with the hard negatives
-  again = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print)
+  again = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   assert again == pairs
-  assert data.prepare(PairsJsonl((str(place / "my.jsonl"),)), 0.0, print).collection is None
+  assert data.prepare(PairsJsonl((str(place / "my.jsonl"),)), 0.0).collection is None
 
 
 def train(place, *flags, output="mine"):

@@ -350,7 +350,7 @@ def test_one_sweep_at_a_time_in_a_folder(tmp_path, monkeypatch):
     pass
   while not (tmp_path / "log").read_text():
     assert child.poll() is None
-  assert (tmp_path / "log").read_text() == "6,7 -m gtr_jax train x\n"
+  assert (tmp_path / "log").read_text() == "6,7 -P -m gtr_jax train x\n"
   assert os.getpgid(child.pid) == child.pid  # ctrl-C at the terminal does not reach it.
   child.kill()
   child.wait()
@@ -408,7 +408,7 @@ print(f"{{number}};cluster")
     assert re.fullmatch(re.escape(job.stamp) + r"\n\d+\n", running.marker_of("out", job.name).read_text())
     assert running.started_of("out", job.name).read_text() == "".join(
         running.marker_of("out", name).read_text() for name in job.after)
-    assert running.log_of("out", job).read_text() == f"-m gtr_jax {' '.join(job.words)}\n"
+    assert running.log_of("out", job).read_text() == f"-P -m gtr_jax {' '.join(job.words)}\n"
   submit = path.read_text()
   for job in runner.plan.jobs.values():
     script, = (script for script in path.parent.glob("group_*.sh") if f"/{job.name}.log" in script.read_text())
