@@ -1,21 +1,13 @@
 """What `pipeline` asks of TensorFlow: datasets and their states. Apart, because TensorFlow takes seconds to import."""
 
 import contextlib
-import io
-import json
-import os
 import re
-import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from gtr_jax.io import data_root, tensorflow_log
 
 tensorflow_log.quiet()
 
-import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from gtr_jax.errors import InputError  # noqa: E402
@@ -40,7 +32,8 @@ def input_errors(name: str) -> Iterator[None]:
   try:
     yield
   except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as e:
-    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", e.message, flags=re.DOTALL)
+    message = re.sub(r'Graph execution error:.*File "[^"]*", line \d+, in \S+', "", e.message, flags=re.DOTALL)
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*|\n\t.*", "", message, flags=re.DOTALL)
     message = re.sub(r'assertion failed: \["?(.*?)"?\]', r"\1", " ".join(message.split()))
     if isinstance(e, tf.errors.DataLossError):
       message += (f"; fetch the file again, or delete {data_root.data_dir() / 'cache'} if it is there: that is made "

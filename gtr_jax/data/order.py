@@ -6,7 +6,6 @@ of a batch) takes its examples of some steps, a window, from one stretch of that
 piece and nothing else. Within the window they are dealt to the steps so that each gets as many tokens as the others.
 """
 
-import bisect
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -91,7 +90,7 @@ class TaskOrder:
 
 
 class Draws:
-  """An endless sequence of tasks. In every 65,536 draws each has its share by its rate, to within one, and once at least.
+  """An endless sequence of tasks: in 65,536 draws each has its share by its rate, to within one, but at least one.
 
   Args:
     rates: of the tasks; a task of rate 0 is never drawn.

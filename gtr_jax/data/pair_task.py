@@ -94,23 +94,6 @@ class PairTask(seqio.Task):
 
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
-  @staticmethod
-  def sizes(ex: Mapping[str, Any], negatives: int, negative_queries: int) -> tf.Tensor:
-    """int64 `[2]`: how long the query and the passage of an example are, their negatives included, in bytes of text or
-    in tokens. For comparing examples, before anything is tokenised."""
-    if "query" in ex:
-      own = [tf.strings.length(ex["query"]), tf.strings.length(ex["passage"])]
-      others = [tf.strings.length(ex["negative_queries"]), tf.strings.length(ex["negatives"])]
-    else:
-      own = [tf.size(ex["inputs"]), tf.size(ex["targets"])]
-      others = [ex["negative_inputs_lengths"], ex["negative_targets_lengths"]]
-    total = []
-    for length, more, wanted in zip(own, others, (negative_queries, negatives), strict=True):
-      there = tf.size(more)
-      mean = tf.reduce_sum(more) // tf.maximum(tf.cast(there, more.dtype), 1)
-      total.append(tf.cast(length, tf.int64) + tf.cast(mean, tf.int64) * tf.cast(tf.minimum(there, wanted), tf.int64))
-    return tf.stack(total)
-
   def _choose(self, texts, feature, sequence_length, seed, number):
     """Which of an example's texts the run uses: indices."""
     available = texts.nrows() if isinstance(texts, tf.RaggedTensor) else tf.size(texts, tf.int64)
@@ -188,7 +171,8 @@ class PairTask(seqio.Task):
 
 def cached_description() -> dict[str, Any]:
   """How `tf.io.parse_single_example` reads a record that `seqio_cache_tasks` has written of a `PairTask`."""
-  rows = ["inputs", "targets", "negative_passage_hash", "negative_text_hash", *_LISTS, *(f"{f}_lengths" for f in _LISTS)]
+  rows = ["inputs", "targets", "negative_passage_hash", "negative_text_hash", *_LISTS]
+  rows += [f"{feature}_lengths" for feature in _LISTS]
   scalar = tf.io.FixedLenFeature([], tf.int64)
   return {
       "example_id": tf.io.FixedLenFeature([], tf.string), "vocabulary_hash": scalar,

@@ -118,8 +118,8 @@ class TrainingBatches:
           f"no example in its split {split!r}"))
     self.num_pairs = sum(sizes)
     bytes_of_record = sum(task.files.num_bytes for task in self._tasks) // sum(len(task.files) for task in self._tasks)
-    self._streams = Streams([TaskOrder(task.block_sizes, key_of(seed, "order", task.name)) for task in self._tasks],
-                            rates, batch_size, groups, seed, one_task_per_batch, bytes_of_record)
+    orders = [TaskOrder(task.block_sizes, key_of(seed, "order", number)) for number, task in enumerate(self._tasks)]
+    self._streams = Streams(orders, rates, batch_size, groups, seed, one_task_per_batch, bytes_of_record)
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
@@ -217,8 +217,8 @@ class TrainingBatches:
         found = self._window(stream, window, group)
         chosen = found.order[row]
         for task, records in found.records.items():
-          here = np.flatnonzero(found.tasks[chosen] == task)
-          parts.append((task, start * self._of_group + here, records[found.index[chosen[here]]]))
+          if len(here := np.flatnonzero(found.tasks[chosen] == task)):
+            parts.append((task, start * self._of_group + here, records.take(found.places[chosen[here]])))
       return _features_of(self._tasks, parts, len(groups) * self._of_group)
 
   def _window(self, stream, number, group):
@@ -253,13 +253,13 @@ class _Window(NamedTuple):
   Attributes:
     records: by task.
     tasks: int `[examples]`, the task of each.
-    index: int `[examples]`, its place among its task's records.
+    places: int `[examples]`, its place among its task's records.
     order: int `[steps, examples of a step]`.
   """
 
   records: dict[int, Any]
   tasks: np.ndarray
-  index: np.ndarray
+  places: np.ndarray
   order: np.ndarray
 
 
@@ -281,7 +281,8 @@ class ValidationBatches:
     check_arguments(ValidationBatches, locals())
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
-    self._packed, self._usual = row_lengths is not None, None
+    self._packed = row_lengths is not None
+    self._usual: UsualShape | None = None
     self._batch_size, self._of_group = batch_size, batch_size // groups
     part = batch_size // process_count
     self._part = range(part * process_index, part * (process_index + 1))
@@ -342,10 +343,12 @@ def _task_records(tasks, split, use_cached, lengths, negatives, negative_queries
     find_cached(tasks)
   converter = DualEncoderFeatureConverter(negatives, negative_queries)
   functions: dict[Any, Any] = {}
-  return [TaskRecords(task, split, use_cached, lengths, converter, seed, data_fraction, functions) for task in tasks]
+  return [TaskRecords(task, split, use_cached, lengths, converter, None if seed is None else key_of(seed, number),
+                      data_fraction, functions) for number, task in enumerate(tasks)]
 
 
-def _features_of(tasks: Sequence[Any], parts: Sequence[tuple[int, np.ndarray, Any]], count: int) -> dict[str, np.ndarray]:
+def _features_of(tasks: Sequence[Any], parts: Sequence[tuple[int, np.ndarray, Any]],
+                 count: int) -> dict[str, np.ndarray]:
   """The model features of `count` examples: `parts` are (task, places among them, records)."""
   out: dict[str, np.ndarray] = {}
   for number in sorted({task for task, _, _ in parts}):

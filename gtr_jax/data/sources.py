@@ -118,9 +118,9 @@ class RecordSource(seqio.DataSource):
     return self.list_shards(split)
 
   @property
-  def graph_key(self) -> Any:
-    """All that decides the graph of `parse`."""
-    return RecordSource
+  def record_fields(self) -> shards.Fields:
+    """Which fields of a record hold what; that decides the graph of `parse`, too."""
+    return _OWN_FIELDS
 
   def content(self, split: str) -> str | None:
     """A hash of what the records are made from; None: they say it themselves."""
@@ -182,7 +182,7 @@ class TfrecordSource(RecordSource):
     return len(RecordFiles(self.list_shards(split), "fetch or write it again"))
 
   @property
-  def graph_key(self):
+  def record_fields(self):
     return self._fields
 
   @tf.autograph.experimental.do_not_convert
@@ -268,8 +268,9 @@ class TfdsSource(seqio.DataSource):
     files = [[os.path.basename(f.filename), shards.content_hash(epath.Path(f.filename)), f.skip, f.take]
              for f in instructions]
     size = sum(epath.Path(f.filename).stat().length for f in instructions)
-    return shards.written_once(["tfds", self._name, self._fields, files], lambda: map(shards.serialize, self._examples(split)), size, {
-        "sources": [f"{self._name} {self._tfds_splits[split]}"], "fields": self._fields._asdict()}).files
+    described = {"sources": [f"{self._name} {self._tfds_splits[split]}"], "fields": self._fields._asdict()}
+    return shards.written_once(["tfds", self._name, self._fields, files],
+                               lambda: map(shards.serialize, self._examples(split)), size, described).files
 
   def _examples(self, split):
     with Bar(self.num_input_examples(split), f"shuffle {self._name}", " pairs", leave=False, delay=1) as bar:
@@ -278,4 +279,4 @@ class TfdsSource(seqio.DataSource):
                for name, value in example.items()}
         bar.update()
 
-  parse, graph_key, content = RecordSource.parse, RecordSource.graph_key, RecordSource.content
+  parse, record_fields, content = RecordSource.parse, RecordSource.record_fields, RecordSource.content

@@ -38,7 +38,8 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   with datasets.input_errors(task.name):
     first = hashlib.sha256(b"".join(map(_serialize, dataset.take(_LOOKED_AT).as_numpy_iterator()))).hexdigest()
   source = task._get_cached_source(split) if use_cached else task.source
-  files = [epath.Path(file) for file in map(os.fspath, source.list_shards(split)) if file and epath.Path(file).is_file()]
+  names = filter(None, map(os.fspath, source.list_shards(split)))  # A function as the source has an empty one.
+  files = [path for path in map(epath.Path, names) if path.is_file()]
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
              [shards.content_hash(file) for file in files], sorted(set(map(_code, task.preprocessors)))]
 
@@ -61,12 +62,6 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
             for name, value in tf.io.parse_single_example(record, description).items()}
 
   return done.files, parse
-
-
-def sizes(example: dict[str, tf.Tensor]) -> tf.Tensor:
-  """int64 `[2]`: the tokens of queries and of passages, negatives included."""
-  return tf.stack([tf.add_n([tf.math.count_nonzero(value) for name, value in example.items() if name.startswith(side)
-                             and name.endswith("tokens")]) for side in ("left", "right")])
 
 
 def _serialize(example: dict) -> bytes:

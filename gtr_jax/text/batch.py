@@ -92,7 +92,7 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
                      ": change the batch size or the mesh")
   of_pairs = _each_with_negatives({name: split_hash(value) if name.endswith("_hash") else value
                                    for name, value in features.items()}, np)
-  if row_lengths and (microbatches or 1) > 1:
+  if row_lengths and microbatches and microbatches > 1:
     sizes = (np.count_nonzero(tokens, axis=(1, 2)).reshape(groups, -1) for tokens in of_pairs[:2])
     order = np.concatenate([group * (pairs // groups) + balance(queries, passages, microbatches)
                             for group, (queries, passages) in enumerate(zip(*sizes, strict=True))])

@@ -119,8 +119,9 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
   with doing(RESTORE):
     checkpoint = checkpointer.restore(wanted)
     if "batches" not in checkpoint.progress:
-      raise InputError(f"{checkpointer.directory / str(checkpoint.step)}: saved by an earlier version of gtr_jax, which "
-                       "drew other batches; start a run in another MODEL_DIR with this as INITIAL_CHECKPOINT_PATH")
+      folder = checkpointer.directory / str(checkpoint.step)
+      raise InputError(f"{folder}: saved by an earlier version of gtr_jax, which drew other batches; start a run in "
+                       "another MODEL_DIR with this as INITIAL_CHECKPOINT_PATH")
     batches.go_on_after(checkpoint.step, checkpoint.progress["batches"])
   return checkpoint.state, checkpoint.progress
 

@@ -98,7 +98,8 @@ def test_goes_on_bitwise_after_any_batch_through_mixture_and_epochs(task, how):
 
 
 @pytest.mark.parametrize("counts, how", [
-    ((2, 8), {"row_lengths": {"inputs": 16, "targets": 40}, "microbatch_size": 8}), ((2,), {"one_task_per_batch": True})])
+    ((2, 8), {"row_lengths": {"inputs": 16, "targets": 40}, "microbatch_size": 8}),
+    ((2,), {"one_task_per_batch": True})])
 def test_any_number_of_processes_makes_the_same_batches(task, counts, how):
   """Also packed."""
   make = of_mixture(task, groups=8, **how)
