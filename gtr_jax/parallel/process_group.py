@@ -24,7 +24,6 @@ from gtr_jax.parallel.rendezvous import Cluster, Peer, meet
 
 GRACE_SECONDS = 2     # for a process to say itself what has stopped it too
 _ADVICE_SECONDS = 5   # for the file system to say where the run will go on
-_SIGNAL_SECONDS = 0.1 # until a signal to the main thread is seen
 _LINGER_SECONDS = 10  # that process 0, without which jax aborts the others, stays for them to end
 
 
@@ -54,7 +53,7 @@ class Group:
     self._ending = self._has_reason = False
     self._questions = 0
     # Of `stopping`:
-    self._has_signal: Callable[[], bool] = lambda: False
+    self._wake, self._signalled = os.pipe()
     self.stops_after: float = math.inf     # the number of a place
     self._held = False
     self._places: dict[int, int] = {}      # how far the processes are, told to process 0
@@ -92,12 +91,15 @@ class Group:
       self._peers[0].send(here=question)
     self.from_first(lambda: None)
 
-  def stop_when(self, has_signal: Callable[[], bool]) -> None:
-    """All processes call this at one place: from now on, when this is true of one of them, all stop."""
-    self._has_signal = has_signal
+  def allow_stop(self) -> None:
+    """All processes call this at one place: from now on `stop` in one of them stops all."""
     with self._changed:
       self.stops_after, self._held = math.inf, False
       self._places.clear()
+
+  def stop(self) -> None:
+    """For a handler of signals, which can neither wait nor send."""
+    os.write(self._signalled, b".")
 
   def wait_while_held(self) -> None:
     """For the main thread, where it has said what it does: how far all go may just be decided."""
@@ -105,14 +107,12 @@ class Group:
       self._wait(lambda: not self._held)
 
   def _look_for_signals(self) -> None:
-    """A thread: the main one's handler of signals can neither wait nor send."""
-    while not self._ends_within(_SIGNAL_SECONDS):
-      if self._has_signal():
-        self._has_signal = lambda: False
-        if self.index == 0:
-          self._hold_all()
-        else:
-          self._peers[0].send(stop=True)
+    """A thread."""
+    while os.read(self._wake, 1):
+      if self.index == 0:
+        self._hold_all()
+      else:
+        self._peers[0].send(stop=True)
 
   def _hold_all(self) -> None:
     """In process 0: all say how far they are."""

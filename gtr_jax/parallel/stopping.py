@@ -39,14 +39,12 @@ class Stop:
   def __enter__(self) -> "Stop":
     self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
     if self._group is not None:
-      self._group.stop_when(lambda: self.received is not None)
+      self._group.allow_stop()
     progress.at_places(self._at_place)
     return self
 
   def __exit__(self, *exc_info: Any) -> None:
     progress.at_places(None)
-    if self._group is not None:
-      self._group.stop_when(lambda: False)
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
@@ -73,5 +71,7 @@ class Stop:
     del frame
     self.received = signal.Signals(number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if self._group is not None:
+      self._group.stop()
     # Not print: the signal may have come in the middle of another one.
     os.write(2, f"\n{self.received.name}: {self._said} (ctrl-C aborts)\n".encode())
