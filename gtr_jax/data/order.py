@@ -38,7 +38,7 @@ class Place(NamedTuple):
   row: int
 
 
-def key_of(*parts: int | str) -> int:
+def key_of(*parts: int | float | str | bytes) -> int:
   """64 bits of what is named."""
   return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 

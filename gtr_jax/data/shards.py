@@ -1,7 +1,6 @@
-"""JSON lines -> globally shuffled TFRecord shards, written once and kept under a hash of what they were made from.
+"""Globally shuffled TFRecord shards, of JSON lines and other sources: written once, under a hash of what they are made of.
 
-A training pipeline that reads JSON needs a Python function inside tf.data, and such a pipeline's state cannot be saved;
-a pipeline that shuffles in memory has a state of the buffer's size. So both are done here, once.
+Training reads any record by its number, and takes the order on disk for a random one.
 """
 
 import functools

@@ -90,9 +90,10 @@ class TaskRecords:
       functions[kind] = _Functions(task, parse, lengths, converter, key is not None, *kind[::2])
     self._functions = functions[kind]
     self.block_sizes, self._taken = self.files.block_sizes, None
-    if data_fraction < 1:
+    if data_fraction < 1 and len(self.files):
       self._taken = self._share(data_fraction)
       self.block_sizes = np.array([np.count_nonzero(taken) for taken in self._taken], np.int64)
+      self.content = f"{key_of(self.content, np.concatenate(self._taken).tobytes()):016x}"
 
   def _share(self, data_fraction):
     """Of each block, which records are taken, bool `[records]`: found once, and kept beside the index."""
