@@ -1,4 +1,4 @@
-"""Globally shuffled TFRecord shards, of JSON lines and other sources: written once, under a hash of what they are made of.
+"""Globally shuffled TFRecord shards, of JSON lines and other sources: written once, under a hash of their content.
 
 Training reads any record by its number, and takes the order on disk for a random one.
 """

@@ -107,7 +107,8 @@ class Run:
   def start(self, count: int) -> list[subprocess.Popen]:
     """So many processes of it."""
     self._starts += 1
-    command = [sys.executable, "-m", "gtr_jax", "train", "--gin_file=run.gin", f"--gin.MODEL_DIR={str(self.model_dir)!r}",
+    command = [sys.executable, "-m", "gtr_jax", "train", "--gin_file=run.gin",
+               f"--gin.MODEL_DIR={str(self.model_dir)!r}",
                f"--gin.COLLECTION={str(self.folder / 'data' / 'collection')!r}", f"--data_dir={self.folder / 'data'}"]
     if count > 1:
       command += ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", str(count), "--process_id"]
@@ -132,7 +133,8 @@ class Run:
 
   def outputs(self) -> str:
     """Of the last started processes."""
-    return "\n".join(path.read_text() for path in sorted((self.folder / "watched").glob(f"{self._starts:03d}-*-output")))
+    paths = sorted((self.folder / "watched").glob(f"{self._starts:03d}-*-output"))
+    return "\n".join(path.read_text() for path in paths)
 
   def batches(self) -> dict[tuple[int, int], set[str]]:
     """(step, group) -> hashes of what any process has trained on there."""
@@ -151,7 +153,7 @@ class Run:
     names = set()
     for path in self.folder.rglob("*"):
       name = str(path.relative_to(self.folder))
-      if not name.startswith(("watched", "run/tensorboard/")) and "/array_metadatas" not in name and "/ocdbt" not in name:
+      if not name.startswith(("watched", "run/tensorboard/")) and not re.search("/array_metadatas|/ocdbt", name):
         names.add(re.sub(r"/[0-9a-f]{32}(\.npz)?$|/_sharding.*|process_\d+", "", name))
     return names
 
@@ -210,7 +212,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--kills", type=int, default=300, help="how many (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
-  parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES, help="numbers to draw from (default: 1 2 4)")
+  parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES,
+                      help="numbers to draw from (default: 1 2 4)")
   parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kill after so many")
   parser.add_argument("--keep", action="store_true", help="keep the folder, also where all is well")
   args = parser.parse_args()
@@ -263,7 +266,8 @@ def main() -> None:
     worst = max(worst, check(run, expected[count], counts, count))
     runs += 1
     shutil.rmtree(run.folder)
-  print(f"{kills} kills ({dict(signals)}) in {runs} runs, {(time.monotonic() - begin) / 60:.0f} minutes; nothing was lost")
+  minutes = (time.monotonic() - begin) / 60
+  print(f"{kills} kills ({dict(signals)}) in {runs} runs, {minutes:.0f} minutes; nothing was lost")
   print("in " + ", ".join(f"{place} {n}" for place, n in places.most_common()))
   print(f"largest difference of losses: {worst:.1e} of the loss, a step")
   if not args.keep:
