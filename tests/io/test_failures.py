@@ -143,7 +143,6 @@ def start(folder, periods, batches=None):
     checkpointer = Checkpointer(folder / "checkpoints")
     closing.callback(checkpointer.close)
     batches = batches or TinyBatches()
-    batches.wants_state = periods.may_save
     state, progress = resume(checkpointer, state, shardings, batches)
     writer = JsonlWriter(folder / "metrics.jsonl", int(state.step))
     closing.callback(writer.close)
