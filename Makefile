@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-mteb test-beam test-t5x lint wheel-check bench clean install install-peers
+.PHONY: help demo test test-peers test-mteb test-beam test-t5x campaign-kills lint wheel-check bench clean install install-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ test-beam:  ## prepare data, and cache a task, as Apache Beam pipelines (makes .
 
 test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.md says
 	$(BIN)/python -m pytest tests/t5x --durations=10
+
+KILLS ?= 300
+SEED ?= 0
+campaign-kills: $(VENV)/installed  ## kill training KILLS times at any moment, on 1, 2 and 4 processes (hours; SEED=0)
+	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --seed $(SEED)
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

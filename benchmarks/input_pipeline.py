@@ -4,6 +4,7 @@ Pairs a second of one CPU second, because a machine's cores share the work: time
 devices train.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -18,7 +19,6 @@ from gtr_jax.data.examples import add_pair_task, jsonl
 from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.io import data_root
-from gtr_jax.text.batch import RowLengths, make_batch
 
 
 def cpu_seconds():
@@ -79,24 +79,19 @@ def main():
             f"here on {os.cpu_count()}; the first batch after {first:.1f} s, "
             f"{'from the shard cache' if packed else 'with nothing in the shard cache'}", flush=True)
 
-    drawn = measure.read_pairs(args, max(args.batch) + 20_000)
-    rng = np.random.default_rng(0)
     for size in args.batch:
       for groups in args.groups:
-        fills, shapes, seconds = [], set(), []
-        for _ in range(args.batches):
-          first = int(rng.integers(0, 20_000))
-          features = measure.features(drawn, first, size, args.lengths)
-          start = time.perf_counter()
-          batch = make_batch(features, groups, row_lengths=RowLengths(*args.row_lengths))
-          seconds.append(time.perf_counter() - start)
-          sides = [texts.tokens for texts in batch[:2]]
+        batches = TrainingBatches("pairs", None, lengths, size, row_lengths=row_lengths, groups=groups)
+        batches.check_first_batch()
+        fills, shapes = [], set()
+        for item in itertools.islice(batches, args.batches):
+          sides = [texts.tokens for texts in item.batch[:2]]
           fills.append(sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides))
           shapes.add(tuple(side.shape for side in sides))
-        results[f"batch {size}, {groups} groups"] = {"fill": float(np.mean(fills)), "programs": len(shapes),
-                                                     "milliseconds": 1000 * float(np.median(seconds))}
-        rows.append([size, groups, f"{np.mean(fills):.3f}", len(shapes), f"{1000 * np.median(seconds):.1f}"])
-  print(measure.table(["batch", "groups", "fill", "programs", "packing, ms"], rows))
+        batches.close()
+        results[f"batch {size}, {groups} groups"] = {"fill": float(np.mean(fills)), "programs": len(shapes)}
+        rows.append([size, groups, f"{np.mean(fills):.3f}", len(shapes)])
+  print(measure.table(["batch", "groups", "fill", "programs"], rows))
   measure.write_json(args.json, {"batches": args.batches, "row_lengths": args.row_lengths, **results})
 
 

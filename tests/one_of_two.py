@@ -71,7 +71,6 @@ class Training:
     processes.wait_for_all()
     checkpointer = Checkpointer(folder / "checkpoints")
     periods, batches = Periods(STEPS, log=1, checkpoint=0), PartOfBatches(self.mesh, **interruption)
-    batches.wants_state = periods.may_save
     state, progress = resume(checkpointer, self._double(self._single), self._shardings, batches)
     writers = [JsonlWriter(folder / "metrics.jsonl", int(state.step))] if processes.is_first() else []
     with contextlib.closing(checkpointer):

@@ -64,7 +64,7 @@ def write_model_dir(folder, seeds=(0,), scores=None, **options):
   write_model_json(folder, encoder, tokenizer, query_length=16, document_length=32)
   checkpointer = Checkpointer(folder / "checkpoints", keep=len(seeds))
   for step, seed in enumerate(seeds, start=1):
-    checkpointer.save(step, {"params": tiny_params(encoder, seed)}, b"", {}, (scores or {}).get(step))
+    checkpointer.save(step, {"params": tiny_params(encoder, seed)}, {}, (scores or {}).get(step))
   checkpointer.close()
   return folder
 

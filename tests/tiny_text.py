@@ -40,16 +40,6 @@ def records(path):
   return found
 
 
-def spoil(paths, example_ids):
-  """Makes the records of these examples unreadable, byte by byte."""
-  for path in paths:
-    data = bytearray(path.read_bytes())
-    for example_id, start, end in records(path):
-      if example_id in example_ids:
-        data[start:end] = b"\xff" * (end - start)
-    path.write_bytes(data)
-
-
 _number = iter(range(10**6))
 
 

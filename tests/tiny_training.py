@@ -35,35 +35,28 @@ def tiny_batch(number: int, groups: int) -> Batch:
 class Item(NamedTuple):
   batch: Batch
   ids: list[str]
-  input_state: bytes | None
 
 
 class TinyBatches:
-  """Batch n is `tiny_batch(n)`; the input state is n in ASCII. Once begun, two batches are always ready."""
+  """Batch n is `tiny_batch(n)`."""
 
-  def __init__(self, groups: int = 1, wants_state=lambda number: False, end: int | None = None):
-    self.groups, self.wants_state, self.end = groups, wants_state, end
+  made_from = {"tiny batches": 1}
+
+  def __init__(self, groups: int = 1, end: int | None = None):
+    self.groups, self.end = groups, end
     self.number = 0
-    self.stopped = self.closed = False
+    self.closed = False
     self.yielded = []
 
-  def restore(self, input_state: bytes) -> None:
-    self.number = int(input_state)
+  def go_on_after(self, number: int, made_from: dict) -> None:
+    assert made_from == self.made_from
+    self.number = number
 
   def __iter__(self):
     while self.number != self.end:
       self.number += 1
       self.yielded.append(self.number)
-      state = b"%d" % self.number if self.wants_state(self.number) else None
-      yield Item(tiny_batch(self.number, self.groups), [f"train.jsonl:{self.number}.{i}" for i in range(PAIRS)], state)
-
-  def stop(self) -> None:
-    if not self.stopped:
-      self.stopped, self.end = True, self.number + (2 if self.yielded else 0)
-
-  def state_after_last(self) -> bytes:
-    assert self.number == self.end
-    return b"%d" % self.number
+      yield Item(tiny_batch(self.number, self.groups), [f"train.jsonl:{self.number}.{i}" for i in range(PAIRS)])
 
   def close(self) -> None:
     self.closed = True

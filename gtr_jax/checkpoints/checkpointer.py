@@ -1,7 +1,7 @@
 """Checkpoints of training, on Orbax, which only this module and `steps` import.
 
-A step is saved as one unit, `<directory>/<step>/`, of three items: `state` (arrays, each process writes its shards),
-`input` (one file a process: where its data pipeline stood) and `progress` (JSON). Orbax writes under a temporary name
+A step is saved as one unit, `<directory>/<step>/`, of two items: `state` (arrays, each process writes its shards) and
+`progress` (JSON). Orbax writes under a temporary name
 and renames when all of it is there (object stores: a marker file is written last), so that a process killed at any
 moment leaves whole steps only. What lies there and is not whole is never deleted.
 """
@@ -32,9 +32,9 @@ from gtr_jax.checkpoints.steps import (
     score_of,
     set_aside,
     tidy,
+    write_progress,
 )
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io.failures import naming
 from gtr_jax.io.paths import absolute
 
 
@@ -63,7 +63,6 @@ class Checkpoint(NamedTuple):
 
   step: int
   state: Any
-  input_state: bytes
   progress: dict[str, Any]
 
 
@@ -94,7 +93,7 @@ class Checkpointer:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("checkpoints: set aside what is not whole")
     self._manager = ocp.CheckpointManager(
-        self.directory, item_names=ITEMS, item_handlers={"input": _BytesHandler()},
+        self.directory, item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             # Orbax would also remove what only has such a name in it, and in a bucket all without its marker.
             cleanup_tmp_directories=False, step_name_format=WholeSteps(),
@@ -123,14 +122,12 @@ class Checkpointer:
     scores = [score for score in self._scores.values() if score is not None]
     return math.isfinite(metric) and self._sign * metric > max(scores, default=-math.inf)
 
-  def save(self, step: int, state: Any, input_state: bytes, progress: Mapping[str, Any],
-           metric: float | None = None) -> None:
+  def save(self, step: int, state: Any, progress: Mapping[str, Any], metric: float | None = None) -> None:
     """Saves a step.
 
     Args:
       step: its number; must not be saved yet.
       state: pytree of (sharded) arrays.
-      input_state: where the data pipeline of this process stands.
       progress: what else the loop needs to go on, JSON; the same in all processes.
       metric: the result of the evaluation of this very state, if there was one.
 
@@ -139,13 +136,24 @@ class Checkpointer:
     """
     if jax.process_index() == 0 and exists(place := self.directory / str(step)) and step not in self.steps():
       set_aside(place, "it is no whole checkpoint, and lay where this run saves that step")  # Orbax would remove it.
-    score = None if metric is None or not math.isfinite(metric) else self._sign * metric
-    self._scores[step] = score
+    self._scores[step] = self._score(metric)
     self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), input=_BytesSave(input_state),
+        state=ocp.args.PyTreeSave(state),
         # A copy: it is written while the caller goes on.
-        progress=ocp.args.JsonSave(copy.deepcopy({"score": score, "loop": dict(progress)}))))
+        progress=ocp.args.JsonSave(copy.deepcopy({"score": self._scores[step], "loop": dict(progress)}))))
     self._scores = {step: self._scores[step] for step in self._manager.all_steps()}
+
+  def set_progress(self, step: int, progress: Mapping[str, Any], metric: float | None) -> None:
+    """Writes anew what was saved with a step, whose state has been evaluated since."""
+    self.wait()
+    self._scores[step] = self._score(metric)
+    if jax.process_index() == 0:
+      write_progress(self.directory / str(step), {"score": self._scores[step], "loop": dict(progress)})
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("checkpoints: progress is written")
+
+  def _score(self, metric):
+    return None if metric is None or not math.isfinite(metric) else self._sign * metric
 
   def restore(self, abstract_state: Any, step: int | None = None) -> Checkpoint:
     """Reads a step (the last one by default) onto the shardings of `abstract_state`, whatever mesh it was saved from.
@@ -155,7 +163,7 @@ class Checkpointer:
       step: which one.
 
     Raises:
-      InputError: there is none; another structure or size; damaged; saved by another number of processes.
+      InputError: there is none; another structure or size; damaged.
     """
     self.wait()
     step = self.latest_step() if step is None else step
@@ -165,12 +173,12 @@ class Checkpointer:
     _check_leaves(folder, _saved_leaves(folder), abstract_state)
     try:
       items = self._manager.restore(step, args=ocp.args.Composite(
-          state=_restore_args(abstract_state), input=_BytesRestore(), progress=ocp.args.JsonRestore()))
+          state=_restore_args(abstract_state), progress=ocp.args.JsonRestore()))
     except InputError:
       raise
     except Exception as e:
       raise _damaged(folder, e) from e
-    return Checkpoint(step, items.state, items.input, items.progress["loop"])
+    return Checkpoint(step, items.state, items.progress["loop"])
 
   def wait(self) -> None:
     """Returns when what was saved is on disk."""
@@ -268,42 +276,3 @@ class _LastAndBest:
     steps = sorted(info.step for info in checkpoints)
     kept = {*steps[-self.keep:], self.best_step()}
     return [info.step in kept or os.path.islink(self.directory / str(info.step)) for info in checkpoints]
-
-
-def _process_file() -> str:
-  return f"process_{jax.process_index()}_of_{jax.process_count()}"
-
-
-class _BytesHandler(ocp.handlers.AsyncCheckpointHandler):
-  """Saves some bytes of each process, as part of a step."""
-
-  async def async_save(self, directory, args):
-    async def write():
-      self.save(directory, args)
-
-    return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="input_state")]
-
-  def save(self, directory, args):
-    path = directory / _process_file()
-    with naming(path, hidden=path):
-      path.write_bytes(args.data)
-
-  def restore(self, directory, args):
-    del args
-    path = directory / _process_file()
-    if not path.exists():
-      raise InputError(f"{directory}: this run has {jax.process_count()} processes and the checkpoint was saved by "
-                       "another number; the batches can only go on with the same one")
-    return path.read_bytes()
-
-
-@ocp.args.register_with_handler(_BytesHandler, for_save=True)
-@dataclasses.dataclass
-class _BytesSave(ocp.args.CheckpointArgs):
-  data: bytes
-
-
-@ocp.args.register_with_handler(_BytesHandler, for_restore=True)
-@dataclasses.dataclass
-class _BytesRestore(ocp.args.CheckpointArgs):
-  pass

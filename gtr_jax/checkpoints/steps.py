@@ -20,11 +20,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io import failures
+from gtr_jax.io import atomic, failures
 from gtr_jax.io.paths import absolute, is_remote
 
 _TRIES = 20
-ITEMS = ("state", "input", "progress")
+ITEMS = ("state", "progress")
 _NAMES = ocp.path.step.standard_name_format()  # 5, not 005 or 5.backup
 _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
 _ASIDE = re.compile(r"\d+\.set-aside-\d+", re.ASCII)
@@ -178,6 +178,11 @@ def set_aside(path: epath.Path, why: str) -> None:
 def score_of(folder: epath.Path) -> float | None:
   """How good a whole step is, more is better; None if it was not evaluated."""
   return ocp.JsonCheckpointHandler().restore(folder / "progress")["score"]
+
+
+def write_progress(folder: epath.Path, progress: Mapping[str, Any]) -> None:
+  """Writes the item `progress` of a whole step anew."""
+  atomic.write_json(folder / "progress" / "metadata", progress, indent=None)
 
 
 def best_of(scores: Mapping[int, float | None]) -> int | None:

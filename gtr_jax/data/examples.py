@@ -83,8 +83,7 @@ def add_pair_task(
     sample_negatives: where an example has more negatives than a run uses, draw them anew in every epoch instead of
       taking the first.
     prepare: the command that makes the source's files, for the message when they are not there.
-    shuffle_buffer_size: examples shuffled in memory, over what the files' own order shuffles. It is part of the input
-      state that a checkpoint saves, at 4 bytes a token.
+    shuffle_buffer_size: examples shuffled in memory by seqio's own iterator, as T5X uses it; our trainer needs none.
 
   Returns:
     The task. Its features are `inputs`, `targets` int32 `[length]`, `negative_targets`, `negative_inputs` int32

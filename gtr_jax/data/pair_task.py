@@ -45,6 +45,11 @@ class PairTask(seqio.Task):
     self._tokenize_all = True
     super().__init__(name, **kwargs | {"preprocessors": [self._to_cached, seqio.CacheDatasetPlaceholder()]})
 
+  @property
+  def graph_key(self) -> tuple:
+    """All that decides the graph of `numbered_features`, beside its arguments."""
+    return self._query_prefix, self._passage_prefix, self._sample_negatives, self._vocabulary.file
+
   def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
     """See `seqio.Task`."""
     on_the_fly = copy.copy(self)
@@ -58,18 +63,27 @@ class PairTask(seqio.Task):
   def preprocess_postcache(self, dataset: tf.data.Dataset, sequence_length: Lengths | None,
                            seed: int | None = None) -> tf.data.Dataset:
     """Texts, or what is cached of them -> features, trimmed to length - 1 and closed with EOS."""
-    cached = "query" not in dataset.element_spec
+    return self.numbered_features(dataset.enumerate(), sequence_length, seed)
+
+  def numbered_features(self, dataset: tf.data.Dataset, sequence_length: Lengths | None,
+                        seed: int | None = None) -> tf.data.Dataset:
+    """The same of (number, example) pairs: by seed and number the negatives of an example are drawn.
+
+    An example may name its task, as "task": the graph is then that of all tasks with the same `graph_key`.
+    """
+    cached = "query" not in dataset.element_spec[1]
     vocabulary_hash = self._vocabulary.hash64() if cached else None
 
     @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
     def convert(number, ex):
+      ex = dict(ex)
       if cached:
-        again = "run seqio_cache_tasks again with --overwrite"
+        again, name = "run seqio_cache_tasks again with --overwrite", ex.pop("task", self.name)
         with tf.control_dependencies([
             tf.debugging.Assert(ex["vocabulary_hash"] == vocabulary_hash, [
-                f"{self.name}: was cached with another vocabulary; train with that one, or {again}"]),
+                name + f": was cached with another vocabulary; train with that one, or {again}"]),
             tf.debugging.Assert(ex.get("cache_format", 1) == _CACHE_FORMAT, [
-                f"{self.name}: was cached by a gtr_jax that held other texts for equal; {again}"])]):
+                name + f": was cached by a gtr_jax that held other texts for equal; {again}"])]):
           ex = _from_cached({**ex, "inputs": tf.identity(ex["inputs"])})
       else:
         ex = {**ex, "negative_ids": _filled(ex["negative_ids"], tf.size(ex["negatives"]))}
@@ -78,7 +92,7 @@ class PairTask(seqio.Task):
         ex = {**ex, **{name: tf.gather(ex[name], chosen) for name in names}}
       return self._finish(ex if cached else self._tokenize(ex), sequence_length)
 
-    return dataset.enumerate().map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
   def _choose(self, texts, feature, sequence_length, seed, number):
     """Which of an example's texts the run uses: indices."""
@@ -96,9 +110,7 @@ class PairTask(seqio.Task):
     encode = self._vocabulary.encode_tf
 
     def hash_of(ids, by_text):
-      """An id counts within its task only; a text is the same everywhere."""
-      return tf.where(tf.strings.length(ids) > 0, exact_hash(tf.strings.join([self.name, ids], separator="\n")),
-                      by_text)
+      return self._hash(ex, ids, by_text)
 
     # At once: an example's texts are so short that most of the time goes into the calls.
     by_text = text_hash(tf.concat([[ex["query"], ex["passage"]], ex["negatives"]], 0))
@@ -115,6 +127,15 @@ class PairTask(seqio.Task):
         "negative_text_hash": negatives,
         "example_id": ex["example_id"],
     }
+
+  def _hash(self, ex, ids, by_text):
+    """Of things with ids, or with none: an id counts within its task only, a text is the same everywhere."""
+    in_task = tf.strings.join([ex.get("task", self.name), ids], separator="\n")
+    return tf.where(tf.strings.length(ids) > 0, exact_hash(in_task), by_text)
+
+  def query_hash(self, ex: Mapping[str, Any]) -> tf.Tensor:
+    """int64, of an example as it is read."""
+    return ex["query_hash"] if "query_hash" in ex else self._hash(ex, ex["query_id"], text_hash(ex["query"]))
 
   def _finish(self, ex, sequence_length):
     """Trims and closes the texts; several of one feature become `[texts, longest]`, padded with 0."""
@@ -146,6 +167,18 @@ class PairTask(seqio.Task):
               "cache_format": tf.constant(_CACHE_FORMAT, tf.int64)}
 
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def cached_description() -> dict[str, Any]:
+  """How `tf.io.parse_single_example` reads a record that `seqio_cache_tasks` has written of a `PairTask`."""
+  rows = ["inputs", "targets", "negative_passage_hash", "negative_text_hash", *_LISTS]
+  rows += [f"{feature}_lengths" for feature in _LISTS]
+  scalar = tf.io.FixedLenFeature([], tf.int64)
+  return {
+      "example_id": tf.io.FixedLenFeature([], tf.string), "vocabulary_hash": scalar,
+      "cache_format": tf.io.FixedLenFeature([], tf.int64, default_value=1),
+      **dict.fromkeys(("query_hash", "passage_hash", "text_hash"), scalar),
+      **dict.fromkeys(rows, tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True))}
 
 
 def _from_cached(ex):

@@ -1,25 +1,25 @@
 """Host batches for training and validation, from a seqio task or mixture.
 
-The input state of a training run is the state of its tf.data iterator after the last batch that was trained on, not the
-last one that was read ahead: a batch carries the state that belongs to it. Restoring it seeks in the files, so it costs
-the same at any step and reads no earlier record.
+A batch is a function of the seed and its number (`order`): nothing has to be remembered to go on after any of them, and
+each process makes the groups that its devices hold, whoever makes the others.
 """
 
-import atexit
+import collections
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import json
-import queue
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
+from gtr_jax.data.order import ORDER, Streams, TaskOrder, key_of
 from gtr_jax.errors import InputError
 from gtr_jax.text.batch import Batch, UsualShape, usual_shape
 from gtr_jax.values.check import check_arguments
@@ -28,26 +28,27 @@ from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Se
 _Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
 
 
+_WITH_NEGATIVES = 8  # Batches, of which some example should have a hard negative where these are asked for.
+
+
 class BatchWithInfo(NamedTuple):
   """One training batch.
 
   Attributes:
     batch: this process's part, numpy arrays, `[groups of this process, ...]`.
     ids: the pairs' example ids (`file:line`), in the order of the pairs.
-    input_state: what `TrainingBatches.restore` takes to go on after this batch, where `wants_state` asked for it.
-    number: 1 for the first batch of the run, counted on over restores.
+    number: 1 for the first batch of the run: the step that trains on it.
   """
 
   batch: Batch
   ids: list[str]
-  input_state: bytes | None
   number: int
 
 
 class TrainingBatches:
-  """An endless iterator of training batches, read ahead by a thread.
+  """An endless iterator of training batches, made ahead by threads.
 
-  Deterministic for given data, seed and number of processes. Each process reads its own part of the data.
+  Deterministic for given data and seed. All processes together make the batches that one alone makes.
 
   Args:
     mixture_or_task_name: what seqio calls it.
@@ -71,15 +72,14 @@ class TrainingBatches:
     split: split of the tasks.
     process_index: which of `process_count` parts of each batch this process reads.
     process_count: see above.
-    wants_state: says for a batch's number whether it carries its input state (say, where a checkpoint is due).
-    read_ahead: batches that wait ready.
+    read_ahead: batches that are made at once, ahead of the one that is asked for.
 
   Attributes:
     vocabulary_file: the vocabulary that the batches are read with.
     feature_lengths: as given.
     batch_size: likewise.
-    num_pairs: in an epoch; None where the sources do not know without reading everything.
-    made_from: what decides the batches, JSON; an input state fits where it is the same.
+    num_pairs: in an epoch.
+    made_from: what decides the batches, JSON: a run may go on with the batches of another where it is the same.
 
   Raises:
     InputError: here or while iterating, for a task, module or file that is not there, a malformed example, or sizes
@@ -93,70 +93,48 @@ class TrainingBatches:
                data_fraction: Annotated[float, Range(above=0, most=1)] = 1.0, one_task_per_batch: bool = False,
                seed: Seed = 0, vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
                split: str = "train", process_index: NonNegative = 0, process_count: Positive = 1,
-               wants_state: Callable[[int], bool] = lambda number: False, read_ahead: Positive = 2):
+               read_ahead: Positive = 2):
     check_arguments(TrainingBatches, locals())
-    from gtr_jax.data import datasets  # Takes seconds: not before a run has said that it has begun.
-    from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-    from gtr_jax.data.registered import (
-        files_of,
-        find_cached,
-        num_pairs,
-        provider_of,
-        rates_of,
-        tasks_of,
-        vocabulary_file_of,
-    )
-    self._datasets = datasets
-    self.wants_state = wants_state
     self._name, self.feature_lengths, self.batch_size = mixture_or_task_name, feature_lengths, batch_size
-    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
-    converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
-    shard = datasets.shard_info(process_index, process_count)
-
+    self._packed, self._negatives = row_lengths is not None, negatives_per_example
+    self._groups = range(groups // process_count * process_index, groups // process_count * (process_index + 1))
+    self._all_groups, self._of_group = groups, batch_size // groups
+    from gtr_jax.data import datasets  # Takes seconds: not before a run has said that it has begun.
+    from gtr_jax.data.registered import provider_of, rates_of, tasks_of, vocabulary_file_of
+    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     tasks = tasks_of(provider, split)
-    if use_cached:
-      find_cached(tasks)
-    with datasets.input_errors(self._name):
-      rates = rates_of(provider, tasks)
-
-    def pairs(part, num_epochs=None):
-      dataset = converter(part.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=True, seed=seed,
-                                           shard_info=shard, num_epochs=num_epochs, try_in_mem_cache=False),
-                          lengths.of_converter)
-      return datasets.of_queries(dataset, data_fraction)
-
-    def batched():
-      with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
-        apart = tasks if one_task_per_batch else [provider]
-        parts = [pairs(part).batch(batch_size // process_count, drop_remainder=True) for part in apart]
-        return datasets.with_options(datasets.drawn(parts, rates, seed))
-
-    # A dataset of its own for `check_first_batch`: a second iterator of the same one would change the order of both.
-    self._batched, self._pairs_of = batched, [functools.partial(pairs, task, num_epochs=1) for task in tasks]
-    self._data_fraction, self._vocabulary = data_fraction, (vocabulary, extra_ids)
-    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
+    self._reading = functools.partial(_reading, datasets, mixture_or_task_name, vocabulary, extra_ids)
+    with self._reading():
       self.vocabulary_file = vocabulary_file_of(provider)
-      self._iterator = iter(batched())
-      files = [files_of(task, split, use_cached) for task in tasks]
-      self.num_pairs = None if use_cached or data_fraction < 1 else num_pairs(provider, split)
+      self._tasks = _task_records(tasks, split, use_cached, lengths, negatives_per_example,
+                                  negative_queries_per_example, seed, data_fraction)
+      rates = rates_of(provider, tasks)
+    sizes = [int(task.block_sizes.sum()) for task in self._tasks]
+    if 0 in sizes:
+      raise InputError(f"{tasks[sizes.index(0)].name}: " + (
+          f"data_fraction {data_fraction} leaves no pair of it; give a larger share" if data_fraction < 1 else
+          f"no example in its split {split!r}"))
+    self.num_pairs = sum(sizes)
+    bytes_of_record = sum(task.files.num_bytes for task in self._tasks) // sum(len(task.files) for task in self._tasks)
+    orders = [TaskOrder(task.block_sizes, key_of(seed, "order", number)) for number, task in enumerate(self._tasks)]
+    self._streams = Streams(orders, rates, batch_size, groups, seed, one_task_per_batch, bytes_of_record)
     self.made_from = {
         "mixture_or_task_name": mixture_or_task_name, "split": split, "seed": seed, "use_cached": use_cached,
         "feature_lengths": dict(feature_lengths), "batch_size": batch_size,
         "row_lengths": dict(row_lengths) if row_lengths else None, "microbatch_size": microbatch_size,
         "negatives_per_example": negatives_per_example, "negative_queries_per_example": negative_queries_per_example,
         "data_fraction": data_fraction, "one_task_per_batch": one_task_per_batch,
-        "process_index": process_index, "process_count": process_count,
-        "training files of hash": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "rates": rates, "training data of hash": [task.content for task in self._tasks],
         "a vocabulary of hash": hashlib.sha256(epath.Path(self.vocabulary_file.path).read_bytes()).hexdigest()[:16],
-        "extra_ids": self.vocabulary_file.extra_ids}
+        "extra_ids": self.vocabulary_file.extra_ids, "order": ORDER}
     self._number = 0
-    self._final_state: bytes | None = None
-    self._ended = False
-    self._stop = threading.Event()
-    self._queue: queue.Queue[BatchWithInfo | BaseException | None] = queue.Queue(maxsize=read_ahead)
-    self._thread = threading.Thread(target=self._read, name="TrainingBatches", daemon=True)
+    self._made: collections.deque[concurrent.futures.Future[BatchWithInfo]] = collections.deque()
+    self._pool = concurrent.futures.ThreadPoolExecutor(read_ahead, "TrainingBatches")
+    self._read_ahead, self._closed = read_ahead, False
+    self._windows: dict[tuple[int, int, int], concurrent.futures.Future[_Window]] = {}
+    self._lock = threading.Lock()
 
   @staticmethod
   def check_given(feature_lengths=None, batch_size=None, row_lengths=None, microbatch_size=None,
@@ -167,104 +145,122 @@ class TrainingBatches:
       batch_maker(batch_size, microbatch_size, 1, 1, row_lengths, lengths)
 
   def check_first_batch(self) -> Batch:
-    """Reads a batch that is not trained on, so that what is wrong with the data shows before anything is written.
+    """Makes the first batch, so that what is wrong with the data shows before anything is written.
 
-    Packed, it also says how many rows batches usually have: whatever fits them gets as many, from now on.
+    Packed, its first group also says how many rows batches usually have: whatever fits them gets as many, from now on.
 
     Returns:
       This process's part of a first batch, in the usual shape.
 
     Raises:
-      InputError: there is none, a malformed example, or hard negatives are asked for and no example has one.
+      InputError: a malformed example, or hard negatives are asked for and no example has one.
     """
-    with run_vocabulary.use_vocabulary(*self._vocabulary), self._datasets.input_errors(self._name):
-      if self._data_fraction < 1 and not all(any(True for _ in pairs().take(1)) for pairs in self._pairs_of):
-        raise InputError(f"{self._name}: data_fraction {self._data_fraction} leaves no pair of one of its tasks; give "
-                         "a larger share")  # An endless search otherwise.
-      features = next(iter(self._batched()), None)
-    if features is None:
-      raise self._no_data()
-    negatives = features.get("right_negative_encoder_input_tokens")
-    if negatives is not None and not negatives.numpy().any():
+    features = self._features(0, self._groups)
+    parts = itertools.chain([features], (self._features(step, range(group, group + 1))
+                                         for step in range(_WITH_NEGATIVES) for group in range(self._all_groups)))
+    if self._negatives and not any(part["right_negative_encoder_input_tokens"].any() for part in parts):
       raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
-                       "first batch has one; declare the task's `negatives` field, or ask for 0")
-    features = {name: value.numpy() for name, value in features.items() if name != "example_id"}
-    if self.made_from["row_lengths"]:
-      self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(features)))
+                       "first batches has one; declare the task's `negatives` field, or ask for 0")
+    del features["example_id"]
+    if self._packed:  # Of a group that all processes can read.
+      first = self._features(0, range(1))
+      del first["example_id"]
+      self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(first, groups=1)))
     return self._make_batch(features)
 
-  def _no_data(self):
-    return InputError(f"{self._name}: this process's part of the data is empty; use fewer processes")
-
-  def restore(self, input_state: bytes) -> None:
-    """Goes on after the batch that carried this state. Before the first batch is read only.
+  def go_on_after(self, number: int, made_from: Mapping[str, Any]) -> None:
+    """Goes on after the batch of this number of a run whose batches were made from that.
 
     Raises:
-      InputError: the state belongs to another task, seed, batch size, vocabulary or number of processes.
+      InputError: from another task, seed, batch size, vocabulary or data.
     """
-    if self._thread.ident is not None:
-      raise RuntimeError("restore() comes before the first batch")
-    info = self._datasets.unpack(input_state, self._iterator, self.made_from)
-    self._number = info["number"]
+    for name, now in self.made_from.items():
+      if (was := made_from.get(name)) != now:
+        other = ": other data, or another part of them held out" * (name == "mixture_or_task_name")
+        raise InputError(f"the checkpoint's batches were made with {name} {was}, this run has {now}{other}; train as "
+                         "before, or start in another MODEL_DIR (--output)")
+    self._number = number
 
   def __iter__(self) -> "TrainingBatches":
     return self
 
   def __next__(self) -> BatchWithInfo:
-    if self._ended:
+    if self._closed:
       raise StopIteration
-    if self._thread.ident is None:
-      atexit.register(self.close)  # A thread inside TensorFlow while Python shuts down would crash it.
-      self._thread.start()
-    item = self._queue.get()
-    if isinstance(item, BatchWithInfo):
-      return item
-    self._ended = True
-    atexit.unregister(self.close)
-    if item is None:
-      raise StopIteration
-    raise item
-
-  def stop(self) -> None:
-    """Reads no more. What is read already is still yielded, then the iteration ends. Safe in a signal handler."""
-    self._stop.set()
-
-  def state_after_last(self) -> bytes:
-    """The input state after the last batch of an iteration that `stop` has ended."""
-    if not self._ended or self._final_state is None:
-      raise RuntimeError("state_after_last() comes after stop() and the last batch")
-    return self._final_state
+    while len(self._made) < self._read_ahead:
+      self._made.append(self._pool.submit(self._batch, self._number + 1))
+      self._number += 1
+    try:
+      item = self._made.popleft().result()
+    except BaseException:
+      self.close()
+      raise
+    return item
 
   def close(self) -> None:
-    """Stops and throws away what was read ahead."""
-    self._stop.set()
-    while self._thread.is_alive():
-      with contextlib.suppress(queue.Empty):
-        self._queue.get(timeout=0.05)
-    self._ended = True
-    atexit.unregister(self.close)
+    """Makes no more, and throws away what was made ahead."""
+    self._closed = True
+    self._pool.shutdown(cancel_futures=True)
+    self._windows.clear()
 
-  def _read(self):
-    """The thread: batches, with their states, into the queue."""
-    try:
-      number = self._number
-      with self._datasets.input_errors(self._name):
-        while not self._stop.is_set():
-          features = next(self._iterator, None)
-          if features is None:
-            raise self._no_data()
-          number += 1
-          features = {k: v.numpy() for k, v in features.items()}
-          ids = [i.decode() for i in features.pop("example_id")]
-          state = self._state(number) if self.wants_state(number) else None
-          self._queue.put(BatchWithInfo(self._make_batch(features), ids, state, number))
-      self._final_state = self._state(number)
-      self._queue.put(None)  # The end.
-    except BaseException as e:  # The consumer raises it.
-      self._queue.put(e)
+  def _batch(self, number):
+    features = self._features(number - 1, self._groups)
+    ids = [i.decode() for i in features.pop("example_id")]
+    return BatchWithInfo(self._make_batch(features), ids, number)
 
-  def _state(self, number):
-    return self._datasets.pack(self._iterator, {"number": number, "made_from": self.made_from})
+  def _features(self, step, groups):
+    """Of the examples of these groups."""
+    stream, window, row = self._streams.place(step)
+    parts = []
+    with self._reading():
+      for start, group in enumerate(groups):
+        found = self._window(stream, window, group)
+        chosen = found.order[row]
+        for task, records in found.records.items():
+          if len(here := np.flatnonzero(found.tasks[chosen] == task)):
+            parts.append((task, start * self._of_group + here, records.take(found.places[chosen[here]])))
+      return _features_of(self._tasks, parts, len(groups) * self._of_group)
+
+  def _window(self, stream, number, group):
+    """What a group reads for some steps: whoever asks first reads it."""
+    with self._lock:
+      there = self._windows.get((stream, number, group))
+      if is_new := there is None:
+        for old in [key for key in self._windows if key[0] == stream and key[1] < number - 1]:
+          del self._windows[old]
+        there = self._windows[stream, number, group] = concurrent.futures.Future()
+    if is_new:
+      try:
+        there.set_result(self._read_window(stream, number, group))
+      except BaseException as e:
+        there.set_exception(e)
+    return there.result()
+
+  def _read_window(self, stream, number, group):
+    of_task = collections.defaultdict(list)
+    for task, piece in self._streams.streams[stream].pieces(number, group):
+      of_task[task].append(piece)
+    records = {task: self._tasks[task].read(pieces) for task, pieces in of_task.items()}
+    counts = [len(found.records) for found in records.values()]
+    sizes = np.concatenate([self._tasks[task].sizes(found) for task, found in records.items()])
+    order = self._streams.streams[stream].deal(number, group, sizes[:, 0], sizes[:, 1])
+    return _Window(records, np.repeat(list(records), counts), np.concatenate(list(map(np.arange, counts))), order)
+
+
+class _Window(NamedTuple):
+  """The examples of a group in some steps.
+
+  Attributes:
+    records: by task.
+    tasks: int `[examples]`, the task of each.
+    places: int `[examples]`, its place among its task's records.
+    order: int `[steps, examples of a step]`.
+  """
+
+  records: dict[int, Any]
+  tasks: np.ndarray
+  places: np.ndarray
+  order: np.ndarray
 
 
 class ValidationBatches:
@@ -283,43 +279,83 @@ class ValidationBatches:
                split: str = "validation", process_index: NonNegative = 0, process_count: Positive = 1,
                max_batches: Positive | None = None):
     check_arguments(ValidationBatches, locals())
-    from gtr_jax.data import datasets
-    from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-    from gtr_jax.data.registered import find_cached, provider_of, tasks_of
-    self._datasets = datasets
-    self._name, self._batch_size = mixture_or_task_name, batch_size
-    self._process_index, self._process_count = process_index, process_count
-    self._packed = row_lengths is not None
-    self._usual: UsualShape | None = None
-    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
-    converter = DualEncoderFeatureConverter(negatives_per_example, negative_queries_per_example)
-    if use_cached:
-      find_cached(tasks_of(provider, split))
-    with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(self._name):
-      parts = [converter(task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False,
-                                          num_epochs=1, try_in_mem_cache=False), lengths.of_converter)
-               for task in tasks_of(provider, split)]
-    dataset = parts[0]
-    for part in parts[1:]:
-      dataset = dataset.concatenate(part)
-    self._dataset = datasets.with_options(
-        dataset.batch(batch_size).take(-1 if max_batches is None else max_batches))
+    self._packed = row_lengths is not None
+    self._usual: UsualShape | None = None
+    self._batch_size, self._of_group = batch_size, batch_size // groups
+    part = batch_size // process_count
+    self._part = range(part * process_index, part * (process_index + 1))
+    from gtr_jax.data import datasets
+    from gtr_jax.data.registered import provider_of, tasks_of
+    provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
+    self._reading = functools.partial(_reading, datasets, mixture_or_task_name, vocabulary, extra_ids)
+    with self._reading():
+      self._tasks = _task_records(tasks_of(provider, split), split, use_cached, lengths, negatives_per_example,
+                                  negative_queries_per_example, None, 1.0)
+    self._orders = [TaskOrder(task.block_sizes, None) for task in self._tasks]
+    self._starts = np.cumsum([0, *(order.epoch_size for order in self._orders)]).tolist()
+    batches = -(-self._starts[-1] // batch_size)
+    self._batches = batches if max_batches is None else min(batches, max_batches)
 
   check_given = TrainingBatches.check_given
 
   def __iter__(self) -> Iterator[Batch]:
-    part = self._batch_size // self._process_count
-    mine = slice(self._process_index * part, (self._process_index + 1) * part)
-    with self._datasets.input_errors(self._name):
-      for features in self._dataset:
-        features = {k: v.numpy() for k, v in features.items() if k != "example_id"}
-        pairs = len(features["query_hash"])
-        features["valid"] = np.ones(pairs, bool)
-        fill = self._batch_size - pairs
-        features = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)])[mine] for k, v in features.items()}
-        if self._packed and not self._usual:  # The first batch; the last one, with fewer pairs, has its shape too.
-          usual = usual_shape(self._make_batch(features))
-          self._usual = UsualShape(*(rows._replace(least=0) for rows in usual))
-        yield self._make_batch(features, usual=self._usual)
+    for number in range(self._batches):
+      features = self._features(number, self._part)
+      if self._packed and self._usual is None:  # The last batch, with fewer pairs, has the shape of the first, too.
+        usual = usual_shape(self._make_batch(self._features(0, range(self._of_group)), groups=1))
+        self._usual = UsualShape(*(rows._replace(least=0) for rows in usual))
+      yield self._make_batch(features, usual=self._usual)
+
+  def _features(self, number, part):
+    """Of a part of the pairs of a batch."""
+    first = number * self._batch_size + part.start
+    last = first + len(part)
+    parts = []
+    with self._reading():
+      for task, (order, start) in enumerate(zip(self._orders, self._starts, strict=False)):
+        here = range(max(first, start), min(last, start + order.epoch_size))
+        if here:
+          records = self._tasks[task].read(order.pieces(here.start - start, here.stop - start))
+          parts.append((task, np.arange(here.start, here.stop) - first, records))
+      if not parts:  # Nothing is left for it: of the first pair, only the shapes.
+        parts.append((0, np.zeros(1, int), self._tasks[0].read(self._orders[0].pieces(0, 1))))
+      features = _features_of(self._tasks, parts, len(part))
+    del features["example_id"]
+    there = np.arange(first, last) < self._starts[-1]
+    return {name: np.where(there.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
+            for name, value in features.items()} | {"valid": there}
+
+
+@contextlib.contextmanager
+def _reading(datasets, name, vocabulary, extra_ids):
+  """In which texts are read with this vocabulary, and what TensorFlow says of data is one line; in any thread."""
+  with run_vocabulary.use_vocabulary(vocabulary, extra_ids), datasets.input_errors(name):
+    yield
+
+
+def _task_records(tasks, split, use_cached, lengths, negatives, negative_queries, seed, data_fraction):
+  from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+  from gtr_jax.data.registered import find_cached
+  from gtr_jax.data.task_records import TaskRecords
+  if use_cached:
+    find_cached(tasks)
+  converter = DualEncoderFeatureConverter(negatives, negative_queries)
+  functions: dict[Any, Any] = {}
+  return [TaskRecords(task, split, use_cached, lengths, converter, None if seed is None else key_of(seed, number),
+                      data_fraction, functions) for number, task in enumerate(tasks)]
+
+
+def _features_of(tasks: Sequence[Any], parts: Sequence[tuple[int, np.ndarray, Any]],
+                 count: int) -> dict[str, np.ndarray]:
+  """The model features of `count` examples: `parts` are (task, places among them, records)."""
+  out: dict[str, np.ndarray] = {}
+  for number in sorted({task for task, _, _ in parts}):
+    places, records = zip(*((places, records) for task, places, records in parts if task == number), strict=True)
+    records = type(records[0])(*map(np.concatenate, zip(*records, strict=True)))
+    for name, value in tasks[number].features(records).items():
+      if name not in out:
+        out[name] = np.zeros((count, *value.shape[1:]), value.dtype)
+      out[name][np.concatenate(places)] = value
+  return out

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import seqio
+import tensorflow as tf
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.examples import RunVocabulary, add_pair_task, prepared
@@ -93,11 +94,11 @@ def find_cached(tasks: Sequence[Any]) -> None:
                        f"--module_import=MODULE --output_cache_dir={folder}, or bind USE_CACHED_TASKS = False")
 
 
-def files_of(task: Any, split: str, use_cached: bool) -> list[Any]:
-  """What a task reads; through the cache, its sources need not be there."""
-  if use_cached and task.supports_caching:
-    return [task.cache_dir, task.get_cached_stats(split)["examples"]]
-  return list(map(os.fspath, task.source.list_shards(split)))
+def files_of(task: Any, split: str, use_cached: bool) -> list[str]:
+  """The TFRecord files that a task of `add_pair_task` reads; through the cache, its sources need not be there."""
+  if use_cached:
+    return sorted(tf.io.gfile.glob(f"{seqio.utils.get_cached_tfrecord_prefix(task.cache_dir, split)}-*-of-*"))
+  return list(map(os.fspath, task.source.record_files(split)))
 
 
 def vocabulary_file_of(provider: Any) -> run_vocabulary.VocabularyFile:

@@ -1,7 +1,6 @@
-"""JSON lines -> globally shuffled TFRecord shards, written once and kept under a hash of what they were made from.
+"""Globally shuffled TFRecord shards, of JSON lines and other sources: written once, under a hash of their content.
 
-A training pipeline that reads JSON needs a Python function inside tf.data, and such a pipeline's state cannot be saved;
-a pipeline that shuffles in memory has a state of the buffer's size. So both are done here, once.
+Training reads any record by its number, and takes the order on disk for a random one.
 """
 
 import functools
@@ -10,8 +9,8 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from etils import epath
@@ -53,20 +52,39 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
   Raises:
     InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
   """
-  digest = hashlib.sha256(json.dumps([_FORMAT, _SEED, fields]).encode())
-  size = 0
-  for path in paths:
-    stat = path.stat()
-    size += stat.length * (4 if lines.is_compressed(path) else 1)
-    digest.update(f"{_short(path)} {_content_hash(os.fspath(path), stat.length, stat.mtime)}\n".encode())
-  folder = data_root.data_dir() / "cache" / digest.hexdigest()[:32]
+  digest = [f"{_short(path)} {content_hash(path)}" for path in paths]
+  size = sum(lines.size_of(path) * (4 if lines.is_compressed(path) else 1) for path in paths)
+  return written_once([fields, *digest], lambda: map(serialize, read_examples(paths, fields)), size,
+                      {"sources": [os.fspath(p) for p in paths], "fields": fields._asdict()})
+
+
+def written_once(made_of: Any, records: Callable[[], Iterable[bytes]], size: int, described: dict[str, Any]) -> Shards:
+  """Shuffled TFRecord shards of some records; writes them if they are not there yet.
+
+  Args:
+    made_of: all that decides the records, JSON.
+    records: gives them.
+    size: of all of them, about, in bytes.
+    described: what people may want to know, for the manifest: "sources", and more.
+
+  Raises:
+    InputError: there is no record.
+  """
+  digest = hashlib.sha256(json.dumps([_FORMAT, _SEED, made_of]).encode()).hexdigest()
+  folder = data_root.data_dir() / "cache" / digest[:32]
   for _ in range(3):  # Another process may just be replacing what this one has written.
     if (done := _complete(folder)) is not None:
       return done
-    _write(paths, fields, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
+    _write(records, described, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
   if (done := _complete(folder)) is None:
     raise InputError(f"{folder}: does not hold what was written there; remove it, or choose another data folder")
   return done
+
+
+def content_hash(path: epath.Path) -> str:
+  """Of a file's bytes, hex."""
+  stat = path.stat()
+  return _content_hash(os.fspath(path), stat.length, stat.mtime)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -95,7 +113,7 @@ def _complete(folder: epath.Path) -> Shards | None:
   return Shards([os.fspath(f) for f in files], examples)
 
 
-def _write(paths, fields, folder, num_shards):
+def _write(records, described, folder, num_shards):
   """Deals the examples to shards at random, then shuffles shard by shard: any order of all examples can come out."""
   if folder.exists():  # Of ours, and not whole: of no use.
     atomic.set_aside_and_remove(folder)
@@ -104,20 +122,20 @@ def _write(paths, fields, folder, num_shards):
     dealt = [os.fspath(new / f"dealt-{i:05d}") for i in range(num_shards)]
     writers = [tf.io.TFRecordWriter(path) for path in dealt]
     counts, order = [0] * num_shards, list[int]()
-    for example in read_examples(paths, fields):
+    for record in records():
       order = order or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
       shard = order.pop()
-      writers[shard].write(_serialize(example))
+      writers[shard].write(record)
       counts[shard] += 1
     for writer in writers:
       writer.close()
     if not any(counts):
-      raise InputError(f"{paths[0]}: no example in it")
+      raise InputError(f"{described['sources'][0]}: no example in it")
     filled = [(path, count) for path, count in zip(dealt, counts, strict=True) if count]
     files: dict[str, int] = {}
-    records = tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
+    written = tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
     for path, count in filled:
-      of_shard = list(itertools.islice(records, count))
+      of_shard = list(itertools.islice(written, count))
       rng.shuffle(of_shard)
       name = f"examples-{len(files):05d}.tfrecord"
       with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
@@ -128,12 +146,11 @@ def _write(paths, fields, folder, num_shards):
     for path, count in zip(dealt, counts, strict=True):
       if not count:
         epath.Path(path).unlink()
-    sources = [os.fspath(p) for p in paths]
-    atomic.write_json(new / "manifest.json", {
-        "sources": sources, "fields": fields._asdict(), "examples": sum(counts), "files": files})
+    atomic.write_json(new / "manifest.json", described | {"examples": sum(counts), "files": files})
 
 
-def _serialize(example: dict) -> bytes:
+def serialize(example: dict) -> bytes:
+  """A record of an example, as `TEXTS` and `LISTS` name its fields."""
   feature = {}
   for name in TEXTS + LISTS:
     values = example[name] if name in LISTS else [example[name]]

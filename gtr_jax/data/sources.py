@@ -3,20 +3,22 @@
 Every source yields examples with the features of `shards.TEXTS` (scalar strings) and `shards.LISTS` (string vectors).
 """
 
-import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
 from gtr_jax.data import shards
+from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
+from gtr_jax.io.bars import Bar
 from gtr_jax.prepare import manifests
 
 # Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
@@ -98,7 +100,7 @@ def _ids(value: tf.Tensor, name: str, example_id: tf.Tensor) -> tf.Tensor:
     return tf.where(none, "", tf.strings.as_string(whole))
 
 
-class _RecordSource(seqio.DataSource):
+class RecordSource(seqio.DataSource):
   """Pairs in TFRecord shards, of `shards`' records. Subclasses say which files a split has."""
 
   def __init__(self, splits: Mapping[str, Patterns], fields: shards.Fields, prepare: str | None):
@@ -111,12 +113,24 @@ class _RecordSource(seqio.DataSource):
   def supports_arbitrary_sharding(self) -> bool:
     return False
 
-  def _read_shard(self, file: tf.Tensor) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(file)
+  def record_files(self, split: str) -> Sequence[str]:
+    """The files whose records `parse` reads."""
+    return self.list_shards(split)
 
-  def _parse(self, *read: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Of what `_read_shard` yields."""
-    record, = read
+  @property
+  def record_fields(self) -> shards.Fields:
+    """Which fields of a record hold what; that decides the graph of `parse`, too."""
+    return _OWN_FIELDS
+
+  def content(self, split: str) -> str | None:
+    """A hash of what the records are made from; None: they say it themselves."""
+    del split
+    return None
+
+  @tf.autograph.experimental.do_not_convert
+  def parse(self, record: tf.Tensor, place: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The features of a record. `place` names it, as `file:number`."""
+    del place  # It has an id of its own.
     return tf.io.parse_single_example(record, shards.record_description())
 
   def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
@@ -128,11 +142,19 @@ class _RecordSource(seqio.DataSource):
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     if shuffle:
       dataset = dataset.shuffle(len(files), seed=seed)
-    dataset = dataset.interleave(self._read_shard, cycle_length=_OPEN_SHARDS if shuffle else 1)
-    return dataset.map(tf.autograph.experimental.do_not_convert(self._parse), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.interleave(_placed_records, cycle_length=_OPEN_SHARDS if shuffle else 1)
+    return dataset.map(self.parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-class JsonlSource(_RecordSource):
+@tf.autograph.experimental.do_not_convert
+def _placed_records(file: tf.Tensor) -> tf.data.Dataset:
+  """Of a file, each record and its `file:number`."""
+  name = tf.strings.split(file, "/")[-1]
+  return tf.data.TFRecordDataset(file).enumerate(start=1).map(
+      lambda number, record: (record, tf.strings.join([name, ":", tf.strings.as_string(number)])))
+
+
+class JsonlSource(RecordSource):
   """JSONL or JSONL.gz files, one object a line, turned into shuffled TFRecord shards at the first use."""
 
   def list_shards(self, split: str) -> Sequence[str]:
@@ -141,46 +163,39 @@ class JsonlSource(_RecordSource):
   def num_input_examples(self, split: str) -> int:
     return self._shards(split).num_examples
 
+  def content(self, split):
+    hashes = [shards.content_hash(path) for path in _find(self._patterns[split], self._prepare)]
+    return hashlib.sha256(json.dumps([self._fields, hashes]).encode()).hexdigest()
+
   def _shards(self, split):
     return shards.shards_of(_find(self._patterns[split], self._prepare), self._fields)
 
 
-class TfrecordSource(_RecordSource):
+class TfrecordSource(RecordSource):
   """TFRecord files of tf.train.Example with string fields, shuffled by whoever wrote them."""
 
   def list_shards(self, split: str) -> Sequence[str]:
     return [os.fspath(f) for f in _find(self._patterns[split], self._prepare)]
 
   def num_input_examples(self, split: str) -> int:
-    """Counts them, which reads the files once in a process."""
-    return sum(_count_records(file, epath.Path(file).stat().mtime) for file in self.list_shards(split))
+    """Counts them, which reads the files once."""
+    return len(RecordFiles(self.list_shards(split), "fetch or write it again"))
 
-  def _read_shard(self, file):
-    return tf.data.TFRecordDataset(file).enumerate(start=1).map(lambda number, record: (file, number, record))
+  @property
+  def record_fields(self):
+    return self._fields
 
-  def _parse(self, *read):
-    file, number, record = read
+  @tf.autograph.experimental.do_not_convert
+  def parse(self, record, place):
     fields = self._fields
     description = {name: tf.io.FixedLenFeature([], tf.string) for name in fields.query + fields.passage}
     description |= {name: tf.io.FixedLenFeature([], tf.string) for name in (fields.query_id, fields.passage_id) if name}
     description |= {name: tf.io.RaggedFeature(tf.string)
                     for name in (fields.negatives, fields.negative_ids, fields.negative_queries) if name}
-    name = tf.strings.split(file, "/")[-1]
-    example_id = tf.strings.join([name, ":", tf.strings.as_string(number)])
-    return _from_fields(fields, tf.io.parse_single_example(record, description), example_id)
+    return _from_fields(fields, tf.io.parse_single_example(record, description), place)
 
 
-@functools.lru_cache(maxsize=4096)
-def _count_records(file: str, mtime: float) -> int:
-  """Of a TFRecord file; not counted again while its time stays."""
-  try:
-    return int(tf.data.TFRecordDataset(file).reduce(np.int64(0), lambda count, _: count + 1))
-  except tf.errors.DataLossError as e:
-    raise InputError(f"{file}: damaged, or no TFRecord file ({' '.join(e.message.split()):.80}); fetch or write it "
-                     "again") from e
-
-
-class PreparedSource(_RecordSource):
+class PreparedSource(RecordSource):
   """What `gtr-jax prepare` has written below the data root; its records have all fields under their own names."""
 
   def __init__(self, name: str, splits: Sequence[str], fields: shards.Fields, prepare: str | None):
@@ -245,3 +260,23 @@ class TfdsSource(seqio.DataSource):
     dataset = self._builder().as_dataset(self._tfds_splits[split], shuffle_files=shuffle, read_config=config)
     parse = tf.autograph.experimental.do_not_convert(lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]))
     return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+  def record_files(self, split: str) -> Sequence[str]:
+    """The examples as shuffled records, which are written at the first use."""
+    info = self._builder().info
+    instructions = info.splits[self._tfds_splits[split]].file_instructions
+    files = [[os.path.basename(f.filename), shards.content_hash(epath.Path(f.filename)), f.skip, f.take]
+             for f in instructions]
+    size = sum(epath.Path(f.filename).stat().length for f in instructions)
+    described = {"sources": [f"{self._name} {self._tfds_splits[split]}"], "fields": self._fields._asdict()}
+    return shards.written_once(["tfds", self._name, self._fields, files],
+                               lambda: map(shards.serialize, self._examples(split)), size, described).files
+
+  def _examples(self, split):
+    with Bar(self.num_input_examples(split), f"shuffle {self._name}", " pairs", leave=False, delay=1) as bar:
+      for example in self.get_dataset(split, shuffle=False).as_numpy_iterator():
+        yield {name: [text.decode() for text in value.tolist()] if name in shards.LISTS else value.decode()
+               for name, value in example.items()}
+        bar.update()
+
+  parse, record_fields, content = RecordSource.parse, RecordSource.record_fields, RecordSource.content

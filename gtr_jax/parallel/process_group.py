@@ -9,6 +9,7 @@ still is found by what it says (`progress`). One that is only busy is never take
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -51,6 +52,11 @@ class Group:
     self._deaf: set[int] = set()           # alive, but stopped
     self._ending = self._has_reason = False
     self._questions = 0
+    # Of `stopping`:
+    self._wake, self._signalled = os.pipe()
+    self.stops_after: float = math.inf     # the number of a place
+    self._held = False
+    self._places: dict[int, int] = {}      # how far the processes are, told to process 0
 
   def meet(self) -> None:
     """Connects all processes. Raises InputError."""
@@ -61,7 +67,7 @@ class Group:
     watch = progress.Watch(names, self._patience)
     for peer in self._peers.values():
       threading.Thread(target=self._listen, args=[peer, watch], name=f"process {peer.index}", daemon=True).start()
-    for target, *args in ((self._beat,), (self._look, watch)):  # Two: that one may have to wait for who is stopped.
+    for target, *args in ((self._beat,), (self._look, watch), (self._look_for_signals,)):  # One may have to wait.
       threading.Thread(target=target, args=args, name=target.__name__, daemon=True).start()
 
   def from_first(self, make: Callable[[], Any]) -> Any:
@@ -84,6 +90,53 @@ class Group:
     else:
       self._peers[0].send(here=question)
     self.from_first(lambda: None)
+
+  def allow_stop(self) -> None:
+    """All processes call this at one place: from now on `stop` in one of them stops all."""
+    with self._changed:
+      self.stops_after, self._held = math.inf, False
+      self._places.clear()
+
+  def stop(self) -> None:
+    """For a handler of signals, which can neither wait nor send."""
+    os.write(self._signalled, b".")
+
+  def wait_while_held(self) -> None:
+    """For the main thread, where it has said what it does: how far all go may just be decided."""
+    if self._held:
+      self._wait(lambda: not self._held)
+
+  def _look_for_signals(self) -> None:
+    """A thread."""
+    while os.read(self._wake, 1):
+      if self.index == 0:
+        self._hold_all()
+      else:
+        self._peers[0].send(stop=True)
+
+  def _hold_all(self) -> None:
+    """In process 0: all say how far they are."""
+    with self._changed:
+      if self._held or self.stops_after < math.inf:
+        return
+      self._held = True  # Before its own place is read: the main thread first says where it is, then looks at this.
+    self._tell(hold=True)
+    self._note_place(0, self._now().number)
+
+  def _note_place(self, index: int, place: int) -> None:
+    """In process 0."""
+    with self._changed:
+      self._places[index] = place
+      if len(self._places) <= len(self._peers):
+        return
+    after = max(self._places.values())
+    self._tell(stop_after=after)
+    self._release(after)
+
+  def _release(self, after: int) -> None:
+    with self._changed:
+      self.stops_after, self._held = after, False
+      self._changed.notify_all()
 
   def fail(self, message: str, code: int, details: str = "") -> None:
     """See the function."""
@@ -134,6 +187,15 @@ class Group:
       if "beat" in message:
         watch.hear(peer.index, message["beat"] and progress.Stamp(*message["beat"]))
         continue
+      if "stop" in message:
+        self._hold_all()
+      elif "hold" in message:
+        self._held = True
+        peer.send(place=self._now().number)
+      elif "place" in message:
+        self._note_place(peer.index, message["place"])
+      elif "stop_after" in message:
+        self._release(message["stop_after"])
       if "stopped" in message:  # Another thread, for this one has to see the connection end.
         stopped = True
         threading.Thread(target=self._end_with, args=[message["stopped"], message["lost"]], daemon=True).start()

@@ -108,7 +108,7 @@ def joined() -> bool:
 
 def is_first() -> bool:
   """Whether this is process 0, which prints and writes what there is once."""
-  return (group := _several()) is None or group.index == 0
+  return (group := joined_group()) is None or group.index == 0
 
 
 def print_once(text: str) -> None:
@@ -119,12 +119,12 @@ def print_once(text: str) -> None:
 
 def from_first(make: Callable[[], Any]) -> Any:
   """What `make` gives in process 0, JSON; only process 0 calls it. All must call this, in the same order."""
-  return make() if (group := _several()) is None else group.from_first(make)
+  return make() if (group := joined_group()) is None else group.from_first(make)
 
 
 def wait_for_all() -> None:
   """Returns when all processes have called it."""
-  if (group := _several()) is not None:
+  if (group := joined_group()) is not None:
     group.wait_for_all()
 
 
@@ -140,7 +140,7 @@ def first_before_others(make: Callable[[], Any]) -> Any:
 
 def check_same(values: Mapping[str, Any]) -> None:
   """Raises InputError in each process whose values are not those of process 0; names the first. JSON values."""
-  if _several() is None:
+  if joined_group() is None:
     return
   values = json.loads(json.dumps(values))  # As it comes from there.
   first = from_first(lambda: values)
@@ -154,7 +154,7 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 def check_shared(folder: epath.PathLike) -> None:
   """Raises InputError unless all processes see in this folder what process 0 writes there. It must exist there."""
-  if _several() is None:
+  if joined_group() is None:
     return
   folder = epath.Path(folder)
   name = from_first(lambda: f".shared-{uuid.uuid4().hex}")
@@ -230,7 +230,7 @@ def leave() -> None:
   jax.distributed.shutdown()
 
 
-def _several() -> Group | None:
+def joined_group() -> Group | None:
   """What joins the processes; None for one alone."""
   jax = sys.modules.get("jax")
   if _group is None and jax is not None and jax.distributed.is_initialized():

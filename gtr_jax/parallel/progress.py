@@ -8,6 +8,7 @@ least is the one that the others wait for, and only its time counts.
 
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gtr_jax.errors import InputError
@@ -33,6 +34,7 @@ class Stamp(NamedTuple):
 
 
 _now = Stamp()
+_at_place: Callable[[], None] | None = None
 
 
 class doing:  # Not Doing: it reads as a function.
@@ -50,6 +52,8 @@ class doing:  # Not Doing: it reads as a function.
   def __init__(self, what: str | None, step: int | None = None):
     self._before = _now
     _say(what, step)
+    if _at_place is not None:
+      _at_place()
 
   def __enter__(self):
     return self
@@ -61,6 +65,12 @@ class doing:  # Not Doing: it reads as a function.
 def _say(what, step):
   global _now
   _now = Stamp(_now.number + 1, what, step)
+
+
+def at_places(function: Callable[[], None] | None) -> None:
+  """Has this called after whatever the main thread says, but for the end of a context; None: nothing any more."""
+  global _at_place
+  _at_place = function
 
 
 def current() -> Stamp:

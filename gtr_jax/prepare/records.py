@@ -112,8 +112,23 @@ def _checksum(data: bytes) -> bytes:
 def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
   """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
   while header := file.read(12):
-    size = struct.unpack("<Q", header[:8])[0] if header[8:] == _checksum(header[:8]) else 0
-    record, checksum = file.read(size), file.read(4)
-    if not size or checksum != _checksum(record):
-      raise InputError(f"{path}: a record is damaged or cut off; prepare it again")
+    try:
+      record, _ = record_at(header + file.read(_size_in(header) + 4), 0)
+    except ValueError:
+      raise InputError(f"{path}: a record is damaged or cut off; prepare it again") from None
     yield record
+
+
+def record_at(data: bytes, at: int) -> tuple[bytes, int]:
+  """A record of a TFRecord file, and where the next one begins. Raises ValueError where it is cut off or damaged."""
+  size = _size_in(data[at:at + 12])
+  record, end = data[at + 12:at + 12 + size], at + 16 + size
+  if data[end - 4:end] != _checksum(record):
+    raise ValueError("damaged, or cut off")
+  return record, end
+
+
+def _size_in(header: bytes) -> int:
+  if len(header) < 12 or header[8:] != _checksum(header[:8]):
+    raise ValueError("damaged, or cut off")
+  return struct.unpack("<Q", header[:8])[0]

@@ -79,8 +79,8 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
     usual: of `usual_shape`: the numbers of rows that packed batches of this data have.
 
   Returns:
-    A `Batch` of numpy arrays. Unpacked, the pairs keep their order: the first group's first microbatch first. Packed,
-    they move between groups and microbatches to fill all equally.
+    A `Batch` of numpy arrays. The pairs keep their order: the first group's first microbatch first. Packed, they move
+    between the microbatches of their group to fill all equally.
 
   Raises:
     InputError: the pairs cannot be divided that way, or a text is longer than a row.
@@ -92,9 +92,10 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
                      ": change the batch size or the mesh")
   of_pairs = _each_with_negatives({name: split_hash(value) if name.endswith("_hash") else value
                                    for name, value in features.items()}, np)
-  if row_lengths and parts > 1:
-    queries, passages = (np.count_nonzero(tokens, axis=(1, 2)) for tokens in of_pairs[:2])
-    order = balance(queries, passages, parts)
+  if row_lengths and microbatches and microbatches > 1:
+    sizes = (np.count_nonzero(tokens, axis=(1, 2)).reshape(groups, -1) for tokens in of_pairs[:2])
+    order = np.concatenate([group * (pairs // groups) + balance(queries, passages, microbatches)
+                            for group, (queries, passages) in enumerate(zip(*sizes, strict=True))])
     of_pairs = [array[order] for array in of_pairs]
   arrays = [_own_first(array, parts, np) for array in of_pairs]
   if row_lengths:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 import time
 from collections import deque
@@ -11,22 +10,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import atomic, bars
 from gtr_jax.parallel.partitioning import global_batch
 from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE, SAVE, STEP, doing
+from gtr_jax.parallel.stopping import Stop, Stopped
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.metrics import PeriodMeans
 from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
+
+GIVEN_UP = "given up"  # An evaluation, on a signal.
 
 
 class Evaluator(Protocol):
@@ -40,13 +37,9 @@ class Evaluator(Protocol):
 class Batches(Protocol):
   """What is trained on: see `fit`."""
 
-  wants_state: Callable[[int], bool]
+  made_from: Mapping[str, Any]
 
   def __iter__(self) -> Iterator[Any]: ...
-
-  def stop(self) -> None: ...
-
-  def state_after_last(self) -> bytes: ...
 
   def close(self) -> None: ...
 
@@ -92,10 +85,6 @@ class Periods:
     return bool(self.early_stopping) and best_step is not None and (
         step - best_step >= self.early_stopping * self.evaluate)
 
-  def may_save(self, step: int) -> bool:
-    """Whether the step may be saved, as an evaluated one is if it is the best: its input state must be at hand."""
-    return self.saves(step) or self.evaluates(step)
-
 
 class FitResult(NamedTuple):
   """How training ended: the state, the signal that stopped it before the last step, or None, whether it ended early
@@ -115,7 +104,7 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
     checkpointer: of this run.
     state: as created; its memory is freed if there is a checkpoint.
     shardings: of the state.
-    batches: with `restore(bytes)`.
+    batches: with `go_on_after(step, made_from)`.
 
   Returns:
     The state, and the `progress` that `fit` takes.
@@ -129,7 +118,11 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
   free(state)
   with doing(RESTORE):
     checkpoint = checkpointer.restore(wanted)
-    batches.restore(checkpoint.input_state)
+    if "batches" not in checkpoint.progress:
+      folder = checkpointer.directory / str(checkpoint.step)
+      raise InputError(f"{folder}: saved by an earlier version of gtr_jax, which drew other batches; start a run in "
+                       "another MODEL_DIR with this as INITIAL_CHECKPOINT_PATH")
+    batches.go_on_after(checkpoint.step, checkpoint.progress["batches"])
   return checkpoint.state, checkpoint.progress
 
 
@@ -140,14 +133,14 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
-  training stops there; such a state is never saved.
+  training stops there; such a state is never saved. On a signal to any process the step that is running ends and is
+  saved; an evaluation that is running is given up, and made up for when training goes on.
 
   Args:
     state: fresh, or from `resume`; donated.
     train_step: compiled, `(state, batch) -> (state, metrics)`.
-    batches: yields `batch` (this process's numpy arrays), `ids` (of its examples) and `input_state` (bytes at the steps
-      of `periods.may_save`); `stop()` makes it end after what is queued, `state_after_last()` is the bytes for that;
-      `close()` is called at the end.
+    batches: yields `batch` (this process's numpy arrays) and `ids` (of its examples); `made_from` is saved; `close()`
+      is called at the end.
     checkpointer: where to save.
     periods: when to log, evaluate and save.
     mesh: the one that the state lies on.
@@ -161,22 +154,24 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
   Raises:
     TrainingError: something is not finite, or the batches ended.
   """
-  loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress))
+  progress = progress or {}
+  loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress.get("means")),
+               batches.made_from)
   step, saved = int(state.step), checkpointer.latest_step()
-  queue, shapes = same_row_counts(_read(batches), mesh), set()
-  several = jax.process_count() > 1
-  with jax.set_mesh(mesh), _Signals() as signals, loop.progress_bar(step), doing(STEP, step):
+  queue, shapes, start, gave_up = same_row_counts(_read(batches), mesh), set(), None, False
+  with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
+        doing(STEP, step)):
     try:
-      start = loop.evaluate(0, state.params) if measure_start and step == 0 else None
-      stopping, stop = False, _StopTogether(mesh)
-      gave_up = periods.gives_up(step, checkpointer.best_step())
+      with contextlib.suppress(Stopped):
+        with stop.given_up():
+          if measure_start and step == 0:
+            start = loop.evaluate(0, state.params)
+          if progress.get("evaluation") == GIVEN_UP:
+            loop.make_up_for_evaluation(step, state)
+        gave_up = periods.gives_up(step, checkpointer.best_step())
       while step < periods.train_steps and not gave_up:
         doing(STEP, step + 1)
-        # One process stops after the batches in its queue. Several stop where all have the input state at hand.
-        if signals.received and not stopping and not several:
-          stopping = True
-          batches.stop()
-        if (following := next(queue, None)) is None:
+        if stop.asked() or (following := next(queue, None)) is None:
           break
         item, batch = following
         shape = shape_of(batch)
@@ -190,33 +185,22 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
         loop.settle(keep=1)
-        if several and stop.is_asked(signals.received):
-          stopping, batches.wants_state = True, _always
-        if periods.may_save(step) and loop.evaluate_and_save(step, state, item.input_state):
-          saved = step
-        elif several and stopping and _in_all(item.input_state is not None):
-          loop.settle(keep=0)
-          loop.save(step, state, item.input_state, None)
+        if loop.evaluate_and_save(step, state, stop):
           saved = step
         gave_up = saved == step and periods.gives_up(step, checkpointer.best_step())
-        if several and stopping and saved == step:
-          break
       loop.settle(keep=0)
-      if step < periods.train_steps and not stopping and not gave_up:
+      if step < periods.train_steps and not stop.asked() and not gave_up:
         raise TrainingError(f"the training data ended after step {step} of {periods.train_steps}; repeat the data, or "
                             "set TRAIN_STEPS")
       if saved != step:
-        batches.stop()
-        for _ in queue:  # Nothing is left in it, unless there was no step at all.
-          pass
-        loop.save(step, state, batches.state_after_last(), None)
+        loop.save(step, state, None)
     finally:
       batches.close()
       with doing(SAVE, step):
         checkpointer.wait()
-  if step >= periods.train_steps or gave_up:
+  if not loop.gave_evaluation_up and (step >= periods.train_steps or gave_up):
     return FitResult(state, None, gave_up, start)
-  stopped_by = signals.received or signal.SIGTERM  # of another process
+  stopped_by = stop.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:
     bars.say(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
              "to go on")
@@ -237,12 +221,13 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
-  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means):
+  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means, made_from):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
-    self._best_metric, self._means = best_metric, means
+    self._best_metric, self._means, self._made_from = best_metric, means, dict(made_from)
     self._writers = writers if jax.process_index() == 0 else ()
+    self.gave_evaluation_up = False
     self._clock = None  # when the last step was looked at; None: the next one is not timed
 
   def progress_bar(self, step: int) -> bars.Bar:
@@ -267,20 +252,38 @@ class _Loop:
         self._write(step, {f"train/{name}": value for name, value in scalars.items()})
         self._means.clear()
 
-  def evaluate_and_save(self, step: int, state: TrainState, input_state: bytes) -> bool:
+  def evaluate_and_save(self, step: int, state: TrainState, stop: Stop) -> bool:
     """Evaluates and saves where this is due, and returns whether it saved."""
+    if not (self._periods.evaluates(step) or self._periods.saves(step)):
+      return False
     self.settle(keep=0)
-    metric = self.evaluate(step, state.params) if self._periods.evaluates(step) else None
+    self._clock = None
+    metric = None
+    if self._periods.evaluates(step):
+      try:
+        with stop.given_up():
+          metric = self.evaluate(step, state.params)
+      except Stopped:
+        self.gave_evaluation_up = True
+        self.save(step, state, None, evaluation=GIVEN_UP)
+        return True
     best = metric is not None and self._checkpointer.is_best(metric)
     saves = best or self._periods.saves(step) or self._periods.gives_up(step, self._checkpointer.best_step())
     if saves:
-      self.save(step, state, input_state, metric)
-    self._clock = None
+      self.save(step, state, metric)
     return saves
 
-  def save(self, step: int, state: TrainState, input_state: bytes, metric: float | None) -> None:
+  def make_up_for_evaluation(self, step: int, state: TrainState) -> None:
+    """Evaluates the checkpoint that training goes on from, as this was given up when it was saved."""
+    metric = self.evaluate(step, state.params)
+    self._checkpointer.set_progress(step, self._progress(), metric)
+
+  def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:
     with doing(SAVE, step):
-      self._checkpointer.save(step, state, input_state, self._means.to_json(), metric)
+      self._checkpointer.save(step, state, self._progress() | more, metric)
+
+  def _progress(self):
+    return {"means": self._means.to_json(), "batches": self._made_from}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""
@@ -329,53 +332,3 @@ def _postfix(scalars: Mapping[str, float]) -> str:
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
   return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])
-
-
-class _StopTogether:
-  """Whether a signal has reached any process: the same answer in all at the same step.
-
-  Every step asks on the devices, behind the training step, and takes the answer of the step before, so nobody waits.
-  """
-
-  def __init__(self, mesh: jax.sharding.Mesh):
-    self._sharding = NamedSharding(mesh, P(mesh.axis_names))
-    self._shape, self._any = (mesh.size,), jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
-    self._asked: deque[jax.Array] = deque()
-
-  def is_asked(self, received: signal.Signals | None) -> bool:
-    """For each step: whether a signal had reached any process by the step before."""
-    here = np.asarray([received is not None])
-    self._asked.append(self._any(jax.make_array_from_callback(self._shape, self._sharding, lambda _: here)))
-    return len(self._asked) > 1 and bool(self._asked.popleft())
-
-
-def _in_all(holds: bool) -> bool:
-  """Whether it holds in all processes."""
-  return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
-
-
-def _always(number: int) -> bool:
-  del number
-  return True
-
-
-class _Signals:
-  """Notes the first SIGTERM or SIGINT; a second ctrl-C raises KeyboardInterrupt as usual. For the main thread."""
-
-  def __init__(self):
-    self.received: signal.Signals | None = None
-
-  def __enter__(self):
-    self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *exc_info):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _note(self, number, frame):
-    del frame
-    self.received = signal.Signals(number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Not print: the signal may have come in the middle of another one.
-    os.write(2, f"\n{self.received.name}: finishing the batches in the queue, then saving (ctrl-C aborts)\n".encode())

@@ -48,7 +48,7 @@ class TrainingRun:
     model: what to train.
     loss: for instance an `InBatchLoss`.
     optimizer: with its learning rate schedule.
-    train_data: called with `groups` (data shards), `seed`, `wants_state`, and this process's index and their count.
+    train_data: called with `groups` (data shards), `seed`, and this process's index and their count.
     train_steps: steps in all.
     mesh: the devices.
     validation_data: called with `groups` and the processes; gives "validation/loss" and the like. None: not measured.
@@ -140,11 +140,11 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   part, parts = processes.data_part(mesh)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = processes.first_before_others(  # What is made of the data files is made once.
-      lambda: run.train_data(seed=run.random_seed, wants_state=periods.may_save, **shard))
+      lambda: run.train_data(seed=run.random_seed, **shard))
   candidates = Candidates(run.loss)
   first_batch = batches.check_first_batch()
   candidates.check_first(first_batch)
-  processes.check_same({name: value for name, value in batches.made_from.items() if name != "process_index"})
+  processes.check_same(batches.made_from)
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(run.model.config.vocab_size)
   reads = run.lengths_and_prompts(batches.feature_lengths)

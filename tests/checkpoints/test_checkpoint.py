@@ -55,7 +55,7 @@ def saved(folder, steps, metrics=None, **options):
   """A checkpointer that has saved the steps."""
   checkpointer = Checkpointer(folder, **options)
   for step in steps:
-    checkpointer.save(step, make_state(step), b"input %d" % step, {"n": step}, (metrics or {}).get(step))
+    checkpointer.save(step, make_state(step), {"n": step}, (metrics or {}).get(step))
   checkpointer.wait()
   return checkpointer
 
@@ -64,12 +64,12 @@ def test_what_is_saved_comes_back(folder):
   state, progress = make_state(3.0), {"sums": {"loss": 0.1 + 0.2}, "seconds": 1e-3}
   checkpointer = Checkpointer(folder)
   assert checkpointer.latest_step() is None and checkpointer.best_step() is None
-  checkpointer.save(3, state, b"\0\xff bytes", progress)
+  checkpointer.save(3, state, progress)
   checkpointer.close()
   with pytest.raises(InputError, match="holds no whole checkpoint"):
     Checkpointer(folder.parent / "other").restore(abstract(state))
   restored = Checkpointer(folder).restore(abstract(state))
-  assert (restored.step, restored.input_state, restored.progress) == (3, b"\0\xff bytes", progress)
+  assert (restored.step, restored.progress) == (3, progress)
   assert_same(restored.state, state)
 
 
@@ -84,7 +84,7 @@ def test_restores_onto_another_mesh(folder):
   wide = partitioning.make_mesh(data=2, fsdp=4)
   state = make_state(1.0, wide)
   checkpointer = Checkpointer(folder)
-  checkpointer.save(1, state, b"", {})
+  checkpointer.save(1, state, {})
   for mesh in (partitioning.make_mesh(data=4, fsdp=2), partitioning.make_mesh(devices=jax.devices()[:1])):
     restored = checkpointer.restore(abstract(state, mesh)).state
     assert_same(restored, state)
@@ -104,7 +104,7 @@ def test_keeps_the_last_and_the_best(folder):
 
   again = Checkpointer(folder, keep=1)  # another process knows it as well
   assert again.best_step() == 2
-  again.save(8, make_state(8), b"", {}, 0.95)
+  again.save(8, make_state(8), {}, 0.95)
   again.wait()
   assert again.steps() == [8] and again.best_step() == 8
 
@@ -127,7 +127,7 @@ def test_saving_does_not_see_later_updates(folder):
   for step in (1, 2, 3):
     state = update(state)
     progress["sums"].append(step)
-    checkpointer.save(step, state, b"", progress)
+    checkpointer.save(step, state, progress)
     for _ in range(5):
       state = update(state)
   checkpointer.wait()
@@ -171,7 +171,7 @@ def test_params_do_not_need_the_optimizers_state(folder):
   """Whatever the optimizer was, and with a learned temperature or without."""
   checkpointer = Checkpointer(folder)
   params = {"encoder": {"kernel": jnp.ones((4, 4))}, "logit_scale": jnp.float32(2.0)}
-  checkpointer.save(1, TrainState(jnp.int32(1), params, optimizers.adafactor(1e-3).init(params)), b"", {})
+  checkpointer.save(1, TrainState(jnp.int32(1), params, optimizers.adafactor(1e-3).init(params)), {})
   checkpointer.close()
   description = jax.eval_shape(lambda: params)
   assert_same(restore_params(folder.parent, description), params)
@@ -179,7 +179,7 @@ def test_params_do_not_need_the_optimizers_state(folder):
   assert restore_params(folder.parent, description).keys() == {"encoder"}
   without = {"encoder": params["encoder"]}
   other = Checkpointer(folder.parent / "other" / "checkpoints")
-  other.save(1, TrainState(jnp.int32(1), without, ()), b"", {})
+  other.save(1, TrainState(jnp.int32(1), without, ()), {})
   other.close()
   assert restore_params(folder.parent / "other", jax.eval_shape(lambda: params)).keys() == {"encoder"}
 
@@ -213,11 +213,14 @@ def test_damage_is_one_line(folder):
   assert Checkpointer(folder).restore(abstract(make_state())).step == 1
 
 
-def test_input_state_of_other_processes(folder):
-  saved(folder, [1]).close()
-  (folder / "1" / "input" / "process_0_of_1").rename(folder / "1" / "input" / "process_0_of_2")
-  with pytest.raises(InputError, match="this run has 1 processes"):
-    Checkpointer(folder).restore(abstract(make_state()))
+def test_progress_and_metric_can_be_set_later(folder):
+  checkpointer = saved(folder, [1, 2], {1: 0.5})
+  checkpointer.set_progress(2, {"n": 3}, 0.7)
+  assert checkpointer.best_step() == 2
+  checkpointer.close()
+  again = Checkpointer(folder)
+  assert again.best_step() == 2 and again.metric_of(2) == 0.7
+  assert again.restore(abstract(make_state())).progress == {"n": 3}
 
 
 def test_nothing_on_the_screen(folder, capfd, recwarn):
@@ -240,8 +243,8 @@ def test_fine_tuning_takes_the_parameters_only(folder):
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
   before, _ = create_state(tiny_model(), tiny_loss(), optimizers.adafactor(1e-3), mesh, seed=0)
   checkpointer = Checkpointer(folder)
-  checkpointer.save(70, before.replace(step=jnp.int32(70)), b"", {}, 0.3)
-  checkpointer.save(80, jax.tree.map(jnp.zeros_like, before), b"", {})
+  checkpointer.save(70, before.replace(step=jnp.int32(70)), {}, 0.3)
+  checkpointer.save(80, jax.tree.map(jnp.zeros_like, before), {})
   checkpointer.close()
   loss, optimizer = tiny_loss(learned_temperature=True), optimizers.adamw(1e-3)
   state, shardings = create_state(tiny_model(), loss, optimizer, mesh, seed=1)
@@ -261,7 +264,7 @@ from test_checkpoint import *
 checkpointer = Checkpointer({folder!r})
 big = {{"embedding": jnp.zeros((4096, 512))}}
 for step in range(1, 100):
-  checkpointer.save(step, make_state(step, extra=big), b"input %d" % step, {{}})
+  checkpointer.save(step, make_state(step, extra=big), {{"n": step}})
   if step == {step}:
     threading.Event().wait({delay})
     os.kill(os.getpid(), signal.SIGKILL)
@@ -277,6 +280,6 @@ def test_killed_while_saving(folder, delay):
   checkpointer = Checkpointer(folder)
   assert checkpointer.latest_step() in (2, 3)
   restored = checkpointer.restore(abstract(make_state(extra={"embedding": jnp.zeros((4096, 512))})))
-  assert restored.input_state == b"input %d" % restored.step
+  assert restored.progress == {"n": restored.step}
   assert restored.state.params["logit_scale"] == restored.step
   assert not [p for p in folder.iterdir() if not p.name.isdecimal()]

@@ -26,8 +26,7 @@ def copy_of(folder, step, name, without=()):
   return folder / name
 
 
-PARTS = ["state/_METADATA", "state", "input", "progress", "progress/metadata",
-         ("state", "input"), ("progress", "input")]
+PARTS = ["state/_METADATA", "state", "progress", "progress/metadata"]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -44,9 +43,9 @@ def test_a_step_that_is_not_whole_is_set_aside_and_kept(folder, part, capsys):
   said = capsys.readouterr().err
   assert said.count("\n") == 1 and f"{left}: it is no whole checkpoint (" in said and "now 5.set-aside-1" in said
   assert checkpointer.latest_step() == 2
-  assert checkpointer.restore(abstract(make_state())).input_state == b"input 2"
+  assert checkpointer.restore(abstract(make_state())).progress == {"n": 2}
   for step in (5, 6, 7):  # It can be saved again, and later steps do not remove what was set aside.
-    checkpointer.save(step, make_state(step), b"", {})
+    checkpointer.save(step, make_state(step), {})
   checkpointer.close()
   assert names(folder) == ["5.set-aside-1", "6", "7"] and contents(folder / "5.set-aside-1") == before
   copy_of(folder, 6, "5", "state")
@@ -71,7 +70,7 @@ def test_what_orbax_can_do_without_may_be_missing(folder, part):
   copy_of(folder, 2, "3", part)
   checkpointer = Checkpointer(folder)
   assert checkpointer.latest_step() == 3 and find_checkpoint(folder).name == "3"
-  assert checkpointer.restore(abstract(make_state())).input_state == b"input 2"
+  assert checkpointer.restore(abstract(make_state())).progress == {"n": 2}
 
 
 def test_what_is_no_step_of_ours_stays(folder, capsys):
@@ -92,7 +91,7 @@ def test_what_is_no_step_of_ours_stays(folder, capsys):
   assert checkpointer.steps() == [1, 2, 9] and names(folder) == before and contents(folder) == there
   assert not capsys.readouterr().err
   for step in (11, 12):
-    checkpointer.save(step, make_state(step), b"", {})
+    checkpointer.save(step, make_state(step), {})
   checkpointer.close()
   assert set(before) - set(names(folder)) == {"1", "2"}
   assert contents(elsewhere).keys() == contents(folder / "5.backup").keys()
@@ -106,7 +105,7 @@ def test_what_lies_where_a_step_is_saved_is_set_aside(folder, capsys):
   (folder / "3").write_text("mine")
   (folder / "4").symlink_to("nowhere")
   for step in (2, 3, 4):
-    checkpointer.save(step, make_state(step), b"", {})
+    checkpointer.save(step, make_state(step), {})
   checkpointer.close()
   assert names(folder) == ["2.set-aside-1", "3", "3.set-aside-1", "4", "4.set-aside-1"]
   assert (folder / "2.set-aside-1/notes.txt").read_text() == (folder / "3.set-aside-1").read_text() == "mine"

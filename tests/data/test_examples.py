@@ -300,7 +300,7 @@ def test_rate_by_size_where_nothing_can_be_counted(data_dir, vocabulary):
   write_tfrecord(data_dir / "a.tfrecord", pairs(4))
   (data_dir / "cut.tfrecord").write_bytes((data_dir / "a.tfrecord").read_bytes()[:-3])
   (data_dir / "text.tfrecord").write_text("no records here, only a line of text\n")
-  for name, message in (("cut", "cut.tfrecord: damaged, or no TFR"), ("text", "text.tfrecord: damaged, or no TFRecord"),
+  for name, message in (("cut", "cut.tfrecord: cut off, or no TFR"), ("text", "text.tfrecord: cut off, or no TFRecord"),
                         ("gone", "gone.tfrecord: no such file")):
     task = add_pair_task(task_name(), tfrecord(train=f"{name}.tfrecord"), **declared)
     with pytest.raises(InputError, match=message) as e:

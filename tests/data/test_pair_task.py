@@ -86,7 +86,7 @@ def test_a_share_of_the_queries_is_the_same_one_in_every_run(declare):
   assert fifth == again < more
   assert 0.12 * 400 < len(fifth) < 0.28 * 400
   assert all((line ^ 1) in fifth for line in fifth)  # Two pairs have the same query id: both or none.
-  with pytest.raises(InputError, match="data_fraction 1e-09 leaves no pair of one of its tasks; give a larger"):
+  with pytest.raises(InputError, match="data_fraction 1e-09 leaves no pair of it; give a larger"):
     TrainingBatches(name, None, LENGTHS, 8, data_fraction=1e-9).check_first_batch()
   with pytest.raises(InputError, match="data_fraction is 0: give a number above 0 and up to 1"):
     TrainingBatches(name, None, LENGTHS, 8, data_fraction=0)
@@ -109,17 +109,16 @@ def test_all_pairs_of_a_batch_come_from_one_task(declare):
   assert parts[0] == parts[1]  # Or the processes' parts would be of different tasks.
 
 
-def test_all_of_it_resumes_bitwise(declare):
+def test_all_of_it_goes_on_bitwise(declare):
   names, mixture = [declare(32, sample_negatives=True) for _ in range(2)], task_name()
   seqio.MixtureRegistry.add(mixture, [(names[0], 3.0), (names[1], 1.0)])
 
-  def make(**kwargs):
+  def make():
     return TrainingBatches(mixture, None, LENGTHS, 8, negatives_per_example=2, one_task_per_batch=True,
-                           data_fraction=0.7, seed=3, **kwargs)
+                           data_fraction=0.7, seed=3)
 
-  whole = take(make(wants_state=lambda number: number == 13), 20)
-  resumed = make()
-  resumed.restore(whole[12].input_state)
+  whole, resumed = take(make(), 20), make()
+  resumed.go_on_after(13, resumed.made_from)
   for a, b in zip(take(resumed, 7), whole[13:], strict=True):
     assert a.ids == b.ids
     jax.tree.map(np.testing.assert_array_equal, a.batch, b.batch)

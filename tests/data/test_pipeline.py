@@ -1,18 +1,23 @@
 """Batches: complete, reproducible, exact to resume; what goes wrong reaches the consumer in one line."""
 
+import functools
 import itertools
+import json
 import shutil
+import threading
 
 import jax
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
-from tiny_text import pairs, spoil, task_name, words, write_jsonl
+from tiny_text import pairs, task_name, words, write_jsonl
 
 from gtr_jax.data.examples import add_pair_task, jsonl, tfrecord
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
+from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.errors import InputError
+from gtr_jax.text.batch import with_rows
 
 pytest_plugins = "data_fixtures"
 
@@ -49,14 +54,13 @@ def assert_same(a, b):
 
 
 def test_epochs_are_complete_and_each_has_its_own_order(task):
-  batches = TrainingBatches(task(96, shuffle_buffer_size=4), None, LENGTHS, 8, groups=2, seed=3)
+  batches = TrainingBatches(task(96), None, LENGTHS, 8, groups=2, seed=3)
   items = take(batches, 24)
   batches.close()
-  assert [x.number for x in items] == list(range(1, 25)) and all(x.input_state is None for x in items)
+  assert [x.number for x in items] == list(range(1, 25)) and batches.num_pairs == 96
   assert items[0].batch.queries.tokens.shape == (2, 4, 16) and items[0].batch.valid.all()
   first, second = lines(items[:12]), lines(items[12:])
-  assert len(set(first)) >= 90 and len(set(second)) >= 90  # But for the few that the buffer holds back.
-  assert set(first) | set(second) == set(range(1, 97))
+  assert sorted(first) == sorted(second) == list(range(1, 97))
   assert first != sorted(first) and first != second
 
 
@@ -73,75 +77,76 @@ def test_same_seed_same_batches(task):
   assert lines(batches(1)) != lines(batches(2))
 
 
-def test_resumes_bitwise_after_any_batch_through_mixture_and_epochs(task):
+def of_mixture(task, **how):
   names = [task(40, negatives=True), task(64)]
   mixture = task_name()
   seqio.MixtureRegistry.add(mixture, [(names[0], 1.0), (names[1], 2.0)])
+  return functools.partial(TrainingBatches, mixture, None, LENGTHS, 16, negatives_per_example=1, seed=5, **how)
 
-  def make(**kwargs):
-    return TrainingBatches(mixture, None, LENGTHS, 8, groups=2, negatives_per_example=1, seed=5, **kwargs)
 
-  batches = make(wants_state=lambda number: number in (1, 20, 33))
-  reference = take(batches, 40)  # Three to four epochs.
+@pytest.mark.parametrize("how", [{}, {"one_task_per_batch": True}, {"data_fraction": 0.6}])
+def test_goes_on_bitwise_after_any_batch_through_mixture_and_epochs(task, how):
+  make = of_mixture(task, groups=2, **how)
+  batches = make()
+  reference = take(batches, 30)  # Several epochs.
   batches.close()
-  states = {x.number: x.input_state for x in reference if x.input_state}
-  assert list(states) == [1, 20, 33]
-  for number, state in states.items():
+  for number in (1, 13, 22):
     resumed = make()
-    resumed.restore(state)
+    resumed.go_on_after(number, json.loads(json.dumps(batches.made_from)))
     assert_same(take(resumed, 5), reference[number:number + 5])
     resumed.close()
 
 
-def test_resuming_reads_no_earlier_record(task, data_dir):
-  name = task(1500, shuffle_buffer_size=8)
+@pytest.mark.parametrize("counts, how", [
+    ((2, 8), {"row_lengths": {"inputs": 16, "targets": 40}, "microbatch_size": 8}),
+    ((2,), {"one_task_per_batch": True})])
+def test_any_number_of_processes_makes_the_same_batches(task, counts, how):
+  """Also packed."""
+  make = of_mixture(task, groups=8, **how)
 
-  def make(**kwargs):
-    return TrainingBatches(name, None, LENGTHS, 8, **kwargs)
+  def parts(count):
+    made = []
+    for process in range(count):
+      batches = make(process_index=process, process_count=count)
+      batches.check_first_batch()
+      made.append(take(batches, 12))
+      batches.close()
+    return made
 
-  batches = make(wants_state=lambda number: number == 120)
-  reference = take(batches, 150)
-  batches.close()
-  trained = {i for x in reference[:120] for i in x.ids}
-  assert len(trained) == 960
-  spoil((data_dir / "cache").glob("*/*.tfrecord"), trained)
-  resumed = make()
-  resumed.restore(reference[119].input_state)
-  assert_same(take(resumed, 30), reference[120:])
-  resumed.close()
-  with pytest.raises(InputError, match=f"{name}: corrupted record"):  # Whoever reads it would have noticed.
-    take(make(), 1)
-
-
-def test_stop_yields_what_is_queued_and_its_state_is_that_of_the_last(task):
-  name = task(64)
-  batches = TrainingBatches(name, None, LENGTHS, 8, seed=1)
-  first = take(batches, 3)
-  with pytest.raises(RuntimeError):
-    batches.state_after_last()
-  batches.stop()
-  rest = list(batches)
-  assert len(rest) <= 3 and list(batches) == []
-  assert [x.number for x in first + rest] == list(range(1, 4 + len(rest)))
-  state = batches.state_after_last()
-  resumed = TrainingBatches(name, None, LENGTHS, 8, seed=1)
-  resumed.restore(state)
-  after = take(resumed, 4)
-  resumed.close()
-  undisturbed = TrainingBatches(name, None, LENGTHS, 8, seed=1)
-  assert_same(take(undisturbed, 3 + len(rest) + 4), first + rest + after)
-  undisturbed.close()
+  whole, = parts(1)
+  for count in counts:
+    for items in zip(whole, *parts(count), strict=True):
+      assert [i for item in items[1:] for i in item.ids] == items[0].ids
+      rows = [max(texts.tokens.shape[-2] for texts in sides) for sides in zip(*(item.batch[:2] for item in items[1:]),
+                                                                              strict=True)]
+      filled = [with_rows(item.batch, *rows) for item in items[1:]]  # As they agree on it.
+      jax.tree.map(lambda expected, *found: np.testing.assert_array_equal(np.concatenate(found), expected),
+                   items[0].batch, *filled)
 
 
-def test_stop_before_the_first_batch_and_close_end_it(task):
-  name = task(16)
-  batches = TrainingBatches(name, None, LENGTHS, 8)
-  batches.stop()
-  assert list(batches) == [] and batches.state_after_last()
-  batches = TrainingBatches(name, None, LENGTHS, 8)
+def test_going_on_costs_the_same_at_any_step(task, monkeypatch):
+  name, read = task(1500), []
+  of_block = RecordFiles.read
+  monkeypatch.setattr(RecordFiles, "read", lambda self, block, first, last: read.append(last - first) or of_block(
+      self, block, first, last))
+
+  def read_from(number):
+    batches = TrainingBatches(name, None, LENGTHS, 8, read_ahead=1)
+    batches.go_on_after(number, batches.made_from)
+    assert next(batches).number == number + 1
+    batches.close()
+    total = sum(read)
+    read.clear()
+    return total
+
+  assert read_from(0) == read_from(1_000_000) == read_from(10**12) < 400
+
+
+def test_close_ends_it(task):
+  batches = TrainingBatches(task(16), None, LENGTHS, 8)
   take(batches, 1)
   batches.close()
-  assert not batches._thread.is_alive() and list(batches) == []
+  assert list(batches) == [] and not [t for t in threading.enumerate() if t.name.startswith("TrainingBatches")]
 
 
 @pytest.mark.parametrize("change, message", [
@@ -149,36 +154,25 @@ def test_stop_before_the_first_batch_and_close_end_it(task):
     ({"feature_lengths": {"inputs": 8, "targets": 32}}, "made with feature_lengths"),
     ({"negatives_per_example": 1}, "made with negatives_per_example 0"),
 ])
-def test_a_state_of_another_run_is_refused(task, change, message):
+def test_the_batches_of_another_run_are_refused(task, change, message):
   arguments = {"feature_lengths": LENGTHS, "batch_size": 8, "seed": 1}
   name = task(32)
-  batches = TrainingBatches(name, None, wants_state=lambda number: True, **arguments)
-  state = take(batches, 1)[0].input_state
-  batches.close()
+  made_from = TrainingBatches(name, None, **arguments).made_from
   with pytest.raises(InputError, match=message):
-    TrainingBatches(name, None, **arguments | change).restore(state)
+    TrainingBatches(name, None, **arguments | change).go_on_after(1, made_from)
 
 
-def test_a_state_for_other_files_is_refused(task, data_dir):
+def test_other_content_is_refused_and_another_place_is_not(task, data_dir, tmp_path, vocabulary):
   name = task(32)
-  batches = TrainingBatches(name, None, LENGTHS, 8, wants_state=lambda number: True)
-  state = take(batches, 1)[0].input_state
-  batches.close()
+  made_from = TrainingBatches(name, None, LENGTHS, 8).made_from
+  moved = task_name()
+  shutil.copy(data_dir / f"{name}.jsonl", tmp_path / "moved.jsonl")
+  add_pair_task(moved, jsonl(train=str(tmp_path / "moved.jsonl")), query="query", passage="passage",
+                vocabulary=vocabulary)
+  TrainingBatches(moved, None, LENGTHS, 8).go_on_after(1, made_from | {"mixture_or_task_name": moved})
   write_jsonl(data_dir / f"{name}.jsonl", pairs(33))
-  with pytest.raises(InputError, match="training files"):
-    TrainingBatches(name, None, LENGTHS, 8).restore(state)
-
-
-def test_processes_read_different_parts(task):
-  name = task(128, shuffle_buffer_size=2)
-  seen = []
-  for process in range(2):
-    batches = TrainingBatches(name, None, LENGTHS, 16, groups=4, process_index=process, process_count=2)
-    items = take(batches, 16)
-    batches.close()
-    assert items[0].batch.queries.tokens.shape == (2, 4, 16)
-    seen.append(set(lines(items)))
-  assert not seen[0] & seen[1] and seen[0] | seen[1] == set(range(1, 129))
+  with pytest.raises(InputError, match="training data of hash"):
+    TrainingBatches(name, None, LENGTHS, 8).go_on_after(1, made_from)
 
 
 def test_the_pipeline_has_no_python_function(task):
@@ -207,7 +201,6 @@ def test_errors_of_the_thread_reach_the_consumer_as_one_line(data_dir, vocabular
     with pytest.raises(InputError, match=message) as e:
       take(batches, 2)
     assert "\n" not in str(e.value) and str(e.value).startswith(f"{name}: ")
-    assert not batches._thread.is_alive() or batches._thread.join(5) is None
     assert list(batches) == []
 
 
@@ -216,8 +209,7 @@ def test_what_the_first_batch_shows(task):
   TrainingBatches(name, None, LENGTHS, 8).check_first_batch()
   with pytest.raises(InputError, match=f"{name}: hard negatives are asked for .* or ask for 0"):
     TrainingBatches(name, None, LENGTHS, 8, negatives_per_example=1).check_first_batch()
-  with pytest.raises(InputError, match="this process's part of the data is empty; use fewer processes"):
-    TrainingBatches(task(1), None, LENGTHS, 8, groups=2, process_index=1, process_count=2).check_first_batch()
+  TrainingBatches(task(1), None, LENGTHS, 8, groups=2, process_index=1, process_count=2).check_first_batch()
   checked = TrainingBatches(task(40, negatives=True), None, LENGTHS, 8, negatives_per_example=1)
   plain = TrainingBatches(checked._name, None, LENGTHS, 8, negatives_per_example=1)
   checked.check_first_batch()
@@ -276,14 +268,10 @@ def test_packed_batches_hold_the_pairs_of_the_padded_ones(task, microbatches):
   batch = packed[0].batch
   assert batch.valid.shape == ((2, 2, 2) if microbatches else (2, 4))
   assert batch.passages.tokens.shape[-1] == 40 and batch.passages.tokens.size < padded[0].batch.passages.tokens.size
-  resumed = TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1, wants_state=lambda n: n == 2,
-                            **packed_how)
-  state = take(resumed, 2)[1].input_state
-  resumed.close()
-  with pytest.raises(InputError, match="row_lengths"):
-    TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1).restore(state)
   resumed = TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1, **packed_how)
-  resumed.restore(state)
+  with pytest.raises(InputError, match="row_lengths"):
+    TrainingBatches(name, None, LENGTHS, 8, groups=2, negatives_per_example=1).go_on_after(2, resumed.made_from)
+  resumed.go_on_after(2, resumed.made_from)
   assert_same(take(resumed, 2), packed[2:])
   resumed.close()
 
@@ -344,12 +332,12 @@ def test_a_plain_seqio_task_will_do(data_dir, vocabulary):
   seqio.TaskRegistry.add(
       name, seqio.TextLineDataSource({"train": str(data_dir / "lines.tsv")}), {"inputs": tokens, "targets": tokens},
       [columns, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim], shuffle_buffer_size=16)
-  batches = TrainingBatches(name, None, LENGTHS, 8, wants_state=lambda number: number == 2)
+  batches = TrainingBatches(name, None, LENGTHS, 8)
   items = take(batches, 6)
   batches.close()
   assert items[0].ids == [""] * 8 and batches.vocabulary_file == (vocabulary, 0)
   assert len(np.unique(items[0].batch.query_hash.reshape(-1, 2), axis=0)) == 8
   resumed = TrainingBatches(name, None, LENGTHS, 8)
-  resumed.restore(items[1].input_state)
+  resumed.go_on_after(2, batches.made_from)
   assert_same(take(resumed, 4), items[2:])
   resumed.close()

@@ -19,7 +19,6 @@ from test_loop import MESH, STEP, lines, new_state, saved_steps
 from tiny_model_dir import tiny_encoder, write_vocabulary
 from tiny_training import TinyBatches
 
-from gtr_jax.checkpoints import checkpointer
 from gtr_jax.checkpoints.checkpointer import Checkpointer, list_steps
 from gtr_jax.cli import encode
 from gtr_jax.cli.main import main
@@ -144,7 +143,6 @@ def start(folder, periods, batches=None):
     checkpointer = Checkpointer(folder / "checkpoints")
     closing.callback(checkpointer.close)
     batches = batches or TinyBatches()
-    batches.wants_state = periods.may_save
     state, progress = resume(checkpointer, state, shardings, batches)
     writer = JsonlWriter(folder / "metrics.jsonl", int(state.step))
     closing.callback(writer.close)
@@ -171,7 +169,7 @@ def failing(function, call, error):
 
 
 @pytest.mark.parametrize("where, name, call, last", [
-    (ocp.handlers.JsonCheckpointHandler, "async_save", 2, 10), (checkpointer._BytesHandler, "save", 2, 10),
+    (ocp.handlers.JsonCheckpointHandler, "async_save", 2, 10),
     (ocp.handlers.PyTreeCheckpointHandler, "async_save", 1, None), (JsonlWriter, "write", 17, 15),
     (Checkpointer, "save", 3, 20),
 ])

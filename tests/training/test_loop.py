@@ -15,6 +15,7 @@ from tiny_training import PAIRS, TinyBatches
 from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.parallel import partitioning
+from gtr_jax.parallel.progress import EVALUATION, doing
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter, PeriodMeans
 from gtr_jax.training.state import TrainState
@@ -64,18 +65,18 @@ class Evaluation:
     return {"ndcg": self.results.pop(0)}
 
 
-def run(folder, periods, *, batches=None, train_step=STEP, evaluators=(), best_metric=None, keep=2):
+def run(folder, periods, *, batches=None, train_step=STEP, evaluators=(), best_metric=None, keep=2,
+        measure_start=False):
   """Starts or resumes a run in `folder`, as a training command would."""
   folder.mkdir(exist_ok=True)
   state, shardings = new_state()
   checkpointer = Checkpointer(folder / "checkpoints", keep=keep)
   batches = batches or TinyBatches()
-  batches.wants_state = periods.may_save
   state, progress = resume(checkpointer, state, shardings, batches)
   writer = JsonlWriter(folder / "metrics.jsonl", int(state.step))
   try:
     return fit(state, train_step, batches, checkpointer, periods=periods, mesh=MESH, evaluators=evaluators,
-               best_metric=best_metric, writers=[writer], progress=progress)
+               best_metric=best_metric, writers=[writer], progress=progress, measure_start=measure_start)
   finally:
     writer.close()
     checkpointer.close()
@@ -185,19 +186,44 @@ def test_a_signal_saves_and_stops(tmp_path, number, capfd):
   result = run(stopped, periods, batches=batches)
   assert signal.getsignal(number) is before
   assert result.stopped_by is number
-  assert int(result.state.step) == 12  # the two batches in the queue are trained on
-  assert saved_steps(stopped) == [8, 12]
+  assert int(result.state.step) == 10  # whose batch was being read
+  assert saved_steps(stopped) == [8, 10]
   error = capfd.readouterr().err
-  assert f"{number.name}: finishing the batches" in error and "after step 12, which is saved in" in error
+  assert f"{number.name}: the step that is running ends and is saved" in error
+  assert "after step 10, which is saved in" in error
   batches = TinyBatches()
   assert run(stopped, periods, batches=batches).stopped_by is None
-  assert batches.yielded == list(range(13, 21))
+  assert batches.yielded == list(range(11, 21))
   assert lines(stopped) == lines(whole)
 
 
 def test_a_signal_before_a_saved_step_saves_once(tmp_path):
-  result = run(tmp_path, Periods(20, checkpoint=8), batches=Signalling(_6=signal.SIGTERM))
+  result = run(tmp_path, Periods(20, checkpoint=8), batches=Signalling(_8=signal.SIGTERM))
   assert result.stopped_by is signal.SIGTERM and saved_steps(tmp_path) == [8]
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_a_signal_gives_an_evaluation_up(tmp_path, at):
+  """It is made up for when training goes on, before the first step too: all is as if nothing had happened."""
+  how = {"periods": Periods(8, log=1, evaluate=4, checkpoint=100), "best_metric": "dev/ndcg", "measure_start": True}
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  results = [0.1, 0.5, 0.3]
+  run(whole, evaluators=[Evaluation(*results)], **how)
+
+  def signalled():
+    if len(evaluation.seen) == at // 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+      doing(EVALUATION)
+      raise AssertionError("went on")
+
+  evaluation = Evaluation(*results, hook=signalled)
+  result = run(stopped, evaluators=[evaluation], **how)
+  assert result.stopped_by is signal.SIGTERM and int(result.state.step) == at and saved_steps(stopped)[-1] == at
+  result = run(stopped, evaluators=[Evaluation(*results[at // 4:])], **how)
+  assert result.stopped_by is None and lines(stopped) == lines(whole)
+  checkpointer = Checkpointer(stopped / "checkpoints")
+  assert checkpointer.best_step() == 4 and checkpointer.metric_of(8) == 0.3
+  checkpointer.close()
 
 
 def test_a_signal_at_the_end_is_no_stop(tmp_path):
@@ -207,8 +233,17 @@ def test_a_signal_at_the_end_is_no_stop(tmp_path):
 
 def test_the_second_ctrl_c_aborts(tmp_path):
   before = signal.getsignal(signal.SIGINT)
+
+  class TwiceInAStep(TinyBatches):
+    def __iter__(self):
+      for item in super().__iter__():
+        if self.number == 3:
+          os.kill(os.getpid(), signal.SIGINT)
+          os.kill(os.getpid(), signal.SIGINT)
+        yield item
+
   with pytest.raises(KeyboardInterrupt):
-    run(tmp_path, Periods(20, checkpoint=8), batches=Signalling(_3=signal.SIGINT, _4=signal.SIGINT))
+    run(tmp_path, Periods(20, checkpoint=8), batches=TwiceInAStep())
   assert saved_steps(tmp_path) == []
   assert signal.getsignal(signal.SIGINT) is before
 

@@ -4,18 +4,13 @@ for bit, through the real mixture, converter, prefetch and checkpoints."""
 import json
 import os
 import random
-import re
 import signal
-import struct
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from tiny_model_dir import sentence, write_vocabulary
-
-from gtr_jax.errors import InputError
 
 STEPS = 80
 
@@ -207,52 +202,3 @@ def test_killed_and_stopped_at_random_moments(folder, undisturbed):
   assert f"going on at step {last} of {STEPS}" in output
   assert run.losses() == undisturbed
   assert run.checkpoints()[-1] == STEPS
-
-
-def spoil_records(folder, ids):
-  """Changes the bytes of these examples' records in the shuffled files, so that reading one of them is an error."""
-  spoilt = 0
-  for path in folder.glob("cache/*/*.tfrecord"):
-    data = bytearray(path.read_bytes())
-    at = 0
-    while at < len(data):
-      length, = struct.unpack_from("<Q", data, at)  # length, its checksum (4 bytes), record, its checksum (4 bytes)
-      start = at + 12
-      example_id = re.search(rb"(questions|titles)\.jsonl:\d+", data[start:start + length])[0].decode()
-      if example_id in ids:
-        data[start] ^= 255
-        spoilt += 1
-      at = start + length + 4
-    path.write_bytes(data)
-  return spoilt
-
-
-def test_resuming_late_reads_no_earlier_record(tmp_path, monkeypatch):
-  from gtr_jax.data.pipeline import TrainingBatches
-  late, more = 15, 4
-  write_data(tmp_path)
-  monkeypatch.setenv("GTR_DATA_DIR", str(tmp_path))
-  monkeypatch.syspath_prepend(tmp_path)
-
-  def batches():
-    return TrainingBatches("resume_both", "resume_tasks", {"inputs": 8, "targets": 12}, 16, negatives_per_example=1,
-                           wants_state=lambda number: number == late)
-
-  undisturbed = batches()
-  before = [next(undisturbed) for _ in range(late)]
-  after = [next(undisturbed) for _ in range(more)]
-  undisturbed.close()
-  seen = {i for item in before for i in item.ids}
-  assert len(seen) == 16 * late and not seen & {i for item in after for i in item.ids}  # all within the first epoch
-  assert spoil_records(tmp_path, seen) == len(seen)
-
-  resumed = batches()
-  resumed.restore(before[-1].input_state)
-  for expected in after:
-    item = next(resumed)
-    assert (item.number, item.ids) == (expected.number, expected.ids)
-    np.testing.assert_array_equal(item.batch.queries.tokens, expected.batch.queries.tokens)
-    np.testing.assert_array_equal(item.batch.passages.tokens, expected.batch.passages.tokens)
-  resumed.close()
-  with pytest.raises(InputError, match="corrupted record"):
-    next(batches())

@@ -1,0 +1,88 @@
+"""Tasks of seqio that `add_pair_task` has not declared: the features of all their examples, written once.
+
+Such a task may do anything to its data (filter it, make several examples of one), so there is no record whose number
+says where an example is. Its preprocessors run once, without shuffling and with seed 0, and what they give is shuffled
+on disk like JSON lines.
+"""
+
+import functools
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from etils import epath
+
+from gtr_jax.data import datasets, shards
+from gtr_jax.data.batch_sizes import Lengths
+from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.io.bars import Bar
+
+_LOOKED_AT = 64  # Examples that say whether a task still gives what was written.
+
+
+def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
+            converter: DualEncoderFeatureConverter) -> tuple[list[str], Callable]:
+  """The TFRecord files of the model features of a task's examples, and what parses a record of them.
+
+  They are written anew where the task's files, its preprocessors' modules or what they make of the first examples have
+  changed.
+  """
+  dataset = converter(
+      task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False, seed=0, num_epochs=1,
+                       try_in_mem_cache=False), lengths.of_converter)
+  spec = dataset.element_spec
+  with datasets.input_errors(task.name):
+    first = hashlib.sha256(b"".join(map(_serialize, dataset.take(_LOOKED_AT).as_numpy_iterator()))).hexdigest()
+  source = task._get_cached_source(split) if use_cached else task.source
+  names = filter(None, map(os.fspath, source.list_shards(split)))  # A function as the source has an empty one.
+  files = [path for path in map(epath.Path, names) if path.is_file()]
+  made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
+             [shards.content_hash(file) for file in files], sorted(set(map(_code, task.preprocessors)))]
+
+  def records() -> Iterator[bytes]:
+    with (datasets.input_errors(task.name),
+          Bar(None, f"reading {task.name}", " examples", leave=False, delay=1) as bar):
+      for example in dataset.as_numpy_iterator():
+        yield _serialize(example)
+        bar.update()
+
+  size = sum(file.stat().length for file in files)
+  done = shards.written_once(made_of, records, size, {"sources": [f"{task.name}, {split}", *map(os.fspath, files)]})
+  description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
+                 for name, of in spec.items()}
+
+  @tf.autograph.experimental.do_not_convert
+  def parse(record, place):
+    del place  # It has an id of its own.
+    return {name: tf.cast(value, spec[name].dtype) if spec[name].dtype != tf.string else value
+            for name, value in tf.io.parse_single_example(record, description).items()}
+
+  return done.files, parse
+
+
+def _serialize(example: dict) -> bytes:
+  feature = {}
+  for name, value in example.items():
+    if isinstance(value, bytes):
+      feature[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    else:
+      feature[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=value.reshape(-1).tolist()))
+  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+
+
+def _code(preprocessor: Any) -> str:
+  """A hash of the file that a preprocessor is in, with its arguments."""
+  arguments = ""
+  while isinstance(preprocessor, functools.partial):
+    arguments += repr((preprocessor.args, sorted(preprocessor.keywords.items())))
+    preprocessor = preprocessor.func
+  try:
+    file = inspect.getsourcefile(inspect.unwrap(preprocessor))
+    code = epath.Path(file).read_bytes() if file else b""
+  except (TypeError, OSError):
+    code = repr(type(preprocessor)).encode()
+  return hashlib.sha256(code + re.sub(r" at 0x[0-9a-f]+", "", arguments).encode()).hexdigest()
