@@ -18,8 +18,8 @@ import tensorflow as tf
 from etils import epath
 
 from gtr_jax.data import run_vocabulary, sources
+from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.pair_task import PairTask
-from gtr_jax.data.shards import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.values.check import check

@@ -1,44 +1,41 @@
 """Globally shuffled TFRecord shards, of JSON lines and other sources: written once, under a hash of their content.
 
-Training reads any record by its number, and takes the order on disk for a random one.
+Training reads any record by its number, and takes the order on disk for a random one. Parts of the input are read by
+all cores; each record goes to the bucket of a hash of its id, and a bucket, in the order of the hashes, is a shard.
+TensorFlow is not imported, for it would cost every worker four seconds.
 """
 
+import collections
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import tensorflow as tf
 from etils import epath
 
+from gtr_jax.data.json_examples import Fields, read_examples
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
 from gtr_jax.io.bars import Bar
+from gtr_jax.io.json_file import read_json
+from gtr_jax.io.paths import is_remote
+from gtr_jax.prepare import buckets, records, workers
 
-_FORMAT = 2  # Part of the hash: raise it when the records change.
-_SEED = 0
-_SHARD_BYTES = 32 << 20  # One shard is shuffled in memory at a time.
+_FORMAT = 3  # Part of the hash: raise it when the records change, or their order.
+_SHARD_BYTES = 32 << 20
 _MIN_SHARDS, _MAX_SHARDS = 64, 1024
+_FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer to begin.
 
 # What a record holds. Lists are empty where an example has none; ids are empty where the task has none.
 TEXTS = ("example_id", "query", "passage", "query_id", "passage_id")
 LISTS = ("negatives", "negative_ids", "negative_queries")
 
-
-class Fields(NamedTuple):
-  """Which fields of a source hold what; several names are joined with a space. None: the source has no such field."""
-
-  query: tuple[str, ...]
-  passage: tuple[str, ...]
-  negatives: str | None = None
-  negative_queries: str | None = None
-  query_id: str | None = None
-  passage_id: str | None = None
-  negative_ids: str | None = None
+Read = Callable[[Any], Generator[tuple[str, bytes], None, list[str]]]
 
 
 class Shards(NamedTuple):
@@ -52,30 +49,68 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
   Raises:
     InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
   """
-  digest = [f"{_short(path)} {content_hash(path)}" for path in paths]
+  names = {os.fspath(path): _short(path) for path in paths}
+  made_of = [fields, *(f"{name} {content_hash(epath.Path(path))}" for path, name in names.items())]
   size = sum(lines.size_of(path) * (4 if lines.is_compressed(path) else 1) for path in paths)
-  return written_once([fields, *digest], lambda: map(serialize, read_examples(paths, fields)), size,
-                      {"sources": [os.fspath(p) for p in paths], "fields": fields._asdict()})
+
+  def check(without: list[list[str]]) -> None:
+    if missing := set.intersection(*map(set, without)):
+      raise InputError(f"{', '.join(names)}: no line has a {min(missing)!r}, which the task declares; name the field "
+                       "of the ids, or leave it out")
+
+  return written_once(made_of, functools.partial(lines.numbered_parts, paths),
+                      functools.partial(_records, fields, names), size,
+                      {"sources": list(names), "fields": fields._asdict()}, check)
 
 
-def written_once(made_of: Any, records: Callable[[], Iterable[bytes]], size: int, described: dict[str, Any]) -> Shards:
+def _records(fields: Fields, names: Mapping[str, str],
+             part: lines.Part) -> Generator[tuple[str, bytes], None, list[str]]:
+  examples = read_examples(part, fields)
+  while True:
+    try:
+      place, example = next(examples)
+    except StopIteration as end:
+      return end.value
+    example_id = f"{names[part.path]}:{place.rpartition(':')[2]}"
+    yield example_id, records.serialize(example, example_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """What a worker knows."""
+
+  read: Read | None
+  parts: Sequence[Any]
+  work: str
+  folder: str
+  shards: int
+  data_dir: str
+
+  def dealt(self) -> list[str]:
+    return [f"{self.work}/{number:06d}.dealt" for number in range(len(self.parts))]
+
+
+def written_once(made_of: Any, parts: Callable[[], Sequence[Any]], read: Read, size: int, described: dict[str, Any],
+                 check: Callable[[list[list[str]]], None] = lambda ends: None) -> Shards:
   """Shuffled TFRecord shards of some records; writes them if they are not there yet.
 
   Args:
     made_of: all that decides the records, JSON.
-    records: gives them.
-    size: of all of them, about, in bytes.
+    parts: gives what can be read at the same time.
+    read: of a part, its records, with ids; in other processes where there are several and much to read.
+    size: of all records, about, in bytes.
     described: what people may want to know, for the manifest: "sources", and more.
+    check: gets what `read` has returned of each part, and raises InputError.
 
   Raises:
     InputError: there is no record.
   """
-  digest = hashlib.sha256(json.dumps([_FORMAT, _SEED, made_of]).encode()).hexdigest()
+  digest = hashlib.sha256(json.dumps([_FORMAT, made_of]).encode()).hexdigest()
   folder = data_root.data_dir() / "cache" / digest[:32]
   for _ in range(3):  # Another process may just be replacing what this one has written.
     if (done := _complete(folder)) is not None:
       return done
-    _write(records, described, folder, num_shards=min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)))
+    _write(parts(), read, size, described, check, folder)
   if (done := _complete(folder)) is None:
     raise InputError(f"{folder}: does not hold what was written there; remove it, or choose another data folder")
   return done
@@ -113,137 +148,61 @@ def _complete(folder: epath.Path) -> Shards | None:
   return Shards([os.fspath(f) for f in files], examples)
 
 
-def _write(records, described, folder, num_shards):
-  """Deals the examples to shards at random, then shuffles shard by shard: any order of all examples can come out."""
+def _write(parts, read, size, described, check, folder):
+  """Deals the records to shards, then writes shard by shard."""
   if folder.exists():  # Of ours, and not whole: of no use.
     atomic.set_aside_and_remove(folder)
-  with atomic.new_folder(folder, same=lambda: _complete(folder) is not None) as new:
-    rng = random.Random(_SEED)
-    dealt = [os.fspath(new / f"dealt-{i:05d}") for i in range(num_shards)]
-    writers = [tf.io.TFRecordWriter(path) for path in dealt]
-    counts, order = [0] * num_shards, list[int]()
-    for record in records():
-      order = order or rng.sample(range(num_shards), num_shards)  # Shards of equal size, to within one.
-      shard = order.pop()
-      writers[shard].write(record)
-      counts[shard] += 1
-    for writer in writers:
-      writer.close()
-    if not any(counts):
+  processes = 1 if size < _FEW_BYTES else os.cpu_count() or 1
+  with (atomic.new_folder(folder, same=lambda: _complete(folder) is not None) as new,
+        tempfile.TemporaryDirectory(dir=None if is_remote(new) else new, prefix="dealt-") as work,
+        Bar(2 * size, f"shuffle {os.path.basename(described['sources'][0])}", "B", leave=False, delay=1) as bar):
+    job = _Job(read, parts, work, os.fspath(new), min(_MAX_SHARDS, max(_MIN_SHARDS, size // _SHARD_BYTES)),
+               os.fspath(data_root.data_dir()))
+    with lines.on_bytes(bar.update):
+      tasks = [workers.Task(number, str(part)) for number, part in enumerate(parts)]
+      collections.deque(workers.run(functools.partial(_deal, job), tasks, processes, bar.update), maxlen=0)
+      check([_told(f"{path}.json") for path in job.dealt()])
+      write = functools.partial(_write_shard, dataclasses.replace(job, read=None, parts=range(len(parts))))
+      tasks = [workers.Task(number, f"shard {number}") for number in range(job.shards)]
+      collections.deque(workers.run(write, tasks, processes, bar.update), maxlen=0)
+    counts = {path: _told(f"{work}/{path.stem}.json")[0] for path in sorted(new.glob("examples-*.tfrecord"))}
+    if not counts:
       raise InputError(f"{described['sources'][0]}: no example in it")
-    filled = [(path, count) for path, count in zip(dealt, counts, strict=True) if count]
-    files: dict[str, int] = {}
-    written = tf.data.TFRecordDataset([path for path, _ in filled]).as_numpy_iterator()
-    for path, count in filled:
-      of_shard = list(itertools.islice(written, count))
-      rng.shuffle(of_shard)
-      name = f"examples-{len(files):05d}.tfrecord"
-      with tf.io.TFRecordWriter(os.fspath(new / name)) as writer:
-        for record in of_shard:
-          writer.write(record)
-      files[name] = (new / name).stat().length
-      epath.Path(path).unlink()
-    for path, count in zip(dealt, counts, strict=True):
-      if not count:
-        epath.Path(path).unlink()
-    atomic.write_json(new / "manifest.json", described | {"examples": sum(counts), "files": files})
+    atomic.write_json(new / "manifest.json", described | {
+        "examples": sum(counts.values()), "files": {path.name: path.stat().length for path in counts}})
 
 
-def serialize(example: dict) -> bytes:
-  """A record of an example, as `TEXTS` and `LISTS` name its fields."""
-  feature = {}
-  for name in TEXTS + LISTS:
-    values = example[name] if name in LISTS else [example[name]]
-    feature[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
-  return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+def _told(path: str) -> Any:
+  return read_json(epath.Path(path), list, "start it again")
 
 
-def read_examples(paths: Sequence[epath.Path], fields: Fields) -> Iterator[dict]:
-  """The examples of JSONL files, plain or compressed, as `TEXTS` and `LISTS` name them.
+def _deal(job: _Job, task: workers.Task) -> None:
+  """In a worker."""
+  data_root.set_data_dir(job.data_dir)
+  assert job.read is not None
+  place, found = job.dealt()[task.number], job.read(job.parts[task.number])
+  with buckets.Writer(place, job.shards) as dealt:
+    while True:
+      try:
+        record_id, record = next(found)
+      except StopIteration as end:
+        atomic.write_json(f"{place}.json", end.value or [])
+        return
+      dealt.add(buckets.hash_of(record_id), record)
 
-  Raises InputError with file and line.
-  """
-  without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
-  for path in paths:
-    with (Bar(lines.size_of(path), f"shuffle {path.name}", "B", leave=False, delay=1) as bar,
-          lines.on_bytes(bar.update)):
-      for place, row, _ in jsonl.read_objects(path):
-        try:
-          yield _example(row, fields, f"{_short(path)}:{place.rpartition(':')[2]}")
-        except ValueError as e:
-          raise InputError(f"{place}: {e}; correct or remove the line") from e
-        without -= row.keys()
-  if without:
-    raise InputError(f"{', '.join(map(os.fspath, paths))}: no line has a {min(without)!r}, which the task declares; "
-                     "name the field of the ids, or leave it out")
+
+def _write_shard(job: _Job, task: workers.Task) -> None:
+  """In a worker."""
+  count, name = 0, f"examples-{task.number:05d}"
+  found = (record for read in buckets.read(job.dealt(), task.number, job.shards) for _, record in read)
+  if (first := next(found, None)) is None:
+    return
+  with atomic.replacing(f"{job.folder}/{name}.tfrecord") as file:
+    for count, record in enumerate(itertools.chain([first], found), start=1):  # noqa: B007  (read below)
+      records.write_record(file, record)
+  atomic.write_json(f"{job.work}/{name}.json", [count])
 
 
 def _short(path: epath.Path) -> str:
   """The path below the data root, or else the file's name."""
   return os.fspath(path.relative_to(data_root.data_dir())) if path.is_relative_to(data_root.data_dir()) else path.name
-
-
-def _example(row: dict, fields: Fields, example_id: str) -> dict:
-  """Raises ValueError, in words."""
-
-  def there(name):
-    if name not in row:
-      raise ValueError(f"no field {name!r}, which the task declares, only {', '.join(map(repr, row)) or 'nothing'}")
-    return row[name]
-
-  def text(values, what, names):
-    if len(values) > 1:  # A title may be null where there is none.
-      values = ["" if value is None else value for value in values]
-    for value, name in zip(values, names, strict=True):
-      if not isinstance(value, str):
-        raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, not a string")
-    joined = " ".join(v.strip() for v in values if v.strip())
-    try:
-      joined.encode()
-    except UnicodeEncodeError as e:
-      raise ValueError(f"the {what} is not valid Unicode ({e.reason})") from e
-    if not joined:
-      raise ValueError(f"the {what} (field {' + '.join(names)}) is empty")
-    return joined
-
-  def identifier(value, name):
-    try:
-      return jsonl.identifier(value)
-    except ValueError as e:
-      raise ValueError(f"field {name!r}: {e}") from e
-
-  def listed(name):
-    """The value of a field that may hold none, one or many."""
-    value = None if name is None else row.get(name)
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-  negatives, negative_ids = [], [identifier(i, fields.negative_ids) for i in listed(fields.negative_ids)]
-  for negative in listed(fields.negatives):
-    if isinstance(negative, dict):  # A passage like the positive one, with its own title, text and id.
-      missing = [name for name in fields.passage if name not in negative]
-      if missing:
-        raise ValueError(f"a negative has no field {missing[0]!r}")
-      negatives.append(text([negative[name] for name in fields.passage], "negative", fields.passage))
-      if fields.passage_id in negative:
-        negative_ids.append(identifier(negative[fields.passage_id], fields.passage_id))
-    else:
-      negatives.append(text([negative], "negative", [fields.negatives]))
-  if negative_ids and len(negative_ids) != len(negatives):
-    raise ValueError(f"{len(negative_ids)} ids for {len(negatives)} negatives")
-  return {
-      "example_id": example_id,
-      "query": text([there(name) for name in fields.query], "query", fields.query),
-      "passage": text([there(name) for name in fields.passage], "passage", fields.passage),
-      "query_id": identifier(row.get(fields.query_id), fields.query_id),
-      "passage_id": identifier(row.get(fields.passage_id), fields.passage_id),
-      "negatives": negatives,
-      "negative_ids": negative_ids,
-      "negative_queries": [text([q], "negative query", [fields.negative_queries])
-                           for q in listed(fields.negative_queries)],
-  }
-
-
-def record_description() -> dict[str, tf.io.FixedLenFeature | tf.io.RaggedFeature]:
-  """How `tf.io.parse_single_example` reads a record."""
-  return {name: tf.io.FixedLenFeature([], tf.string) for name in TEXTS} | {
-      name: tf.io.RaggedFeature(tf.string) for name in LISTS}

@@ -15,19 +15,27 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from gtr_jax.data import shards
+from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
-from gtr_jax.prepare import manifests
+from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare.interface import Example
 
 # Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
 _OPEN_SHARDS = 8
 
-_OWN_FIELDS = shards.Fields(("query",), ("passage",), "negatives", "negative_queries", "query_id", "passage_id",
+_OWN_FIELDS = Fields(("query",), ("passage",), "negatives", "negative_queries", "query_id", "passage_id",
                             "negative_ids")
 
 Patterns = str | Sequence[str]
+
+
+def record_description() -> dict[str, tf.io.FixedLenFeature | tf.io.RaggedFeature]:
+  """How `tf.io.parse_single_example` reads a record of ours."""
+  return {name: tf.io.FixedLenFeature([], tf.string) for name in shards.TEXTS} | {
+      name: tf.io.RaggedFeature(tf.string) for name in shards.LISTS}
 
 
 def _hint(prepare: str | None) -> str:
@@ -47,7 +55,7 @@ def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
 
 
 @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
-def _from_fields(fields: shards.Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Tensor) -> dict[str, tf.Tensor]:
+def _from_fields(fields: Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Tensor) -> dict[str, tf.Tensor]:
   """The features of one example whose fields still have the source's own names."""
 
   def get(name):
@@ -103,7 +111,7 @@ def _ids(value: tf.Tensor, name: str, example_id: tf.Tensor) -> tf.Tensor:
 class RecordSource(seqio.DataSource):
   """Pairs in TFRecord shards, of `shards`' records. Subclasses say which files a split has."""
 
-  def __init__(self, splits: Mapping[str, Patterns], fields: shards.Fields, prepare: str | None):
+  def __init__(self, splits: Mapping[str, Patterns], fields: Fields, prepare: str | None):
     self._patterns = dict(splits)
     self._fields = fields
     self._prepare = prepare
@@ -118,7 +126,7 @@ class RecordSource(seqio.DataSource):
     return self.list_shards(split)
 
   @property
-  def record_fields(self) -> shards.Fields:
+  def record_fields(self) -> Fields:
     """Which fields of a record hold what; that decides the graph of `parse`, too."""
     return _OWN_FIELDS
 
@@ -131,7 +139,7 @@ class RecordSource(seqio.DataSource):
   def parse(self, record: tf.Tensor, place: tf.Tensor) -> dict[str, tf.Tensor]:
     """The features of a record. `place` names it, as `file:number`."""
     del place  # It has an id of its own.
-    return tf.io.parse_single_example(record, shards.record_description())
+    return tf.io.parse_single_example(record, record_description())
 
   def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
                   shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
@@ -198,7 +206,7 @@ class TfrecordSource(RecordSource):
 class PreparedSource(RecordSource):
   """What `gtr-jax prepare` has written below the data root; its records have all fields under their own names."""
 
-  def __init__(self, name: str, splits: Sequence[str], fields: shards.Fields, prepare: str | None):
+  def __init__(self, name: str, splits: Sequence[str], fields: Fields, prepare: str | None):
     if any(field not in (None, own) for field, own in zip(fields, _OWN_FIELDS, strict=True)):
       raise ValueError(f"prepared data {name!r} has fields of its own; declare none")
     super().__init__(dict.fromkeys(splits, name), fields, prepare)
@@ -221,7 +229,7 @@ class PreparedSource(RecordSource):
 class TfdsSource(seqio.DataSource):
   """A dataset of TensorFlow Datasets that has been built already (`tfds build`)."""
 
-  def __init__(self, name: str, splits: Mapping[str, str], fields: shards.Fields, prepare: str | None):
+  def __init__(self, name: str, splits: Mapping[str, str], fields: Fields, prepare: str | None):
     self._name = name
     self._tfds_splits = dict(splits)
     self._fields = fields
@@ -269,14 +277,18 @@ class TfdsSource(seqio.DataSource):
              for f in instructions]
     size = sum(epath.Path(f.filename).stat().length for f in instructions)
     described = {"sources": [f"{self._name} {self._tfds_splits[split]}"], "fields": self._fields._asdict()}
-    return shards.written_once(["tfds", self._name, self._fields, files],
-                               lambda: map(shards.serialize, self._examples(split)), size, described).files
+    return shards.written_once(["tfds", self._name, self._fields, files], lambda: [split], self._records, size,
+                               described).files
 
-  def _examples(self, split):
-    with Bar(self.num_input_examples(split), f"shuffle {self._name}", " pairs", leave=False, delay=1) as bar:
-      for example in self.get_dataset(split, shuffle=False).as_numpy_iterator():
-        yield {name: [text.decode() for text in value.tolist()] if name in shards.LISTS else value.decode()
-               for name, value in example.items()}
+  def _records(self, split):
+    with Bar(self.num_input_examples(split), f"reading {self._name}", " pairs", leave=False, delay=1) as bar:
+      for texts in self.get_dataset(split, shuffle=False).as_numpy_iterator():
+        example_id = texts.pop("example_id").decode()
+        of_example: dict[str, Any] = {
+            name: tuple(text.decode() for text in value.tolist()) if name in shards.LISTS else value.decode()
+            for name, value in texts.items()}
+        yield example_id, records.serialize(Example(**of_example), example_id)
         bar.update()
+    return []
 
   parse, record_fields, content = RecordSource.parse, RecordSource.record_fields, RecordSource.content

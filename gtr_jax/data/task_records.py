@@ -16,11 +16,11 @@ import tensorflow as tf
 from gtr_jax.data import datasets, written_tasks
 from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.order import Piece, key_of, random_bits
 from gtr_jax.data.pair_task import PairTask, cached_description
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.data.registered import files_of
-from gtr_jax.data.shards import Fields
 from gtr_jax.io import atomic, bars, data_root
 
 _AT_ONCE = 1 << 14  # Records.

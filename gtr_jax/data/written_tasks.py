@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import tensorflow as tf
@@ -43,15 +43,18 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
              [shards.content_hash(file) for file in files], sorted(set(map(_code, task.preprocessors)))]
 
-  def records() -> Iterator[bytes]:
+  def records(split: str) -> Generator[tuple[str, bytes], None, list[str]]:
+    del split
     with (datasets.input_errors(task.name),
           Bar(None, f"reading {task.name}", " examples", leave=False, delay=1) as bar):
-      for example in dataset.as_numpy_iterator():
-        yield _serialize(example)
+      for number, example in enumerate(dataset.as_numpy_iterator()):
+        yield str(number), _serialize(example)
         bar.update()
+    return []
 
   size = sum(file.stat().length for file in files)
-  done = shards.written_once(made_of, records, size, {"sources": [f"{task.name}, {split}", *map(os.fspath, files)]})
+  described = {"sources": [f"{task.name}, {split}", *map(os.fspath, files)]}
+  done = shards.written_once(made_of, lambda: [split], records, size, described)
   description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
                  for name, of in spec.items()}
 

@@ -78,14 +78,16 @@ def read_values(part: Part, on_broken: OnBroken | None = None) -> Generator[tupl
   return ((place, value) for place, value, _ in _values(part, on_broken))
 
 
-def read_objects(path: epath.PathLike) -> Iterator[tuple[str, dict[str, Any], int]]:
-  """(place, object, the byte of the unpacked file behind its line) of a file that has one JSON object a line.
+def read_objects(file: epath.PathLike | Part) -> Iterator[tuple[str, dict[str, Any], int]]:
+  """(place, object, the byte of the unpacked file behind its line) of a file that has one JSON object a line, or of a
+  part of one.
 
   Raises:
     InputError: names file and line where one is not, or the file where it is not there or something else.
   """
-  size_of(path)
-  for place, value, stop in _values(Part(str(location(path))), None):
+  part = file if isinstance(file, Part) else Part(str(location(file)))
+  size_of(part.path)
+  for place, value, stop in _values(part, None):
     if not isinstance(value, dict):
       raise InputError(f"{place}: {kind_of(value)} of JSON, not an object; each line must be one JSON object")
     yield place, value, stop

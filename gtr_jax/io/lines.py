@@ -40,6 +40,7 @@ class Part(NamedTuple):
   start: int = 0
   stop: int | None = None  # None: to the end.
   kind: str = ""  # The reader's own, such as "submissions" and "comments".
+  before: int | None = None  # How many lines begin before `start`, where that was counted.
 
 
 # Dumps of Reddit are made with --long=31.
@@ -51,7 +52,7 @@ class Line(NamedTuple):
   """A line without its end.
 
   Attributes:
-    place: `path:line number`, and `path, byte N` in a part that does not begin the file.
+    place: `path:line number`, and `path, byte N` in a part that does not begin the file, and knows no line numbers.
     data: the bytes; of the first line without a byte order mark.
     stop: the byte of the unpacked file behind the line and its end.
     ended: False where a last line has no line end: the file may be cut off.
@@ -93,6 +94,19 @@ def line_parts(paths: Iterable[str | os.PathLike], part_bytes: int = PART_BYTES,
     step = size if is_compressed(path) else part_bytes
     starts = range(0, size, step) if size else [0]
     parts += [Part(path, start, start + step if start + step < size else None, kind) for start in starts]
+  return parts
+
+
+def numbered_parts(paths: Iterable[str | os.PathLike]) -> list[Part]:
+  """The same, and each part knows its line numbers, for which the files are read through."""
+  parts = line_parts(paths, PART_BYTES)
+  for number, part in enumerate(parts[1:], start=1):
+    if part.start:
+      before = parts[number - 1]
+      with open_file(part.path, max(0, before.start - 1)) as f:
+        # One begins behind each line end, the last of which may be just before the byte before `start`.
+        begun = f.read(part.start - 1 - max(0, before.start - 1)).count(b"\n")
+      parts[number] = part._replace(before=begun + (before.before or 0 if before.start else 1))
   return parts
 
 
@@ -217,7 +231,9 @@ def read_lines(part: Part) -> Iterator[Line]:
         raise InputError(f"{part.path}: a line of more than {_LONGEST_LINE >> 20} MB; is it a file of lines?")
       number += 1
       progress.lines += 1
-      place = f"{part.path}, byte {position}" if part.start else f"{part.path}:{number}"
+      place = f"{part.path}:{number + (part.before or 0)}"
+      if part.start and part.before is None:
+        place = f"{part.path}, byte {position}"
       position += len(line)
       data = line.rstrip(b"\r\n")
       if number == 1 and not part.start:

@@ -33,14 +33,14 @@ def share_of(text: bytes) -> float:
   return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"split").digest()[:7]) / 2**56
 
 
-def serialize(example: Example, digest: bytes) -> bytes:
-  """tf.train.Example with the features of `shards.TEXTS` and `shards.LISTS`; the example id is the digest, in hex.
+def serialize(example: Example, example_id: str) -> bytes:
+  """tf.train.Example with the features of `shards.TEXTS` and `shards.LISTS`.
 
   Raises UnicodeEncodeError where a text has half a surrogate pair, as JSON allows.
   """
   return b"".join((
       _field(b"\x0a", b"".join((
-          _feature(b"example_id", (digest.hex(),)), _feature(b"negative_ids", example.negative_ids),
+          _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
           _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
           _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
           _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,))))),))
@@ -76,7 +76,7 @@ def texts_of(record: bytes) -> dict[str, list[str]]:
 
 
 def digest_in(record: bytes) -> bytes:
-  """The digest that `serialize` was given; quicker than `texts_of`."""
+  """The digest that is the example id, in hex; quicker than `texts_of`."""
   (_, features), = _fields(record)
   _, entry = next(_fields(features))
   _, (_, feature) = _fields(entry)

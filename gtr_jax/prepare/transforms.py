@@ -120,7 +120,7 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
-    return Pair(digest, split, records.serialize(example, digest))
+    return Pair(digest, split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
     tally.add("not_unicode")
     return None
@@ -180,4 +180,4 @@ def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair
   example = Example(**{name: whole[name][0] for name in ("query", "passage", "query_id", "passage_id")},
                     negatives=tuple(text for text, _ in negatives.values()), negative_queries=tuple(queries.values()),
                     negative_ids=tuple(ids) if any(ids := [number for _, number in negatives.values()]) else ())
-  return kept._replace(record=records.serialize(example, kept.digest))
+  return kept._replace(record=records.serialize(example, kept.digest.hex()))

@@ -17,9 +17,10 @@ from pyarrow import parquet
 from gtr_jax.collections.corpus import read_corpus
 from gtr_jax.collections.qrels import read_qrels
 from gtr_jax.collections.queries import read_queries
-from gtr_jax.data.shards import Fields, read_examples
+from gtr_jax.data.json_examples import Fields, read_examples
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
+from gtr_jax.io.lines import Part
 from gtr_jax.mining.mine import Fields as MinedFields
 from gtr_jax.mining.mine import read_pairs
 from gtr_jax.prepare.interface import Counts
@@ -42,7 +43,7 @@ def prepared(path):
 
 
 def training_examples(path):
-  return list(read_examples([epath.Path(path)], Fields(("query",), ("positive",))))
+  return list(read_examples(Part(str(path)), Fields(("query",), ("positive",))))
 
 
 READERS = {

@@ -1,0 +1,98 @@
+"""Examples of JSON lines, by the fields that a task declares."""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl
+from gtr_jax.io.lines import Part
+from gtr_jax.prepare.interface import Example
+
+
+class Fields(NamedTuple):
+  """Which fields of a source hold what; several names are joined with a space. None: the source has no such field."""
+
+  query: tuple[str, ...]
+  passage: tuple[str, ...]
+  negatives: str | None = None
+  negative_queries: str | None = None
+  query_id: str | None = None
+  passage_id: str | None = None
+  negative_ids: str | None = None
+
+
+def read_examples(part: Part, fields: Fields) -> Generator[tuple[str, Example], None, list[str]]:
+  """(place, example) of a file of JSON lines, plain or compressed, or of a part of one.
+
+  Returns:
+    Those of the declared id fields that no line has.
+
+  Raises:
+    InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
+  """
+  without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
+  for place, row, _ in jsonl.read_objects(part):
+    try:
+      yield place, _example(row, fields)
+    except ValueError as e:
+      raise InputError(f"{place}: {e}; correct or remove the line") from e
+    without -= row.keys()
+  return sorted(without)
+
+
+def _example(row: dict, fields: Fields) -> Example:
+  """Raises ValueError, in words."""
+
+  def there(name):
+    if name not in row:
+      raise ValueError(f"no field {name!r}, which the task declares, only {', '.join(map(repr, row)) or 'nothing'}")
+    return row[name]
+
+  def text(values, what, names):
+    if len(values) > 1:  # A title may be null where there is none.
+      values = ["" if value is None else value for value in values]
+    for value, name in zip(values, names, strict=True):
+      if not isinstance(value, str):
+        raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, not a string")
+    joined = " ".join(v.strip() for v in values if v.strip())
+    try:
+      joined.encode()
+    except UnicodeEncodeError as e:
+      raise ValueError(f"the {what} is not valid Unicode ({e.reason})") from e
+    if not joined:
+      raise ValueError(f"the {what} (field {' + '.join(names)}) is empty")
+    return joined
+
+  def identifier(value, name):
+    try:
+      return jsonl.identifier(value)
+    except ValueError as e:
+      raise ValueError(f"field {name!r}: {e}") from e
+
+  def listed(name):
+    """The value of a field that may hold none, one or many."""
+    value = None if name is None else row.get(name)
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+  negatives, negative_ids = [], [identifier(i, fields.negative_ids) for i in listed(fields.negative_ids)]
+  for negative in listed(fields.negatives):
+    if isinstance(negative, dict):  # A passage like the positive one, with its own title, text and id.
+      missing = [name for name in fields.passage if name not in negative]
+      if missing:
+        raise ValueError(f"a negative has no field {missing[0]!r}")
+      negatives.append(text([negative[name] for name in fields.passage], "negative", fields.passage))
+      if fields.passage_id in negative:
+        negative_ids.append(identifier(negative[fields.passage_id], fields.passage_id))
+    else:
+      negatives.append(text([negative], "negative", [fields.negatives]))
+  if negative_ids and len(negative_ids) != len(negatives):
+    raise ValueError(f"{len(negative_ids)} ids for {len(negatives)} negatives")
+  return Example(
+      query=text([there(name) for name in fields.query], "query", fields.query),
+      passage=text([there(name) for name in fields.passage], "passage", fields.passage),
+      query_id=identifier(row.get(fields.query_id), fields.query_id),
+      passage_id=identifier(row.get(fields.passage_id), fields.passage_id),
+      negatives=tuple(negatives),
+      negative_ids=tuple(negative_ids),
+      negative_queries=tuple(text([q], "negative query", [fields.negative_queries])
+                             for q in listed(fields.negative_queries)))
