@@ -49,7 +49,7 @@ class _Fields(NamedTuple):
   passage: tuple[str, ...]
   negatives: tuple[str, ...]
 
-  def described(self, rows: list[dict]) -> str:
+  def described(self, rows: list[dict[str, Any]]) -> str:
     """With those that are not read and might have been meant: texts, but no ids."""
     there = {name: None for row in rows for name, value in row.items()
              if isinstance(value, str | list) and not re.fullmatch("_?id|.*_id", name)}
@@ -146,7 +146,7 @@ class PairsJsonl:
     Raises:
       InputError: a file is missing or damaged.
     """
-    kinds: dict[_Fields | str, list[dict]] = {}
+    kinds: dict[_Fields | str, list[Any]] = {}
     for part in lines.line_parts(self.paths):
       if part.start:
         continue
@@ -154,14 +154,14 @@ class PairsJsonl:
         for _, row in itertools.islice(rows, _SHOWN_LINES):
           with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
             kinds.setdefault(self._kind(row), []).append(row)
-    alike: dict[_Fields | str, tuple[_Fields | str, list[dict]]] = {}  # All but the negatives, which some have not.
-    for kind, rows in kinds.items():
+    alike: dict[_Fields | str, tuple[_Fields | str, list[Any]]] = {}  # All but the negatives, which some have not.
+    for kind, of_kind in kinds.items():
       key = kind if isinstance(kind, str) else kind._replace(negatives=())
       known, before = alike.get(key, (kind, []))
       if isinstance(kind, _Fields) and isinstance(known, _Fields):
         known = kind._replace(negatives=tuple(dict.fromkeys(known.negatives + kind.negatives)))
-      alike[key] = known, before + rows
-    found = [kind if isinstance(kind, str) else kind.described(rows) for kind, rows in alike.values()]
+      alike[key] = known, before + of_kind
+    found = [kind if isinstance(kind, str) else kind.described(of_kind) for kind, of_kind in alike.values()]
     more = len(found) - _SHOWN_KINDS
     return found[:_SHOWN_KINDS] + [f"and {more} other kind{'s' * (more > 1)} of lines"] * (more > 0)
 
@@ -262,8 +262,8 @@ def _guessed(row: dict[str, Any]) -> tuple[str, str]:
   if len(possible) > 1:
     raise ValueError("fields that may be meant as " + " or as ".join(f"{a!r} and {b!r}" for a, b in possible))
   if possible[0] != ("title", "text") and (judged := [name for name in _JUDGED if name in row]):
-    raise ValueError(f"a pair with a {judged[0]!r}, which may say that its texts do not belong together; keep the pairs "
-                     "whose texts do, without that field")
+    raise ValueError(f"a pair with a {judged[0]!r}, which may say that its texts do not belong together; keep the "
+                     "pairs whose texts do, without that field")
   return possible[0]
 
 
