@@ -156,6 +156,15 @@ def test_accelerators(place, monkeypatch):
   assert run["mesh"].shape["fsdp"] == 8
 
 
+def test_broken_lines_are_counted(place, tmp_path):
+  said = []
+  for broken, are in ((1, "1 broken line is left out, the first: "), (2, "2 broken lines are left out, the first: ")):
+    path = tmp_path / f"{broken}.jsonl"
+    path.write_text('["a", "b"]\n["c", "d"]\n' + "3\n" * broken)
+    data.prepare(PairsJsonl((str(path),)), 0.0, said.append)
+    assert said[-1].startswith(are)
+
+
 def test_held_out_is_whole_queries(place):
   pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   assert pairs.train + pairs.validation == PAIRS and pairs.train % 2 == pairs.validation % 2 == 0
@@ -258,8 +267,9 @@ def test_wrong_pairs_from_python(place, pairs, message):
     ({"eval": [None]}, "^eval is None: give"), ({"eval": Path("nothing")}, "^nothing"),
 ])
 def test_wrong_arguments_from_python(place, given, message):
+  pairs = [(f"{i} a", f"{i} b") for i in range(12)]
   with pytest.raises(InputError, match=message):
-    gtr_jax.train([(f"{i} a", f"{i} b") for i in range(12)], **{"init": place / "model", "output": place / "never", **given})
+    gtr_jax.train(pairs, **{"init": place / "model", "output": place / "never", **given})
   assert not (place / "never").exists()
 
 
