@@ -75,5 +75,6 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
-  bars.note(f"compiling the training step for {of_run['mesh'].size} devices ...")
+  devices = of_run["mesh"].size
+  bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
   return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)

@@ -10,10 +10,31 @@ from gtr_jax.io import flags
 _NEEDED = ("pairs", "init", "output")
 _OTHERS = ("query", "passage", "negatives", "epochs", "steps", "batch_size", "learning_rate", "loss", "eval",
            "early_stopping", "validation_share", "vocabulary", "extra_ids", "query_length", "document_length")
+# As sentence-transformers, transformers' Trainer and scripts around them call it.
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "peak_lr"), "--learning_rate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "max_epochs"), "--epochs"),
+    **dict.fromkeys(("max_steps", "num_steps"), "--steps"),
+    **dict.fromkeys(("per_device_train_batch_size", "train_batch_size", "per_gpu_train_batch_size"), "--batch_size"),
+    **dict.fromkeys(("model", "model_name", "model_name_or_path", "pretrained_model_name_or_path"), "--init"),
+    **dict.fromkeys(("output_dir", "output_path", "model_dir", "save_dir"), "--output"),
+    **dict.fromkeys(("data", "dataset", "dataset_name", "train_file", "train_data", "train_dataset"), "--pairs"),
+    **dict.fromkeys(("eval_dataset", "eval_data"), "--eval"),
+    **dict.fromkeys(("query_max_len", "q_max_len", "query_max_length"), "--query_length"),
+    **dict.fromkeys(("passage_max_len", "p_max_len", "passage_max_length", "max_length", "max_seq_length",
+                     "max_seq_len"), "--document_length"),
+    **dict.fromkeys(("early_stopping_patience", "patience"), "--early_stopping"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "--gin.WARMUP_STEPS"),
+    **dict.fromkeys(("mini_batch_size", "gradient_accumulation_steps"), "--gin.MICROBATCH_SIZE"),
+    "eval_steps": "--gin.EVAL_PERIOD", "save_steps": "--gin.CHECKPOINT_PERIOD", "logging_steps": "--gin.LOG_PERIOD",
+    "temperature": "--gin.TEMPERATURE", "seed": "--gin.RANDOM_SEED",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags."""
+  if isinstance(parser, flags.Parser):
+    parser.elsewhere = _ELSEWHERE
   group = parser.add_argument_group("on your pairs", "What is not given is chosen, and said: the run is in "
                                     "OUTPUT/config.gin as gin, and --gin_file and --gin. go on top.")
   group.add_argument("--pairs", nargs="+", action="extend", type=flags.path, metavar="FILE",

@@ -62,7 +62,7 @@ def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, proce
   if batch_size % groups or groups % process_count:
     on = f" on {process_count} processes" if process_count > 1 else ""
     raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards{on}: change "
-                     "BATCH_SIZE or the mesh")
+                     "the batch size (--batch_size, BATCH_SIZE) or the mesh")
   microbatches = None
   if microbatch_size is not None:
     if type(microbatch_size) is not int or microbatch_size < 1 or batch_size % microbatch_size:

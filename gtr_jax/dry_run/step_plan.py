@@ -202,7 +202,8 @@ interconnect's. A step takes longer. ?: no source for that figure.
 def report(plan: Plan, names: Sequence[str]) -> str:
   """The plan as text, with a row for each of these chips."""
   axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
-  lines = [f"{math.prod(plan.mesh.values())} devices ({axes}), {plan.parameters:,} parameters, "
+  devices = math.prod(plan.mesh.values())
+  lines = [f"{devices} device{'s' * (devices > 1)} ({axes}), {plan.parameters:,} parameters, "
            f"{plan.tokens:,} token slots a step; {plan.compiler}, {plan.seconds:.0f} s", "", "memory of each device"]
   lines += [f"  {name:18}{_size(value):>12}" for name, value in (
       ("parameters", plan.params_bytes), ("optimizer state", plan.optimizer_bytes), ("batch", plan.batch_bytes),

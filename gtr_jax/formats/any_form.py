@@ -12,7 +12,7 @@ from flax import traverse_util
 from gtr_jax.checkpoints.checkpointer import restore_params
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats import diagnose, sentence_transformers, t5x
-from gtr_jax.formats.locate import is_hub_name, locate
+from gtr_jax.formats.locate import full_name, is_hub_name, locate
 from gtr_jax.formats.model_dir import find_model_dir, open_run
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, complete, tokenizer_of
@@ -60,8 +60,10 @@ def _open(path: epath.PathLike, folder: epath.Path) -> ModelOnDisk:
   if not folder.exists() and is_hub_name(path):
     folder = _of_hub(os.fspath(path))
   if not folder.exists():
-    raise InputError(f"{path}: no such model; give a training run's MODEL_DIR, a sentence-transformers or T5 folder, a "
-                     "T5X checkpoint, or the name of a model on the Hugging Face hub (owner/name)")
+    name = full_name(path)
+    meant = f"; did you mean {name}, on the Hugging Face hub? Or" if name else ";"
+    raise InputError(f"{path}: no such model{meant} give a training run's MODEL_DIR, a sentence-transformers or T5 "
+                     "folder, a T5X checkpoint, or the name of a model on the Hugging Face hub (owner/name)")
   if sentence_transformers.is_folder(folder):
     return sentence_transformers.read(folder)
   step = t5x.find(folder)

@@ -12,6 +12,8 @@ _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?!datas
                    r"|hf://(?:models/)?([^/@\s]+/[^/@\s]+).*", re.IGNORECASE)
 _CACHED = "models--"  # how the cache of the hub names the folder of a model: models--owner--name
 _SHOWN = 5
+_OWNERS = {"sentence-transformers": "(gtr|sentence)-t5-(base|large|xl|xxl)",
+           "google-t5": "t5-(small|base|large|3b|11b)", "google": "(t5-v1_1|t5-efficient|mt5|flan-t5)-.+"}
 
 
 def locate(path: epath.PathLike) -> epath.Path:
@@ -33,6 +35,12 @@ def locate(path: epath.PathLike) -> epath.Path:
 def is_hub_name(path: epath.PathLike) -> bool:
   """`owner/name`. What begins as a path, ends with a slash or has several is none, nor a step of T5X."""
   return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/(?!checkpoint_\d+$)[A-Za-z0-9][\w.-]*", os.fspath(path)))
+
+
+def full_name(path: epath.PathLike) -> str | None:
+  """`owner/name` on the hub of a T5 or GTR that is given without its owner; None: it is no name of one."""
+  name = os.fspath(path)
+  return next((f"{owner}/{name}" for owner, names in _OWNERS.items() if re.fullmatch(names, name)), None)
 
 
 def cached_name(folder: epath.Path) -> str | None:

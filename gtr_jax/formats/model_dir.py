@@ -77,8 +77,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
     numerics = ("dtype",)  # A run may go on in another precision.
     if (deciding_fields(there, but=numerics) != deciding_fields(encoder, but=numerics) or
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
-      raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another MODEL_DIR "
-                       "(--output), or remove this one")
+      raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another folder "
+                       "(--output, MODEL_DIR), or remove this one")
   else:
     check_free(model_dir, tokenizer)
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
@@ -99,7 +99,7 @@ def check_free(model_dir: epath.PathLike, tokenizer: Tokenizer | None = None) ->
   if not model_dir.exists() or model_dir.is_dir() and (
       (model_dir / MODEL_JSON).exists() or all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
     return
-  raise InputError(f"{model_dir}: exists and is no training run's folder; choose another MODEL_DIR (--output)")
+  raise InputError(f"{model_dir}: exists and is no training run's folder; choose another (--output, MODEL_DIR)")
 
 
 def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:

@@ -37,6 +37,7 @@ class Pairs(NamedTuple):
     negatives: hard negatives of a pair, in the middle (median) of a sample.
     collection: folder of the held-out pairs as a test collection; None: too few.
     manifest: of the folder.
+    fields: what is taken for what, a text for every kind of line.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Pairs(NamedTuple):
   negatives: int
   collection: epath.Path | None
   manifest: Mapping[str, Any]
+  fields: list[str]
 
 
 def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
@@ -71,7 +73,7 @@ def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   held_out = examples.get("validation", 0)
   negatives = sorted(len(texts["negatives"]) for texts in sample(name, "train"))
   pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2],
-                _collection(name) if held_out >= LEAST_HELD_OUT else None, manifest)
+                _collection(name) if held_out >= LEAST_HELD_OUT else None, manifest, source.fields())
   if manifest["broken_places"]:
     broken = manifest["counts"]["broken"]
     bars.say(f"{broken:,} broken {'line is' if broken == 1 else 'lines are'} left out, the first: "
@@ -158,9 +160,10 @@ def _estimated_pairs(paths: tuple[str, ...]) -> float:
   """Lines of the files, from the first bytes of each."""
   count = 0.0
   for path in paths:
+    size_of_file = lines.size_of(path)  # Which says first whether there is one.
     with lines.open_file(path) as f:
       first = f.read(_FIRST_BYTES)
-    size = lines.size_of(path) * (engine.COMPRESSION if lines.is_compressed(path) else 1)
+    size = size_of_file * (engine.COMPRESSION if lines.is_compressed(path) else 1)
     if len(first) < _FIRST_BYTES:
       size = len(first)
     count += max(1, first.count(b"\n")) * max(1.0, size / max(1, len(first)))

@@ -8,7 +8,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
-from gtr_jax.values.check import check_fields
+from gtr_jax.values.check import check, hints
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range
 
 BATCH_SIZE, EPOCHS = 128, 3
@@ -59,7 +59,8 @@ class Options:
   document_length: Length | None = None
 
   def __post_init__(self):
-    check_fields(self)
+    for name, hint in hints(type(self)).items():  # type: ignore[arg-type]  # To mypy no class is hashable.
+      check(getattr(self, name), hint, "eval" if name == "collections" else name)
     if self.epochs is not None and self.steps is not None:
       raise InputError("--epochs and --steps are two ways to say how long to train; give one of them")
     if self.loss not in LOSSES:

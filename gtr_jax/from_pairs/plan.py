@@ -11,6 +11,7 @@ import jax
 from gtr_jax import config
 from gtr_jax.collections.protocol import find_one
 from gtr_jax.data.pipeline import TrainingBatches
+from gtr_jax.errors import InputError
 from gtr_jax.formats.model_dir import check_free
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.from_pairs import data, start
@@ -51,13 +52,38 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
     begin = processes.first_before_others(lambda: start.of_size(options.init, tokenization, data.texts(pairs.name)))
   lengths = data.measure(pairs, begin.tokenizer, begin.lengths, begin.prompts)
   text = _gin(options, pairs, begin, lengths)
+  _check_alone(options, pairs)
   for more in (_for_devices, _for_memory):
     config.load(TrainingRun, gin_files, bindings, search_paths, first=text)
     run, batches = config.bindings(TrainingRun), config.bindings(TrainingBatches)
     text += processes.from_first(functools.partial(more, run, batches, lengths))  # Hosts may differ in memory.
+  _check_together(options, run, batches)
   for line in _described(options, pairs, begin, lengths):
     say(line)
   return text
+
+
+def _check_alone(options: Options, pairs: data.Pairs) -> None:
+  """Raises InputError where there is one pair, and nothing that it could be told apart from."""
+  if pairs.train > 1 or pairs.negatives:
+    return
+  counts = pairs.manifest["counts"]
+  left_out = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()
+                       if reason not in ("read", "written") and n)
+  held_out = f", {pairs.validation:,} held out" if pairs.validation else ""
+  raise InputError(f"{', '.join(options.pairs.paths)}: one pair to train on ({counts['read']:,} read"
+                   f"{', left out: ' * bool(left_out)}{left_out}{held_out}), which has no other to be told apart from; "
+                   "give more pairs, or hard negatives")
+
+
+def _check_together(options: Options, run: Mapping[str, Any], batches: Mapping[str, Any]) -> None:
+  """Raises InputError where what the flags and the bindings on top come to does not go together."""
+  if batches["batch_size"] == 1 and not batches["negatives_per_example"]:
+    raise InputError("a batch of one pair (--batch_size, BATCH_SIZE) has no other that it could be told apart from; "
+                     "make it 2 or more, or give hard negatives")
+  if options.early_stopping and run["early_stopping"] and not run["best_metric"]:
+    raise InputError(f"--early_stopping {options.early_stopping}: nothing is held out to measure; give --eval "
+                     "COLLECTION, or a larger --validation_share, or more pairs")
 
 
 def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mapping[str, data.Lengths]) -> str:
@@ -161,9 +187,13 @@ def _described(options: Options, pairs: data.Pairs, begin: start.Start,
   if counts:
     lines.append(f"          {pairs.manifest['counts']['read']:,} lines read; left out: " +
                  ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()))
+  lines += [f"{'' if i else 'fields':10}{fields}" for i, fields in enumerate(pairs.fields)]
   for side, of in lengths.items():
     cut = f"{of.cut:.1%} are cut at {of.limit}" if of.cut else f"cut at {of.limit} if one is longer"
     more = f" (--{side}_length reads more)" if of.cut > 0.1 else ""
+    asked = getattr(options, f"{side}_length")
+    if asked is not None and of.limit < asked:
+      more = f" (--{side}_length {asked:,} is more than any of these texts needs)"
     lines.append(f"{'lengths' if side == 'query' else '':10}{side}: {of.mean:.0f} tokens on average, the longest of a "
                  f"sample {of.longest}; {cut}{more}; rows of {of.row}")
   lines.append(f"start     {begin.said}")

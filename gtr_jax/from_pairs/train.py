@@ -11,10 +11,14 @@ from gtr_jax.errors import InputError
 from gtr_jax.from_pairs import plan
 from gtr_jax.from_pairs.options import Options
 from gtr_jax.inference.embedder import Embedder, load
-from gtr_jax.io import atomic, data_root
-from gtr_jax.io.paths import expanded
+from gtr_jax.io import atomic, bars, data_root
+from gtr_jax.io.paths import expanded, is_remote
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, field_names
 from gtr_jax.training import run as training_run
+from gtr_jax.values.check import check, shortened
+
+_EXPECTED = ("the path of a file of JSON lines, or a list of paths, of tuples (query, passage, …) or of dicts such as "
+             '{"query": …, "positive": …}')
 
 
 def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathLike[str],
@@ -23,7 +27,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
           learning_rate: float | None = None, loss: str = "in_batch", eval: str | Sequence[str] = (),
           early_stopping: int | None = None, validation_share: float | None = None, vocabulary: str | None = None,
           extra_ids: int | None = None, query_length: int | None = None, document_length: int | None = None,
-          bindings: Sequence[str] = ()) -> Embedder:
+          bindings: Sequence[str] = (), quiet: bool = False) -> Embedder:
   """Fine-tunes a model on pairs of a query and a passage, and returns it; what `gtr-jax train --pairs` does.
 
   Called again with the same arguments it goes on where it stopped, or finds that all is done.
@@ -53,41 +57,80 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
     query_length: most tokens of a query.
     document_length: most tokens of a document.
     bindings: of gin, "NAME=VALUE", on top.
+    quiet: show no progress: warnings and errors only.
 
   Raises:
     InputError: something given is wrong.
     TrainingError: the loss is not finite.
     KeyboardInterrupt: training was stopped; it is saved.
   """
+  init = _path("init", init, "the name or the path of a model")
+  output = _path("output", output, "the path of a folder")
   options = Options(
-      pairs=PairsJsonl(paths=_paths(pairs), query=_names(query), passage=_names(passage), negatives=negatives),
-      init=os.fspath(init), output=os.fspath(output), epochs=epochs, steps=steps, batch_size=batch_size,
-      learning_rate=learning_rate, loss=loss, collections=(eval,) if isinstance(eval, str) else tuple(eval),
-      early_stopping=early_stopping, validation_share=validation_share, vocabulary=vocabulary, extra_ids=extra_ids,
-      query_length=query_length, document_length=document_length)
-  config_text = config.load(training_run.TrainingRun, (), bindings, first=plan.gin_text(options, bindings=bindings))
-  if training_run.train(config.bound(training_run.TrainingRun)(), config_text) is not None:
-    raise KeyboardInterrupt
-  return load(output)
+      pairs=PairsJsonl(paths=_paths(pairs), query=_names("query", query), passage=_names("passage", passage),
+                       negatives=negatives),
+      init=init, output=output, epochs=epochs, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+      loss=loss, collections=_collections(eval), early_stopping=early_stopping, validation_share=validation_share,
+      vocabulary=vocabulary, extra_ids=extra_ids, query_length=query_length, document_length=document_length)
+  before = bars.shown()
+  bars.show(before and not quiet)
+  try:
+    config_text = config.load(training_run.TrainingRun, (), bindings, first=plan.gin_text(options, bindings=bindings))
+    if training_run.train(config.bound(training_run.TrainingRun)(), config_text) is not None:
+      raise KeyboardInterrupt
+    return load(output)
+  finally:
+    bars.show(before)
 
 
-def _names(field: str | Sequence[str]) -> tuple[str, ...]:
-  return field_names(field) if isinstance(field, str) else tuple(field)
+def _path(name: str, given: Any, expected: str) -> str:
+  if not isinstance(given, str | os.PathLike):
+    raise InputError(f"{name} is {shortened(given)}: give {expected}")
+  return os.fspath(given)
+
+
+def _names(name: str, field: Any) -> tuple[str, ...]:
+  if isinstance(field, str):
+    return field_names(field)
+  return tuple(check(field, Sequence[str], name))
+
+
+def _collections(given: Any) -> tuple[str, ...]:
+  several = (given,) if isinstance(given, str | os.PathLike) else given
+  if not isinstance(several, list | tuple):
+    raise InputError(f"eval is {shortened(given)}: give the path or name of a collection, or a list of them")
+  return tuple(_path("eval", one, "the path or name of a collection, or a list of them") for one in several)
+
+
+def _file(path: str | os.PathLike[str]) -> str:
+  place = expanded(path)
+  if not is_remote(place) and not os.path.exists(place):  # Or the texts of pairs that are none.
+    raise InputError(f"pairs: {shortened(os.fspath(path))}: no such file; give {_EXPECTED}")
+  return place
 
 
 def _paths(pairs: Any) -> tuple[str, ...]:
   """Of files; pairs in memory become one in the data folder, named by what is in it."""
   if isinstance(pairs, str | os.PathLike):
-    return (expanded(pairs),)
+    return (_file(pairs),)
+  if isinstance(pairs, Mapping):
+    raise InputError(f"pairs is a mapping of {', '.join(map(repr, pairs)):.80}: give {_EXPECTED}; of columns, "
+                     "list(zip(queries, passages))")
+  if not isinstance(pairs, Iterable):
+    raise InputError(f"pairs is {shortened(pairs)}: give {_EXPECTED}")
   given = list(pairs)
   if not given:
-    raise InputError("pairs is empty: give a file of them, or the pairs")
+    raise InputError(f"pairs is empty: give {_EXPECTED}")
   if all(isinstance(path, str | os.PathLike) for path in given):
-    return tuple(expanded(path) for path in given)
-  try:
-    lines = [json.dumps(pair if isinstance(pair, Mapping) else list(pair), ensure_ascii=False) for pair in given]
-  except TypeError as e:
-    raise InputError(f"pairs: give sequences (query, passage, …) or mappings of texts ({e})") from e
+    return tuple(_file(path) for path in given)
+  lines = []
+  for number, pair in enumerate(given):
+    try:
+      if isinstance(pair, str):
+        raise TypeError("a text alone is no pair")
+      lines.append(json.dumps(dict(pair) if isinstance(pair, Mapping) else list(pair), ensure_ascii=False))
+    except TypeError as e:
+      raise InputError(f"pairs[{number}] is {shortened(pair)} ({e}): give {_EXPECTED}") from e
   data = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
   path = data_root.data_dir() / "pairs_in_memory" / f"{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
   if not path.exists():

@@ -5,7 +5,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
 
 from gtr_jax.errors import InputError
@@ -21,9 +22,11 @@ class Parser(argparse.ArgumentParser):
 
   Attributes:
     others: what a command takes beside its flags and can name where a flag is unknown: "--gin.BATCH_SIZE".
+    elsewhere: what flags of other programs are here: "lr" -> "--learning_rate".
   """
 
   others: Callable[[], Iterable[str]] | None = None
+  elsewhere: Mapping[str, str] = MappingProxyType({})
 
   def error(self, message: str) -> NoReturn:
     if found := re.fullmatch(r"(?:argument )?(.*): invalid choice: (.*) \(choose from (.*)\)", message):
@@ -51,7 +54,8 @@ class Parser(argparse.ArgumentParser):
     if self._subparsers:
       near = f"; flags follow the {self._subparsers._group_actions[0].metavar}, which says which there are with --help"
     else:
-      near = _near(name, known)
+      same = self.elsewhere.get(_bare(name)) if text.startswith("-") else None
+      near = f"; did you mean {same}?" if same else _near(name, known)
     what = "flag" if text.startswith("-") else "argument"
     self.exit(2, f"{self.format_usage()}{self.prog}: there is no {what} {name:.80}{near}\n")
 

@@ -66,8 +66,8 @@ def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, d
   if -1 in sizes and len(devices) % fixed == 0:
     sizes[sizes.index(-1)] = len(devices) // fixed
   if math.prod(sizes) != len(devices):
-    raise InputError(f"mesh {asked} does not fit {len(devices)} devices: make the product of the axes {len(devices)}, "
-                     "or set one axis to -1")
+    raise InputError(f"mesh {asked} does not fit {len(devices)} device{'s' * (len(devices) > 1)}: make the product of "
+                     f"the axes {len(devices)}, or set one axis to -1")
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

@@ -163,8 +163,8 @@ def check_broken(counts: Counts, max_broken: float) -> None:
   broken, read = counts.reasons["broken"], counts.reasons["read"]
   if broken > max(ALWAYS_MAY_BE_BROKEN, max_broken * read):
     error = RetryableError if broken < read / 2 else InputError
-    raise error(f"{broken:,} of {read:,} lines are broken, more than --max_broken {max_broken:g} allows; the first: "
-                f"{counts.places[0]}; mend the files, or allow more")
+    raise error(f"{broken:,} of {read:,} lines are broken, more than a share of {max_broken:g}; the first: "
+                f"{counts.places[0]}; mend the files, or let gtr-jax prepare leave more out (--max_broken)")
 
 
 def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms.Tally,

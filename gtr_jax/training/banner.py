@@ -100,7 +100,8 @@ def closing(run: Any, best_step: int | None, score: float | None, step: int, sto
     stopped_early: because it got no better.
     before: the score of what the run started from; None: not measured.
   """
-  lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if stopped_early else ""))]
+  short = stopped_early and step < run.train_steps  # What gives up at the last step has missed nothing.
+  lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if short else ""))]
   place = run.model_dir
   if best_step is not None and score is not None:
     was = "" if before is None else f" ({before:.4f} before training)"

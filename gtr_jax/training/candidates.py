@@ -101,18 +101,19 @@ class Candidates:
   def _why(self, pairs: "_Pairs") -> str:
     count = len(pairs.query)
     if self._own_only:
-      return "no pair has a hard negative of its own; declare the task's negatives, and set NEGATIVES_PER_EXAMPLE"
+      return ("no pair has a hard negative of its own; give some (in the pairs, or as the task's negatives), and set "
+              "NEGATIVES_PER_EXAMPLE")
     if count == 1:
-      return ("it has one pair, which has no other to be told apart from; raise BATCH_SIZE, or give hard negatives "
-              "(NEGATIVES_PER_EXAMPLE)")
+      return ("it has one pair, which has no other to be told apart from; make batches larger (--batch_size, or raise "
+              "BATCH_SIZE), or give hard negatives (in the pairs, and NEGATIVES_PER_EXAMPLE)")
     if len(np.unique(pairs.query)) == 1:
-      return (f"all of its {count:,} pairs have one query, by id or text; check the task's query_id and query fields, "
-              "or shuffle the data")
+      return (f"all of its {count:,} pairs have one query, by id or text; check which field is the query (--query, or "
+              "the task's query and query_id), or shuffle the data")
     if len(np.unique(pairs.passage[:count])) == 1 or len(np.unique(pairs.text[:count])) == 1:
-      return (f"all of its {count:,} pairs have one passage, by id or text; check the task's passage_id and passage "
-              "fields, or shuffle the data")
-    return (f"each of its {count:,} pairs shares its query or its passage with all others, by id or text; check the "
-            "task's fields, or shuffle the data")
+      return (f"all of its {count:,} pairs have one passage, by id or text; check which field is the passage "
+              "(--passage, or the task's passage and passage_id), or shuffle the data")
+    return (f"each of its {count:,} pairs shares its query or its passage with all others, by id or text; check "
+            "which fields they are (--query and --passage, or the task's), or shuffle the data")
 
 
 class _Pairs:

@@ -48,7 +48,7 @@ def test_the_same_bytes_as_the_engine(data_dir, tmp_path, joins):
 
 def test_errors_of_one_line(data_dir, tmp_path):
   source = ToySource((write(tmp_path / "a.jsonl", [*toy_source.rows(20), *[b"broken"] * 10]),))
-  with pytest.raises(InputError, match="10 of 30 lines are broken, more than --max_broken 0.001 allows"):
+  with pytest.raises(InputError, match="10 of 30 lines are broken, more than a share of 0.001; "):
     on_beam.prepare(source, Settings(), "direct", say=quiet)
   source = ToySource((write(tmp_path / "a.jsonl", [{"error": "the reason"}]),))
   with pytest.raises(InputError, match="the pipeline failed: .*the reason") as e:

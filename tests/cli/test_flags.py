@@ -137,6 +137,12 @@ def test_what_the_command_line_says(words, message, capsys):
     ("train --TRAIN_STEPS=5", "gtr-jax train: there is no flag --TRAIN_STEPS; did you mean --gin.TRAIN_STEPS?"),
     ("train --batchsize 5", "gtr-jax train: there is no flag --batchsize; did you mean --batch_size?"),
     ("train --ROW_LENGTH 5", "gtr-jax train: there is no flag --ROW_LENGTH; did you mean --gin.ROW_LENGTHS?"),
+    ("train --lr 1e-4", "gtr-jax train: there is no flag --lr; did you mean --learning_rate?"),
+    ("train --num_train_epochs=3", "there is no flag --num_train_epochs; did you mean --epochs?"),
+    ("train --per-device-train-batch-size 8", "no flag --per-device-train-batch-size; did you mean --batch_size?"),
+    ("train --model_name_or_path x", "there is no flag --model_name_or_path; did you mean --init?"),
+    ("train --output_dir x", "there is no flag --output_dir; did you mean --output?"),
+    ("train --warmup_steps 3", "there is no flag --warmup_steps; did you mean --gin.WARMUP_STEPS?"),
     ("train --num-train-steps 5", "there is no flag --num-train-steps; did you mean --gin.TRAIN_STEPS?"),
     ("train --gin_files f", "there is no flag --gin_files; did you mean --gin_file?"),
     ("train --gin_file=f BATCH_SIZE=5", "there is no argument BATCH_SIZE; did you mean --gin.BATCH_SIZE?"),
@@ -197,3 +203,12 @@ def test_the_data_folder_of_the_environment(monkeypatch):
   assert os.fspath(data_root.data_dir()) == "/home/someone/data"
   assert os.fspath(data_root.resolve("~/v/spiece.model")) == "/home/someone/v/spiece.model"
   assert os.fspath(data_root.resolve("v")) == "/home/someone/data/v"
+
+
+def test_what_others_call_it_is_a_flag_here():
+  """What stands in the table for their names is there, and none of them is a flag itself."""
+  parser = dict(commands())["train"]
+  there = {*parser._option_string_actions, *parser.others()}
+  assert parser.elsewhere and set(parser.elsewhere.values()) <= there
+  assert not {f"--{name}" for name in parser.elsewhere} & there
+  assert all(name == flags._bare(name) for name in parser.elsewhere)

@@ -277,7 +277,8 @@ def test_a_recipe_that_starts_from_another_model(capsys):
     (["--gin_file=meshes/tensor.gin", "--gin.partitioning.make_mesh.model=3"], "does not fit 8 devices"),
     (["--mean_tokens", "4", "8"], "set ROW_LENGTHS to pack texts"),
     (["--mean_tokens", "4", "17", "--gin.ROW_LENGTHS={'inputs': 8, 'targets': 32}"], "TASK_FEATURE_LENGTHS allows 16"),
-    (["--gin.BATCH_SIZE=65"], "a batch of 65 pairs cannot be divided over 8 data shards: change BATCH_SIZE or"),
+    (["--gin.BATCH_SIZE=65"], "a batch of 65 pairs cannot be divided over 8 data shards: change the batch size "
+     "(--batch_size, BATCH_SIZE) or"),
     (["--gin.BATCH_SIZE='x'"], "BATCH_SIZE is 'x': give a positive whole number"),
     (["--gin.MICROBATCH_SIZE=12"], "(MICROBATCH_SIZE) is 12: it must divide the batch of 64"),
     (["--gin.MICROBATCH_SIZE=0"], "MICROBATCH_SIZE is 0: give a positive whole number"),

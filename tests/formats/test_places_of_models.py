@@ -149,6 +149,18 @@ def test_a_model_json_of_another_program(run, tmp_path):
     assert message(tmp_path, whole=False).startswith(f"{tmp_path}/model.json: {text}")
 
 
+@pytest.mark.parametrize("name, full", [
+    ("gtr-t5-base", "sentence-transformers/gtr-t5-base"), ("sentence-t5-xxl", "sentence-transformers/sentence-t5-xxl"),
+    ("t5-base", "google-t5/t5-base"), ("t5-v1_1-small", "google/t5-v1_1-small"), ("mt5-base", "google/mt5-base"),
+    ("t5_small", None), ("my-t5-base", None), ("./t5-base", None)])
+def test_a_name_without_its_owner(name, full, tmp_path, monkeypatch):
+  monkeypatch.setattr(any_form, "_of_hub", lambda name: pytest.fail(f"{name} was asked for"))
+  monkeypatch.chdir(tmp_path)
+  said = message(name)
+  assert f"did you mean {full}, on the Hugging Face hub" in said if full else "did you mean" not in said
+  assert said.startswith(f"{name}: no such model")
+
+
 @pytest.mark.parametrize("path", ["~/no/such", "~/nosuch", "./a/b", "../a/b", "a/b/", "a/b/c", "/a/b", "~no/x", ".",
                                   "a/checkpoint_1000"])
 def test_a_path_is_never_taken_for_a_name(path, tmp_path, monkeypatch):

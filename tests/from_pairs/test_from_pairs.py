@@ -18,7 +18,7 @@ from gtr_jax.formats.convert import convert
 from gtr_jax.from_pairs import data, plan, start
 from gtr_jax.from_pairs.options import Options
 from gtr_jax.inference.load import load_model
-from gtr_jax.io import data_root
+from gtr_jax.io import bars, data_root
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.training.run import TrainingRun
 
@@ -118,6 +118,21 @@ def test_defaults_that_fit(place):
   assert float(run["optimizer"].learning_rate(4)) == pytest.approx(0.02)
 
 
+def test_a_length_that_is_cut_to_the_texts_is_said(place):
+  _, batches, said = configured(place, "t5_tiny", query_length=100_000, document_length=8)
+  assert batches["feature_lengths"]["inputs"] < 100 and batches["feature_lengths"]["targets"] == 8
+  lengths = [line for line in said if "tokens on average" in line]
+  assert "(--query_length 100,000 is more than any of these texts needs)" in lengths[0]
+  assert "is more than" not in lengths[1] and "(--document_length reads more)" in lengths[1]
+
+
+def test_early_stopping_with_a_measure_of_ones_own(place):
+  """What goes on top of the flags counts."""
+  run, _, _ = configured(place, place / "model", early_stopping=2, validation_share=0.0,
+                         bindings=("BEST_METRIC='mine/x'",))
+  assert run["early_stopping"] == 2
+
+
 def test_microbatches_from_the_memory_that_is_there(place, monkeypatch):
   monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 3_000_000)
   _, batches, _ = configured(place, place / "model", batch_size=128)
@@ -139,6 +154,15 @@ def test_accelerators(place, monkeypatch):
   monkeypatch.setattr("gtr_jax.training.memory.available_bytes", lambda: 50_000)
   run, _, _ = configured(place, place / "model")
   assert run["mesh"].shape["fsdp"] == 8
+
+
+def test_broken_lines_are_counted(place, tmp_path):
+  said = []
+  for broken, are in ((1, "1 broken line is left out, the first: "), (2, "2 broken lines are left out, the first: ")):
+    path = tmp_path / f"{broken}.jsonl"
+    path.write_text('["a", "b"]\n["c", "d"]\n' + "3\n" * broken)
+    data.prepare(PairsJsonl((str(path),)), 0.0, said.append)
+    assert said[-1].startswith(are)
 
 
 def test_held_out_is_whole_queries(place):
@@ -188,8 +212,9 @@ def test_one_line(place, trained, capfd):
                "--gin.EVAL_PERIOD=3") == 0
   out = capfd.readouterr().out
   labels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
-  assert labels == ["gtr_jax", "pairs", "lengths", "start", "model", "mesh", "batch", "steps", "texts", "memory",
-                    "measured", "output", "going", "done", "best", "where", "next"], out
+  assert labels == ["gtr_jax", "pairs", "fields", "lengths", "start", "model", "mesh", "batch", "steps", "texts",
+                    "memory", "measured", "output", "going", "done", "best", "where", "next"], out
+  assert 'fields    query: "question"; passage: "answer"; negatives: "negatives"\n' in out
   assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
   best = max(measured[1:], key=lambda line: line["small/nDCG@10"])["small/nDCG@10"]
   assert f"small/nDCG@10 {best:.4f}" in out
@@ -206,16 +231,45 @@ def test_config_gin_repeats_it(place, trained):
   assert metrics[0] == metrics[1] and metrics[0]
 
 
-def test_from_python(place, trained):
+def test_from_python(place, trained, capfd):
   pairs = [(f"{i} {sentence(i, 4)}", f"{i} {sentence(i, 9)}") for i in range(40)]
+  capfd.readouterr()
   model = gtr_jax.train(pairs, init=trained, output=place / "python", steps=2, batch_size=16,
-                        bindings=("EVAL_PERIOD=2",))
+                        bindings=("EVAL_PERIOD=2",), quiet=True)
+  said = capfd.readouterr()
+  assert said.out == "" and "train:" not in said.err and bars.shown()
   assert model.similarity(model.encode_queries([pairs[0][0]]), model.encode_documents([pairs[0][1]])).shape == (1, 1)
   text = (place / "python" / "config.gin").read_text()
   assert str(trained) in text and "negatives_per_example = 0" in text
-  for wrong, message in (([], "pairs is empty"), ([1, 2], "give sequences"), ([("a",)], "a list of 1")):
-    with pytest.raises(InputError, match=message):
-      gtr_jax.train(wrong, init=trained, output=place / "never")
+
+
+@pytest.mark.parametrize("pairs, message", [
+    ([], "pairs is empty: give the path of a file"), (None, "pairs is None: give the path of a file"),
+    ([1, 2], r"pairs\[0\] is 1 .*: give .* tuples \(query, passage, …\) or of dicts"),
+    ([("a", "b"), "text"], r"pairs\[1\] is 'text' \(a text alone is no pair\): give"),
+    ([("a", {1})], r"pairs\[0\] is .*not JSON serializable"), ([("a",)], "a list of 1"),
+    ({"query": ["a"], "positive": ["b"]}, r"a mapping of 'query', 'positive': give .*; of columns, list\(zip\("),
+    ("nothere.jsonl", "'nothere.jsonl': no such file; give the path"),
+    (["what is it?", "it is"], r"'what is it\?': no such file; give .* tuples"),
+    (["long " * 99], "long.*: no such file"),
+], ids=str)
+def test_wrong_pairs_from_python(place, pairs, message):
+  with pytest.raises(InputError, match=message) as raised:
+    gtr_jax.train(pairs, init=place / "model", output=place / "never")
+  assert "\n" not in str(raised.value) and not (place / "never").exists()
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"init": gtr_jax.Embedder}, "init is <class .*: give the name or the path of a model"),
+    ({"init": None}, "init is None: give"), ({"output": 3}, "output is 3: give the path of a folder"),
+    ({"epochs": 0}, "^epochs is 0: give a number above 0"), ({"steps": 1.5}, "^steps is 1.5: give"),
+    ({"query": 3}, "^query is 3: give"), ({"eval": 3}, "^eval is 3: give the path or name of a collection"),
+    ({"eval": [None]}, "^eval is None: give"), ({"eval": Path("nothing")}, "^nothing"),
+])
+def test_wrong_arguments_from_python(place, given, message):
+  pairs = [(f"{i} a", f"{i} b") for i in range(12)]
+  with pytest.raises(InputError, match=message):
+    gtr_jax.train(pairs, **{"init": place / "model", "output": place / "never", **given})
   assert not (place / "never").exists()
 
 
@@ -241,14 +295,28 @@ RUN = ["--pairs", "{my}", "--init", "{model}", "--output", "{out}"]
     ([*RUN, "--pairs", "{nothing}"], "nothing"),
     ([*RUN, "--init", "{nothing}"], "nothing"),
     ([*RUN, "--query", "q"], "--query and --passage go together"),
+    ([*RUN, "--negatives", "n"], "--negatives goes with --query and --passage; name"),
+    ([*RUN, "--batch_size", "1", "--pairs", "{few}"], r"a batch of one pair \(--batch_size, BATCH_SIZE\)"),
+    ([*RUN, "--pairs", "{copies}"], r"one pair to train on \(20 read, left out: 19 duplicate\).*give more pairs"),
+    ([*RUN, "--pairs", "{few}", "--early_stopping", "2"], "--early_stopping 2: nothing is held out.*give --eval"),
+    ([*RUN, "--pairs", "{one_query}"], "have one query, by id or text; check which field is the query \\(--query"),
+    ([*RUN, "--pairs", "{broken}"], "lines are broken, .*; mend the files, or let gtr-jax prepare leave more out"),
+    ([*RUN, "--output", "{data}"], r"choose another \(--output, MODEL_DIR\)"),
+    ([*RUN, "--init", "gtr-t5-base"], "no such model; did you mean sentence-transformers/gtr-t5-base, on the"),
     ([*RUN, "--vocabulary", "{my}"], "leave --vocabulary"),
     ([*RUN, "--gin.BATCHSIZE=3"], "BATCHSIZE"),
     ([*RUN, "--eval", "{nothing}"], "nothing"),
     ([], "--pairs, --init and --output"),
 ])
-def test_mistakes(place, capsys, flags, message):
+def test_mistakes(place, tmp_path, capsys, flags, message):
   names = {name: str(place / file) for name, file in (
-      ("my", "my.jsonl"), ("model", "model"), ("out", "never"), ("nothing", "nothing"))}
+      ("my", "my.jsonl"), ("model", "model"), ("out", "never"), ("nothing", "nothing"), ("data", "data"))}
+  files = {"few": [[f"{i} {sentence(i, 4)}", f"{i} {sentence(i, 9)}"] for i in range(12)],
+           "copies": [["a b", "c d"]] * 20, "one_query": [["a b", f"{i} {sentence(i, 9)}"] for i in range(12)]}
+  files["broken"] = files["few"] + [3] * 12
+  for name, rows in files.items():
+    names[name] = str(tmp_path / f"{name}.jsonl")
+    Path(names[name]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
   assert main(["train", *(flag.format(**names) for flag in flags), "--data_dir", str(place / "data")]) == 2
   assert re.search(message, capsys.readouterr().err.splitlines()[-1])
   assert not Path(names["out"]).exists()

@@ -185,6 +185,11 @@ def test_a_mesh_that_does_not_fit(arguments):
   assert "\n" not in str(error.value)
 
 
+def test_one_device_is_one():
+  with pytest.raises(InputError, match="does not fit 1 device: make the product of the axes 1, or set one axis to -1"):
+    partitioning.make_mesh(model=2, devices=jax.devices()[:1])
+
+
 def test_global_batch_keeps_every_array():
   mesh = mesh_of(2, 2, 2)
   host = make_batch({name: value for name, value in features().items() if "negative" not in name}, 4)

@@ -327,12 +327,13 @@ def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp
   assert all((": not JSON" in place) != (": not UTF-8" in place) for place in found["broken_places"])
   assert "a.jsonl" in found["broken_places"][0] and "not UTF-8 (invalid start byte)" in found["broken_places"][1]
   source = ToySource((write(tmp_path / "b.jsonl", [b"", rows[0], *[b"broken"] * 3, *nine]),), log=str(tmp_path / "log"))
-  with pytest.raises(InputError, match=r"12 of 214 lines are broken, more than --max_broken 0.001 .* first: "
-                     r"\S*b.jsonl:3: not JSON \(.*; mend the files, or allow more"):
+  with pytest.raises(InputError, match=r"12 of 214 lines are broken, more than a share of 0.001; the first: "
+                     r"\S*b.jsonl:3: not JSON \(.*; mend the files, or let gtr-jax prepare leave more out "
+                     r"\(--max_broken\)"):
     prepare(source, name="b")
   (tmp_path / "log").unlink()
   assert len(pairs(prepare(source, name="b", max_broken=0.06))) == 200
-  with pytest.raises(InputError, match="12 of 214 lines are broken, more than --max_broken 0.001"):
+  with pytest.raises(InputError, match="12 of 214 lines are broken, more than a share of 0.001; the first: "):
     prepare(source, name="b")  # It is there, and would not be now.
   assert not (tmp_path / "log").exists()  # What had been read is not read again.
   source = ToySource((write(tmp_path / "c.jsonl", [*rows[:10], *[b"broken"] * 10]),))

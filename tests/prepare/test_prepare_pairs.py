@@ -55,10 +55,38 @@ def _made(source):
     ({"query": "a", "positive": "b", "negatives": ["n", "m"], "source": "x"}, [("a", "b", ("n", "m"))]),
     ({"query": "a", "positive": "b", "negative_1": "n", "negative_2": "m"}, [("a", "b", ("n", "m"))]),
     ({"question": "a", "answer": "b"}, [("a", "b", ())]),
+    ({"question": "a", "answer": "b", "context": "c", "label": 1}, [("a", "b", ())]),
+    ({"question": "a", "passage": "b", "negatives": ["n"]}, [("a", "b", ("n",))]),
+    ({"question": "a", "context": "b", "title": "t"}, [("a", "b", ())]),
+    ({"query": "a", "document": "b"}, [("a", "b", ())]),
+    ({"query": "a", "text": "b"}, [("a", "b", ())]),
+    ({"query": "a", "context": "b"}, [("a", "b", ())]),
+    ({"query": "a", "answer": "b", "text": "c"}, [("a", "b", ())]),
+    ({"sentence1": "a", "sentence2": "b"}, [("a", "b", ())]),
+    ({"sentence_1": "a", "sentence_2": "b"}, [("a", "b", ())]),
+    ({"text1": "a", "text2": "b"}, [("a", "b", ())]),
+    ({"title": "a", "text": "b", "score": 3}, [("a", "b", ())]),
     ({"query": "a", "pos": []}, []),
 ])
 def test_kinds_of_lines(file, row, pairs):
   assert _made(PairsJsonl((file([row]),))) == pairs
+
+
+def test_what_is_taken_for_what_is_said(file):
+  first = [{"query": "a", "positive": "b", "title": "t", "id": "7", "doc_id": "8", "rank": 3},
+           {"query": "a", "positive": "b", "negative": "n"}, {"query": "a", "positive": 3, "other": "x"}, "broken"]
+  second = [["a", "b"], {"set": ["a", "b"]}, {"texts": ["a", "b"]}, {"query": "a", "pos": ["b"], "neg": ["n"]}]
+  paths = file(first, "first.jsonl"), file(second, "second.jsonl.gz")
+  assert PairsJsonl(paths[:1]).fields() == [
+      'query: "query"; passage: "positive"; negatives: "negative"; not read: title, other']
+  said = PairsJsonl(paths).fields()
+  assert [line.split()[0] for line in said] == ["query:", "lists:", "of", "and"]
+  assert said[3] == "and 2 other kinds of lines"
+  assert PairsJsonl(paths[1:]).fields()[3] == "and 1 other kind of lines"
+  named = PairsJsonl(paths[:1], query=("title", "query"), passage=("positive",))
+  assert named.fields() == ['query: "title" + "query"; passage: "positive"']
+  many = PairsJsonl((file([{"query": "a", "positive": "b", **{f"x{i}": "t" for i in range(10)}}]),))
+  assert many.fields()[0].endswith("not read: x0, x1, x2, x3, x4, x5, x6, x7 and 2 more")
 
 
 def test_the_texts_of_a_set_are_not_each_others_negatives(file):
@@ -98,18 +126,24 @@ def test_named_fields(file):
   assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
   untitled = file([{"q": "a", "title": None, "text": "b"}], "untitled.jsonl")
   assert _made(PairsJsonl((untitled,), query=("q",), passage=("title", "text"))) == [("a", "b", ())]
-  with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \[query, passage\]"):
+  with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \{.query.: ..., .posi"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
   with pytest.raises(InputError, match="jsonl:1: no field 'id', nor in the lines behind it, only 't'"):
     PairsJsonl((path,), query=("t",), passage=("long",), query_id="id").parts()
   for given in ({"query": ("t",)}, {"negatives": "n"}, {"query_id": "n"}):
-    with pytest.raises(InputError, match="go"):
+    with pytest.raises(InputError, match="go together|--(negatives|query_id) goes with --query and --passage"):
       PairsJsonl((path,), **given)
 
 
 @pytest.mark.parametrize(("row", "says"), [
     ({"a": 1, "b": 2}, "fields 'a', 'b' are of no kind that is known"), ({}, "fields none are"), (["a"], "a list of 1"),
     ("3", "neither a list nor an object"), ("", "no pair in it"),
+    ({"premise": "a", "hypothesis": "b"}, r'no kind that is known; expected \{"query": ..., "positive": .*'
+     r'\{"question": ..., "answer": ...\}, \{"anchor": ..., "positive": ...\}, \['),
+    ({"query": "a", "text": "b", "document": "c"}, "meant as 'query' and 'document' or as 'query' and 'text'; exp"),
+    ({"query": "a", "title": "b", "text": "c"}, "meant as 'query' and 'text' or as 'title' and 'text'"),
+    ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "a pair with a 'score', which may say"),
+    ({"query": "a", "document": "b", "label": 0}, "a pair with a 'label', which may say"),
 ])
 def test_a_file_of_another_kind_is_refused(file, row, says):
   with pytest.raises(InputError, match=says):

@@ -34,7 +34,7 @@ def batch(query=DIFFERENT, passage=DIFFERENT, text=DIFFERENT, negatives=None, va
     (batch(query=SAME, groups=2, microbatches=2), "all of its 8 pairs have one query"),
     (batch(passage=SAME), "all of its 8 pairs have one passage"),
     (batch(text=SAME), "all of its 8 pairs have one passage"),
-    (batch(*[DIFFERENT[:1]] * 3), "it has one pair, .*raise BATCH_SIZE"),
+    (batch(*[DIFFERENT[:1]] * 3), "it has one pair, .*--batch_size, or raise BATCH_SIZE"),
     (batch(valid=np.arange(PAIRS) == 3), "it has one pair"),
     (batch(query=SAME, negatives=DIFFERENT[:, None] * 0), "all of its 8 pairs have one query"),
     (batch(*[DIFFERENT[:1]] * 3, negatives=DIFFERENT[:1, None]), "it has one pair"),  # Its own passage.

@@ -25,12 +25,39 @@ from gtr_jax.values.ranges import NonNegative, Positive
 
 # Query, passage: where an object has both, in this order.
 _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
-          ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"), ("title", "text"))
+          ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
+# Likewise, where an object has both of one of these only: "text" beside "query" and "title" may be either's.
+_LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
+           ("query", "context"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
+           ("title", "text"))
+# Beside looser names: how alike two texts are. Those that are not would be trained on as if they were.
+_JUDGED = ("label", "labels", "gold_label", "score", "similarity", "similarity_score", "is_duplicate")
 _NEGATIVES = re.compile(r"negatives?(_\d+)?|downvoted_answer")
 _LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
-_KINDS = ('[query, passage], [query, passage, negative], {"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, '
-          '{"texts": [query, passage]} or {"title": ..., "body": ...}')
+_KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ..., "answer": ...}, '
+          '{"anchor": ..., "positive": ...}, [query, passage], [query, passage, negative], '
+          '{"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, {"texts": [query, passage]} or '
+          '{"title": ..., "body": ...}')
+_SHOWN_LINES, _SHOWN_KINDS, _SHOWN_FIELDS = 100, 3, 8
+
+
+class _Fields(NamedTuple):
+  """What of an object of JSON is taken for what."""
+
+  query: tuple[str, ...]
+  passage: tuple[str, ...]
+  negatives: tuple[str, ...]
+
+  def described(self, rows: list[dict[str, Any]]) -> str:
+    """With those that are not read and might have been meant: texts, but no ids."""
+    there = {name: None for row in rows for name, value in row.items()
+             if isinstance(value, str | list) and not re.fullmatch("_?id|.*_id", name)}
+    taken = {*self.query, *self.passage, *self.negatives}
+    unread = [name for name in there if name not in taken]
+    more = f" and {len(unread) - _SHOWN_FIELDS} more" if len(unread) > _SHOWN_FIELDS else ""
+    parts = [f"{what}: {' + '.join(map(json.dumps, names))}" for what, names in self._asdict().items() if names]
+    return "; ".join(parts + [f"not read: {', '.join(unread[:_SHOWN_FIELDS])}{more}"] * bool(unread))
 
 
 class _Pair(NamedTuple):
@@ -52,7 +79,7 @@ class PairsJsonl:
   | `{"query": a, "pos": [b, ...], "neg": [n, ...]}` | a -> each b |
   | `{"set": [a, b, c, ...]}` | a -> b, b -> c, ...; none is a negative of another |
   | `{"texts": [a, b]}` | a -> b |
-  | `{"title": a, "body": b}` and other pairs of names | a -> b, with `negative`, `negatives`, `negative_1`, ... |
+  | `{"query": a, "positive": b}` and other pairs of names | a -> b, with `negative`, `negatives`, `negative_1`, ... |
 
   Attributes:
     paths: .jsonl, plain (read on all cores) or .gz, .zst, .bz2, .xz.
@@ -84,8 +111,9 @@ class PairsJsonl:
     check_fields(self)
     if bool(self.query) != bool(self.passage):
       raise InputError("--query and --passage go together; name the fields of both, or of neither")
-    if (self.negatives or self.query_id or self.passage_id) and not self.query:
-      raise InputError("--negatives, --query_id and --passage_id go with --query and --passage; name those fields too")
+    for name in ("negatives", "query_id", "passage_id"):
+      if getattr(self, name) and not self.query:
+        raise InputError(f"--{name} goes with --query and --passage; name those fields too")
 
   def parts(self) -> list[Part]:
     """Byte ranges of plain files, archives whole. Raises InputError where a file begins with another kind of line."""
@@ -111,6 +139,31 @@ class PairsJsonl:
                            f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
       parts += file_parts
     return parts
+
+  def fields(self) -> list[str]:
+    """What is taken for what in the first lines of each file, for the user: a text for every kind of line.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    kinds: dict[_Fields | str, list[Any]] = {}
+    for part in lines.line_parts(self.paths):
+      if part.start:
+        continue
+      with contextlib.closing(jsonl.read_values(part._replace(stop=None), Counts().broken)) as rows:
+        for _, row in itertools.islice(rows, _SHOWN_LINES):
+          with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
+            kinds.setdefault(self._kind(row), []).append(row)
+    alike: dict[_Fields | str, tuple[_Fields | str, list[Any]]] = {}  # All but the negatives, which some have not.
+    for kind, of_kind in kinds.items():
+      key = kind if isinstance(kind, str) else kind._replace(negatives=())
+      known, before = alike.get(key, (kind, []))
+      if isinstance(kind, _Fields) and isinstance(known, _Fields):
+        known = kind._replace(negatives=tuple(dict.fromkeys(known.negatives + kind.negatives)))
+      alike[key] = known, before + of_kind
+    found = [kind if isinstance(kind, str) else kind.described(of_kind) for kind, of_kind in alike.values()]
+    more = len(found) - _SHOWN_KINDS
+    return found[:_SHOWN_KINDS] + [f"and {more} other kind{'s' * (more > 1)} of lines"] * (more > 0)
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Example]]:
     """Yields ("", example)."""
@@ -149,11 +202,25 @@ class PairsJsonl:
       return [_Pair(query, passage, [])]
     if "query" in row and "pos" in row:
       return [_Pair(row["query"], passage, _listed(row.get("neg"))) for passage in _listed(row["pos"])]
-    for query, passage in _NAMES:
-      if query in row and passage in row:
-        negatives = [n for name, value in row.items() if _NEGATIVES.fullmatch(name) for n in _listed(value)]
-        return [_Pair(row[query], row[passage], negatives)]
-    raise ValueError(f"fields {', '.join(map(repr, row)) or 'none'} are of no kind that is known")
+    query, passage = _guessed(row)
+    negatives = [n for name, value in row.items() if _NEGATIVES.fullmatch(name) for n in _listed(value)]
+    return [_Pair(row[query], row[passage], negatives)]
+
+  def _kind(self, row: Any) -> _Fields | str:
+    """Of one line, as `_pairs` reads it. Raises ValueError where that does."""
+    self._pairs(row)
+    if isinstance(row, list):
+      return "lists: the first text is the query, the second the passage, any others hard negatives"
+    if self.query:
+      return _Fields(self.query, self.passage, (self.negatives,) if self.negatives in row else ())
+    if isinstance(row.get("set"), list):
+      return 'of each "set", a text is the query and the next its passage'
+    if isinstance(row.get("texts"), list) and len(row["texts"]) == 2:
+      return 'of "texts", the first is the query, the second the passage'
+    if "query" in row and "pos" in row:
+      return _Fields(("query",), ("pos",), ("neg",) if "neg" in row else ())
+    query, passage = _guessed(row)
+    return _Fields((query,), (passage,), tuple(name for name in row if _NEGATIVES.fullmatch(name)))
 
   def _examples(self, pairs, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
@@ -182,6 +249,22 @@ class PairsJsonl:
     if self.min_words > 1 and any(len(t.split(None, self.min_words)) < self.min_words for t in texts):
       return "too_short"
     return "too_long" if any(len(t) > self.max_characters for t in texts) else None
+
+
+def _guessed(row: dict[str, Any]) -> tuple[str, str]:
+  """Names of query and passage. Raises ValueError where none are known, or several may be meant."""
+  for query, passage in _NAMES:
+    if query in row and passage in row:
+      return query, passage
+  possible = [names for names in _LOOSER if row.keys() >= set(names)]
+  if not possible:
+    raise ValueError(f"fields {', '.join(map(repr, row)) or 'none'} are of no kind that is known")
+  if len(possible) > 1:
+    raise ValueError("fields that may be meant as " + " or as ".join(f"{a!r} and {b!r}" for a, b in possible))
+  if possible[0] != ("title", "text") and (judged := [name for name in _JUDGED if name in row]):
+    raise ValueError(f"a pair with a {judged[0]!r}, which may say that its texts do not belong together; keep the "
+                     "pairs whose texts do, without that field")
+  return possible[0]
 
 
 def _joined(row, names):
