@@ -180,6 +180,11 @@ def score_of(folder: epath.Path) -> float | None:
   return ocp.JsonCheckpointHandler().restore(folder / "progress")["score"]
 
 
+def read_progress(folder: epath.Path) -> dict[str, Any]:
+  """What the loop has saved with a whole step."""
+  return ocp.JsonCheckpointHandler().restore(folder / "progress")["loop"]
+
+
 def write_progress(folder: epath.Path, progress: Mapping[str, Any]) -> None:
   """Writes the item `progress` of a whole step anew."""
   atomic.write_json(folder / "progress" / "metadata", progress, indent=None)

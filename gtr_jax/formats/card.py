@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 
 from etils import epath
 
@@ -10,12 +9,13 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats.foreign_json import read_json
 from gtr_jax.formats.locate import cached_name
 from gtr_jax.formats.model_on_disk import ModelOnDisk
+from gtr_jax.io.config_gin import bindings_of, short_name
 from gtr_jax.io.paths import location
 
 _SETTINGS = {  # of a resolved configuration
     "TrainingBatches.mixture_or_task_name": "training data (seqio task or mixture)",
-    "train.initial_checkpoint_path": "started from",
-    "train.train_steps": "steps",
+    "TrainingRun.initial_checkpoint_path": "started from",
+    "TrainingRun.train_steps": "steps",
     "TrainingBatches.batch_size": "pairs in a batch, all of them negatives of each other",
     "TrainingBatches.negatives_per_example": "hard negatives for each pair",
     "InBatchLoss.temperature": "temperature",
@@ -105,7 +105,7 @@ def _training(model: ModelOnDisk) -> str:
   if place is None:
     return ""
   text = place.read_bytes().decode(errors="replace")
-  settings = dict(re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", text, re.MULTILINE))
+  settings = {short_name(name): value for name, value in bindings_of(text).items()}
   lines = [f"- {text}: {settings[key]}" for key, text in _SETTINGS.items()
            if settings.get(key) not in (None, "None", "0")]
   return "\n".join(["## Training", "", *lines, ""]) if lines else ""

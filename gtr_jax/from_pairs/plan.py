@@ -89,8 +89,12 @@ def _check_together(options: Options, run: Mapping[str, Any], batches: Mapping[s
 def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mapping[str, data.Lengths]) -> str:
   """The run as the text of a gin file, but for the microbatch."""
   groups = jax.device_count()
+  if options.batch_size is not None and options.batch_size > pairs.train:
+    most = pairs.train // groups * groups
+    raise InputError(f"--batch_size {options.batch_size}: there are only {pairs.train:,} pairs to train on; " +
+                     (f"give at most {most:,}, or leave it out" if most else "leave it out"))
   batch_size = options.batch_size or max(groups, min(BATCH_SIZE, pairs.train) // groups * groups)
-  steps = options.steps or max(1, math.ceil((options.epochs or EPOCHS) * pairs.train / batch_size))
+  steps = options.steps or max(1, round((options.epochs or EPOCHS) * pairs.train / batch_size))
   period = math.ceil(steps / EVALUATIONS)
   lines = ["from __gin__ import dynamic_registration", begin.gin, "include 'runs/train.gin'",
            "from gtr_jax.evaluation import evaluate", "from gtr_jax.losses import in_batch",

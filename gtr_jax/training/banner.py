@@ -104,10 +104,30 @@ def closing(run: Any, best_step: int | None, score: float | None, step: int, sto
   lines = [_line("done", f"{step:,} steps" + (", no longer because it got no better" if short else ""))]
   place = run.model_dir
   if best_step is not None and score is not None:
-    was = "" if before is None else f" ({before:.4f} before training)"
-    lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}{was}"))
+    lines.append(_line("best", f"step {best_step:,}: {run.best_metric} {score:.4f}{_beside(run, score, before)}"))
   lines.append(_line("where", f"{place}: --model {place} takes its {'best' if best_step is not None else 'last'} step"))
   return lines
+
+
+def _beside(run: Any, score: float, before: float | None) -> str:
+  """How the best score compares with the one before training, as far as both are shown."""
+  if before is None:
+    return ""
+  gain = round(score, 4) - round(before, 4)
+  if lower_is_better(run.best_metric):
+    gain = -gain
+  if gain > 0:
+    return f" ({before:.4f} before training)"
+  advice = (f"lower the learning rate (--learning_rate, or LEARNING_RATE), or stay with "
+            f"{run.initial_checkpoint_path or 'what it started from'}")
+  if gain == 0:
+    return f", no better than before training ({before:.4f}): {advice}"
+  return f", WORSE than before training ({before:.4f}): {advice}"
+
+
+def lower_is_better(metric: str | None) -> bool:
+  """Whether the best checkpoint is that of the lowest value: of a loss."""
+  return (metric or "").endswith("loss")
 
 
 def following(run: Any, collection: str | None) -> list[str]:

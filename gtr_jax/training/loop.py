@@ -156,16 +156,16 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
   """
   progress = progress or {}
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress.get("means")),
-               batches.made_from)
+               batches.made_from, progress.get("start"))
   step, saved = int(state.step), checkpointer.latest_step()
-  queue, shapes, start, gave_up = same_row_counts(_read(batches), mesh), set(), None, False
+  queue, shapes, gave_up = same_row_counts(_read(batches), mesh), set(), False
   with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
         doing(STEP, step)):
     try:
       with contextlib.suppress(Stopped):
         with stop.given_up():
           if measure_start and step == 0:
-            start = loop.evaluate(0, state.params)
+            loop.start = loop.evaluate(0, state.params)
           if progress.get("evaluation") == GIVEN_UP:
             loop.make_up_for_evaluation(step, state)
         gave_up = periods.gives_up(step, checkpointer.best_step())
@@ -199,7 +199,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       with doing(SAVE, step):
         checkpointer.wait()
   if not loop.gave_evaluation_up and (step >= periods.train_steps or gave_up):
-    return FitResult(state, None, gave_up, start)
+    return FitResult(state, None, gave_up, loop.start)
   stopped_by = stop.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:
     bars.say(f"stopped by {stopped_by.name} after step {step}, which is saved in {checkpointer.directory}; start again "
@@ -221,13 +221,14 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
-  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means, made_from):
+  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means, made_from, start):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._means, self._made_from = best_metric, means, dict(made_from)
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
+    self.start = start  # what the run started from was measured to; None: it was not
     self._clock = None  # when the last step was looked at; None: the next one is not timed
 
   def progress_bar(self, step: int) -> bars.Bar:
@@ -283,7 +284,7 @@ class _Loop:
       self._checkpointer.save(step, state, self._progress() | more, metric)
 
   def _progress(self):
-    return {"means": self._means.to_json(), "batches": self._made_from}
+    return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""

@@ -14,19 +14,20 @@ from etils import epath
 from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.checkpoints.steps import list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
-from gtr_jax.errors import InputError, TrainingError
+from gtr_jax.errors import InputError, TrainingError, first_line
 from gtr_jax.formats.model_dir import write_model_json
-from gtr_jax.io import atomic, failures
+from gtr_jax.io import atomic, bars, failures
+from gtr_jax.io.config_gin import bindings_of
 from gtr_jax.io.paths import expanded, location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.parallel.progress import EVALUATION, doing
 from gtr_jax.text.tokenizer import Tokenizer
-from gtr_jax.training import banner
+from gtr_jax.training import banner, begun
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
-from gtr_jax.training.loop import Periods, fit, resume
+from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.programs import Programs, Wanted, compile_ahead
@@ -115,6 +116,19 @@ class TrainingRun:
             "query_prompt": self.query_prompt, "document_prompt": self.document_prompt}
 
 
+@contextlib.contextmanager
+def _memory_in_words() -> Iterator[None]:
+  """Makes one line of what XLA says where the memory of a device is too small."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    raise TrainingError(f"out of memory ({first_line(e)}); set a smaller MICROBATCH_SIZE or BATCH_SIZE, or divide the "
+                        "parameters among several devices (--gin_file=meshes/fsdp.gin)") from e
+
+
+@_memory_in_words()
 def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> signal.Signals | None:
   """Trains a dual encoder, from step 0 or from where a run in `run.model_dir` stopped.
 
@@ -128,7 +142,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
 
   Raises:
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
-    TrainingError: not finite, or out of data.
+    TrainingError: not finite, out of data or out of memory.
   """
   directory, mesh = location(run.model_dir), run.mesh
   if run.wandb_project is not None:
@@ -137,6 +151,13 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period,
                     early_stopping=run.early_stopping or 0)
   _check_same_run(config_text)
+  lower_is_better = banner.lower_is_better(best_metric)
+  with _told_where_it_goes_on(directory):
+    ended = processes.from_first(lambda: begun.at_its_end(directory, run.train_steps, lower_is_better, config_text))
+  if ended is not None:  # Before the data are read.
+    banner.say(f"already trained to step {ended['step']}; nothing to do", *banner.closing(run, **ended),
+               *(banner.following(run, begun.first_collection(config_text)) if says_next else ()))
+    return None
   part, parts = processes.data_part(mesh)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
   batches = processes.first_before_others(  # What is made of the data files is made once.
@@ -166,18 +187,27 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
         state.params, shardings.params, expanded(run.initial_checkpoint_path), tokenizer))
 
   # All is checked that can be; only now is anything written.
-  with _told_where_it_goes_on(directory), contextlib.ExitStack() as closing:
+  with _told_where_it_goes_on(directory), begun.alone(directory), contextlib.ExitStack() as closing:
     if processes.is_first():
       write_model_json(directory, run.model, tokenizer, **reads, trained_lengths={
           "query": batches.feature_lengths["inputs"], "document": batches.feature_lengths["targets"]})
     processes.check_shared(directory)
     checkpointer = Checkpointer(directory / "checkpoints", keep=run.keep_checkpoints,
-                                mode="min" if (best_metric or "").endswith("loss") else "max")
+                                mode="min" if lower_is_better else "max")
     closing.callback(checkpointer.close)
     processes.check_same({"the last checkpoint": checkpointer.latest_step()})
     processes.advise(lambda: "start all processes again; " + _goes_on(directory))
     state, progress = resume(checkpointer, state, shardings, batches)
     step = int(state.step)
+    gave_up = bool(progress) and periods.gives_up(step, checkpointer.best_step())
+    trains = step < run.train_steps and not gave_up
+    before = begun.earlier_config(directory) if progress and processes.is_first() else None
+    if before is not None and (line := begun.changes_line(directory, before, config_text, step, trains)):
+      bars.say(line)
+    if progress and not trains and progress.get("evaluation") != GIVEN_UP:
+      batches.close()
+      banner.say(f"already trained to step {step}; nothing to do")
+      return _finish(run, checkpointer, FitResult(state, None, gave_up, progress.get("start")), measured, says_next)
     banner.say(*banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state, names, step))
     if step:
       banner.say(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}")
@@ -185,7 +215,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       banner.warn(run, batches.num_pairs, batches.batch_size)
     writers: list[JsonlWriter | TensorboardWriter | WandbWriter] = []
     if processes.is_first():
-      atomic.write_text(directory / "config.gin", config_text)
+      if trains or not progress:
+        begun.write_config(directory, config_text, step if progress else None)
       abstract = jax.eval_shape(run.model.init, jax.random.key(0))
       atomic.write_text(directory / "parameters.txt", parameter_table(abstract))
       atomic.write_json(directory / "versions.json", versions())
@@ -205,21 +236,26 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
                  measure_start=run.measure_start)
-    if result.stopped_by is None:
-      best = checkpointer.best_step()
-      lines = banner.closing(run, best, None if best is None else checkpointer.metric_of(best),
-                             int(result.state.step), result.gave_up, result.start)
-      if says_next:
-        lines += banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None))
-      banner.say(*lines)
+    return _finish(run, checkpointer, result, measured, says_next)
+
+
+def _finish(run: TrainingRun, checkpointer: Checkpointer, result: FitResult, measured: Sequence[Any],
+            says_next: bool) -> signal.Signals | None:
+  """Says what has become of a run that was not stopped; the signal of one that was."""
+  if result.stopped_by is None:
+    best = checkpointer.best_step()
+    lines = banner.closing(run, best, None if best is None else checkpointer.metric_of(best), int(result.state.step),
+                           result.gave_up, result.start)
+    if says_next:
+      lines += banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None))
+    banner.say(*lines)
   return result.stopped_by
 
 
 def _check_same_run(config_text: str) -> None:
   """Of all processes."""
   packages = {f"the version of {package}": version for package, version in versions().items() if package != "python"}
-  bindings = (line.partition(" = ") for line in config_text.splitlines())
-  processes.check_same({name: value for name, equals, value in bindings if equals} | packages)
+  processes.check_same(bindings_of(config_text) | packages)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io.atomic import write_json
+from gtr_jax.io.config_gin import bindings_of
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
 
@@ -54,11 +55,10 @@ class WandbWriter:
     else:
       run = {"project": project, "id": secrets.token_hex(4)}
       write_json(place, run)
-    bindings = (line.partition(" = ") for line in config_text.splitlines())
     try:
       self._run = wandb.init(project=project, id=run["id"], resume="allow", name=directory.name,
                              dir=None if is_remote(directory) else os.fspath(directory),
-                             config={name: value for name, equals, value in bindings if equals})
+                             config=bindings_of(config_text))
       # What is written again, from a checkpoint on, would be refused as the past of wandb's own step.
       self._run.define_metric("*", step_metric="step")
     except Exception as e:  # In types of its own: no key, no network, no such project.

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from tiny_model_dir import sentence, write_collection, write_model_dir
 
@@ -18,7 +19,7 @@ from gtr_jax.formats.convert import convert
 from gtr_jax.from_pairs import data, plan, start
 from gtr_jax.from_pairs.options import Options
 from gtr_jax.inference.load import load_model
-from gtr_jax.io import bars, data_root
+from gtr_jax.io import bars, data_root, lock
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.training.run import TrainingRun
 
@@ -68,6 +69,10 @@ def bare_t5(folder, to):
   return to
 
 
+def flags_of_trained(place, steps=6):
+  return ["--batch_size", "16", "--steps", str(steps), "--eval", str(place / "small"), "--gin.EVAL_PERIOD=3"]
+
+
 def test_every_form_of_model(place):
   """Sizes, vocabulary, lengths and prompts come from the model."""
   ours = load_model(place / "model")
@@ -106,7 +111,7 @@ def test_defaults_that_fit(place):
   run, batches, said = configured(place, place / "model", batch_size=None)
   pairs = json.loads(re.search(r'[\d,]+ to train', said[0])[0].split()[0].replace(",", ""))
   assert batches["batch_size"] == 128 and batches["negatives_per_example"] == 1
-  assert run["train_steps"] == -(-3 * pairs // 128) == 5 and run["eval_period"] == 1
+  assert run["train_steps"] == round(3 * pairs / 128) == 4 and run["eval_period"] == 1
   assert batches["row_lengths"]["inputs"] >= batches["feature_lengths"]["inputs"] <= 16
   assert batches["microbatch_size"] is None  # It fits.
   assert run["best_metric"] == "held_out/nDCG@10"
@@ -194,9 +199,12 @@ def trained(place, tmp_path_factory):
   from gtr_jax.collections.corpus import Documents
   write_collection(place / "small", Documents([f"d{i}" for i in range(40)], [""] * 40,
                                               [sentence(i, 9) for i in range(40)]))
-  assert train(place, "--batch_size", "16", "--steps", "6", "--eval", str(place / "small"),
-               "--gin.EVAL_PERIOD=3") == 0
+  assert train(place, *flags_of_trained(place)) == 0
   return place / "mine"
+
+
+def labels_of(out):
+  return [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
 
 
 def test_one_line(place, trained, capfd):
@@ -208,19 +216,65 @@ def test_one_line(place, trained, capfd):
   assert fields["lengths"] == {"query": 16, "document": 32}
   assert fields["trained_lengths"]["query"] <= 16
   # The same command has nothing left to do, and says so.
-  assert train(place, "--batch_size", "16", "--steps", "6", "--eval", str(place / "small"),
-               "--gin.EVAL_PERIOD=3") == 0
-  out = capfd.readouterr().out
-  labels = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
-  assert labels == ["gtr_jax", "pairs", "fields", "lengths", "start", "model", "mesh", "batch", "steps", "texts",
-                    "memory", "measured", "output", "going", "done", "best", "where", "next"], out
+  before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+  assert train(place, *flags_of_trained(place)) == 0
+  out, err = capfd.readouterr()
+  assert labels_of(out) == ["gtr_jax", "pairs", "fields", "lengths", "start", "already", "done", "best", "where", "next"], out
+  assert "already trained to step 6; nothing to do" in out and "train:" not in err
+  assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
   assert 'fields    query: "question"; passage: "answer"; negatives: "negatives"\n' in out
-  assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
   best = max(measured[1:], key=lambda line: line["small/nDCG@10"])["small/nDCG@10"]
-  assert f"small/nDCG@10 {best:.4f}" in out
+  assert f"small/nDCG@10 {best:.4f} ({measured[0]['small/nDCG@10']:.4f} before training)" in out
   for command in ("evaluate", "search", "convert"):
     assert f"gtr-jax {command} " in out
   assert f"--collection {place / 'small'}" in out
+
+
+def test_changed_settings_are_said(place, trained, capfd):
+  changed = place / "changed"
+  shutil.copytree(trained, changed)
+  text = (changed / "config.gin").read_text()
+  start = json.loads((changed / "metrics.jsonl").read_text().splitlines()[0])["small/nDCG@10"]
+  # Nothing is left to train.
+  assert train(place, *flags_of_trained(place), "--learning_rate", "0.01", output="changed") == 0
+  out, err = capfd.readouterr()
+  assert "changed: this run was begun with LEARNING_RATE = 0.001 (now 0.01); nothing is trained anew" in err
+  assert "already trained to step 6; nothing to do" in out and "train:" not in err
+  assert (changed / "config.gin").read_text() == text and not list(changed.glob("config-*"))
+  # It goes on.
+  assert train(place, *flags_of_trained(place, steps=8), "--learning_rate", "0.01", output="changed") == 0
+  out, err = capfd.readouterr()
+  assert ("this run was begun with LEARNING_RATE = 0.001 (now 0.01), TRAIN_STEPS = 6 (now 8); from step 6 on the new "
+          "ones hold, with another schedule of the learning rate") in err
+  assert (changed / "config-6.gin").read_text() == text
+  assert "linear_decay.peak = 0.01\n" in (changed / "config.gin").read_text()
+  assert labels_of(out) == ["gtr_jax", "pairs", "lengths", "start", "model", "mesh", "batch", "steps", "texts",
+                            "memory", "measured", "output", "going", "done", "best", "where", "next"], out
+  assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
+  assert f"({start:.4f} before training)" in out
+
+
+def test_a_folder_that_is_trained_in(place, capsys):
+  output = place / "taken"
+  output.mkdir()
+  with lock.locked(output, wait=False):
+    assert train(place, "--batch_size", "16", "--steps", "2", output="taken") == 2
+  assert capsys.readouterr().err.splitlines()[-1] == (
+      f"gtr-jax train: {output}: another process is training there; wait for it, or give another --output (MODEL_DIR)")
+  assert not list(output.iterdir())
+
+
+def test_out_of_memory(place, capsys, monkeypatch):
+  monkeypatch.setattr("gtr_jax.training.run.create_state", lambda *_: jnp.zeros((1 << 50,)).block_until_ready())
+  assert train(place, "--batch_size", "16", "--steps", "2", output="never") == 1
+  assert "out of memory (RESOURCE_EXHAUSTED" in capsys.readouterr().err.splitlines()[-1]
+  assert not (place / "never").exists()
+
+
+def test_epochs_are_the_nearest_steps(place):
+  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print).train
+  for epochs, steps in ((1.4 * 128 / pairs, 1), (1.6 * 128 / pairs, 2), (0.01, 1)):
+    assert configured(place, place / "model", batch_size=128, epochs=epochs)[0]["train_steps"] == steps
 
 
 def test_config_gin_repeats_it(place, trained):
@@ -276,8 +330,9 @@ def test_wrong_arguments_from_python(place, given, message):
 def test_what_is_hardly_meant_is_said(place, trained, tmp_path, capsys):
   few = tmp_path / "few.jsonl"
   few.write_text("".join(json.dumps([f"{i} {sentence(i, 4)}", sentence(i, 9) + f" {i}"]) + "\n" for i in range(12)))
-  assert main(["train", "--pairs", str(few), "--init", str(trained), "--output", str(tmp_path / "out"), "--batch_size",
-               "16", "--steps", "4", "--data_dir", str(tmp_path / "data"), "--gin.WARMUP_STEPS=3"]) == 0
+  assert main(["train", "--pairs", str(few), "--init", str(trained), "--output", str(tmp_path / "out"),
+               "--gin.BATCH_SIZE=16", "--steps", "4", "--data_dir", str(tmp_path / "data"),
+               "--gin.WARMUP_STEPS=3"]) == 0
   said = capsys.readouterr()
   assert "a batch of 16 pairs from 12 repeats pairs" in said.err
   assert "the learning rate rises until step" in said.err and "set WARMUP_STEPS" in said.err
@@ -306,6 +361,7 @@ RUN = ["--pairs", "{my}", "--init", "{model}", "--output", "{out}"]
     ([*RUN, "--vocabulary", "{my}"], "leave --vocabulary"),
     ([*RUN, "--gin.BATCHSIZE=3"], "BATCHSIZE"),
     ([*RUN, "--eval", "{nothing}"], "nothing"),
+    ([*RUN, "--batch_size", "100000"], r"--batch_size 100000: there are only \d+ pairs to train on; give at most \d+"),
     ([], "--pairs, --init and --output"),
 ])
 def test_mistakes(place, tmp_path, capsys, flags, message):

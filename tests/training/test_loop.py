@@ -372,3 +372,12 @@ def test_early_stopping(tmp_path):
   again = run(tmp_path, Periods(20, evaluate=2, checkpoint=100, early_stopping=2), evaluators=[evaluation],
               best_metric="dev/ndcg", keep=1)
   assert again.gave_up and int(again.state.step) == 8
+
+
+def test_what_it_started_from_is_known_after_it_went_on(tmp_path):
+  evaluation = Evaluation(0.5, 0.4, 0.6)
+  for steps in (2, 4):
+    result = run(tmp_path, Periods(steps, evaluate=2), evaluators=[evaluation], best_metric="dev/ndcg",
+                 measure_start=True)
+    assert result.start == 0.5
+  assert not evaluation.results
