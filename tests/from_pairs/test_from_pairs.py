@@ -218,7 +218,8 @@ def test_one_line(place, trained, capfd):
   before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
   assert train(place, *flags_of_trained(place)) == 0
   out, err = capfd.readouterr()
-  assert labels_of(out) == ["gtr_jax", "pairs", "fields", "lengths", "start", "already", "done", "best", "where", "next"], out
+  assert labels_of(out) == ["gtr_jax", "pairs", "fields", "lengths", "start", "already", "done", "best", "where",
+                            "next"], out
   assert "already trained to step 6; nothing to do" in out and "train:" not in err
   assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
   assert 'fields    query: "question"; passage: "answer"; negatives: "negatives"\n' in out
