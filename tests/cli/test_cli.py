@@ -195,7 +195,7 @@ def test_quiet_leaves_results_and_errors(place, model, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(("rows", "message"), [
-    ([{"qid": "one"}] * 40, "all of its 16 pairs have one query, by id or text; check the task's query_id"),
+    ([{"qid": "one"}] * 40, "all of its 16 pairs have one query, by id or text; check which field is the query"),
     ([{"query": "the same", "qid": None}] * 40, "all of its 16 pairs have one query"),
     ([{"positive": "the same"}] * 40, "all of its 16 pairs have one passage"),
 ], ids=["query_id", "query", "passage"])

@@ -248,8 +248,8 @@ def test_changed_settings_are_said(place, trained, capfd):
           "ones hold, with another schedule of the learning rate") in err
   assert (changed / "config-6.gin").read_text() == text
   assert "linear_decay.peak = 0.01\n" in (changed / "config.gin").read_text()
-  assert labels_of(out) == ["gtr_jax", "pairs", "lengths", "start", "model", "mesh", "batch", "steps", "texts",
-                            "memory", "measured", "output", "going", "done", "best", "where", "next"], out
+  assert labels_of(out) == ["gtr_jax", "pairs", "fields", "lengths", "start", "model", "mesh", "batch", "steps",
+                            "texts", "memory", "measured", "output", "going", "done", "best", "where", "next"], out
   assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
   assert f"({start:.4f} before training)" in out
 
