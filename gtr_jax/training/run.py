@@ -155,8 +155,10 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   with _told_where_it_goes_on(directory):
     ended = processes.from_first(lambda: begun.at_its_end(directory, run.train_steps, lower_is_better, config_text))
   if ended is not None:  # Before the data are read.
-    banner.say(f"already trained to step {ended['step']}; nothing to do", *banner.closing(run, **ended),
-               *(banner.following(run, begun.first_collection(config_text)) if says_next else ()))
+    banner.say(f"already trained to step {ended['step']}; nothing to do")
+    processes.print_once("\n".join(banner.closing(run, **ended)))
+    if says_next:
+      banner.say(*banner.following(run, begun.first_collection(config_text)))
     return None
   part, parts = processes.data_part(mesh)
   shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
@@ -246,9 +248,9 @@ def _finish(run: TrainingRun, checkpointer: Checkpointer, result: FitResult, mea
     best = checkpointer.best_step()
     lines = banner.closing(run, best, None if best is None else checkpointer.metric_of(best), int(result.state.step),
                            result.gave_up, result.start)
+    processes.print_once("\n".join(lines))  # Results: also of a quiet command.
     if says_next:
-      lines += banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None))
-    banner.say(*lines)
+      banner.say(*banner.following(run, next((of.collection for of in measured if hasattr(of, "collection")), None)))
   return result.stopped_by
 
 

@@ -272,7 +272,7 @@ def test_out_of_memory(place, capsys, monkeypatch):
 
 
 def test_epochs_are_the_nearest_steps(place):
-  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None, print).train
+  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None).train
   for epochs, steps in ((1.4 * 128 / pairs, 1), (1.6 * 128 / pairs, 2), (0.01, 1)):
     assert configured(place, place / "model", batch_size=128, epochs=epochs)[0]["train_steps"] == steps
 
