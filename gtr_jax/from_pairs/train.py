@@ -57,7 +57,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
     query_length: most tokens of a query.
     document_length: most tokens of a document.
     bindings: of gin, "NAME=VALUE", on top.
-    quiet: show no progress: warnings and errors only.
+    quiet: no progress: only what came of it, warnings and errors.
 
   Raises:
     InputError: something given is wrong.

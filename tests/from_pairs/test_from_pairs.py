@@ -291,7 +291,8 @@ def test_from_python(place, trained, capfd):
   model = gtr_jax.train(pairs, init=trained, output=place / "python", steps=2, batch_size=16,
                         bindings=("EVAL_PERIOD=2",), quiet=True)
   said = capfd.readouterr()
-  assert said.out == "" and "train:" not in said.err and bars.shown()
+  assert [line.split()[0] for line in said.out.splitlines()] == ["done", "where"], said.out
+  assert "train:" not in said.err and bars.shown()
   assert model.similarity(model.encode_queries([pairs[0][0]]), model.encode_documents([pairs[0][1]])).shape == (1, 1)
   text = (place / "python" / "config.gin").read_text()
   assert str(trained) in text and "negatives_per_example = 0" in text
