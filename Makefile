@@ -39,8 +39,9 @@ test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.
 
 KILLS ?= 300
 SEED ?= 0
+PROCESSES ?= 1 2 4
 campaign-kills: $(VENV)/installed  ## kill training KILLS times at any moment, on 1, 2 and 4 processes (hours; SEED=0)
-	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --seed $(SEED)
+	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --seed $(SEED) --processes $(PROCESSES)
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .

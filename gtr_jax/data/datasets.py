@@ -1,4 +1,4 @@
-"""What `pipeline` asks of TensorFlow: datasets and their states. Apart, because TensorFlow takes seconds to import."""
+"""What the input pipeline asks of TensorFlow beside its tasks. Apart, because TensorFlow takes seconds to import."""
 
 import contextlib
 import re
@@ -16,12 +16,10 @@ tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory th
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Deterministic, and with a state that can be saved."""
+  """Deterministic, and without tf.data's autotuning."""
   options = tf.data.Options()
   options.deterministic = True
-  # A symbolic state would be smaller but read the buffered examples again.
-  options.experimental_symbolic_checkpoint = False
-  # Its thread is not woken where an iterator is done with, so that each pass over validation data waits seconds for it.
+  # Its thread is not woken where an iterator is done with, so that each of them waits seconds for it.
   options.autotune.enabled = False
   return dataset.with_options(options)
 

@@ -26,8 +26,6 @@ from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Seed
 
 _Lengths = Annotated[Mapping[str, Length], Says("a dictionary such as {'inputs': 64, 'targets': 256}")]
-
-
 _WITH_NEGATIVES = 8  # Batches, of which some example should have a hard negative where these are asked for.
 
 

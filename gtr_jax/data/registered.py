@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.examples import RunVocabulary, add_pair_task, prepared
-from gtr_jax.data.sources import JsonlSource, PreparedSource
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.prepare import manifests
@@ -52,13 +51,6 @@ def _task_of_prepared(name: str) -> str:
   if task not in seqio.TaskRegistry.names():
     add_pair_task(task, prepared(name, *splits), vocabulary="")
   return task
-
-
-def num_pairs(provider: Any, split: str) -> int | None:
-  """How many pairs it has, where its sources know without reading them through."""
-  counts: list[Any] = [task.num_input_examples(split) if isinstance(task.source, JsonlSource | PreparedSource) else None
-            for task in tasks_of(provider, split)]
-  return None if None in counts else sum(counts)
 
 
 def tasks_of(provider: Any, split: str) -> list[Any]:

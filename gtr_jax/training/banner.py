@@ -31,13 +31,13 @@ def device_line() -> str:
   return f"gtr_jax {__version__} on {len(devices)} {kind}{'s' * (len(devices) > 1)}{several}, JAX {jax.__version__}"
 
 
-def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batch, state: Any,
+def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, state: Any,
            measured: Sequence[str], step: int) -> list[str]:
   """Lines of a run before its first step.
 
   Args:
     run: the `run.TrainingRun`.
-    num_pairs: to train on; None: not known.
+    num_pairs: to train on.
     lengths: tokens at which texts are cut, of "inputs" and "targets".
     batch: this process's part of the first batch.
     state: the `TrainState`.
@@ -61,7 +61,7 @@ def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batc
   each = f", {negatives} hard negative{'s' * (negatives > 1)} each" if negatives else ""
   at_once = f", encoded {pairs // batch.valid.shape[1]} at once" if microbatched else ""
   lines.append(_line("batch", f"{pairs:,} pairs{each}{at_once}; {_rows(batch)}"))
-  epochs = f", {run.train_steps * pairs / num_pairs:.3g} times the {num_pairs:,} pairs" if num_pairs else ""
+  epochs = f", {run.train_steps * pairs / num_pairs:.3g} times the {num_pairs:,} pairs"
   temperature = getattr(run.loss, "temperature", None)
   lines.append(_line("steps", f"{run.train_steps:,}{epochs}; {_learning_rate(run)}" +
                      (f"; temperature {temperature:g}" if temperature else "")))
@@ -75,11 +75,11 @@ def banner(run: Any, num_pairs: int | None, lengths: dict[str, int], batch: Batc
   return lines
 
 
-def warn(run: Any, num_pairs: int | None, pairs: int) -> None:
+def warn(run: Any, num_pairs: int, pairs: int) -> None:
   """Says on stderr what of a run is hardly meant."""
   if not processes.is_first():
     return
-  if num_pairs and pairs > num_pairs:
+  if pairs > num_pairs:
     print(f"a batch of {pairs:,} pairs from {num_pairs:,} repeats pairs, which then are no negatives of each other; a "
           f"batch of {num_pairs:,} or fewer is as good", file=sys.stderr)
   peak = _peak(run)
