@@ -318,7 +318,8 @@ class ValidationBatches:
           records = self._tasks[task].read(order.pieces(here.start - start, here.stop - start))
           parts.append((task, np.arange(here.start, here.stop) - first, records))
       if not parts:  # Nothing is left for it: of the first pair, only the shapes.
-        parts.append((0, np.zeros(1, int), self._tasks[0].read(self._orders[0].pieces(0, 1))))
+        task, order = next((task, order) for task, order in enumerate(self._orders) if order.epoch_size)
+        parts.append((task, np.zeros(1, int), self._tasks[task].read(order.pieces(0, 1))))
       features = _features_of(self._tasks, parts, len(part))
     del features["example_id"]
     there = np.arange(first, last) < self._starts[-1]
