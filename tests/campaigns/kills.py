@@ -147,7 +147,9 @@ class Run:
     return found
 
   def metrics(self) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
+    """Without times: the first step of a process is not timed."""
+    return [{name: value for name, value in json.loads(line).items() if "per_second" not in name}
+            for line in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
 
   def left(self) -> set[str]:
     """What lies there, without what every run names in its own way."""
