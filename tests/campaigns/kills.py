@@ -119,7 +119,9 @@ class Run:
       Path(f"{watched}-place").write_bytes(b"the start".ljust(64))
       environment = {
           **os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
-          "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES // count), "XDG_CACHE_HOME": str(self._cache),
+          "JAX_PLATFORMS": "cpu",
+          "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+          "JAX_NUM_CPU_DEVICES": str(DEVICES // count), "XDG_CACHE_HOME": str(self._cache),
           "JAX_COMPILATION_CACHE_DIR": str(self._cache / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
           "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
           "WATCHED_BATCHES": f"{watched}-batches", "WATCHED_PLACE": f"{watched}-place"}
