@@ -109,7 +109,7 @@ class Draws:
 
   def _cycle(self, number):
     tasks = np.repeat(np.arange(len(self._counts)), self._counts)
-    return tasks if len(self._counts) == 1 else tasks[permutation(key_of(self._key, number), _CYCLE)]
+    return tasks if np.count_nonzero(self._counts) == 1 else tasks[permutation(key_of(self._key, number), _CYCLE)]
 
   def before(self, draw: int) -> np.ndarray:
     """int64 `[tasks]`: how often each was drawn before this draw."""

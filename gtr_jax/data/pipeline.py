@@ -161,8 +161,8 @@ class TrainingBatches:
                        "first batches has one; declare the task's `negatives` field, or ask for 0")
     del features["example_id"]
     if self._packed:  # Of a group that all processes can read.
-      first = self._features(0, range(1))
-      del first["example_id"]
+      first = features if self._groups.start == 0 else self._features(0, range(1))
+      first = {name: value[:self._of_group] for name, value in first.items() if name != "example_id"}
       self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(first, groups=1)))
     return self._make_batch(features)
 

@@ -87,7 +87,8 @@ def find_cached(tasks: Sequence[Any]) -> None:
 
 
 def files_of(task: Any, split: str, use_cached: bool) -> list[str]:
-  """The TFRecord files that a task of `add_pair_task` reads; through the cache, its sources need not be there."""
+  """The TFRecord files that a task of `add_pair_task` reads; with `use_cached` those of any cached task, whose sources
+  need not be there."""
   if use_cached:
     return sorted(tf.io.gfile.glob(f"{seqio.utils.get_cached_tfrecord_prefix(task.cache_dir, split)}-*-of-*"))
   return list(map(os.fspath, task.source.record_files(split)))

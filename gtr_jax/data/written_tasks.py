@@ -19,6 +19,7 @@ from etils import epath
 from gtr_jax.data import datasets, shards
 from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
+from gtr_jax.data.registered import files_of
 from gtr_jax.io.bars import Bar
 
 _LOOKED_AT = 64  # Examples that say whether a task still gives what was written.
@@ -37,11 +38,10 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   spec = dataset.element_spec
   with datasets.input_errors(task.name):
     first = hashlib.sha256(b"".join(map(_serialize, dataset.take(_LOOKED_AT).as_numpy_iterator()))).hexdigest()
-  source = task._get_cached_source(split) if use_cached else task.source
-  names = filter(None, map(os.fspath, source.list_shards(split)))  # A function as the source has an empty one.
-  files = [path for path in map(epath.Path, names) if path.is_file()]
+  names = files_of(task, split, True) if use_cached else map(os.fspath, task.source.list_shards(split))
+  files = [path for path in map(epath.Path, filter(None, names)) if path.is_file()]  # A function's name is empty.
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
-             [shards.content_hash(file) for file in files], sorted(set(map(_code, task.preprocessors)))]
+             [shards.content_hash(file) for file in files], list(map(_code, task.preprocessors))]
 
   def records(split: str) -> Generator[tuple[str, bytes], None, list[str]]:
     del split

@@ -33,6 +33,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from ports import free_port  # noqa: E402
+from tiny_gin import tiny_model  # noqa: E402
 from tiny_model_dir import corpus, sentence, write_collection, write_vocabulary  # noqa: E402
 
 DEVICES, STEPS, PROCESSES = 4, 24, (1, 2, 4)
@@ -40,20 +41,9 @@ END_SECONDS = 120  # In which all processes of a run have to end when one of the
 LIFE_SECONDS = 600
 _MANY = 20  # Kills, for which the length of a life is worth a run of its own.
 
-GIN = f"""
-from __gin__ import dynamic_registration
+GIN = tiny_model(160, 32) + f"""
 from gtr_jax.evaluation import evaluate
-from gtr_jax.losses import in_batch
-from gtr_jax.models import dual_encoder
-from gtr_jax.models import t5
-include 'models/t5_1_0.gin'
 include 'runs/train.gin'
-t5.T5Config.vocab_size = 160
-t5.T5Config.emb_dim = 32
-t5.T5Config.num_heads = 2
-t5.T5Config.head_dim = 16
-t5.T5Config.mlp_dim = 64
-t5.T5Config.num_layers = 1
 dual_encoder.DualEncoder.projection_dim = 16
 DROPOUT_RATE = 0.1
 TEMPERATURE = 0.1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_gin import tiny_model
 from tiny_model_dir import sentence, write_vocabulary
 
 from gtr_jax.cli import demo, encode
@@ -15,20 +16,10 @@ from gtr_jax.cli.main import main
 from gtr_jax.data import examples
 from gtr_jax.io import data_root
 
-RUN = """
-from __gin__ import dynamic_registration
+RUN = tiny_model(160, 16) + """
 from gtr_jax.evaluation import evaluate
 from gtr_jax.losses import in_batch
-from gtr_jax.models import t5
-from gtr_jax.models import dual_encoder
-include 'models/t5_1_0.gin'
 include 'runs/train.gin'
-t5.T5Config.vocab_size = 160
-t5.T5Config.emb_dim = 16
-t5.T5Config.num_heads = 2
-t5.T5Config.head_dim = 8
-t5.T5Config.mlp_dim = 32
-t5.T5Config.num_layers = 1
 dual_encoder.DualEncoder.projection_dim = 8
 DROPOUT_RATE = 0.0
 TRAIN_STEPS = 6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow_datasets as tfds
+from tiny_gin import tiny_model
 from tiny_model_dir import sentence, write_model_dir
 
 from gtr_jax import config
@@ -25,18 +26,7 @@ RECIPES = {
                                 ["DATA_FRACTION=0.5"]),
     "Sentence-T5": (["recipes/sentence_t5_nli.gin"], ["ONE_TASK_PER_BATCH=True"]),
 }
-TINY = """
-from __gin__ import dynamic_registration
-from gtr_jax.models import dual_encoder
-from gtr_jax.models import t5
-include 'models/t5_1_0.gin'
-t5.T5Config.vocab_size = 56
-t5.T5Config.emb_dim = 16
-t5.T5Config.num_heads = 2
-t5.T5Config.head_dim = 8
-t5.T5Config.mlp_dim = 32
-t5.T5Config.num_layers = 1
-"""
+TINY = tiny_model(56, 16)
 SHORT = ["BATCH_SIZE=32", "TRAIN_STEPS=3", "LOG_PERIOD=1", "EVAL_PERIOD=3", "CHECKPOINT_PERIOD=3",
          "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 16}", "ROW_LENGTHS={'inputs': 16, 'targets': 24}",
          "QUERY_LENGTH=8", "DOCUMENT_LENGTH=16", "dual_encoder.DualEncoder.projection_dim=8"]

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from tiny_gin import tiny_model
 from tiny_model_dir import sentence, write_vocabulary
 
 STEPS = 80
@@ -33,20 +34,10 @@ def write_slowly(self, step, scalars):
 JsonlWriter.write = write_slowly
 """
 
-GIN = f"""
-from __gin__ import dynamic_registration
+GIN = tiny_model(160, 32) + f"""
 from gtr_jax.training import run
 from gtr_jax.losses import in_batch
-from gtr_jax.models import dual_encoder
-from gtr_jax.models import t5
-include 'models/t5_1_0.gin'
 include 'runs/train.gin'
-t5.T5Config.vocab_size = 160
-t5.T5Config.emb_dim = 32
-t5.T5Config.num_heads = 2
-t5.T5Config.head_dim = 16
-t5.T5Config.mlp_dim = 64
-t5.T5Config.num_layers = 1
 dual_encoder.DualEncoder.projection_dim = 16
 in_batch.InBatchLoss.temperature = 0.05
 DROPOUT_RATE = 0.1
