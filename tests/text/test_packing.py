@@ -208,26 +208,35 @@ def test_rows_are_added_without_a_text(features):
       assert not b[:, :, a.shape[2]:].any()
 
 
-def random_batch(seed, pairs=256, longest=(24, 64), groups=1, usual=None, microbatches=None):
-  """Packed, of texts whose lengths vary; long ones are cut."""
-  rng = np.random.default_rng(seed)
-  lengths = [np.minimum(rng.integers(2, 2 * most, (pairs, 1)), most) for most in longest]
-  tokens = [np.where(np.arange(most) < length, 1, 0).astype(np.int32)
-            for most, length in zip(longest, lengths, strict=True)]
-  hashes = {name: rng.integers(-2**62, 2**62, pairs) for name in ("query_hash", "passage_hash", "text_hash")}
-  return make_batch({"left_encoder_input_tokens": tokens[0], "right_encoder_input_tokens": tokens[1], **hashes}, groups,
+def random_lengths(rng, texts, longest=(24, 64)):
+  """Of queries and passages; long ones are cut."""
+  return [np.minimum(rng.integers(2, 2 * most, texts), most) for most in longest]
+
+
+def packed_batch(lengths, usual=None, microbatches=None, longest=(24, 64)):
+  rng = np.random.default_rng(0)
+  tokens = [np.where(np.arange(most) < of_side[:, None], 1, 0).astype(np.int32)
+            for most, of_side in zip(longest, lengths, strict=True)]
+  hashes = {name: rng.integers(-2**62, 2**62, len(lengths[0])) for name in ("query_hash", "passage_hash", "text_hash")}
+  return make_batch({"left_encoder_input_tokens": tokens[0], "right_encoder_input_tokens": tokens[1], **hashes}, 1,
                     row_lengths=RowLengths(32, 64), usual=usual, microbatches=microbatches)
 
 
-@pytest.mark.parametrize("groups, microbatches", [(1, None), (4, None), (2, 2)])
-def test_nearly_all_batches_have_the_usual_shape(groups, microbatches):
-  usual = usual_shape(random_batch(0, groups=groups, microbatches=microbatches))
-  shapes = {seed: [random_batch(seed, groups=groups, microbatches=microbatches, usual=given).passages.tokens.shape
-                   for given in (usual, None)] for seed in range(40)}
-  ours, rounded = ([shapes[seed][i] for seed in shapes] for i in range(2))
-  assert max(map(ours.count, ours)) >= 36 and len(set(ours)) <= len(set(rounded))
+def random_batch(seed, usual=None):
+  return packed_batch(random_lengths(np.random.default_rng(seed), 256), usual=usual)
+
+
+@pytest.mark.parametrize("pairs, microbatches", [(256, None), (64, None), (256, 2)])
+def test_nearly_all_batches_have_the_usual_shape(pairs, microbatches):
+  """Those of a group, as the pipeline deals them from a window."""
+  lengths = random_lengths(np.random.default_rng(0), 40 * pairs)
+  batches = [[of_side[dealt] for of_side in lengths] for dealt in balance(*lengths, 40).reshape(40, pairs)]
+  usual = usual_shape(packed_batch(batches[0], microbatches=microbatches))
+  ours, rounded = ([packed_batch(batch, usual=given, microbatches=microbatches).passages.tokens.shape
+                    for batch in batches] for given in (usual, None))
+  assert max(map(ours.count, ours)) >= 38 and len(set(ours)) <= len(set(rounded))
   slots = [sum(np.prod(shape) for shape in of) for of in (ours, rounded)]
-  assert slots[0] < (1 + PASSAGE_SPREAD / np.sqrt(256)) * slots[1]  # a step of rounding
+  assert slots[0] < (1 + PASSAGE_SPREAD / np.sqrt(pairs)) * slots[1]  # a step of rounding
 
 
 def test_more_rows_change_no_text():
