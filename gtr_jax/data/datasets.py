@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from gtr_jax.io import data_root, tensorflow_log
 
@@ -11,6 +12,11 @@ tensorflow_log.quiet()
 import tensorflow as tf  # noqa: E402
 
 from gtr_jax.errors import InputError  # noqa: E402
+
+Examples = Mapping[str, tf.Tensor | tf.RaggedTensor]
+"""Of several examples, each value `[examples, …]`."""
+
+_AT_ONCE = 128  # Examples.
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
@@ -22,6 +28,16 @@ def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
   # Its thread is not woken where an iterator is done with, so that each of them waits seconds for it.
   options.autotune.enabled = False
   return dataset.with_options(options)
+
+
+def many_at_once(dataset: tf.data.Dataset, function: Callable[..., Examples],
+                 finish: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> tf.data.Dataset:
+  """What `function` makes of the dataset's examples, then `finish` of each.
+
+  Of a single example most of the time would go into calls.
+  """
+  function, finish = map(tf.autograph.experimental.do_not_convert, (function, finish))
+  return dataset.ragged_batch(_AT_ONCE).map(function, num_parallel_calls=tf.data.AUTOTUNE).unbatch().map(finish)
 
 
 @contextlib.contextmanager

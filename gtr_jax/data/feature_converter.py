@@ -61,29 +61,32 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     return lengths
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    # Nothing in it to convert, and tracing is faster without.
+    return ds.map(tf.autograph.experimental.do_not_convert(lambda ex: self.convert(ex, task_feature_lengths)),
+                  num_parallel_calls=tf.data.AUTOTUNE)
 
-    @tf.autograph.experimental.do_not_convert  # Nothing in it to convert, and tracing is faster without.
-    def convert(ex):
-      out = {"left_encoder_input_tokens": _fit(ex["inputs"], task_feature_lengths["inputs"]),
-             "right_encoder_input_tokens": _fit(ex["targets"], task_feature_lengths["targets"]),
-             "example_id": ex.get("example_id", tf.constant(""))}
-      for name, tokens in _HASHES.items():
-        out[name] = ex[name] if name in ex else _token_hash(ex[tokens])
-      if self._negatives:
-        negatives = _fit(ex["negative_targets"], self._negatives, task_feature_lengths["negative_targets"])
-        out["right_negative_encoder_input_tokens"] = negatives
-        for name in _NEGATIVE_HASHES:
-          out[name] = _fit(ex[name] if name in ex else _token_hash(ex["negative_targets"]), self._negatives)
-      if self._negative_queries:
-        out["left_negative_encoder_input_tokens"] = _fit(
-            ex["negative_inputs"], self._negative_queries, task_feature_lengths["negative_inputs"])
-      return out
-
-    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+  def convert(self, features: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, tf.Tensor]:
+    """Of one example; or of several, ragged, with an axis more."""
+    out = {"left_encoder_input_tokens": _fit(features["inputs"], lengths["inputs"]),
+           "right_encoder_input_tokens": _fit(features["targets"], lengths["targets"]),
+           "example_id": features.get("example_id", tf.constant(""))}
+    for name, tokens in _HASHES.items():
+      out[name] = features[name] if name in features else _token_hash(features[tokens])
+    if self._negatives:
+      negatives = features["negative_targets"]
+      out["right_negative_encoder_input_tokens"] = _fit(negatives, self._negatives, lengths["negative_targets"])
+      for name in _NEGATIVE_HASHES:
+        out[name] = _fit(features[name] if name in features else _token_hash(negatives), self._negatives)
+    if self._negative_queries:
+      out["left_negative_encoder_input_tokens"] = _fit(
+          features["negative_inputs"], self._negative_queries, lengths["negative_inputs"])
+    return out
 
 
-def _fit(tensor: tf.Tensor, *shape: int) -> tf.Tensor:
-  """Cuts each axis to `shape`, or fills it up with zeros."""
+def _fit(tensor: tf.Tensor | tf.RaggedTensor, *shape: int) -> tf.Tensor:
+  """Cuts each axis to `shape`, or fills it up with zeros; of a ragged tensor those after the first."""
+  if isinstance(tensor, tf.RaggedTensor):
+    return tensor.to_tensor(shape=(None, *shape))
   tensor = tensor[tuple(slice(n) for n in shape)]
   tensor = tf.pad(tensor, [(0, n - tf.shape(tensor)[i]) for i, n in enumerate(shape)])
   return tf.ensure_shape(tensor, shape)

@@ -11,6 +11,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from gtr_jax.data.datasets import Examples, many_at_once
 from gtr_jax.data.text_hash import exact_hash, text_hash
 
 Lengths = Mapping[str, int | tuple[int, int]]
@@ -67,130 +68,179 @@ class PairTask(seqio.Task):
 
   def numbered_features(self, dataset: tf.data.Dataset, sequence_length: Lengths | None,
                         seed: int | None = None) -> tf.data.Dataset:
-    """The same of (number, example) pairs: by seed and number the negatives of an example are drawn.
+    """The same of (number, example) pairs: by seed and number the negatives of an example are drawn."""
 
-    An example may name its task, as "task": the graph is then that of all tasks with the same `graph_key`.
+    def features(numbers, examples):
+      return self.features(numbers, examples, sequence_length, seed)
+
+    def dense(example):
+      return {name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
+              for name, value in example.items()}
+
+    return many_at_once(dataset, features, dense)
+
+  def features(self, numbers: tf.Tensor, examples: Examples, sequence_length: Lengths | None,
+               seed: int | None = None) -> Examples:
+    """Texts, or what is cached of them -> features of all examples.
+
+    Args:
+      numbers: int64 `[examples]`: by seed and number the negatives of an example are drawn.
+      examples: as `sources` has them, or `parse_cached`. They may name their task, as "task", string `[]`: the graph is
+        then that of all tasks with the same `graph_key`.
+      sequence_length: of the features.
+      seed: None: nothing is drawn.
+
+    Returns:
+      `[examples, …]`, ragged: nothing is filled up.
     """
-    cached = "query" not in dataset.element_spec[1]
-    vocabulary_hash = self._vocabulary.hash64() if cached else None
+    cached = "query" not in examples
+    texts: dict[str, Any] = self._checked(examples) if cached else {
+        **examples, "negative_ids": _filled(examples["negative_ids"], examples["negatives"])}
+    for feature, names in (_CACHED_LISTS if cached else _LISTS).items():
+      chosen = self._choose(texts[names[0]], feature, sequence_length, seed, numbers)
+      texts |= {name: _gathered(texts[name], chosen) for name in names}
+    return self._finish(texts if cached else self._tokenize(texts), sequence_length)
 
-    @tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
-    def convert(number, ex):
-      ex = dict(ex)
-      if cached:
-        again, name = "run seqio_cache_tasks again with --overwrite", ex.pop("task", self.name)
-        with tf.control_dependencies([
-            tf.debugging.Assert(ex["vocabulary_hash"] == vocabulary_hash, [
-                name + f": was cached with another vocabulary; train with that one, or {again}"]),
-            tf.debugging.Assert(ex.get("cache_format", 1) == _CACHE_FORMAT, [
-                name + f": was cached by a gtr_jax that held other texts for equal; {again}"])]):
-          ex = _from_cached({**ex, "inputs": tf.identity(ex["inputs"])})
-      else:
-        ex = {**ex, "negative_ids": _filled(ex["negative_ids"], tf.size(ex["negatives"]))}
-      for feature, names in (_CACHED_LISTS if cached else _LISTS).items():
-        chosen = self._choose(ex[names[0]], feature, sequence_length, seed, number)
-        ex = {**ex, **{name: tf.gather(ex[name], chosen) for name in names}}
-      return self._finish(ex if cached else self._tokenize(ex), sequence_length)
+  def _checked(self, examples):
+    """What is cached, made with this vocabulary and these hashes."""
+    examples = dict(examples)
+    again, name = "run seqio_cache_tasks again with --overwrite", examples.pop("task", self.name)
+    with tf.control_dependencies([
+        tf.debugging.Assert(tf.reduce_all(examples["vocabulary_hash"] == self._vocabulary.hash64()), [
+            name + f": was cached with another vocabulary; train with that one, or {again}"]),
+        tf.debugging.Assert(tf.reduce_all(examples["cache_format"] == _CACHE_FORMAT), [
+            name + f": was cached by a gtr_jax that held other texts for equal; {again}"])]):
+      return _from_cached({**examples, "example_id": tf.identity(examples["example_id"])})
 
-    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
-
-  def _choose(self, texts, feature, sequence_length, seed, number):
-    """Which of an example's texts the run uses: indices."""
-    available = texts.nrows() if isinstance(texts, tf.RaggedTensor) else tf.size(texts, tf.int64)
+  def _choose(self, texts, feature, sequence_length, seed, numbers):
+    """Which of each example's texts the run uses: int64 `[examples, (texts)]`."""
+    available = texts.row_lengths()
     length = (None, None) if sequence_length is None else sequence_length.get(feature, (0, 0))
     count = length[0] if isinstance(length, tuple) else None
     count = available if count is None else tf.minimum(available, count)
     if not self._sample_negatives or seed is None:
-      return tf.range(count)
-    draw = tf.random.stateless_uniform([available], seed=tf.stack([tf.cast(seed, tf.int64), number]))
-    return tf.argsort(draw)[:count]
+      return tf.ragged.range(count)
+    most = tf.reduce_max(tf.concat([available, [0]], 0))
+    draws = _draws(seed, numbers, most)
+    order = tf.argsort(tf.where(tf.range(most) < available[:, None], draws, 2.0), stable=True)
+    return tf.RaggedTensor.from_tensor(tf.cast(order, tf.int64), lengths=count)
 
-  def _tokenize(self, ex):
+  def _tokenize(self, examples):
     """Texts -> token ids, as long as they are, and hashes."""
-    encode = self._vocabulary.encode_tf
+    negatives, negative_queries = examples["negatives"], examples["negative_queries"]
 
-    def hash_of(ids, by_text):
-      return self._hash(ex, ids, by_text)
+    def encode(texts, prefix):
+      if isinstance(texts, tf.RaggedTensor):
+        return texts.with_flat_values(encode(texts.flat_values, prefix))
+      return self._vocabulary.encode_tf(prefix + texts)
 
-    # At once: an example's texts are so short that most of the time goes into the calls.
-    by_text = text_hash(tf.concat([[ex["query"], ex["passage"]], ex["negatives"]], 0))
-    query, passage, negatives = by_text[0], by_text[1], by_text[2:]
+    query, passage, of_negatives = (text_hash(texts) for texts in (examples["query"], examples["passage"],
+                                                                   negatives.flat_values))
     return {
-        "inputs": encode(self._query_prefix + ex["query"]),
-        "targets": encode(self._passage_prefix + ex["passage"]),
-        "negative_inputs": encode(self._query_prefix + ex["negative_queries"]),
-        "negative_targets": encode(self._passage_prefix + ex["negatives"]),
-        "query_hash": hash_of(ex["query_id"], query),
-        "passage_hash": hash_of(ex["passage_id"], passage),
+        "inputs": encode(examples["query"], self._query_prefix),
+        "targets": encode(examples["passage"], self._passage_prefix),
+        "negative_inputs": encode(negative_queries, self._query_prefix),
+        "negative_targets": encode(negatives, self._passage_prefix),
+        "query_hash": self._hash(examples, examples["query_id"], query),
+        "passage_hash": self._hash(examples, examples["passage_id"], passage),
         "text_hash": passage,
-        "negative_passage_hash": hash_of(ex["negative_ids"], negatives),
-        "negative_text_hash": negatives,
-        "example_id": ex["example_id"],
+        "negative_passage_hash": negatives.with_flat_values(
+            self._hash(examples, examples["negative_ids"].flat_values, of_negatives)),
+        "negative_text_hash": negatives.with_flat_values(of_negatives),
+        "example_id": examples["example_id"],
     }
 
-  def _hash(self, ex, ids, by_text):
+  def _hash(self, examples, ids, by_text):
     """Of things with ids, or with none: an id counts within its task only, a text is the same everywhere."""
-    in_task = tf.strings.join([ex.get("task", self.name), ids], separator="\n")
+    in_task = tf.strings.join([examples.get("task", self.name), ids], separator="\n")
     return tf.where(tf.strings.length(ids) > 0, exact_hash(in_task), by_text)
 
-  def query_hash(self, ex: Mapping[str, Any]) -> tf.Tensor:
-    """int64, of an example as it is read."""
-    return ex["query_hash"] if "query_hash" in ex else self._hash(ex, ex["query_id"], text_hash(ex["query"]))
+  def query_hash(self, examples: Examples) -> tf.Tensor:
+    """int64 `[examples]`, of examples as they are read."""
+    if "query_hash" in examples:
+      return examples["query_hash"]
+    return self._hash(examples, examples["query_id"], text_hash(examples["query"]))
 
-  def _finish(self, ex, sequence_length):
-    """Trims and closes the texts; several of one feature become `[texts, longest]`, padded with 0."""
+  def _finish(self, examples, sequence_length):
+    """Trims and closes the texts."""
+
+    def close(ids, length):
+      ids = ids[..., :length - 1] if length else ids
+      if ids.ragged_rank > 1:
+        return ids.with_values(close(ids.values, None))
+      return tf.concat([ids, tf.fill([ids.nrows(), 1], self._vocabulary.eos_id)], 1)
 
     def length(feature):
       value = (sequence_length or {}).get(feature)
       return value[-1] if isinstance(value, tuple) else value
 
-    def close(feature):
-      ids = ex[feature]
-      if isinstance(ids, tf.RaggedTensor):
-        ids = ids[:, :length(feature) - 1] if length(feature) else ids
-        return tf.concat([ids, tf.fill([ids.nrows(), 1], self._vocabulary.eos_id)], 1).to_tensor()
-      return tf.concat([ids[:length(feature) - 1] if length(feature) else ids, [self._vocabulary.eos_id]], 0)
-
-    return {**ex, **{feature: close(feature) for feature in ("inputs", "targets", *_LISTS)}}
+    return {**examples, **{feature: close(examples[feature], length(feature))
+                           for feature in ("inputs", "targets", *_LISTS)}}
 
   def _to_cached(self, dataset):
     """Every feature as `seqio_cache_tasks` can write it: of lists of texts, all tokens and how many each text has."""
     vocabulary_hash = self._vocabulary.hash64()
 
-    @tf.autograph.experimental.do_not_convert
-    def convert(ex):
-      out = self._tokenize({**ex, "negative_ids": _filled(ex["negative_ids"], tf.size(ex["negatives"]))})
+    def tokenized(examples):
+      return self._tokenize({**examples, "negative_ids": _filled(examples["negative_ids"], examples["negatives"])})
+
+    def flat(example):
       for feature in _LISTS:
-        out[f"{feature}_lengths"] = tf.cast(out[feature].row_lengths(), tf.int32)
-        out[feature] = out[feature].flat_values
-      return {**out, "vocabulary_hash": tf.constant(vocabulary_hash, tf.int64),
+        example[f"{feature}_lengths"] = tf.cast(example[feature].row_lengths(), tf.int32)
+        example[feature] = example[feature].flat_values
+      return {**example, "vocabulary_hash": tf.constant(vocabulary_hash, tf.int64),
               "cache_format": tf.constant(_CACHE_FORMAT, tf.int64)}
 
-    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    return many_at_once(dataset, tokenized, flat)
 
 
-def cached_description() -> dict[str, Any]:
-  """How `tf.io.parse_single_example` reads a record that `seqio_cache_tasks` has written of a `PairTask`."""
+def parse_cached(records: tf.Tensor, places: tf.Tensor) -> Examples:
+  """Examples of records that `seqio_cache_tasks` has written of a `PairTask`."""
+  del places  # They have ids of their own.
   rows = ["inputs", "targets", "negative_passage_hash", "negative_text_hash", *_LISTS]
   rows += [f"{feature}_lengths" for feature in _LISTS]
   scalar = tf.io.FixedLenFeature([], tf.int64)
-  return {
+  return tf.io.parse_example(records, {
       "example_id": tf.io.FixedLenFeature([], tf.string), "vocabulary_hash": scalar,
       "cache_format": tf.io.FixedLenFeature([], tf.int64, default_value=1),
       **dict.fromkeys(("query_hash", "passage_hash", "text_hash"), scalar),
-      **dict.fromkeys(rows, tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True))}
+      **{name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in rows}})
 
 
-def _from_cached(ex):
-  out = {name: value for name, value in ex.items()
+def _from_cached(examples):
+  out = {name: value for name, value in examples.items()
          if name not in ("vocabulary_hash", "cache_format") and not name.endswith("_lengths")}
   for feature in _LISTS:
-    out[feature] = tf.RaggedTensor.from_row_lengths(tf.cast(ex[feature], tf.int32),
-                                                    tf.cast(ex[f"{feature}_lengths"], tf.int64))
+    of_text = examples[f"{feature}_lengths"]
+    texts = tf.RaggedTensor.from_row_lengths(tf.cast(examples[feature].flat_values, tf.int32),
+                                             tf.cast(of_text.flat_values, tf.int64))
+    out[feature] = of_text.with_values(texts)
   return {**out, "inputs": tf.cast(out["inputs"], tf.int32), "targets": tf.cast(out["targets"], tf.int32)}
 
 
-def _filled(ids, count):
-  """Ids for all of the negatives: "" for those that have none."""
-  ids = ids[:count]
-  return tf.concat([ids, tf.fill([count - tf.size(ids)], "")], 0)
+def _gathered(texts, chosen):
+  """Of the texts of each example those at the chosen places, ragged: `tf.gather` takes long to trace."""
+  places = tf.repeat(texts.row_starts(), chosen.row_lengths()) + chosen.values
+  return chosen.with_values(tf.gather(texts.values, places))
+
+
+def _filled(ids, texts):
+  """Ids for all of the texts: "" for those that have none."""
+  count = texts.row_lengths()
+  ids = tf.concat([ids, texts.with_values(tf.zeros_like(texts.values))], 1)
+  return _gathered(ids, tf.ragged.range(count))
+
+
+def _draws(seed, numbers, most):
+  """float64 `[examples, most]` in [0, 1): SplitMix64 of seed, number and place."""
+
+  def mixed(x):
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+      x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint64)))
+      x *= tf.constant(factor, tf.uint64)
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(31, tf.uint64)))
+
+  golden = tf.constant(0x9E3779B97F4A7C15, tf.uint64)
+  of_example = mixed(tf.cast(numbers, tf.uint64) + mixed(tf.cast(seed, tf.uint64) * golden + golden))
+  bits = mixed(of_example[:, None] + (tf.cast(tf.range(most), tf.uint64) + tf.constant(1, tf.uint64)) * golden)
+  return tf.cast(tf.bitwise.right_shift(bits, tf.constant(11, tf.uint64)), tf.float64) * 2.0**-53

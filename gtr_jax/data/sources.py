@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from gtr_jax.data import shards
+from gtr_jax.data.datasets import Examples, many_at_once
 from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.errors import InputError
@@ -32,10 +33,10 @@ _OWN_FIELDS = Fields(("query",), ("passage",), "negatives", "negative_queries", 
 Patterns = str | Sequence[str]
 
 
-def record_description() -> dict[str, tf.io.FixedLenFeature | tf.io.RaggedFeature]:
-  """How `tf.io.parse_single_example` reads a record of ours."""
-  return {name: tf.io.FixedLenFeature([], tf.string) for name in shards.TEXTS} | {
-      name: tf.io.RaggedFeature(tf.string) for name in shards.LISTS}
+def _parse(records: tf.Tensor, texts: Sequence[str], lists: Sequence[str]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+  """Of serialized tf.train.Examples, features that are one text each, and those that are any number of them."""
+  return tf.io.parse_example(records, {name: tf.io.FixedLenFeature([], tf.string) for name in texts} | {
+      name: tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64) for name in lists})
 
 
 def _hint(prepare: str | None) -> str:
@@ -54,34 +55,38 @@ def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
   return files
 
 
-@tf.autograph.experimental.do_not_convert  # It would wrap an InputError in its own.
-def _from_fields(fields: Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Tensor) -> dict[str, tf.Tensor]:
-  """The features of one example whose fields still have the source's own names."""
+def _names(fields):
+  """Of a source's own fields, those that are one text, and those that are any number of them."""
+  return ([*fields.query, *fields.passage, *filter(None, (fields.query_id, fields.passage_id))],
+          [*filter(None, (fields.negatives, fields.negative_ids, fields.negative_queries))])
 
-  def get(name):
-    if name not in raw:
-      raise InputError(f"no field {name!r} in the source, only {', '.join(map(repr, raw))}; correct the fields that "
-                       "the task declares")
-    return raw[name]
+
+def _from_fields(fields: Fields, raw: Examples, example_ids: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+  """The features of examples whose fields still have the source's own names."""
 
   def text(names, what):
-    parts = tf.strings.strip(tf.stack([get(name) for name in names]))
-    joined = tf.strings.reduce_join(tf.boolean_mask(parts, tf.strings.length(parts) > 0), separator=" ")
-    message = example_id + f": the {what} (field {' + '.join(names)}) is empty; remove the example"
-    with tf.control_dependencies([tf.debugging.Assert(tf.strings.length(joined) > 0, [message])]):
-      return tf.identity(joined)
+    parts = tf.strings.strip(tf.stack([raw[name] for name in names], axis=1))
+    joined = tf.strings.reduce_join(tf.ragged.boolean_mask(parts, tf.strings.length(parts) > 0), axis=1, separator=" ")
+    return _checked(joined, tf.strings.length(joined) > 0, example_ids,
+                    f": the {what} (field {' + '.join(names)}) is empty; remove the example")
 
   def listed(name):
-    return tf.reshape(get(name), [-1]) if name else tf.zeros([0], tf.string)
+    if not name:
+      return tf.RaggedTensor.from_row_lengths(tf.zeros([0], tf.string), tf.zeros_like(example_ids, tf.int64))
+    value = raw[name]
+    ragged = isinstance(value, tf.RaggedTensor)
+    return value if ragged else tf.RaggedTensor.from_tensor(value, row_splits_dtype=tf.int64)
 
   def identifier(name):
-    return _ids(get(name), name, example_id) if name else tf.constant("")
+    return _ids(raw[name], name, example_ids) if name else tf.zeros_like(example_ids)
 
   def identifiers(name):
-    return _ids(listed(name), name, example_id)
+    values = listed(name)
+    of_each = tf.repeat(example_ids, values.row_lengths())
+    return values.with_flat_values(_ids(values.flat_values, name, of_each))
 
   return {
-      "example_id": example_id,
+      "example_id": example_ids,
       "query": text(fields.query, "query"),
       "passage": text(fields.passage, "passage"),
       "query_id": identifier(fields.query_id),
@@ -92,7 +97,15 @@ def _from_fields(fields: Fields, raw: Mapping[str, tf.Tensor], example_id: tf.Te
   }
 
 
-def _ids(value: tf.Tensor, name: str, example_id: tf.Tensor) -> tf.Tensor:
+def _checked(values, right, example_ids, message):
+  """The values, where all are right; else an error that names the first example whose value is not."""
+  wrong = tf.boolean_mask(example_ids, ~right)
+  with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(right), [
+      tf.strings.reduce_join(wrong[:1]) + message])]):
+    return tf.identity(values)
+
+
+def _ids(value: tf.Tensor, name: str, example_ids: tf.Tensor) -> tf.Tensor:
   """Ids as strings, as `jsonl.identifier` makes them of JSON: 1.0 is 1, and NaN, the null of tables, is none."""
   if value.dtype == tf.string:
     return value
@@ -102,10 +115,9 @@ def _ids(value: tf.Tensor, name: str, example_id: tf.Tensor) -> tf.Tensor:
     raise InputError(f"the field {name!r} is {value.dtype.name}, which is no id; name one of texts or whole numbers")
   none = tf.math.is_nan(value)
   whole = tf.cast(tf.where(none, tf.zeros_like(value), value), tf.int64)
-  message = example_id + f": field {name!r} has a number with a fraction, which is no id; correct the example"
-  with tf.control_dependencies([tf.debugging.Assert(
-      tf.reduce_all(none | (tf.cast(whole, value.dtype) == value)), [message])]):
-    return tf.where(none, "", tf.strings.as_string(whole))
+  texts = tf.where(none, "", tf.strings.as_string(whole))
+  return _checked(texts, none | (tf.cast(whole, value.dtype) == value), example_ids,
+                  f": field {name!r} has a number with a fraction, which is no id; correct the example")
 
 
 class RecordSource(seqio.DataSource):
@@ -135,11 +147,10 @@ class RecordSource(seqio.DataSource):
     del split
     return None
 
-  @tf.autograph.experimental.do_not_convert
-  def parse(self, record: tf.Tensor, place: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The features of a record. `place` names it, as `file:number`."""
-    del place  # It has an id of its own.
-    return tf.io.parse_single_example(record, record_description())
+  def parse(self, records: tf.Tensor, places: tf.Tensor) -> Examples:
+    """The examples of records. `places` names each, as `file:number`."""
+    del places  # They have ids of their own.
+    return _parse(records, shards.TEXTS, shards.LISTS)
 
   def get_dataset(self, split: str = "train", shuffle: bool = True, seed: int | None = None,
                   shard_info: seqio.ShardInfo | None = None, *, sequence_length: Any = None, use_cached: bool = False,
@@ -151,7 +162,7 @@ class RecordSource(seqio.DataSource):
     if shuffle:
       dataset = dataset.shuffle(len(files), seed=seed)
     dataset = dataset.interleave(_placed_records, cycle_length=_OPEN_SHARDS if shuffle else 1)
-    return dataset.map(self.parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return many_at_once(dataset, self.parse)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -193,14 +204,8 @@ class TfrecordSource(RecordSource):
   def record_fields(self):
     return self._fields
 
-  @tf.autograph.experimental.do_not_convert
-  def parse(self, record, place):
-    fields = self._fields
-    description = {name: tf.io.FixedLenFeature([], tf.string) for name in fields.query + fields.passage}
-    description |= {name: tf.io.FixedLenFeature([], tf.string) for name in (fields.query_id, fields.passage_id) if name}
-    description |= {name: tf.io.RaggedFeature(tf.string)
-                    for name in (fields.negatives, fields.negative_ids, fields.negative_queries) if name}
-    return _from_fields(fields, tf.io.parse_single_example(record, description), place)
+  def parse(self, records, places):
+    return _from_fields(self._fields, _parse(records, *_names(self._fields)), places)
 
 
 class PreparedSource(RecordSource):
@@ -266,8 +271,16 @@ class TfdsSource(seqio.DataSource):
         input_context=shard_info and tf.distribute.InputContext(
             num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index))
     dataset = self._builder().as_dataset(self._tfds_splits[split], shuffle_files=shuffle, read_config=config)
-    parse = tf.autograph.experimental.do_not_convert(lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]))
-    return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    texts, lists = _names(self._fields)
+
+    def used(raw):
+      if missing := [name for name in (*texts, *lists) if name not in raw]:
+        raise InputError(f"no field {missing[0]!r} in the source, only {', '.join(map(repr, raw))}; correct the fields "
+                         "that the task declares")
+      return {name: raw[name] for name in (*texts, "tfds_id")} | {name: tf.reshape(raw[name], [-1]) for name in lists}
+
+    return many_at_once(dataset.map(tf.autograph.experimental.do_not_convert(used)),
+                        lambda raw: _from_fields(self._fields, raw, raw["tfds_id"]))
 
   def record_files(self, split: str) -> Sequence[str]:
     """The examples as shuffled records, which are written at the first use."""

@@ -5,27 +5,35 @@ is drawn and cut when a batch is made. Of any other seqio task the features of a
 (`written_tasks`).
 """
 
+import concurrent.futures
 import enum
-import operator
+import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from gtr_jax.data import datasets, written_tasks
+from gtr_jax.data import written_tasks
 from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.order import Piece, key_of, random_bits
-from gtr_jax.data.pair_task import PairTask, cached_description
+from gtr_jax.data.pair_task import PairTask, parse_cached
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.data.registered import files_of
 from gtr_jax.io import atomic, bars, data_root
 
 _AT_ONCE = 1 << 14  # Records.
+_OF_A_CORE = 256  # Records whose features one makes, while others make those of the next.
 _HASHES = 1_000_003
 _BYTES_OF_TOKEN = 5  # Of English, with T5's vocabulary a little more than there are: for what is certainly cut.
+
+
+@functools.cache
+def _cores() -> concurrent.futures.Executor:
+  return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "features")
 
 
 class Records(NamedTuple):
@@ -79,7 +87,7 @@ class TaskRecords:
       files, parse = written_tasks.written(task, split, cached, lengths, converter)
       kind = (_Form.FEATURES,)
     elif cached:
-      files, parse, kind = files_of(task, split, True), _parse_cached, (_Form.TOKENS, task.graph_key)
+      files, parse, kind = files_of(task, split, True), parse_cached, (_Form.TOKENS, task.graph_key)
     else:
       files, parse, content = files_of(task, split, False), task.source.parse, task.source.content(split)
       kind = (_Form.TEXTS, task.graph_key, task.source.record_fields)
@@ -138,14 +146,13 @@ class TaskRecords:
     return self._functions.sizes(tf.constant(records.records)).numpy()
 
   def features(self, records: Records) -> dict[str, np.ndarray]:
-    """The model features, of all records: `feature_converter` says which."""
-    return self._functions.features(self.name, *records)
-
-
-@tf.autograph.experimental.do_not_convert
-def _parse_cached(record, place):
-  del place  # It has an id of its own.
-  return tf.io.parse_single_example(record, cached_description())
+    """The model features, of all records, made by all cores: `feature_converter` says which."""
+    parts = [records.take(part) for part in np.array_split(
+        np.arange(len(records.records)), -(-len(records.records) // _OF_A_CORE))]
+    first = self._functions.features(self.name, *parts[0])  # Which traces them, with the vocabulary of this thread.
+    others = _cores().map(lambda part: self._functions.features(self.name, *part), parts[1:])
+    made = [first, *others]
+    return {name: np.concatenate([part[name] for part in made]) for name in first} if made[1:] else first
 
 
 class _Form(enum.Enum):
@@ -168,13 +175,13 @@ class _Functions:
     self._lengths = lengths
     self.sizes = tf.function(self._sizes, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     if form is _Form.FEATURES:
-      self.features = _function(parse, _each(lambda example: {k: v for k, v in example.items() if k != "task"}))
-      self.query_hash = _function(parse, _each(operator.itemgetter("query_hash")))
+      self.features = _function(parse, lambda _, examples: {k: v for k, v in examples.items() if k != "task"})
+      self.query_hash = _function(parse, lambda _, examples: examples["query_hash"])
     else:
       seed = 0 if draws else None  # What is drawn is drawn by the numbers of the records.
-      self.features = _function(parse, lambda numbered: converter(
-          task.numbered_features(numbered, lengths.of_task, seed), lengths.of_converter))
-      self.query_hash = _function(parse, _each(task.query_hash))
+      self.features = _function(parse, lambda numbers, examples: converter.convert(
+          task.features(numbers, examples, lengths.of_task, seed), lengths.of_converter))
+      self.query_hash = _function(parse, lambda _, examples: task.query_hash(examples))
 
   def _sizes(self, records):
     """Of the query and of the passage of each record, with their negatives: int64 `[records, 2]`."""
@@ -204,27 +211,14 @@ class _Functions:
     return tf.reduce_sum(tf.cast(parsed[name] != 0, tf.int64), axis=1), parsed[of_each].row_lengths()
 
 
-def _each(function: Callable) -> Callable:
-  function = tf.autograph.experimental.do_not_convert(function)
-  return lambda numbered: numbered.map(lambda _, example: function(example))
-
-
 def _function(parse: Callable, finish: Callable) -> Callable:
-  """`finish` of a dataset of (number, parsed example), all its elements at once."""
+  """`finish` of numbers and parsed examples; numpy arrays."""
   texts = tf.TensorSpec([None], tf.string)
 
   @tf.function(input_signature=[tf.TensorSpec([], tf.string), texts, texts, tf.TensorSpec([None], tf.int64)],
                autograph=False)
   def of_all(task, records, places, numbers):
-
-    @tf.autograph.experimental.do_not_convert
-    def parsed(record, place, number):
-      return number, {**parse(record, place), "task": task}
-
-    numbered = tf.data.Dataset.from_tensor_slices((records, places, numbers))
-    numbered = numbered.map(parsed, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = datasets.with_options(finish(numbered).batch(tf.size(numbers, tf.int64)))
-    return dataset.get_single_element()
+    return finish(numbers, {**parse(records, places), "task": task})
 
   return lambda *arguments: tf.nest.map_structure(lambda tensor: tensor.numpy(), of_all(*map(tf.constant, arguments)))
 

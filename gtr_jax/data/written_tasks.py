@@ -58,11 +58,10 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
                  for name, of in spec.items()}
 
-  @tf.autograph.experimental.do_not_convert
-  def parse(record, place):
-    del place  # It has an id of its own.
+  def parse(records, places):
+    del places  # They have ids of their own.
     return {name: tf.cast(value, spec[name].dtype) if spec[name].dtype != tf.string else value
-            for name, value in tf.io.parse_single_example(record, description).items()}
+            for name, value in tf.io.parse_example(records, description).items()}
 
   return done.files, parse
 

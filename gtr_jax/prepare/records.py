@@ -14,6 +14,8 @@ import google_crc32c
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
 
+_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+
 
 class Pair(NamedTuple):
   """An example on its way to the shards; or, with no split, a mark that examples of this hash are not wanted."""
@@ -99,14 +101,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 def write_record(file: IO[bytes], record: bytes) -> None:
   """Appends to a TFRecord file: length, its checksum, the record, its checksum."""
-  length = struct.pack("<Q", len(record))
+  length = _LENGTH.pack(len(record))
   file.write(b"".join((length, _checksum(length), record, _checksum(record))))
 
 
 def _checksum(data: bytes) -> bytes:
   """The masked CRC of TFRecord."""
   crc = google_crc32c.value(data)
-  return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+  return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
@@ -121,7 +123,9 @@ def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
 
 def record_at(data: bytes, at: int) -> tuple[bytes, int]:
   """A record of a TFRecord file, and where the next one begins. Raises ValueError where it is cut off or damaged."""
-  size = _size_in(data[at:at + 12])
+  if len(data) < at + 16:
+    raise ValueError("cut off")
+  size, = _LENGTH.unpack_from(data, at)  # If it is damaged, so will be what it takes for the record.
   record, end = data[at + 12:at + 12 + size], at + 16 + size
   if data[end - 4:end] != _checksum(record):
     raise ValueError("damaged, or cut off")
@@ -131,4 +135,4 @@ def record_at(data: bytes, at: int) -> tuple[bytes, int]:
 def _size_in(header: bytes) -> int:
   if len(header) < 12 or header[8:] != _checksum(header[:8]):
     raise ValueError("damaged, or cut off")
-  return struct.unpack("<Q", header[:8])[0]
+  return _LENGTH.unpack(header[:8])[0]

@@ -12,10 +12,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tiny_text import pairs, records, task_name, words, write_jsonl
 
-from gtr_jax.data import examples, run_vocabulary, shards
+from gtr_jax.data import examples, run_vocabulary, shards, text_hash
 from gtr_jax.data.examples import add_pair_task, jsonl, rate_by_size, tfrecord
 from gtr_jax.data.json_examples import Fields
-from gtr_jax.data.pipeline import TrainingBatches
+from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, lines
@@ -264,6 +264,54 @@ def test_tfrecord_source(data_dir, vocabulary):
     assert ex["inputs"].tolist() == encoded(tokenizer, row["q"], 8)
     assert ex["targets"].tolist() == encoded(tokenizer, f"{row['title']} {row['text']}".strip(), 12)
     assert len(ex["negative_targets"]) == len(row["n"])
+
+
+def test_of_many_records_each_is_read_as_alone(data_dir, vocabulary):
+  """More than are made at once, each with other numbers of negatives, ids and negative queries, some of them none."""
+  rows = [{"q": words(4, i), "p": words(9, 1000 + i), "qid": f"{i // 2}" if i % 3 else "",
+           "n": [words(3, f"{i} {k}") for k in range(i % 4)], "nid": [f"{i} {k}" for k in range(i % 3)],
+           "nq": [words(2, f"{i} {k}") for k in range(i % 5 // 2)]} for i in range(300)]
+  write_tfrecord(data_dir / "x.tfrecord", rows)
+  task = add_pair_task(task_name(), tfrecord(train="x.tfrecord"), query="q", passage="p", query_id="qid",
+                       negatives="n", negative_ids="nid", negative_queries="nq", vocabulary=vocabulary)
+  tokenizer, of_seqio = Tokenizer(vocabulary), read(task)
+  batch = next(iter(ValidationBatches(task.name, None, LENGTHS, 300, split="train", negatives_per_example=2,
+                                      negative_queries_per_example=1)))
+
+  def texts(side, first, each):
+    tokens = side.tokens[0][first:first + 300 * each].reshape(300, each, -1)
+    return [[ids[ids != 0].tolist() for ids in of_example if ids.any()] for of_example in tokens]
+
+  def hashes(of_name, each):
+    return [np.ascontiguousarray(of_example).view(np.int64)[:, 0].tolist()
+            for of_example in getattr(batch, of_name)[0][300 if each else 0:].reshape(300, each or 1, 2)]
+
+  def hash_of(name, text):
+    return int(text_hash.exact_hash(f"{task.name}\n{name}") if name else text_hash.text_hash(text))
+
+  found = (texts(batch.queries, 0, 1), texts(batch.queries, 300, 1), texts(batch.passages, 0, 1),
+           texts(batch.passages, 300, 2), hashes("passage_hash", 2))
+  order = [i for i, _ in sorted(enumerate(rows), key=lambda row: found[0].index([encoded(tokenizer, row[1]["q"], 8)]))]
+  for at, i in enumerate(order):
+    row, ex = rows[i], of_seqio[f"x.tfrecord:{i + 1}"]
+    expected = [[encoded(tokenizer, row[name], length)] for name, length in (("q", 8), ("p", 12))]
+    negatives = [encoded(tokenizer, text, 12) for text in row["n"]]
+    negative_hashes = [hash_of((row["nid"][k:] + [""])[0], text) for k, text in enumerate(row["n"])]
+    assert [found[0][at], found[2][at]] == expected and found[3][at] == negatives[:2]
+    assert found[1][at] == [encoded(tokenizer, text, 8) for text in row["nq"][:1]]
+    assert found[4][at] == (negative_hashes + [0, 0])[:2]
+    assert [[ex["inputs"].tolist()], [ex["targets"].tolist()]] == expected
+    assert [ids[ids != 0].tolist() for ids in ex["negative_targets"]] == negatives
+    assert ex["negative_passage_hash"].tolist() == negative_hashes and ex["query_hash"] == hash_of(row["qid"], row["q"])
+
+
+def test_of_many_records_the_wrong_one_is_named(data_dir, vocabulary):
+  rows = [{"q": words(4, i), "title": "", "text": " " if i == 77 else words(9, i)} for i in range(200)]
+  write_tfrecord(data_dir / "x.tfrecord", rows)
+  task = add_pair_task(task_name(), tfrecord(train="x.tfrecord"), query="q", passage=("title", "text"),
+                       vocabulary=vocabulary)
+  with pytest.raises(InputError, match=r"x.tfrecord:78: the passage \(field title \+ text\) is empty; remove the exam"):
+    list(ValidationBatches(task.name, None, LENGTHS, 200, split="train"))
 
 
 def test_tfds_source(data_dir, vocabulary):

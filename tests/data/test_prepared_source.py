@@ -11,7 +11,7 @@ import toy_source
 from tiny_text import task_name, words
 from toy_source import ToySource, write
 
-from gtr_jax.data import shards, sources
+from gtr_jax.data import shards
 from gtr_jax.data.examples import add_pair_task, prepared, rate_by_size
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
@@ -43,8 +43,10 @@ def test_tensorflow_reads_the_records(prepare):
   folder = prepare("a", rows)
   dataset = tf.data.TFRecordDataset(sorted(map(str, folder.glob("train-*"))))  # It checks the checksums.
   found = {}
+  description = {name: tf.io.FixedLenFeature([], tf.string) for name in shards.TEXTS} | {
+      name: tf.io.RaggedFeature(tf.string) for name in shards.LISTS}
   for record in dataset:
-    ex = tf.io.parse_single_example(record, sources.record_description())
+    ex = tf.io.parse_single_example(record, description)
     assert len(bytes.fromhex(ex["example_id"].numpy().decode())) == 16
     found[ex["query"].numpy().decode()] = {
         name: [v.decode() for v in value.numpy()] if name in shards.LISTS else value.numpy().decode()

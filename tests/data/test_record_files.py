@@ -87,3 +87,14 @@ def test_damage_is_named(files, spoil, message):
   path.write_bytes(spoil(path.read_bytes()))
   with pytest.raises(InputError, match=message):
     RecordFiles([str(path)], "write it again").read(4, 0, 6)
+
+
+def test_a_damaged_length_is_found(files):
+  """By the checksum of what it takes for the record, though the index was made of what was right."""
+  path = Path(files[0][0])
+  found, data = RecordFiles([str(path)], "write it again"), bytearray(path.read_bytes())
+  second = len(files[1][0][0]) + 16
+  for byte, value in ((0, data[second] ^ 1), (5, 255)):
+    path.write_bytes(data[:second + byte] + bytes([value]) + data[second + byte + 1:])
+    with pytest.raises(InputError, match="part-0.tfrecord: record 2 is damaged or cut off; write it again"):
+      found.read(0, 0, 3)
