@@ -48,7 +48,7 @@ class PairTask(seqio.Task):
 
   @property
   def graph_key(self) -> tuple:
-    """All that decides the graph of `numbered_features`, beside its arguments."""
+    """All that decides the graph of `features`, beside its arguments."""
     return self._query_prefix, self._passage_prefix, self._sample_negatives, self._vocabulary.file
 
   def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
@@ -64,20 +64,17 @@ class PairTask(seqio.Task):
   def preprocess_postcache(self, dataset: tf.data.Dataset, sequence_length: Lengths | None,
                            seed: int | None = None) -> tf.data.Dataset:
     """Texts, or what is cached of them -> features, trimmed to length - 1 and closed with EOS."""
-    return self.numbered_features(dataset.enumerate(), sequence_length, seed)
-
-  def numbered_features(self, dataset: tf.data.Dataset, sequence_length: Lengths | None,
-                        seed: int | None = None) -> tf.data.Dataset:
-    """The same of (number, example) pairs: by seed and number the negatives of an example are drawn."""
+    nothing = {"negative_inputs": tf.zeros([0, 0], tf.int32), "negative_targets": tf.zeros([0, 0], tf.int32),
+               "negative_passage_hash": tf.zeros([0], tf.int64), "negative_text_hash": tf.zeros([0], tf.int64)}
 
     def features(numbers, examples):
       return self.features(numbers, examples, sequence_length, seed)
 
     def dense(example):
-      return {name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
-              for name, value in example.items()}
+      return nothing | {name: value.to_tensor() if isinstance(value, tf.RaggedTensor) else value
+                        for name, value in example.items()}
 
-    return many_at_once(dataset, features, dense)
+    return many_at_once(dataset.enumerate(), features, dense)
 
   def features(self, numbers: tf.Tensor, examples: Examples, sequence_length: Lengths | None,
                seed: int | None = None) -> Examples:
@@ -91,15 +88,20 @@ class PairTask(seqio.Task):
       seed: None: nothing is drawn.
 
     Returns:
-      `[examples, …]`, ragged: nothing is filled up.
+      `[examples, …]`, ragged: nothing is filled up. Features that the run does not use are not there.
     """
     cached = "query" not in examples
-    texts: dict[str, Any] = self._checked(examples) if cached else {
-        **examples, "negative_ids": _filled(examples["negative_ids"], examples["negatives"])}
+    texts: dict[str, Any] = self._checked(examples) if cached else dict(examples)
+    lists = [feature for feature in _LISTS if sequence_length is None or feature in sequence_length]
+    if not cached and "negative_targets" in lists:
+      texts["negative_ids"] = _filled(texts["negative_ids"], texts["negatives"])
     for feature, names in (_CACHED_LISTS if cached else _LISTS).items():
-      chosen = self._choose(texts[names[0]], feature, sequence_length, seed, numbers)
-      texts |= {name: _gathered(texts[name], chosen) for name in names}
-    return self._finish(texts if cached else self._tokenize(texts), sequence_length)
+      if feature in lists:
+        chosen = self._choose(texts[names[0]], (sequence_length or {}).get(feature), seed, numbers)
+        texts |= {name: _gathered(texts[name], chosen) for name in names}
+      else:
+        texts = {name: value for name, value in texts.items() if name not in names}
+    return self._finish(texts if cached else self._tokenize(texts, lists), sequence_length)
 
   def _checked(self, examples):
     """What is cached, made with this vocabulary and these hashes."""
@@ -112,12 +114,10 @@ class PairTask(seqio.Task):
             name + f": was cached by a gtr_jax that held other texts for equal; {again}"])]):
       return _from_cached({**examples, "example_id": tf.identity(examples["example_id"])})
 
-  def _choose(self, texts, feature, sequence_length, seed, numbers):
+  def _choose(self, texts, length, seed, numbers):
     """Which of each example's texts the run uses: int64 `[examples, (texts)]`."""
     available = texts.row_lengths()
-    length = (None, None) if sequence_length is None else sequence_length.get(feature, (0, 0))
-    count = length[0] if isinstance(length, tuple) else None
-    count = available if count is None else tf.minimum(available, count)
+    count = tf.minimum(available, length[0]) if isinstance(length, tuple) else available
     if not self._sample_negatives or seed is None:
       return tf.ragged.range(count)
     most = tf.reduce_max(tf.concat([available, [0]], 0))
@@ -125,30 +125,33 @@ class PairTask(seqio.Task):
     order = tf.argsort(tf.where(tf.range(most) < available[:, None], draws, 2.0), stable=True)
     return tf.RaggedTensor.from_tensor(tf.cast(order, tf.int64), lengths=count)
 
-  def _tokenize(self, examples):
-    """Texts -> token ids, as long as they are, and hashes."""
-    negatives, negative_queries = examples["negatives"], examples["negative_queries"]
+  def _tokenize(self, examples, lists):
+    """Texts, and of lists these, -> token ids, as long as they are, and hashes."""
 
     def encode(texts, prefix):
       if isinstance(texts, tf.RaggedTensor):
         return texts.with_flat_values(encode(texts.flat_values, prefix))
       return self._vocabulary.encode_tf(prefix + texts)
 
-    query, passage, of_negatives = (text_hash(texts) for texts in (examples["query"], examples["passage"],
-                                                                   negatives.flat_values))
-    return {
+    query, passage = text_hash(examples["query"]), text_hash(examples["passage"])
+    out = {
         "inputs": encode(examples["query"], self._query_prefix),
         "targets": encode(examples["passage"], self._passage_prefix),
-        "negative_inputs": encode(negative_queries, self._query_prefix),
-        "negative_targets": encode(negatives, self._passage_prefix),
         "query_hash": self._hash(examples, examples["query_id"], query),
         "passage_hash": self._hash(examples, examples["passage_id"], passage),
         "text_hash": passage,
-        "negative_passage_hash": negatives.with_flat_values(
-            self._hash(examples, examples["negative_ids"].flat_values, of_negatives)),
-        "negative_text_hash": negatives.with_flat_values(of_negatives),
         "example_id": examples["example_id"],
     }
+    if "negative_inputs" in lists:
+      out["negative_inputs"] = encode(examples["negative_queries"], self._query_prefix)
+    if "negative_targets" in lists:
+      negatives = examples["negatives"]
+      by_text = text_hash(negatives.flat_values)
+      hashes = self._hash(examples, examples["negative_ids"].flat_values, by_text)
+      out |= {"negative_targets": encode(negatives, self._passage_prefix),
+              "negative_passage_hash": negatives.with_flat_values(hashes),
+              "negative_text_hash": negatives.with_flat_values(by_text)}
+    return out
 
   def _hash(self, examples, ids, by_text):
     """Of things with ids, or with none: an id counts within its task only, a text is the same everywhere."""
@@ -175,14 +178,15 @@ class PairTask(seqio.Task):
       return value[-1] if isinstance(value, tuple) else value
 
     return {**examples, **{feature: close(examples[feature], length(feature))
-                           for feature in ("inputs", "targets", *_LISTS)}}
+                           for feature in ("inputs", "targets", *_LISTS) if feature in examples}}
 
   def _to_cached(self, dataset):
     """Every feature as `seqio_cache_tasks` can write it: of lists of texts, all tokens and how many each text has."""
     vocabulary_hash = self._vocabulary.hash64()
 
     def tokenized(examples):
-      return self._tokenize({**examples, "negative_ids": _filled(examples["negative_ids"], examples["negatives"])})
+      ids = _filled(examples["negative_ids"], examples["negatives"])
+      return self._tokenize({**examples, "negative_ids": ids}, _LISTS)
 
     def flat(example):
       for feature in _LISTS:
