@@ -208,7 +208,7 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=300, help="how many (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
   parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES,
-                      help="numbers to draw from (default: 1 2 4)")
+                      help="numbers to draw from, given twice is drawn twice as often (default: 1 2 4)")
   parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kill after so many")
   parser.add_argument("--keep", action="store_true", help="keep the folder, also where all is well")
   args = parser.parse_args()
@@ -216,7 +216,7 @@ def main() -> None:
   folder = Path(tempfile.mkdtemp(prefix="kills-"))
   print(f"in {folder}", flush=True)
   expected, lives = {}, {}
-  for count in args.processes:
+  for count in sorted(set(args.processes)):
     expected[count] = Run(folder / f"undisturbed_{count}", folder / "cache")
     lives[count] = undisturbed(expected[count], count)
     if args.kills >= _MANY:  # Again, with compiled programs, as the others will be.
@@ -224,9 +224,9 @@ def main() -> None:
       lives[count] = undisturbed(again, count)
       check(again, expected[count], {count}, count)
     print(f"undisturbed on {count} processes: {lives[count]:.1f} s", flush=True)
-  first = expected[args.processes[0]]
-  for count in args.processes[1:]:
-    check(expected[count], first, {count}, args.processes[0])
+  first = min(expected)
+  for count in expected:
+    check(expected[count], expected[first], {count}, first)
 
   kills, places, signals, runs, worst = 0, collections.Counter(), collections.Counter(), 0, 0.0
   while kills < args.kills and time.monotonic() - begin < args.seconds:
@@ -258,7 +258,7 @@ def main() -> None:
       done = not any(codes)  # It came too late.
       if left := left_alive(processes):
         raise Wrong(f"processes are left: {left}")
-    count = next(iter(counts)) if len(counts) == 1 else args.processes[0]
+    count = next(iter(counts)) if len(counts) == 1 else first
     worst = max(worst, check(run, expected[count], counts, count))
     runs += 1
     shutil.rmtree(run.folder)
