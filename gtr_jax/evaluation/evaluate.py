@@ -293,6 +293,7 @@ class RetrievalEvaluator:
     documents = sorted(_sample(whole.documents.ids, max_documents, first=judged),
                        key=whole.documents.ids.__getitem__, reverse=True)  # As in a store.
     self._doc_ids = [whole.documents.ids[i] for i in documents]
+    self.size = f"{len(queries):,} queries among {len(documents):,} documents"
     texts = whole.documents.full_texts()
     self._documents = tokenizer.encode([document_prompt + texts[i] for i in documents], self._lengths[1])
     self._queries = tokenizer.encode([query_prompt + whole.queries[i] for i in queries], self._lengths[0])

@@ -1,14 +1,21 @@
 """The model card of an exported model: what it is, what it was trained on, how good it is, how to use it."""
 
+import ast
+import contextlib
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
+from gtr_jax.checkpoints.steps import find_checkpoint
 from gtr_jax.errors import InputError
 from gtr_jax.formats.foreign_json import read_json
-from gtr_jax.formats.locate import cached_name
+from gtr_jax.formats.locate import cached_name, is_hub_name, locate
+from gtr_jax.formats.model_dir import find_model_dir
 from gtr_jax.formats.model_on_disk import ModelOnDisk
+from gtr_jax.io import jsonl
 from gtr_jax.io.config_gin import bindings_of, short_name
 from gtr_jax.io.paths import location
 
@@ -22,6 +29,9 @@ _SETTINGS = {  # of a resolved configuration
     "RingLoss.temperature": "temperature",
     "linear_decay.peak": "highest learning rate",
 }
+
+
+_HELD_OUT = "held_out/nDCG@10"  # As metrics.jsonl calls it.
 
 
 def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = None) -> str:
@@ -43,8 +53,10 @@ def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = N
   projected = f", projection to {encoder.dim}" if encoder.projection_dim is not None else ""
   prompts = "".join(f"\n- put before every {side}: `{text}`" for side, text in model.prompts.items() if text)
   trained = _trained(model)
+  base, training = _training(model)
+  base_model = f"\nbase_model: {base}" if base else ""
   parts = [f"""---
-library_name: sentence-transformers
+library_name: sentence-transformers{base_model}
 pipeline_tag: sentence-similarity
 tags:
 - sentence-transformers
@@ -66,7 +78,7 @@ queries and documents become vectors of {encoder.dim} numbers{unit}, to be compa
 - {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}
 - reads {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{trained}{prompts}
 - made from: {cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))}
-""", _training(model), _evaluation(results), f"""## Use
+""", training, _evaluation(results), f"""## Use
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -98,17 +110,84 @@ def _trained(model: ModelOnDisk) -> str:
   return ""
 
 
-def _training(model: ModelOnDisk) -> str:
-  """A section, where config.gin lies beside the model."""
+def _training(model: ModelOnDisk) -> tuple[str | None, str]:
+  """The name on the hub of what it was trained from, where that is known, and a section, where config.gin lies beside
+  the model."""
   places = [folder / "config.gin" for folder in (model.path, model.path.parent, model.path.parent.parent)]
   place = next((place for place in places if place.exists()), None)
   if place is None:
-    return ""
+    return None, ""
   text = place.read_bytes().decode(errors="replace")
   settings = {short_name(name): value for name, value in bindings_of(text).items()}
-  lines = [f"- {text}: {settings[key]}" for key, text in _SETTINGS.items()
-           if settings.get(key) not in (None, "None", "0")]
-  return "\n".join(["## Training", "", *lines, ""]) if lines else ""
+  said = {key: value for key in _SETTINGS if (value := settings.get(key)) not in (None, "None", "0")}
+  base, held_out = None, []
+  if (pairs := _pairs(settings)) is not None:
+    start, base = _start(_value(settings, "TrainingRun.initial_checkpoint_path"))
+    step = _step(model)
+    said |= {"TrainingBatches.mixture_or_task_name": _data(pairs), "TrainingRun.initial_checkpoint_path": start,
+             "TrainingRun.train_steps": _steps(settings, pairs["pairs"], step)}
+    held_out = _held_out(place.parent / "metrics.jsonl", pairs["held_out"], step)
+  names = _SETTINGS if pairs is None else _SETTINGS | {"TrainingBatches.mixture_or_task_name": "training data"}
+  lines = [f"- {text}: {said[key]}" for key, text in names.items() if key in said]
+  return base, "\n".join(["## Training", "", *lines, *held_out, ""]) if lines else ""
+
+
+def _value(settings: Mapping[str, str], key: str) -> Any:
+  """Of a binding that is a literal; None where there is none."""
+  with contextlib.suppress(ValueError, SyntaxError):
+    return ast.literal_eval(settings.get(key, "None"))
+  return None
+
+
+def _pairs(settings: Mapping[str, str]) -> dict[str, Any] | None:
+  """What `from_pairs` says of the training data; None where the run is another, or has been given other data."""
+  pairs = _value(settings, "TrainingRun.trained_on")
+  task = _value(settings, "TrainingBatches.mixture_or_task_name")
+  return pairs if isinstance(pairs, dict) and pairs.get("task") == task else None
+
+
+def _data(pairs: Mapping[str, Any]) -> str:
+  return f"{', '.join(pairs['files'])} ({'; '.join([format(pairs['pairs'], ',') + ' pairs', *pairs['fields']])})"
+
+
+def _start(path: str | None) -> tuple[str, str | None]:
+  """What training started from, without folders of this machine; and its name on the hub, where that is known."""
+  if path is None:
+    return "random weights", None
+  hub = path if is_hub_name(path) and not os.path.exists(path) else None
+  with contextlib.suppress(InputError):  # It may be gone, or half gone.
+    hub = hub or cached_name(epath.Path(locate(path)))
+  folder = epath.Path(path)
+  if folder.parent.name == "checkpoints":
+    folder = folder.parent.parent
+  return hub or folder.name, hub
+
+
+def _step(model: ModelOnDisk) -> int | None:
+  """Of the checkpoint of a training run that is exported."""
+  if find_model_dir(model.path) is None:
+    return None
+  return int(find_checkpoint(model.path).name)
+
+
+def _steps(settings: Mapping[str, str], pairs: int, step: int | None) -> str:
+  """How many, also in epochs; and which of them it is, where it is not the last."""
+  whole = _value(settings, "TrainingRun.train_steps")
+  epochs = whole * _value(settings, "TrainingBatches.batch_size") / pairs
+  this = f"; this is step {step:,}" if step not in (None, whole) else ""
+  return f"{whole:,}, {epochs:.3g} times the pairs{this}"
+
+
+def _held_out(metrics: epath.Path, sizes: Mapping[str, int], step: int | None) -> list[str]:
+  """A line of what was measured on the held-out pairs, where that is at hand."""
+  if step is None or not sizes or not metrics.exists():
+    return []
+  measured = {row["step"]: row[_HELD_OUT] for _, row, _ in jsonl.read_objects(metrics) if _HELD_OUT in row}
+  if step not in measured:
+    return []
+  before = f" ({measured[0]:.4f} before training)" if 0 in measured and step else ""
+  return [f"- nDCG@10 on held-out pairs: {measured[step]:.4f}{before}, of {sizes['queries']:,} queries among "
+          f"{sizes['documents']:,} documents"]
 
 
 def _evaluation(results: epath.PathLike | None) -> str:

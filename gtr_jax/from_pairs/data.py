@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.io import atomic, bars, data_root, lines
+from gtr_jax.io.json_file import read_json
 from gtr_jax.prepare import engine, manifests, records
 from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -21,10 +22,18 @@ from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 HELD_OUT_PAIRS, MOST_HELD_OUT = 1000, 0.1  # of the pairs, where the user says no share
 LEAST_HELD_OUT = 8  # Fewer measure nothing.
+# Documents among which held-out queries look for their passages, filled up with passages to train on: among the few of
+# a small held-out part alone, any model finds nearly all. A share of the pairs to train on, for the eleven evaluations
+# of a run encode them all: at a half that is 5.5 passages for each pair, where a step, backward pass included, costs
+# about three, nine in three epochs, and the queries and hard negatives beside. More than 1,000 tell models apart little
+# better, and cost a large model on a CPU hours.
+MOST_DOCUMENTS, MOST_OF_TRAINING = 1000, 0.5
+IN_MEMORY = "pairs_in_memory"  # Folder below the data folder, of files that were given as pairs.
 _SAMPLE = 2000
 _PACKED = 128  # texts at once
 _ATTENTION_AS_MUCH = 1024  # tokens of a row at which attention costs about as much as all else, in small models
 _FIRST_BYTES = 1 << 20
+_SIZES = "held_out.json"  # Of a test collection of held-out pairs.
 
 
 class Pairs(NamedTuple):
@@ -36,6 +45,7 @@ class Pairs(NamedTuple):
     validation: pairs held out.
     negatives: hard negatives of a pair, in the middle (median) of a sample.
     collection: folder of the held-out pairs as a test collection; None: too few.
+    sizes: of that collection, the number of "queries" and "documents".
     manifest: of the folder.
     fields: what is taken for what, a text for every kind of line.
   """
@@ -45,6 +55,7 @@ class Pairs(NamedTuple):
   validation: int
   negatives: int
   collection: epath.Path | None
+  sizes: Mapping[str, int]
   manifest: Mapping[str, Any]
   fields: list[str]
 
@@ -72,8 +83,9 @@ def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   examples = manifest["examples"]
   held_out = examples.get("validation", 0)
   negatives = sorted(len(texts["negatives"]) for texts in sample(name, "train"))
-  pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2],
-                _collection(name) if held_out >= LEAST_HELD_OUT else None, manifest, source.fields())
+  collection, sizes = _collection(name, examples["train"]) if held_out >= LEAST_HELD_OUT else (None, {})
+  pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2], collection, sizes, manifest,
+                source.fields())
   if manifest["broken_places"]:
     broken = manifest["counts"]["broken"]
     bars.say(f"{broken:,} broken {'line is' if broken == 1 else 'lines are'} left out, the first: "
@@ -170,12 +182,12 @@ def _estimated_pairs(paths: tuple[str, ...]) -> float:
   return count
 
 
-def _collection(name: str) -> epath.Path:
-  """The held-out pairs in BEIR layout: each query's passages are relevant, those of the others and all hard negatives
-  are not. Equal texts are one."""
-  folder = data_root.resolve(f"{name}-held_out")
-  if (folder / "qrels" / "test.tsv").exists():
-    return folder
+def _collection(name: str, train: int) -> tuple[epath.Path, dict[str, int]]:
+  """The held-out pairs in BEIR layout, and how many queries and documents it has: each query's passages are relevant;
+  those of the others, all hard negatives and the first passages to train on are not. Equal texts are one."""
+  folder = data_root.resolve(f"{name}-held_out-{MOST_DOCUMENTS}")  # Without a number: before passages to train on.
+  if (folder / _SIZES).exists():
+    return folder, read_json(folder / _SIZES, dict[str, int], f"remove {folder}, and run it again")
   queries: dict[int, tuple[str, str]] = {}
   documents: dict[int, tuple[str, str]] = {}
   judged: dict[tuple[str, str], None] = {}
@@ -186,6 +198,9 @@ def _collection(name: str) -> epath.Path:
     judged[query_id, doc_id] = None
     for negative in pair["negatives"]:
       documents.setdefault(text_key(negative), (f"d{len(documents)}", negative))
+  wanted = min(MOST_DOCUMENTS, int(MOST_OF_TRAINING * train)) - len(documents)
+  for key, text in _others(name, queries, {*queries, *documents}, wanted):
+    documents[key] = f"d{len(documents)}", text
   (folder / "qrels").mkdir(parents=True, exist_ok=True)
   atomic.write_parts(folder / "corpus.jsonl", (
       _line({"_id": doc_id, "title": "", "text": text}) for doc_id, text in documents.values()))
@@ -193,7 +208,30 @@ def _collection(name: str) -> epath.Path:
       _line({"_id": query_id, "text": text}) for query_id, text in queries.values()))
   rows = "".join(f"{query_id}\t{doc_id}\t1\n" for query_id, doc_id in judged)
   atomic.write_text(folder / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{rows}")
-  return folder
+  sizes = {"queries": len(queries), "documents": len(documents)}
+  atomic.write_json(folder / _SIZES, sizes)  # By which the next run knows that all is there.
+  return folder, sizes
+
+
+def _others(name: str, queries: Collection[int], taken: set[int], number: int) -> Iterator[tuple[int, str]]:
+  """Key and text of the first so many passages to train on that answer no held-out query, as far as the pairs say.
+
+  What lines group is held out as a group ("set"), so a held-out query may be trained on in another one; and a text may
+  be a passage here and a query there, which would find itself: `taken` are the queries, and what is there already.
+  """
+  if number <= 0:
+    return
+  taken = taken | {text_key(passage) for pair in _pairs(name, "train") for query, passage in zip(
+      pair["query"], pair["passage"], strict=True) if text_key(query) in queries}
+  for pair in _pairs(name, "train"):
+    (passage,) = pair["passage"]
+    if (key := text_key(passage)) in taken:
+      continue
+    taken.add(key)
+    yield key, passage
+    number -= 1
+    if not number:
+      return
 
 
 def _line(record: Mapping[str, str]) -> bytes:

@@ -98,7 +98,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
   period = math.ceil(steps / EVALUATIONS)
   lines = ["from __gin__ import dynamic_registration", begin.gin, "include 'runs/train.gin'",
            "from gtr_jax.evaluation import evaluate", "from gtr_jax.losses import in_batch",
-           "from gtr_jax.losses import ring"]
+           "from gtr_jax.losses import ring", "from gtr_jax.training import run"]
   evaluators = [("held_out", os.fspath(pairs.collection))] if pairs.collection is not None else []
   evaluators = [*_named(options.collections), *evaluators]
   lines += [f"{name}/evaluate.RetrievalEvaluator.{field} = {value!r}" for name, collection in evaluators
@@ -119,10 +119,18 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
       "EARLY_STOPPING": options.early_stopping, "MEASURE_START": begin.initial is not None and bool(evaluators)}
   lines += [f"{name} = {value!r}" for name, value in macros.items()]
   lines += [f"EVALUATORS = [{', '.join(f'@{name}/evaluate.RetrievalEvaluator' for name, _ in evaluators)}]",
-            f"LOSS = {LOSSES[options.loss]}"]
+            f"LOSS = {LOSSES[options.loss]}", f"run.TrainingRun.trained_on = {_trained_on(options, pairs)!r}"]
   if pairs.collection is None:
     lines.append("VALIDATION = None")
   return "\n".join([*lines, ""])
+
+
+def _trained_on(options: Options, pairs: data.Pairs) -> dict[str, Any]:
+  """For the model card, which is published: no folders."""
+  files = ["pairs in memory" if os.path.basename(os.path.dirname(path)) == data.IN_MEMORY else os.path.basename(path)
+           for path in options.pairs.paths]
+  return {"task": pairs.name, "files": files, "pairs": pairs.train,
+          "fields": [fields.partition("; not read: ")[0] for fields in pairs.fields], "held_out": dict(pairs.sizes)}
 
 
 def _named(collections: Sequence[str]) -> list[tuple[str, str]]:

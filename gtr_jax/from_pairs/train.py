@@ -8,7 +8,7 @@ from typing import Any
 
 from gtr_jax import config
 from gtr_jax.errors import InputError
-from gtr_jax.from_pairs import plan
+from gtr_jax.from_pairs import data, plan
 from gtr_jax.from_pairs.options import Options
 from gtr_jax.inference.embedder import Embedder, load
 from gtr_jax.io import atomic, bars, data_root
@@ -131,9 +131,9 @@ def _paths(pairs: Any) -> tuple[str, ...]:
       lines.append(json.dumps(dict(pair) if isinstance(pair, Mapping) else list(pair), ensure_ascii=False))
     except TypeError as e:
       raise InputError(f"pairs[{number}] is {shortened(pair)} ({e}): give {_EXPECTED}") from e
-  data = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
-  path = data_root.data_dir() / "pairs_in_memory" / f"{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
+  written = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
+  path = data_root.data_dir() / data.IN_MEMORY / f"{hashlib.sha256(written).hexdigest()[:16]}.jsonl"
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, data)
+    atomic.write_bytes(path, written)
   return (os.fspath(path),)

@@ -41,7 +41,7 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
     lengths: tokens at which texts are cut, of "inputs" and "targets".
     batch: this process's part of the first batch.
     state: the `TrainState`.
-    measured: names of the evaluators.
+    measured: the evaluators, in words.
     step: that it begins at.
   """
   config, mesh = run.model.config, run.mesh

@@ -23,7 +23,7 @@ _SHOWN = 3  # settings in a line
 _NOT_DECIDING = ("MODEL_DIR", *(f"TrainingRun.{name}" for name in (
     "model_dir", "train_data", "validation_data", "evaluators", "measure_start", "eval_period", "checkpoint_period",
     "log_period", "keep_checkpoints", "wandb_project", "query_length", "document_length", "query_prompt",
-    "document_prompt", "mesh")), *(f"TrainingBatches.{name}" for name in (
+    "document_prompt", "trained_on", "mesh")), *(f"TrainingBatches.{name}" for name in (
         "mixture_or_task_module", "vocabulary", "use_cached", "microbatch_size")),
                  "T5Config.remat", "T5Config.scan_layers")
 _NOT_DECIDING_MODULES = ("gtr_jax.evaluation.", "gtr_jax.parallel.", "gtr_jax.data.pipeline.ValidationBatches.")

@@ -69,6 +69,7 @@ class TrainingRun:
     document_length: likewise.
     query_prompt: text before every query when encoding: the prefix that the task puts there.
     document_prompt: likewise.
+    trained_on: what the model card says of the training data, as `from_pairs` says it.
     wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
 
   Raises:
@@ -97,6 +98,7 @@ class TrainingRun:
   document_length: Length | None = None
   query_prompt: str = ""
   document_prompt: str = ""
+  trained_on: Mapping[str, Any] | None = None
   wandb_project: str | None = None
 
   def __post_init__(self):
@@ -210,7 +212,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       batches.close()
       banner.say(f"already trained to step {step}; nothing to do")
       return _finish(run, checkpointer, FitResult(state, None, gave_up, progress.get("start")), measured, says_next)
-    banner.say(*banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state, names, step))
+    banner.say(*banner.banner(run, batches.num_pairs, batches.feature_lengths, first_batch, state,
+                              [_with_size(evaluator) for evaluator in measured], step))
     if step:
       banner.say(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}")
     else:
@@ -239,6 +242,11 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
                  measure_start=run.measure_start)
     return _finish(run, checkpointer, result, measured, says_next)
+
+
+def _with_size(evaluator: Any) -> str:
+  """Its name, and how much it measures on where it says so."""
+  return f"{evaluator.name} ({evaluator.size})" if hasattr(evaluator, "size") else evaluator.name
 
 
 def _finish(run: TrainingRun, checkpointer: Checkpointer, result: FitResult, measured: Sequence[Any],

@@ -182,7 +182,8 @@ def test_held_out_is_whole_queries(place):
     number = int(query.split()[0])
     assert sorted(int(documents[doc_id].split()[0]) for doc_id in collection.qrels[query_id]) == [
         2 * number, 2 * number + 1]
-  assert len(documents) == 2 * pairs.validation  # with the hard negatives
+  assert len(documents) == pairs.train // 2 > 2 * pairs.validation  # with the hard negatives, and passages to train on
+  assert pairs.sizes == {"queries": len(collection.queries), "documents": len(documents)}
   again = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   assert again == pairs
   assert data.prepare(PairsJsonl((str(place / "my.jsonl"),)), 0.0).collection is None
@@ -230,6 +231,59 @@ def test_one_line(place, trained, capfd):
   assert f"--collection {place / 'small'}" in out
 
 
+def training_of(run, tmp_path):
+  """(base model, lines) of what the model card of a run says of its training."""
+  card = tmp_path / "card"
+  shutil.rmtree(card, ignore_errors=True)
+  convert(run, card, "sentence-transformers")
+  text = (card / "README.md").read_text()
+  base = re.search("^base_model: (.*)$", text.split("---")[1], re.MULTILINE)
+  return base and base[1], text.partition("## Training\n\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_model_card(place, trained, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(trained, run)
+  pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
+  (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
+      {"step": 0, "held_out/nDCG@10": 0.5}, {"step": 3, "held_out/nDCG@10": 0.9}, {"step": 6, "loss": 1.5},
+      {"step": 6, "small/nDCG@10": 0.1, "held_out/nDCG@10": 0.75})))
+  base, lines = training_of(run, tmp_path)
+  assert base is None and lines[:3] == [
+      f'- training data: my.jsonl ({pairs.train} pairs; query: "question"; passage: "answer"; negatives: "negatives")',
+      "- started from: model", f"- steps: 6, {6 * 16 / pairs.train:.3g} times the pairs"]
+  assert lines[-1] == (f"- nDCG@10 on held-out pairs: 0.7500 (0.5000 before training), of {pairs.sizes['queries']} queries "
+                       f"among {pairs.sizes['documents']} documents")
+  assert not [line for line in lines if str(place) in line]
+  # Of a checkpoint before the end; without what was measured.
+  text = (run / "config.gin").read_text()
+  (run / "config.gin").write_text(text.replace("TrainingRun.train_steps = 6", "TrainingRun.train_steps = 1200"))
+  (run / "metrics.jsonl").unlink()
+  _, lines = training_of(run / "checkpoints" / "6", tmp_path)
+  assert lines[2] == f"- steps: 1,200, {1200 * 16 / pairs.train:.3g} times the pairs; this is step 6"
+  assert not [line for line in lines if "held-out" in line]
+
+
+@pytest.mark.parametrize("initial, base, start", [
+    ("'sentence-transformers/gtr-t5-base'", "sentence-transformers/gtr-t5-base", "sentence-transformers/gtr-t5-base"),
+    ("None", None, "random weights"), ("'/somewhere/runs/one/checkpoints/40'", None, "one")])
+def test_what_a_model_card_says_it_started_from(trained, tmp_path, initial, base, start):
+  run = tmp_path / "run"
+  shutil.copytree(trained, run)
+  text, changes = re.subn("(initial_checkpoint_path = ).*", rf"\g<1>{initial}", (trained / "config.gin").read_text())
+  assert changes == 1
+  (run / "config.gin").write_text(text)
+  found, lines = training_of(run, tmp_path)
+  assert (found, lines[1]) == (base, f"- started from: {start}")
+  # Of other data than those that the run was made for, and of no pairs, only what the configuration says.
+  for change in (("mixture_or_task_name = '.*'", "mixture_or_task_name = 'other'"), (".*trained_on = .*\n", "")):
+    (run / "config.gin").write_text(re.sub(*change, text))
+    found, lines = training_of(run, tmp_path)
+    assert found is None and lines[0].startswith("- training data (seqio task or mixture): '")
+    assert "- steps: 6" in lines and not [line for line in lines if "held-out" in line]
+    assert (f"- started from: {initial}" in lines) == (initial != "None")
+
+
 def test_changed_settings_are_said(place, trained, capfd):
   changed = place / "changed"
   shutil.copytree(trained, changed)
@@ -250,7 +304,8 @@ def test_changed_settings_are_said(place, trained, capfd):
   assert "linear_decay.peak = 0.01\n" in (changed / "config.gin").read_text()
   assert labels_of(out) == ["gtr_jax", "pairs", "fields", "lengths", "start", "model", "mesh", "batch", "steps",
                             "texts", "memory", "measured", "output", "going", "done", "best", "where", "next"], out
-  assert "small, held_out every 3 steps; the best small/nDCG@10 is kept" in out
+  assert re.search(r"measured  validation, small \(12 queries among 40 documents\), held_out \(\d+ queries among \d+ "
+                   r"documents\) every 3 steps; the best small/nDCG@10 is kept\n", out), out
   assert f"({start:.4f} before training)" in out
 
 
