@@ -129,7 +129,7 @@ def read_json(place: epath.Path, kind: type = dict, missing: str = "copy the who
   try:
     contents = parse(data, unique=True)
   except ValueError as e:
-    if what := diagnose.not_text(data[:diagnose.BYTES]):
+    if what := diagnose.not_text(data[:diagnose.BYTES], os.fspath(place)):
       raise InputError(f"{place}: is no JSON, but {what}") from e
     raise InputError(f"{place}: cannot be read ({e}); copy it again, or correct it") from e
   if not isinstance(contents, kind):

@@ -9,13 +9,15 @@ from typing import Any
 import jax
 
 from gtr_jax import config
-from gtr_jax.collections.protocol import find_one
+from gtr_jax.collections.protocol import Protocol, check_task, find_one
 from gtr_jax.data.pipeline import TrainingBatches
 from gtr_jax.errors import InputError
-from gtr_jax.formats.model_dir import check_free
+from gtr_jax.formats.model_dir import MODEL_JSON, check_free
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.from_pairs import data, start
 from gtr_jax.from_pairs.options import BATCH_SIZE, EPOCHS, LEARNING_RATE, LOSSES, RANDOM_LEARNING_RATE, Options
+from gtr_jax.io import atomic, data_root
+from gtr_jax.io.paths import location
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.training import banner, memory
 from gtr_jax.training.run import TrainingRun
@@ -42,11 +44,19 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
     InputError: pairs, model, files or bindings are wrong.
   """
   check_free(options.output)
+  if not (location(options.output) / MODEL_JSON).exists():  # One at its end may only be read.
+    processes.first_before_others(lambda: atomic.check_writable(options.output))
   for collection in options.collections:
-    processes.first_before_others(functools.partial(find_one, collection))
+    found = processes.first_before_others(functools.partial(find_one, collection))
+    check_task(found, Protocol())
   tokenization = Tokenization(options.vocabulary, options.extra_ids, options.query_length, options.document_length)
   of_model = functools.partial(start.of_model, options.init, tokenization)
-  begin = None if start.is_size(options.init) else processes.first_before_others(of_model)
+  # What needs no pairs comes before them: it may be wrong.
+  begin = None
+  if not start.is_size(options.init):
+    begin = processes.first_before_others(of_model)
+  elif options.vocabulary is not None or options.extra_ids is not None:
+    begin = processes.first_before_others(lambda: start.of_size(options.init, tokenization, ()))
   pairs = processes.first_before_others(lambda: data.prepare(options.pairs, options.validation_share))
   if begin is None:
     begin = processes.first_before_others(lambda: start.of_size(options.init, tokenization, data.texts(pairs.name)))
@@ -194,7 +204,8 @@ def _described(options: Options, pairs: data.Pairs, begin: start.Start,
     held_out += ", too few to measure anything"
   elif not pairs.validation and options.validation_share != 0:
     held_out += " (too few)"
-  lines = [f"pairs     {', '.join(options.pairs.paths)}: {pairs.train:,} to train on, {held_out}"]
+  lines = [f"pairs     {', '.join(options.pairs.paths)}: {pairs.train:,} to train on, {held_out}; prepared in "
+           f"{_short(data_root.resolve(pairs.name))}"]
   counts = {reason: n for reason, n in pairs.manifest["counts"].items() if reason not in ("read", "written") and n}
   if counts:
     lines.append(f"          {pairs.manifest['counts']['read']:,} lines read; left out: " +
@@ -210,3 +221,9 @@ def _described(options: Options, pairs: data.Pairs, begin: start.Start,
                  f"sample {of.longest}; {cut}{more}; rows of {of.row}")
   lines.append(f"start     {begin.said}")
   return lines
+
+
+def _short(path: os.PathLike[str]) -> str:
+  """As one would type it."""
+  home, text = os.path.expanduser("~"), os.fspath(path)
+  return f"~{text.removeprefix(home)}" if text.startswith(f"{home}/") else text

@@ -93,7 +93,7 @@ def of_size(size: str, tokenization: Tokenization, texts: Iterable[str]) -> Star
   Args:
     size: its name.
     tokenization: what the user says of vocabulary and lengths.
-    texts: of the pairs: what a vocabulary is trained on where none is given.
+    texts: of the pairs: what a vocabulary is trained on where none is given; else they are not looked at.
 
   Raises:
     InputError: the vocabulary is none, or the texts are too few for one.

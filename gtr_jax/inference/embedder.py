@@ -225,6 +225,30 @@ class Embedder:
     Raises:
       InputError: these are no vectors, or of different widths.
     """
+    of_queries, of_documents = self._comparable(queries, documents)
+    return of_queries @ of_documents.T
+
+  @also_called(embeddings1="queries", embeddings2="documents")
+  def similarity_pairwise(self, queries: np.ndarray | jax.Array, documents: np.ndarray | jax.Array) -> np.ndarray:
+    """The score of each query with the document of the same row, float32 `[queries]`: as `similarity`.
+
+    Raises:
+      InputError: these are no vectors, or of different numbers or widths.
+    """
+    of_queries, of_documents = self._comparable(queries, documents)
+    if len(of_queries) != len(of_documents):
+      raise InputError(f"queries are {list(of_queries.shape)} and documents {list(of_documents.shape)}: give as many of "
+                       "one as of the other; `similarity` compares all with all")
+    return np.einsum("nd,nd->n", of_queries, of_documents)
+
+  def get_embedding_dimension(self) -> int:
+    """Numbers in a vector: `dim`, as sentence-transformers asks for it."""
+    return self.dim
+
+  get_sentence_embedding_dimension = get_embedding_dimension
+
+  def _comparable(self, queries: np.ndarray | jax.Array, documents: np.ndarray | jax.Array) -> list[np.ndarray]:
+    """Both as float32 `[texts, dim]`. Raises InputError, as `similarity`."""
     sides = []
     for name, vectors in (("queries", queries), ("documents", documents)):
       try:
@@ -242,7 +266,7 @@ class Embedder:
     if sides[0].shape[1] != sides[1].shape[1]:
       raise InputError(f"queries are {list(sides[0].shape)} and documents {list(sides[1].shape)}: give vectors of one "
                        "model, of the same width")
-    return sides[0] @ sides[1].T
+    return sides
 
   @also_called()
   def save_pretrained(self, path: epath.PathLike) -> None:

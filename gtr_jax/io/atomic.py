@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
@@ -111,6 +112,26 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
   except BaseException:
     remove(new)
     raise
+
+
+def check_writable(folder: epath.PathLike) -> None:
+  """Raises InputError where a folder, there or not, could not be made or written to: before what takes long.
+
+  A file without a name is made in it, or where it would be. Of a bucket nothing is looked at.
+  """
+  folder = location(folder)
+  if is_remote(folder):
+    return
+  place = os.path.abspath(folder)
+  while not os.path.lexists(place):
+    place = os.path.dirname(place)
+  try:
+    with tempfile.TemporaryFile(dir=place):
+      pass
+  except OSError as e:
+    where = "" if place == os.path.abspath(folder) else f"{place}: "
+    raise InputError(f"{folder}: cannot be written to ({where}{e.strerror}); give another folder, or mend this one's "
+                     "rights or its disk (ls -ld, df -h)") from e
 
 
 def set_aside_and_remove(path: epath.PathLike) -> None:

@@ -1,7 +1,10 @@
 """What a file is by its first bytes, in words: so that what is whole is not called damaged, and advice fits."""
 
 import codecs
+import json
+import os
 import re
+import shlex
 
 ARCHIVES = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh91AY&SY": ".bz2", b"\xfd7zXZ\0": ".xz",
             b"7z\xbc\xaf\x27\x1c": ".7z"}
@@ -12,14 +15,11 @@ _ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", code
               codecs.BOM_UTF16_BE: "UTF-16"}  # In this order: one begins as another does.
 _UNPACK = {b"PK\3\4": "zip", b"PK\5\6": "zip", b"Rar!\x1a\x07": "rar", b"\x04\"M\x18": "lz4", b"\x1f\x9d": "Z",
            b"\xff\x06\0\0sNaPpY": "snappy"}
-_JSON_LINES = "write it as JSON lines: pandas.{reader}(…).to_json(…, orient='records', lines=True)"
 _OTHERS = {
-    b"PAR1": ("a Parquet file", _JSON_LINES.format(reader="read_parquet")),
-    b"ARROW1": ("an Arrow file", _JSON_LINES.format(reader="read_feather")),
     b"\xff\xff\xff\xff": ("an Arrow stream", "write it as JSON lines: datasets.Dataset.to_json"),
-    b"FEA1": ("a Feather file", _JSON_LINES.format(reader="read_feather")),
     b"Obj\1": ("an Avro file", "write it as JSON lines"),
-    b"SQLite format 3\0": ("an SQLite database", _JSON_LINES.format(reader="read_sql")),
+    b"SQLite format 3\0": ("an SQLite database", "write it as JSON lines: pandas.read_sql(…).to_json(…, orient="
+                           "'records', lines=True)"),
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file", "write it as JSON lines"),
     b"\x93NUMPY": ("a NumPy array", "write it as JSON lines"),
     b"%PDF-": ("a PDF", "extract its text first"),
@@ -28,6 +28,9 @@ _OTHERS = {
     b"\x7fELF": ("a program", "give the file of text"),
     b"\xd0\xcf\x11\xe0": ("an old Office file", "save it as text, or as JSON lines"),
 }
+_TABLES = {b"PAR1": ("a Parquet file", "read_parquet"), b"ARROW1": ("an Arrow file", "read_feather"),
+           b"FEA1": ("a Feather file", "read_feather")}
+_EXCEL = (".xlsx", ".xlsm", ".xls")
 _PICKLE = re.compile(rb"\x80[\2-\5]")
 _LFS_POINTER = b"version https://git-lfs"
 _POINTERS = {
@@ -55,7 +58,22 @@ def stand_in(begin: bytes) -> str:
   return next((text for mark, text in _POINTERS.items() if begin.startswith(mark)), "")
 
 
-def not_text(begin: bytes) -> str:
+def name_of_lines(path: str) -> str:
+  """What to call the JSON lines that a file is written as."""
+  name, ending = os.path.splitext(path)
+  if ending in ARCHIVES.values():
+    name, _ = os.path.splitext(name)
+  return f"{name}.{'lines.' * path.endswith('.jsonl')}jsonl"
+
+
+def as_json_lines(path: str, reader: str, more: str = "") -> str:
+  """The command that writes a table as JSON lines, whole: `reader` is pandas' function, `more` arguments of it."""
+  old, new = (json.dumps(name, ensure_ascii=False) for name in (path, name_of_lines(path)))
+  code = f'import pandas; pandas.{reader}({old}{more}).to_json({new}, orient="records", lines=True)'
+  return f"write it as JSON lines: python -c {shlex.quote(code)}"
+
+
+def not_text(begin: bytes, path: str) -> str:
   """What a file of lines is instead, and what to do, or "" where nothing speaks against text in UTF-8."""
   for mark, name in _ENCODINGS.items():
     if begin.startswith(mark):
@@ -65,6 +83,11 @@ def not_text(begin: bytes) -> str:
   place, mark = _TAR
   if begin[place] == mark:
     return "a tar archive of files; unpack it (tar -xf) and name the file in it"
+  for mark, (what, reader) in _TABLES.items():
+    if begin.startswith(mark):
+      return f"{what}, where lines of text are expected; {as_json_lines(path, reader)}"
+  if path.endswith(_EXCEL) and begin.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+    return f"an Excel file, where lines of text are expected; {as_json_lines(path, 'read_excel')}"
   for mark, name in _UNPACK.items():
     if begin.startswith(mark):
       return f"holds a .{name} archive, which is not read; unpack it"

@@ -12,10 +12,12 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError
+from gtr_jax.io.diagnose import as_json_lines, name_of_lines
 from gtr_jax.io.lines import Line, OnBroken, Part, check_rest, not_utf8, read_lines, size_of
 from gtr_jax.io.paths import location
 
 _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
+_TABS = ', sep="\\t"'
 _UNPACK = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _INEXACT = 2**53  # From here on, different whole numbers are the same float.
 _UNREADABLE = "not JSON that can be read"  # What is whole, and more than Python takes.
@@ -112,7 +114,7 @@ def _values(part, on_broken):
       continue
     if on_broken is None:
       check_rest(part.path, rest)
-    if advice := other_form(line):
+    if advice := other_form(line, tabs=True):
       raise InputError(f"{line.place}: {broken}; {advice}")
     if not line.ended and not broken.startswith(_UNREADABLE):
       raise InputError(f"{line.place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the "
@@ -123,8 +125,13 @@ def _values(part, on_broken):
     on_broken(line.place, broken)
 
 
-def other_form(line: Line) -> str:
-  """What to do about a file whose first line this is, and no JSON: of what forms that tell themselves it may be."""
+def other_form(line: Line, tabs: bool = False) -> str:
+  """What to do about a file whose first line this is, and no JSON: of what forms that tell themselves it may be.
+
+  Args:
+    line: the first one.
+    tabs: whether a table with tabs between its columns is another form, too: not for who reads those.
+  """
   text = line.data.strip()
   if not line.place.endswith(":1"):  # A later line of that kind is only broken.
     return ""
@@ -132,9 +139,20 @@ def other_form(line: Line) -> str:
     return "its lines end with a carriage return alone, as on old Macs: tr '\\r' '\\n' < FILE"
   if text.startswith(b"{") and text.endswith((b"{", b"[", b",", b":")) and line.ended:
     return "if this is JSON over several lines, write one object a line: jq -c . FILE (or '.data[]', where they are)"
-  if not text.startswith((b"{", b"[")) and b"," in text and b"\t" not in text:
-    return "if this is CSV, write it as JSON lines: pandas.read_csv(…).to_json(…, orient='records', lines=True)"
-  return ""
+  return "" if text.startswith((b"{", b"[")) else _table(line.place.removesuffix(":1"), text, tabs)
+
+
+def _table(path: str, first: bytes, with_tabs: bool) -> str:
+  """What to do about a file whose first line is no JSON, if it may be a table: by that line, and by its name."""
+  name = path.removesuffix(next(filter(path.endswith, _UNPACK), ""))
+  sure = name.endswith((".csv", ".tsv"))
+  tabs = b"\t" in first or name.endswith(".tsv")
+  commas = b"," in first and not name.endswith(".txt")  # They stand in any text.
+  if tabs and not with_tabs or not (sure or tabs or commas):
+    return ""
+  begin = ("this is {}: " if sure else "if this is {}, ").format("TSV" if tabs else "CSV")
+  return (f"{begin}{as_json_lines(path, 'read_csv', _TABS * tabs)} (with header=None where no line of "
+          "names comes first)")
 
 
 def is_array(line: Line) -> bool:
@@ -151,10 +169,8 @@ def is_array(line: Line) -> bool:
 def an_array(line: Line) -> InputError:
   """What to say of it."""
   path = line.place.rpartition(":")[0]
-  name, ending = os.path.splitext(path)
-  program = _UNPACK.get(ending)
-  name = os.path.splitext(name)[0] if program else name
-  quoted, new = shlex.quote(path), shlex.quote(f"{name}.{'lines.' * path.endswith('.jsonl')}jsonl")
+  program = _UNPACK.get(os.path.splitext(path)[1])
+  quoted, new = shlex.quote(path), shlex.quote(name_of_lines(path))
   command = f"{program} -dc {quoted} | jq -c '.[]'" if program else f"jq -c '.[]' {quoted}"
   return InputError(f"{line.place}: a JSON array; write one object a line: {command} > {new}")
 

@@ -187,7 +187,7 @@ def _check_ending(path, begin):
     does = "rename it" if not said else f"rename it to {os.path.basename(stem)}{found}"
     raise InputError(f"{path}: holds a {found} archive, which its name does not say; {does}"
                      + (f" to {os.path.basename(path)}{found}" if not said else ""))
-  if what := diagnose.not_text(begin):
+  if what := diagnose.not_text(begin, path):
     raise InputError(f"{path}: {what}")
   try:
     begin[:-3 if len(begin) == diagnose.BYTES else None].decode()
@@ -202,7 +202,7 @@ def _check_begin(path, begin, text):
     raise InputError(f"{path}: is empty; fetch it again, or leave it out")
   if inner := diagnose.archive(begin):
     raise InputError(f"{path}: holds a {inner} archive, which its name does not say; unpack it once")
-  if text and (what := diagnose.not_text(begin)):
+  if text and (what := diagnose.not_text(begin, path)):
     raise InputError(f"{path}: {what}")
 
 

@@ -169,6 +169,14 @@ def test_broken_lines_are_counted(place, tmp_path, capsys):
     assert are in capsys.readouterr().err
 
 
+def test_where_pairs_are_prepared(place, monkeypatch):
+  name = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None).name
+  _, _, said = configured(place, place / "model")
+  assert said[0].endswith(f"; prepared in {place / 'data' / name}") and (place / "data" / name / "manifest.json").exists()
+  monkeypatch.setenv("HOME", str(place))
+  assert configured(place, place / "model")[2][0].endswith(f"; prepared in ~/data/{name}")
+
+
 def test_held_out_is_whole_queries(place):
   pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   assert pairs.train + pairs.validation == PAIRS and pairs.train % 2 == pairs.validation % 2 == 0
@@ -252,8 +260,8 @@ def test_model_card(place, trained, tmp_path):
   assert base is None and lines[:3] == [
       f'- training data: my.jsonl ({pairs.train} pairs; query: "question"; passage: "answer"; negatives: "negatives")',
       "- started from: model", f"- steps: 6, {6 * 16 / pairs.train:.3g} times the pairs"]
-  assert lines[-1] == (f"- nDCG@10 on held-out pairs: 0.7500 (0.5000 before training), of {pairs.sizes['queries']} queries "
-                       f"among {pairs.sizes['documents']} documents")
+  assert lines[-1] == ("- nDCG@10 on held-out pairs: 0.7500 (0.5000 before training), of "
+                       f"{pairs.sizes['queries']} queries among {pairs.sizes['documents']} documents")
   assert not [line for line in lines if str(place) in line]
   # Of a checkpoint before the end; without what was measured.
   text = (run / "config.gin").read_text()

@@ -169,6 +169,23 @@ def test_dtypes_and_similarity(model):
   assert model.similarity(queries[0], documents).shape == (1, 30)
 
 
+def test_similarity_of_pairs(model):
+  queries, documents = model.encode_queries(TEXTS[:7]), model.encode_documents(TEXTS[3:10])
+  scores = model.similarity_pairwise(queries, documents)
+  assert (scores.shape, scores.dtype) == ((7,), np.float32) and len(set(scores)) == 7
+  np.testing.assert_allclose(scores, (queries.astype(np.float64) * documents).sum(-1), atol=1e-6)
+  np.testing.assert_array_equal(model.similarity_pairwise(embeddings1=queries, embeddings2=documents), scores)
+  small = model.encode_documents(TEXTS[3:10], dtype="int8")
+  np.testing.assert_allclose(model.similarity_pairwise(queries, small), np.diag(model.similarity(queries, small)),
+                             atol=1e-6)
+  np.testing.assert_allclose(model.similarity_pairwise(queries[0], documents[0]), scores[:1], atol=1e-6)
+  with pytest.raises(InputError, match=r"queries are \[7, \d+\] and documents \[6, .*`similarity` compares all with all"):
+    model.similarity_pairwise(queries, documents[1:])
+  with pytest.raises(InputError, match="of the same width"):
+    model.similarity_pairwise(queries, documents[:, 1:])
+  assert model.get_embedding_dimension() == model.get_sentence_embedding_dimension() == queries.shape[1]
+
+
 def test_normalization(tmp_path, model):
   raw = gtr_jax.load(write_model_dir(tmp_path / "run", normalize=False))
   vectors = raw.encode(TEXTS)

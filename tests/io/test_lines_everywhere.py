@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import zlib
 from functools import partial
 
@@ -92,7 +93,7 @@ FAULTS = {
     "text-named-gz": ("x.jsonl.gz", LINE, "is plain text, not compressed as its name says; rename it to x.jsonl"),
     "bz2-named-gz": ("x.jsonl.gz", bz2.compress(LINE), "holds a .bz2 archive.*; rename it to x.jsonl.bz2"),
     "gzip-in-gzip": ("x.jsonl.gz", gzip.compress(gzip.compress(LINE, mtime=0), mtime=0), "unpack it once"),
-    "parquet": ("x.jsonl", table(), "a Parquet file, where lines of text are expected; write it as JSON lines: pandas"),
+    "parquet": ("x.jsonl", table(), "a Parquet file, where lines of text are expected; write it as JSON lines: python"),
     "sqlite": ("x.jsonl", b"SQLite format 3\0" + bytes(84), "an SQLite database"),
     "zip": ("x.jsonl", b"PK\3\4" + bytes(60), "holds a .zip archive, which is not read; unpack it"),
     "binary": ("x.jsonl", bytes(range(1, 64)) + b"\0\1", "binary data"),
@@ -126,6 +127,32 @@ def test_the_command_for_an_array_is_whole(tmp_path, name, command):
   with pytest.raises(InputError) as e:
     list(jsonl.read_objects(tmp_path / name))
   assert str(e.value) == (f"{tmp_path / name}:1: a JSON array; write one object a line: " + command.format(tmp_path))
+
+
+@pytest.mark.parametrize("name, data, what, call", [
+    ("my pairs.csv", b'question,answer\n"a, b",c\n', "this is CSV: ", "read_csv(\"{0}/my pairs.csv\")"),
+    ("it's.csv.gz", b"question,answer\na,b\n", "this is CSV: ", "read_csv(\"{0}/it's.csv.gz\")"),
+    ("x.jsonl", b"question,answer\na,b\n", "if this is CSV, ", 'read_csv("{0}/x.jsonl")'),
+    ("x.tsv", b"question\tanswer\na, b\tc\n", "this is TSV: ", 'read_csv("{0}/x.tsv", sep="\\t")'),
+    ("x.txt", b"question\tanswer\na, b\tc\n", "if this is TSV, ", 'read_csv("{0}/x.txt", sep="\\t")'),
+    ("x.parquet", table(), "a Parquet file, where lines of text are expected; ", 'read_parquet("{0}/x.parquet")'),
+    ("x.xlsx", b"PK\3\4" + bytes(60), "an Excel file, where lines of text are expected; ", 'read_excel("{0}/x.xlsx")')])
+def test_the_command_for_a_table_is_whole(tmp_path, name, data, what, call):
+  """It is Python that a shell hands on as it is."""
+  (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+  said = error(READERS["prepare"], tmp_path / name)
+  assert f"{what}write it as JSON lines: python -c " in said
+  _, _, command = said.partition("JSON lines: ")
+  program, flag, code = shlex.split(command.partition(" (with header=None where no line of names ")[0])
+  new = tmp_path / ("x.lines.jsonl" if name == "x.jsonl" else name.partition(".")[0] + ".jsonl")
+  assert (program, flag, code) == ("python", "-c", f'import pandas; pandas.{call.format(tmp_path)}.to_json("{new}", '
+                                                   'orient="records", lines=True)')
+  compile(code, "code", "exec")
+
+
+def test_prose_is_no_table(tmp_path):
+  (tmp_path / "x.txt").write_text("Once, long ago,\nthere was\n")
+  assert "CSV" not in error(READERS["prepare"], tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
