@@ -237,8 +237,8 @@ class Embedder:
     """
     of_queries, of_documents = self._comparable(queries, documents)
     if len(of_queries) != len(of_documents):
-      raise InputError(f"queries are {list(of_queries.shape)} and documents {list(of_documents.shape)}: give as many of "
-                       "one as of the other; `similarity` compares all with all")
+      raise InputError(f"queries are {list(of_queries.shape)} and documents {list(of_documents.shape)}: give as many "
+                       "of one as of the other; `similarity` compares all with all")
     return np.einsum("nd,nd->n", of_queries, of_documents)
 
   def get_embedding_dimension(self) -> int:

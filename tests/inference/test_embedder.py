@@ -179,7 +179,7 @@ def test_similarity_of_pairs(model):
   np.testing.assert_allclose(model.similarity_pairwise(queries, small), np.diag(model.similarity(queries, small)),
                              atol=1e-6)
   np.testing.assert_allclose(model.similarity_pairwise(queries[0], documents[0]), scores[:1], atol=1e-6)
-  with pytest.raises(InputError, match=r"queries are \[7, \d+\] and documents \[6, .*`similarity` compares all with all"):
+  with pytest.raises(InputError, match=r"queries are \[7, \d+\] and documents \[6, .*compares all with all"):
     model.similarity_pairwise(queries, documents[1:])
   with pytest.raises(InputError, match="of the same width"):
     model.similarity_pairwise(queries, documents[:, 1:])
