@@ -143,7 +143,8 @@ def _pairs(settings: Mapping[str, str]) -> dict[str, Any] | None:
   """What `from_pairs` says of the training data; None where the run is another, or has been given other data."""
   pairs = _value(settings, "TrainingRun.trained_on")
   task = _value(settings, "TrainingBatches.mixture_or_task_name")
-  return pairs if isinstance(pairs, dict) and pairs.get("task") == task else None
+  whole = isinstance(pairs, dict) and pairs.keys() >= {"task", "files", "pairs", "fields", "held_out"}
+  return pairs if whole and pairs["task"] == task else None
 
 
 def _data(pairs: Mapping[str, Any]) -> str:
@@ -182,7 +183,9 @@ def _held_out(metrics: epath.Path, sizes: Mapping[str, int], step: int | None) -
   """A line of what was measured on the held-out pairs, where that is at hand."""
   if step is None or not sizes or not metrics.exists():
     return []
-  measured = {row["step"]: row[_HELD_OUT] for _, row, _ in jsonl.read_objects(metrics) if _HELD_OUT in row}
+  measured: dict[int, float] = {}
+  with contextlib.suppress(InputError):  # The last line, of a run that was killed.
+    measured.update((row["step"], row[_HELD_OUT]) for _, row, _ in jsonl.read_objects(metrics) if _HELD_OUT in row)
   if step not in measured:
     return []
   before = f" ({measured[0]:.4f} before training)" if 0 in measured and step else ""

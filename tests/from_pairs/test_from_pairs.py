@@ -255,7 +255,7 @@ def test_model_card(place, trained, tmp_path):
   pairs = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), None)
   (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
       {"step": 0, "held_out/nDCG@10": 0.5}, {"step": 3, "held_out/nDCG@10": 0.9}, {"step": 6, "loss": 1.5},
-      {"step": 6, "small/nDCG@10": 0.1, "held_out/nDCG@10": 0.75})))
+      {"step": 6, "small/nDCG@10": 0.1, "held_out/nDCG@10": 0.75})) + '{"step": 7, "lo')  # The process was killed.
   base, lines = training_of(run, tmp_path)
   assert base is None and lines[:3] == [
       f'- training data: my.jsonl ({pairs.train} pairs; query: "question"; passage: "answer"; negatives: "negatives")',
@@ -270,6 +270,17 @@ def test_model_card(place, trained, tmp_path):
   _, lines = training_of(run / "checkpoints" / "6", tmp_path)
   assert lines[2] == f"- steps: 1,200, {1200 * 16 / pairs.train:.3g} times the pairs; this is step 6"
   assert not [line for line in lines if "held-out" in line]
+
+
+def test_a_model_card_knows_the_cache_of_the_hub(trained, tmp_path):
+  run, cached = tmp_path / "run", tmp_path / "hub" / "models--sentence-transformers--gtr-t5-base" / "snapshots" / "ab12"
+  shutil.copytree(trained, run)
+  cached.mkdir(parents=True)
+  text = (trained / "config.gin").read_text()
+  for path in (cached, cached.parent.parent):
+    (run / "config.gin").write_text(re.sub("(initial_checkpoint_path = ).*", rf"\g<1>'{path}'", text))
+    base, lines = training_of(run, tmp_path)
+    assert base == "sentence-transformers/gtr-t5-base" and lines[1] == f"- started from: {base}"
 
 
 @pytest.mark.parametrize("initial, base, start", [
