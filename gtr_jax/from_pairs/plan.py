@@ -27,6 +27,15 @@ EVALUATIONS, MOST_NEGATIVES = 10, 4
 _SHARE_OF_MEMORY = 0.6  # that a step may take by our estimate
 _DEEP = 7  # Layers from which on one is compiled and looped over.
 _FILL = 0.9  # of packed rows
+_IMPORTS = """from __gin__ import dynamic_registration
+from gtr_jax.evaluation import evaluate
+from gtr_jax.losses import in_batch
+from gtr_jax.losses import ring
+from gtr_jax.models import dual_encoder
+from gtr_jax.models import t5
+from gtr_jax.training import run
+"""
+_RUN = "include 'runs/train.gin'"  # After the model.
 
 
 def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
@@ -43,6 +52,7 @@ def gin_text(options: Options, gin_files: Sequence[str] = (), bindings: Sequence
   Raises:
     InputError: pairs, model, files or bindings are wrong.
   """
+  config.parse(gin_files, bindings, search_paths, first=_IMPORTS + _RUN)  # As far as it can be read without the pairs.
   check_free(options.output)
   if not (location(options.output) / MODEL_JSON).exists():  # One at its end may only be read.
     processes.first_before_others(lambda: atomic.check_writable(options.output))
@@ -106,9 +116,7 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
   batch_size = options.batch_size or max(groups, min(BATCH_SIZE, pairs.train) // groups * groups)
   steps = options.steps or max(1, round((options.epochs or EPOCHS) * pairs.train / batch_size))
   period = math.ceil(steps / EVALUATIONS)
-  lines = ["from __gin__ import dynamic_registration", begin.gin, "include 'runs/train.gin'",
-           "from gtr_jax.evaluation import evaluate", "from gtr_jax.losses import in_batch",
-           "from gtr_jax.losses import ring", "from gtr_jax.training import run"]
+  lines = [_IMPORTS, begin.gin, _RUN]
   evaluators = [("held_out", os.fspath(pairs.collection))] if pairs.collection is not None else []
   evaluators = [*_named(options.collections), *evaluators]
   lines += [f"{name}/evaluate.RetrievalEvaluator.{field} = {value!r}" for name, collection in evaluators

@@ -25,6 +25,9 @@ def model(tmp_path_factory):
     (["--init", "t5_tiny", "--vocabulary", "{place}/nothere"], "{place}/nothere: no such vocabulary"),
     (["--init", "t5_tiny", "--vocabulary", "{place}/file"], "{place}/file: a text file"),
     (["--init", "t5_tiny", "--extra_ids", "3"], "--extra_ids belongs to --vocabulary"),
+    (["--gin_file", "{place}/nothere.gin"], "{place}/nothere.gin: no such gin file"),
+    (["--gin.run.TrainingRun.nothere=3"], "--gin.run.TrainingRun.nothere=3: "),
+    (["--gin.BATCH_SIZE=3)"], "--gin.BATCH_SIZE=3): "),
     (["--data_dir", "{place}/file/data"], "{place}/file/data: Not a directory"),
     (["--data_dir", "{place}/file/data", "--init", "t5_tiny"], "{place}/file/data/pairs-"),
 ])
