@@ -6,7 +6,6 @@ are the zero-shot collections. In every collection a query is a first sentence a
 
 import collections
 import dataclasses
-import gc
 import hashlib
 import itertools
 import json
@@ -23,9 +22,9 @@ from gtr_jax.demo import docstrings
 from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.demo.near_copies import NearCopies, contains
 from gtr_jax.demo.packages import Packages, fingerprint, installed_packages
+from gtr_jax.demo.read import read_packages
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
-from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.text.same_text import distinct, folded
 
@@ -211,22 +210,14 @@ class Corpus:
       everything |= folders
     read: dict[str, list[Documentation]] = {}
     seen, names = set(), collections.Counter[str]()
-    collecting = gc.isenabled()
-    gc.disable()  # Half of the time: syntax trees are many small objects and no garbage.
-    try:
-      with Bar(len(everything), "reading packages", " packages", leave=False) as bar:
-        for package, folder in everything.items():
-          read[package] = []
-          for d in docstrings.read_package(folder, package):
-            text = folded(_text(d))
-            if text not in seen:
-              seen.add(text)
-              names[d.name] += 1
-              read[package].append(d if names[d.name] == 1 else d._replace(name=f"{d.name}#{names[d.name]}"))
-          bar.update()
-    finally:
-      if collecting:
-        gc.enable()
+    for package, documented in read_packages(everything).items():
+      read[package] = []
+      for d in documented:
+        text = folded(_text(d))
+        if text not in seen:
+          seen.add(text)
+          names[d.name] += 1
+          read[package].append(d if names[d.name] == 1 else d._replace(name=f"{d.name}#{names[d.name]}"))
     self._say(f"{sum(map(len, read.values())):,} documentation strings in {len(read)} packages")
     return read
 

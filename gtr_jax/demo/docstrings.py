@@ -1,7 +1,6 @@
 """The documentation strings of Python packages, read by parsing their files; nothing is imported or run."""
 
 import ast
-import gc
 import importlib.metadata
 import os
 import re
@@ -47,19 +46,6 @@ def standard_library_folder() -> Path:
   return Path(sysconfig.get_paths()["stdlib"])
 
 
-def read_package(folder: Path, name: str) -> Iterator[Documentation]:
-  """What a package documents, in the sorted order of its files and in the order of the text within each.
-
-  Args:
-    folder: the package's folder.
-    name: qualified names begin with it; empty for a folder of top-level modules.
-  """
-  for path in python_files(folder):
-    parts = [name, *path.relative_to(folder).with_suffix("").parts]
-    module = ".".join(p for p in parts if p and p != "__init__")
-    yield from read_file(path, module)
-
-
 def python_files(folder: Path) -> Iterator[Path]:
   """The files of a package that may document it, sorted."""
   for place, folders, files in os.walk(folder):
@@ -70,21 +56,16 @@ def python_files(folder: Path) -> Iterator[Path]:
 
 
 def read_file(path: Path, module: str) -> Iterator[Documentation]:
-  """What one file documents; nothing where it is not valid Python."""
+  """What one file documents, in the order of its text; nothing where it is not valid Python."""
   source = path.read_bytes()
   if len(source) > _MAX_FILE_BYTES or b'"""' not in source and b"'''" not in source:
     return
-  collecting = gc.isenabled()
-  gc.disable()  # A third of the time: a syntax tree is many small objects and no garbage.
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       tree = ast.parse(source)
   except (SyntaxError, ValueError):
     return
-  finally:
-    if collecting:
-      gc.enable()
   for name, text in _documented(tree, module):
     summary, rest = split(clean(text))
     if _MIN_SUMMARY_WORDS <= len(summary.split()) <= _MAX_SUMMARY_WORDS and not summary.startswith("TODO"):

@@ -13,7 +13,7 @@ from tiny_text import words
 
 from gtr_jax.collections.collection import read_collection
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
-from gtr_jax.demo import corpus, docstrings
+from gtr_jax.demo import corpus, docstrings, read
 from gtr_jax.demo.near_copies import NearCopies
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
@@ -161,6 +161,22 @@ def test_the_same_packages_give_the_same_bytes(prepared, packages, tmp_path):
   manifest = json.loads((again / "manifest.json").read_text())
   assert manifest["versions"] == {"alpha": "1.0"} and set(manifest["sha256"]) == {
       str(f) for f in files if f.name != "manifest.json"}
+
+
+def test_read_in_parts_by_several_processes_it_is_the_same(packages, monkeypatch):
+  """Also where a package begins in the middle of a part."""
+  alone = read.read_packages({**packages.finetune, **packages.pretrain})
+  assert [len(documented) for documented in alone.values()] == [150, 200, 70]
+  assert [d.name for d in alone["beta"][9:11]] == ["beta.module_0.function_9", "beta.module_1.function_10"]
+  monkeypatch.setattr(read, "_PART_BYTES", 20_000)
+  monkeypatch.setattr(read, "_FEW_BYTES", 0)
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  shared, run = [], read.workers.run
+  monkeypatch.setattr(read.workers, "run", lambda function, tasks, number, on_bytes: shared.append(
+      (len(tasks), number)) or run(function, tasks, number, on_bytes))
+  assert read.read_packages({**packages.finetune, **packages.pretrain}) == alone
+  (parts, number), = shared
+  assert parts > 5 and number == 2
 
 
 def test_again_it_keeps_what_is_the_same_and_replaces_what_is_not(packages, vocabulary, tmp_path):
