@@ -1,5 +1,7 @@
 """The measures of a run, by ir-measures: trec_eval's values; and BEIR's capped recall."""
 
+from collections.abc import Mapping
+
 import ir_measures
 from ir_measures import AP, RR, R, nDCG
 
@@ -30,11 +32,13 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
   query_ids = list(qrels)
   for start in range(0, len(query_ids), _QUERIES_AT_ONCE):
     part = query_ids[start:start + _QUERIES_AT_ONCE]
+    ranked = {query_id: run[query_id].doc_ids for query_id in part if query_id in run}
+    last = {query_id: _last_judged(doc_ids, qrels[query_id]) for query_id, doc_ids in ranked.items()}
     # Ranks instead of scores, for ir-measures computes RR@10 by a tool that breaks ties the other way round. It also
-    # sorts all that it is given, in Python, and gets no more than it looks at.
+    # sorts all that it is given, in Python, and gets no more than what makes a difference.
     for measures, depth in (([RR @ 10], 10), ([m for m in _BY_IR_MEASURES.values() if m != RR @ 10], None)):
-      ranks = {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(run[query_id].doc_ids[:depth])}
-               for query_id in part if query_id in run}
+      ranks = {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(doc_ids[:depth or last[query_id]])}
+               for query_id, doc_ids in ranked.items()}
       for value in ir_measures.iter_calc(measures, {q: qrels[q] for q in part}, ranks):
         sums[names[str(value.measure)]] += value.value
     for query_id in part:
@@ -42,3 +46,8 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
       if relevant and query_id in run:
         sums[CAPPED] += len(relevant.intersection(run[query_id].doc_ids[:100])) / min(len(relevant), 100)
   return {name: total / len(query_ids) for name, total in sums.items()}
+
+
+def _last_judged(doc_ids: list[str], judged: Mapping[str, int]) -> int:
+  """The rank of the last judged document, behind which nothing changes a measure; 1 at least: it is an answer."""
+  return max((rank for rank, doc_id in enumerate(doc_ids, start=1) if doc_id in judged), default=1)

@@ -54,9 +54,9 @@ def write_run(path: epath.PathLike, run: Run, system: str) -> None:
   system = "_".join(system.split()) or "run"
   with replacing(path, "w") as f:
     for query_id, ranking in run.items():
-      scores = np.asarray(ranking.scores, np.float32).tolist()
-      f.write("".join(f"{query_id} Q0 {doc_id} {rank} {score!r} {system}\n" for rank, (doc_id, score) in
-                      enumerate(zip(ranking.doc_ids, scores, strict=True), start=1)))
+      scores = map(repr, np.asarray(ranking.scores, np.float32).tolist())
+      f.write("".join([f"{query_id} Q0 {doc_id} {rank} {score} {system}\n" for rank, (doc_id, score) in
+                       enumerate(zip(ranking.doc_ids, scores, strict=True), start=1)]))
 
 
 def read_run(path: epath.PathLike) -> Run:
