@@ -92,10 +92,11 @@ class Group:
     self.from_first(lambda: None)
 
   def allow_stop(self) -> None:
-    """All processes call this at one place: from now on `stop` in one of them stops all."""
+    """All processes call this at one place and wait for each other: from now on `stop` in one of them stops all."""
     with self._changed:
       self.stops_after, self._held = math.inf, False
       self._places.clear()
+    self.wait_for_all()  # Who begins later would forget what all have been told.
 
   def stop(self) -> None:
     """For a handler of signals, which can neither wait nor send."""

@@ -22,7 +22,7 @@ class Stopped(BaseException):
 class Stop:
   """Notes SIGTERM and ctrl-C while it is a context; a second ctrl-C raises KeyboardInterrupt as usual.
 
-  For the main thread, in all processes.
+  For the main thread, in all processes, which begin it together.
 
   Args:
     said: what the user is told.
@@ -37,9 +37,9 @@ class Stop:
     self._group = processes.joined_group()
 
   def __enter__(self) -> "Stop":
-    self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
     if self._group is not None:
       self._group.allow_stop()
+    self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
     progress.at_places(self._at_place)
     return self
 
@@ -50,7 +50,10 @@ class Stop:
 
   def asked(self) -> bool:
     """Whether to stop here, at the place that was said last: the same in all processes."""
-    return self.received is not None if self._group is None else self._group.stops_after < progress.current().number
+    if self._group is None:
+      return self.received is not None
+    self._group.wait_while_held()  # Since that place a context may have ended, which is said without waiting.
+    return self._group.stops_after < progress.current().number
 
   @contextlib.contextmanager
   def given_up(self) -> Iterator[None]:
