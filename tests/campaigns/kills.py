@@ -38,7 +38,7 @@ from tiny_model_dir import corpus, sentence, write_collection, write_vocabulary 
 
 DEVICES, STEPS, PROCESSES = 4, 24, (1, 2, 4)
 END_SECONDS = 120  # In which all processes of a run have to end when one of them is killed.
-LIFE_SECONDS = 600
+LIFE_SECONDS, MEET_SECONDS = 600, 30
 _MANY = 20  # Kills, for which the length of a life is worth a run of its own.
 
 GIN = tiny_model(160, 32) + f"""
@@ -248,6 +248,10 @@ def main() -> None:
       kills += 1
       places[place] += 1
       signals[number.name] += 1
+      # Whom the others have not met yet they wait for, as long as it may take to come: what starts them ends them.
+      if place == "the start" and not wait(processes, MEET_SECONDS):
+        for process in processes:
+          process.terminate()
       if not wait(processes, END_SECONDS):
         raise Wrong(f"{number.name} to process {victim} of {count} in {place}: the others did not end in "
                     f"{END_SECONDS} s:\n{run.outputs()}")
