@@ -21,7 +21,7 @@ from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
-from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare import manifests
 from gtr_jax.prepare.interface import Example
 
 # Few open files, each read forward: the state of a reader is a few offsets, and restoring it is a few seeks.
@@ -300,7 +300,7 @@ class TfdsSource(seqio.DataSource):
         of_example: dict[str, Any] = {
             name: tuple(text.decode() for text in value.tolist()) if name in shards.LISTS else value.decode()
             for name, value in texts.items()}
-        yield example_id, records.serialize(Example(**of_example), example_id)
+        yield shards.pair(Example(**of_example), example_id)
         bar.update()
     return []
 

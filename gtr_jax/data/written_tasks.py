@@ -21,6 +21,7 @@ from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.data.registered import files_of
 from gtr_jax.io.bars import Bar
+from gtr_jax.prepare import buckets
 
 _LOOKED_AT = 64  # Examples that say whether a task still gives what was written.
 
@@ -43,18 +44,18 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
              [shards.content_hash(file) for file in files], list(map(_code, task.preprocessors))]
 
-  def records(split: str) -> Generator[tuple[str, bytes], None, list[str]]:
+  def records(split: str) -> Generator[tuple[bytes, bytes], None, list[str]]:
     del split
     with (datasets.input_errors(task.name),
           Bar(None, f"reading {task.name}", " examples", leave=False, delay=1) as bar):
       for number, example in enumerate(dataset.as_numpy_iterator()):
-        yield str(number), _serialize(example)
+        yield buckets.hash_of(str(number)), _serialize(example)
         bar.update()
     return []
 
   size = sum(file.stat().length for file in files)
   described = {"sources": [f"{task.name}, {split}", *map(os.fspath, files)]}
-  done = shards.written_once(made_of, lambda: [split], records, size, described)
+  done = shards.written_once(made_of, lambda: [split], records, size, described, are_pairs=False)
   description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
                  for name, of in spec.items()}
 

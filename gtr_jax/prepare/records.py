@@ -14,20 +14,22 @@ import google_crc32c
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
 
+NEGATIVE = "negative"  # The split of a pair that is none: its passage is a negative of the query's pairs.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
 class Pair(NamedTuple):
   """An example on its way to the shards; or, with no split, a mark that examples of this hash are not wanted."""
 
-  digest: bytes  # 16 bytes; pairs are put in its order, which is a random one.
-  split: str
+  digest: bytes  # 16 bytes: 8 that pairs of a query share, 8 in whose order they are put, which is a random one.
+  split: str  # Or NEGATIVE.
   record: bytes  # tf.train.Example; of a mark: the reason, UTF-8.
 
 
 def digest_of(query: bytes, passage: bytes) -> bytes:
-  """16 bytes for a pair, folded."""
-  return hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=16).digest()
+  """16 bytes for a pair, folded; the first 8 are those of its query."""
+  return b"".join((hashlib.blake2b(query, digest_size=8, person=b"query").digest(),
+                   hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=8).digest()))
 
 
 def share_of(text: bytes) -> float:
@@ -45,7 +47,8 @@ def serialize(example: Example, example_id: str) -> bytes:
           _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
           _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
           _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
-          _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,))))),))
+          _feature(b"positives", example.positives), _feature(b"query", (example.query,)),
+          _feature(b"query_id", (example.query_id,)), _feature(b"scores", tuple(map(repr, example.scores)))))),))
 
 
 def _feature(name: bytes, texts: tuple[str, ...]) -> bytes:
@@ -75,6 +78,14 @@ def texts_of(record: bytes) -> dict[str, list[str]]:
     (_, values), = _fields(feature)
     found[name.decode()] = [text.decode() for _, text in _fields(values)]
   return found
+
+
+def example_in(record: bytes) -> Example:
+  """The example that `serialize` has written, without its split and group."""
+  texts = texts_of(record)
+  return Example(*(texts[name][0] for name in ("query", "passage", "query_id", "passage_id")),
+                 *(tuple(texts[name]) for name in ("negatives", "negative_ids", "negative_queries")),
+                 scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]))
 
 
 def digest_in(record: bytes) -> bytes:

@@ -51,7 +51,12 @@ def distinct(items: Iterable[T], text_of: Callable[[T], str]) -> dict[str, T]:
 
 def text_key(text: str) -> int:
   """64 bits of a hash that equal texts share."""
-  return hash_key("text " + folded(text))
+  return key_of_folded(folded(text))
+
+
+def key_of_folded(text: str) -> int:
+  """The `text_key` of texts that come to this."""
+  return hash_key("text " + text)
 
 
 def hash_key(text: str) -> int:
