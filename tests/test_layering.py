@@ -180,6 +180,7 @@ def test_one_reader_of_json():
 
 # Files that fold case or Unicode beside text/same_text.py, and why: none asks whether two texts are the same.
 FOLDS = {
+    "prepare/sources/pair_fields.py": "names of fields, and true and false",
     "text/answers.py": "whether a passage holds an answer, as DPR and SQuAD decide it",
     "prepare/decontaminate.py": "13 words in a row",
     "demo/near_copies.py": "8 words in a row",

@@ -83,9 +83,11 @@ def texts_of(record: bytes) -> dict[str, list[str]]:
 def example_in(record: bytes) -> Example:
   """The example that `serialize` has written, without its split and group."""
   texts = texts_of(record)
-  return Example(*(texts[name][0] for name in ("query", "passage", "query_id", "passage_id")),
-                 *(tuple(texts[name]) for name in ("negatives", "negative_ids", "negative_queries")),
-                 scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]))
+  return Example(
+      query=texts["query"][0], passage=texts["passage"][0], query_id=texts["query_id"][0],
+      passage_id=texts["passage_id"][0], negatives=tuple(texts["negatives"]),
+      negative_ids=tuple(texts["negative_ids"]), negative_queries=tuple(texts["negative_queries"]),
+      scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]))
 
 
 def digest_in(record: bytes) -> bytes:

@@ -137,7 +137,7 @@ def prepared(example_of):
 def negatives_of_copies(a, b, _):
   plan, tally = transforms.Plan(None), transforms.Tally()
   pairs = [transforms.pair_of(plan, Example("q", "p", negatives=(t,)), "", tally) for t in (a, b)]
-  return len(list(transforms.unique(pairs, tally))) == 1 and tally.reasons["negative_of_duplicate"] == 0
+  return len(transforms.kept(pairs, tally)) == 1 and tally.reasons["negative_of_duplicate"] == 0
 
 
 ASK = {

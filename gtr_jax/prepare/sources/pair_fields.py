@@ -117,8 +117,8 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
   for several in (labels, scores, negative_scores):
     if len(several) > 1:
       raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
-  found = found._replace(**{name: of[0] for name, of in (("label", labels), ("scores", scores),
-                                                         ("negative_scores", negative_scores)) if of})
+  label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
+  found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives)
   check_meaning([name for name in there if name not in found.fields], (), named.query != ())
   return found
 

@@ -210,8 +210,9 @@ class PairsJsonl:
       texts = row["set"]
       mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
       return [_Pair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
-    if kind == "texts":
-      return [_Pair(*row["texts"])]
+    return [_Pair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
+
+  def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[_Pair]:
     query = _joined(row, kind.query)
     passages = _listed(row[kind.passage[0]]) if kind.several else [_joined(row, kind.passage)]
     negatives = [negative for name in kind.negatives for negative in _listed(row[name])]
