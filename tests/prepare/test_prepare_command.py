@@ -27,7 +27,8 @@ def test_prepares_pairs(tmp_path, capsys, monkeypatch):
   assert main([*arguments, "--workers", "1"]) == 0
   out = capsys.readouterr().out
   lists = "fields: lists: the first text is the query, the second the passage, any others hard negatives"
-  assert out.startswith(f"{lists}\nwrote {tmp_path}/data/pairs\n") and out.endswith("\nread 200, written 200 (train 200)\n")
+  assert out.startswith(f"{lists}\nwrote {tmp_path}/data/pairs\n")
+  assert out.endswith("\nread 200, written 200 (train 200)\n")
   more = ["--name", "mine", "--validation_share", "0.2", "--without", "other", "--max_broken", "0", "--workers", "2"]
   toy = toy_source.write(tmp_path / "b.jsonl", [["a question", "its answer"]])
   assert main(["prepare", "pairs", toy, "--name", "other", "--data_dir", str(tmp_path / "data")]) == 0
