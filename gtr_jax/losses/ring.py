@@ -59,7 +59,7 @@ class RingLoss(InBatchLoss):
     number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
     mask_inputs = MaskInputs(*map(jnp.asarray, (
         number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
-        batch.text_hash)))
+        batch.text_hash, batch.known_hash)))
     block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
     *sums, number_valid = _sums((self, margin, block), queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)

@@ -35,7 +35,8 @@ def large(groups=8, pairs=5, negatives=7, negative_queries=3, dim=6, seed=0, ids
                 negative_valid=rng.random((groups, negatives)) < 0.8,
                 negative_owner=rng.integers(0, pairs, (groups, negatives)).astype(np.int32),
                 negative_query_valid=rng.random((groups, negative_queries)) < 0.8,
-                query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives))
+                query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives),
+                known_hash=split_hash(rng.integers(0, ids, (groups, pairs, 2))))
   return unit(groups, pairs + negative_queries), unit(groups, pairs + negatives), batch
 
 
