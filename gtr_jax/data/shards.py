@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from gtr_jax.data.json_examples import Fields, read_examples
+from gtr_jax.data import json_examples, tfrecord_examples
+from gtr_jax.data.json_examples import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
 from gtr_jax.io.bars import Bar
@@ -27,7 +28,7 @@ from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
 from gtr_jax.prepare import buckets, records, workers
 from gtr_jax.prepare.interface import Counts, Example
-from gtr_jax.prepare.of_queries import by_query, joined
+from gtr_jax.prepare.of_queries import by_query, joined, most_positives
 from gtr_jax.text.same_text import folded
 
 _FORMAT = 4  # Part of the hash: raise it when the records change, or their order.
@@ -35,9 +36,10 @@ _SHARD_BYTES = 32 << 20
 _MIN_SHARDS, _MAX_SHARDS = 64, 1024
 _FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer to begin.
 
-# What a record holds. Lists are empty where an example has none; ids are empty where the task has none.
-TEXTS = ("example_id", "query", "passage", "query_id", "passage_id")
-LISTS = ("negatives", "negative_ids", "negative_queries", "positives", "scores")
+# What a record holds. Lists are empty where an example has none; ids are empty where the task has none; keys are what
+# equal texts share, as int64 in decimal.
+TEXTS = ("example_id", "query", "passage", "query_id", "passage_id", "query_key", "passage_key")
+LISTS = ("negatives", "negative_ids", "negative_queries", "negative_keys", "positives", "scores")
 
 Read = Callable[[Any], Generator[tuple[bytes, bytes], None, list[str]]]
 
@@ -45,10 +47,11 @@ Read = Callable[[Any], Generator[tuple[bytes, bytes], None, list[str]]]
 class Shards(NamedTuple):
   files: list[str]
   num_examples: int
+  most_positives: int = 0
 
 
-def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
-  """The shards made from these JSONL files; makes them if they are not there yet.
+def shards_of(paths: Sequence[epath.Path], fields: Fields, are_lines: bool) -> Shards:
+  """The shards made from these files of JSON lines, or of TFRecord; makes them if they are not there yet.
 
   Raises:
     InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
@@ -59,17 +62,22 @@ def shards_of(paths: Sequence[epath.Path], fields: Fields) -> Shards:
 
   def check(without: list[list[str]]) -> None:
     if missing := set.intersection(*map(set, without)):
-      raise InputError(f"{', '.join(names)}: no line has a {min(missing)!r}, which the task declares; name the field "
+      raise InputError(f"{', '.join(names)}: none has a {min(missing)!r}, which the task declares; name the field "
                        "of the ids, or leave it out")
 
-  return written_once(made_of, functools.partial(lines.numbered_parts, paths),
-                      functools.partial(_records, fields, names), size,
+  parts = functools.partial(lines.numbered_parts if are_lines else _whole, paths)
+  return written_once(made_of, parts, functools.partial(_records, fields, names, are_lines), size,
                       {"sources": list(names), "fields": fields._asdict()}, check)
 
 
-def _records(fields: Fields, names: Mapping[str, str],
+def _whole(paths: Sequence[epath.Path]) -> list[lines.Part]:
+  return [lines.Part(os.fspath(path)) for path in paths]
+
+
+def _records(fields: Fields, names: Mapping[str, str], are_lines: bool,
              part: lines.Part) -> Generator[tuple[bytes, bytes], None, list[str]]:
-  examples = read_examples(part, fields)
+  read = json_examples.read_examples if are_lines else tfrecord_examples.read_examples
+  examples = read(part, fields)
   while True:
     try:
       place, example = next(examples)
@@ -152,12 +160,12 @@ def _complete(folder: epath.Path) -> Shards | None:
   try:
     manifest = jsonl.parse(path.read_bytes())
     files = {folder / name: size for name, size in manifest["files"].items()}
-    examples = manifest["examples"]
+    examples, counts = manifest["examples"], manifest["counts"]
   except (ValueError, KeyError, TypeError, AttributeError):
     return None
   if any(not f.exists() or f.stat().length != size for f, size in files.items()):
     return None
-  return Shards([os.fspath(f) for f in files], examples)
+  return Shards([os.fspath(f) for f in files], examples, most_positives(counts))
 
 
 def _write(parts, read, size, described, check, folder, are_pairs):

@@ -79,8 +79,8 @@ def cut(loss: InBatchLoss, block: int, queries: jax.Array, passages: jax.Array, 
     query, passage, text, known, example = [], [], [], [], [mask_inputs.number]
 
   def own(x, keys, known=(), text=()):
-    words = ([key[:, :pairs] for key in of] for of in (keys, known, text))
-    return _side(x[:, :pairs], mask_inputs.valid, *words, block)
+    keys, known, text = ([key[:, :pairs] for key in of] for of in (keys, known, text))
+    return _side(x[:, :pairs], mask_inputs.valid, keys, known, text, block)
 
   def negatives(x, valid, keys, text=()):
     return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], (), [key[:, pairs:] for key in text], block)

@@ -161,9 +161,10 @@ class _Pairs(NamedTuple):
 def _flatten(batch):
   groups, pairs = batch.valid.shape
   owner = batch.negative_owner + pairs * jnp.arange(groups, dtype=batch.negative_owner.dtype)[:, None]
-  hashes = (jnp.concatenate(_split(h, pairs)) for h in (batch.query_hash, batch.passage_hash, batch.text_hash))
+  query, passage, text = (jnp.concatenate(_split(h, pairs)) for h in (
+      batch.query_hash, batch.passage_hash, batch.text_hash))
   return _Pairs(batch.valid.reshape(-1), batch.negative_valid.reshape(-1), batch.negative_query_valid.reshape(-1),
-                owner.reshape(-1), *hashes, batch.known_hash.reshape(-1, *batch.known_hash.shape[2:]))
+                owner.reshape(-1), query, passage, text, batch.known_hash.reshape(-1, *batch.known_hash.shape[2:]))
 
 
 def _split(x, pairs):

@@ -6,15 +6,17 @@ source calls no answer is a negative of all of them.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import distinct, folded, key_of_folded
+from gtr_jax.text.same_text import distinct, folded
 
 MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
+_FEW_POSITIVES = 4
+_FEW, _MANY = f"with_up_to_{_FEW_POSITIVES}_other_answers", f"with_up_to_{MOST_POSITIVES}_other_answers"
 
 
 class Negative(NamedTuple):
@@ -59,8 +61,7 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
   examples = [records.example_in(pair.record) for pair in positives]
   others = [Negative(example.passage, example.passage_id, *example.scores[:1]) for example in (
       records.example_in(pair.record) for pair in pairs if pair.split == records.NEGATIVE)]
-  answers = dict.fromkeys(folded(example.passage) for example in examples)
-  keys = {text: str(_signed(key_of_folded(text))) for text in answers} if len(answers) > 1 else {}
+  answers = {folded(example.passage): records.key_of(example.passage) for example in examples}
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)
     kept = distinct((*found, *others), lambda negative: negative.text)
@@ -68,7 +69,9 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
     if dropped := len(kept) - len(right):
       counts.add("negative_is_positive", dropped)
     own = folded(example.passage)
-    known = [key for text, key in keys.items() if text != own]
+    known = [key for text, key in answers.items() if text != own]
+    if known:
+      counts.add(_FEW if len(known) <= _FEW_POSITIVES else _MANY)
     if len(known) > MOST_POSITIVES:
       counts.add("more_positives", len(known) - MOST_POSITIVES)
     if right != found or known:
@@ -78,6 +81,6 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
     yield pair
 
 
-def _signed(key: int) -> int:
-  """As the int64 that a batch holds."""
-  return (key + 2**63) % 2**64 - 2**63
+def most_positives(counts: Mapping[str, int]) -> int:
+  """How many `positives` a pair has at most, or some more, by the counts of `joined`."""
+  return MOST_POSITIVES if counts.get(_MANY) else _FEW_POSITIVES if counts.get(_FEW) else 0

@@ -13,6 +13,7 @@ import google_crc32c
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
+from gtr_jax.text.same_text import text_key
 
 NEGATIVE = "negative"  # The split of a pair that is none: its passage is a negative of the query's pairs.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
@@ -42,13 +43,19 @@ def serialize(example: Example, example_id: str) -> bytes:
 
   Raises UnicodeEncodeError where a text has half a surrogate pair, as JSON allows.
   """
-  return b"".join((
-      _field(b"\x0a", b"".join((
-          _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
-          _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
-          _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
-          _feature(b"positives", example.positives), _feature(b"query", (example.query,)),
-          _feature(b"query_id", (example.query_id,)), _feature(b"scores", tuple(map(repr, example.scores)))))),))
+  return _field(b"\x0a", b"".join((
+      _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
+      _feature(b"negative_keys", tuple(map(key_of, example.negatives))),
+      _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
+      _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
+      _feature(b"passage_key", (key_of(example.passage),)), _feature(b"positives", example.positives),
+      _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,)),
+      _feature(b"query_key", (key_of(example.query),)), _feature(b"scores", tuple(map(repr, example.scores))))))
+
+
+def key_of(text: str) -> str:
+  """The `text_key` of a text as the int64 that a batch holds, in decimal."""
+  return str((text_key(text) + 2**63) % 2**64 - 2**63)
 
 
 def _feature(name: bytes, texts: tuple[str, ...]) -> bytes:
@@ -124,13 +131,13 @@ def _checksum(data: bytes) -> bytes:
   return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
-  """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
+def read_records(file: IO[bytes], path: str, hint: str = "prepare it again") -> Iterator[bytes]:
+  """The records of a TFRecord file. Raises InputError where it is cut off or damaged, which ends with the hint."""
   while header := file.read(12):
     try:
       record, _ = record_at(header + file.read(_size_in(header) + 4), 0)
     except ValueError:
-      raise InputError(f"{path}: a record is damaged or cut off; prepare it again") from None
+      raise InputError(f"{path}: a record is damaged or cut off; {hint}") from None
     yield record
 
 

@@ -1,7 +1,6 @@
 """When two texts are the same, for all that asks it: prepared pairs, mined negatives, the demo's corpus, the loss.
 
-`folded` says it. In the graph of the input pipeline, where no Python runs, `data.text_hash` takes the same steps with
-ICU; tests/text/test_same_text.py holds the two to each other, character by character.
+`folded` says it; tests/text/test_same_text.py holds it to ICU, character by character.
 """
 
 import hashlib
@@ -51,12 +50,7 @@ def distinct(items: Iterable[T], text_of: Callable[[T], str]) -> dict[str, T]:
 
 def text_key(text: str) -> int:
   """64 bits of a hash that equal texts share."""
-  return key_of_folded(folded(text))
-
-
-def key_of_folded(text: str) -> int:
-  """The `text_key` of texts that come to this."""
-  return hash_key("text " + text)
+  return hash_key("text " + folded(text))
 
 
 def hash_key(text: str) -> int:
