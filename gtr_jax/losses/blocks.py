@@ -26,23 +26,29 @@ class MaskInputs(NamedTuple):
   known_hash: jax.Array
 
 
-class Side(NamedTuple):
-  """Rows, or columns, of the logits: `x` `[R, B, D]`, `valid` `[R, B]` and keys of words, each word uint32 `[R, B]`.
+class Facts(NamedTuple):
+  """What masks are made of, of the rows, or columns, of the logits: `valid` and words, each `[R, B]`.
 
   A row and a column are masked for each other when they agree in all words of one of their keys. Each pair agrees with
   itself, and so the own logit is never among those in the blocks. They are masked too where the column's `text` is one
-  of those that the row has `known`. The words are arrays of their own, because XLA on CPU takes slices of one common
-  array anew for each logit, in a loop ten times as slow.
+  of those that the row has `known`. Words are uint32, and arrays of their own, because XLA on CPU takes slices of one
+  common array anew for each logit, in a loop ten times as slow.
   """
 
-  x: jax.Array
   valid: jax.Array
   keys: tuple[tuple[jax.Array, ...], ...]
   known: tuple[tuple[jax.Array, ...], ...] = ()
   text: tuple[jax.Array, ...] = ()
 
 
-def candidates(row, column):
+class Side(NamedTuple):
+  """Rows, or columns, of the logits: `x` `[R, B, D]`, and what is known of them."""
+
+  x: jax.Array
+  facts: Facts
+
+
+def candidates(row: Facts, column: Facts) -> jax.Array:
   """True where column c is a candidate of row r, and so the other way round, bool `[B, B]`.
 
   One mask serves both directions: a passage is no negative of a query where the query is none of the passage, and the
@@ -99,8 +105,8 @@ def _side(x, valid, keys, known, text, block):
   shape = blocks, -(-valid.size // blocks)
   keys, known, text = (tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in of)
                        for of in (keys, known, text))
-  return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), in_blocks(valid.reshape(-1), shape), keys, known,
-              *text or ((),))
+  return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), Facts(
+      in_blocks(valid.reshape(-1), shape), keys, known, *text or ((),)))
 
 
 def in_blocks(x, shape):
