@@ -23,7 +23,7 @@ LAYERS = (
     {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy", "evaluation": "etils ir_measures jax matplotlib numpy"},
-    {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy"},
+    {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy"},
     {"cli": ""},
 )
 
