@@ -31,7 +31,7 @@ def inputs(batch_size, dim, mesh):
 
   queries = drawn()
   passages = unit(0.5 * queries + 0.8 * drawn())
-  hashes = [split_hash(rng.integers(2**62, size=(groups, each))) for _ in range(3)]
+  hashes = [split_hash(rng.integers(2**62, size=(groups, each, *more))) for more in ((), (), (), (1,))]
   none = np.ones((groups, 0), bool)
   batch = Batch(None, None, np.ones((groups, each), bool), none, none.astype(np.int32), none, *hashes)
   return jax.device_put((queries, passages, batch), partitioning.batch_sharding(mesh))

@@ -1,9 +1,11 @@
 """What `gtr-jax mine` wrote into the folder `mined` below the data root: mined/NAME.jsonl(.gz) is the task mined_NAME.
 
-For pairs with the fields "query" and "positive". A sweep puts what its stages mine there (docs/sweeps.md). Vocabulary:
+For pairs with the fields "query" and "positive"; ids count where the first pair has "query_id", "passage_id" or
+"negative_ids". A sweep puts what its stages mine there (docs/sweeps.md). Vocabulary:
 T5's, unless the run gives another one. In the name of a task, _ stands for what it may not hold.
 """
 
+import contextlib
 import re
 
 from etils import epath
@@ -11,6 +13,7 @@ from etils import epath
 from gtr_jax.data.examples import add_pair_task, jsonl
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
+from gtr_jax.io.jsonl import read_objects
 
 _files: dict[str, epath.Path] = {}
 for _path in sorted(data_root.resolve("mined").glob("*")):
@@ -18,6 +21,9 @@ for _path in sorted(data_root.resolve("mined").glob("*")):
     _name = "mined_" + re.sub(r"\W", "_", _match[1])
     if _files.setdefault(_name, _path) is not _path:
       raise InputError(f"{_files[_name]} and {_path}: both would be the task {_name}; rename one")
+    with contextlib.closing(read_objects(_path)) as _rows:
+      _first = next((row for _, row, _ in _rows), {})
     add_pair_task(
         _name, jsonl(train=f"mined/{_path.name}"), query="query", passage="positive", negatives="negatives",
-        sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100)
+        sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100,
+        **{name: name for name in ("query_id", "passage_id", "negative_ids") if name in _first})

@@ -2,6 +2,7 @@
 
     gtr-jax prepare msmarco DIR
     gtr-jax prepare msmarco DIR --negatives msmarco-hard-negatives.jsonl.gz --name msmarco_hard_negatives
+    gtr-jax prepare rocketqa marco_de1_denoise.tsv --validation_share 0.001        # with the negatives that GTR had
 """
 
 import functools
@@ -14,3 +15,5 @@ _add_task("msmarco", prepared("msmarco", "train", "validation"), prepare="gtr-ja
 _add_task("msmarco_hard_negatives", prepared("msmarco_hard_negatives", "train", "validation"),
           sample_negatives=True, prepare="gtr-jax prepare msmarco DIR --negatives msmarco-hard-negatives.jsonl.gz "
           "--name msmarco_hard_negatives")
+_add_task("rocketqa", prepared("rocketqa", "train", "validation"), sample_negatives=True,
+          prepare="gtr-jax prepare rocketqa marco_de1_denoise.tsv --validation_share 0.001")

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
 
 from gtr_jax import __version__
 from gtr_jax.cli import (
   convert,
+  data,
   demo,
   encode,
   evaluate,
@@ -24,7 +26,7 @@ from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
-COMMANDS = {"prepare": prepare, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
+COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
             "convert": convert, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
@@ -89,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
       compilation_cache.keep_programs(processes.joined())
     command = COMMANDS[args.command]
     code = (command.run(args, _as_a_step) if command is demo else command.run(args)) or 0
+    sys.stdout.flush()
     processes.leave()
     return code
   except InputError as e:
@@ -98,9 +101,20 @@ def _run(args: argparse.Namespace) -> int:
   except KeyboardInterrupt:
     return _failed(args, "interrupted", 130)
   except Exception as e:  # A full disk, no permission, a folder where a file belongs: also in the types of libraries.
+    if isinstance(e, BrokenPipeError) and _output_is_closed():  # `| head` has read enough.
+      return 141
     if (line := failures.reason(e)) is None:
       raise
     return _failed(args, line, 2)
+
+
+def _output_is_closed() -> bool:
+  """Whether nobody reads stdout any more; then nothing is written to it from now on."""
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)
+  if closed := bool(poll.poll(0)):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return closed
 
 
 def _as_a_step(argv: Sequence[str]) -> int:

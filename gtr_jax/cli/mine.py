@@ -4,6 +4,7 @@ import argparse
 import collections
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
+  p.add_argument("--min_grade", type=flags.positive, metavar="N",
+                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1)")
   p.add_argument("--output", required=True, type=flags.path, metavar="FILE",
                  help="the JSONL to write, gzipped if it ends in .gz")
   p.add_argument("--model", type=flags.path,
@@ -69,6 +72,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                       "pair's own passage less X")
   choice.add_argument("--max_score_ratio", type=flags.above_0, metavar="X",
                       help="only with scores of at most X times the score of the pair's own passage")
+  choice.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
+                      help="leave out pairs that have what this collection tests, and draw no passage that has it, as "
+                      "gtr-jax prepare does; repeatable")
   choice.add_argument("--seed", type=flags.seed, default=0, help="of the draw (default: 0)")
   p.add_argument("--allow_empty_documents", action="store_true",
                  help="keep documents of the collection with neither title nor text instead of refusing it")
@@ -111,10 +117,28 @@ def run(args: argparse.Namespace) -> None:
     from gtr_jax.mining.rankers import Bm25Ranker
     ranker = Bm25Ranker(documents)
   if not args.pairs:
-    pairs = mining.judged_pairs(ranker, *judged)
-  mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of)
-  print_once(f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
-             "negatives" + (f"; {unknown:,} have a passage id that {args.collection} does not have" if unknown else ""))
+    query_ids, queries, qrels = judged
+    pairs = mining.judged_pairs(ranker, query_ids, queries, qrels, args.min_grade or 1)
+  mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of,
+                      tested=_tested(args.decontaminate))
+  said = [f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
+          "negatives"]
+  if unknown:
+    said.append(f"{unknown:,} have a passage id that {args.collection} does not have")
+  if args.decontaminate:
+    said.append(f"{mined.left_out:,} are left out, for they have what is tested")
+  print_once("; ".join(said))
+
+
+def _tested(collections: Sequence[str]) -> Any:
+  """What they test; None where there are none."""
+  if not collections:
+    return None
+  from gtr_jax.prepare import decontaminate
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "tested.npz")
+    decontaminate.write_tested(collections, path)
+    return decontaminate.Tested(path)
 
 
 def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], document_ids: Sequence[str]) -> int:
@@ -145,6 +169,8 @@ def check(args: argparse.Namespace) -> Any:
   if os.path.isdir(args.output):
     raise InputError(f"--output {args.output}: is a folder; name the file to write, for instance "
                      f"{os.path.join(args.output, 'mined.jsonl')}")
+  if args.pairs and args.min_grade:
+    raise InputError("--min_grade is of the judgements of --collection; with --pairs, leave it out")
   if args.pairs and args.split:
     raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field"):

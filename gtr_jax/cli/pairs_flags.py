@@ -8,7 +8,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 
 _NEEDED = ("pairs", "init", "output")
-_OTHERS = ("query", "passage", "negatives", "epochs", "steps", "batch_size", "learning_rate", "loss", "eval",
+_OTHERS = ("query", "passage", "negatives", "ignore", "epochs", "steps", "batch_size", "learning_rate", "loss", "eval",
            "early_stopping", "validation_share", "vocabulary", "extra_ids", "query_length", "document_length")
 # As sentence-transformers, transformers' Trainer and scripts around them call it.
 _ELSEWHERE = {
@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "several are joined with a space")
   group.add_argument("--passage", metavar="FIELD,...", help="fields of the passage; goes with --query")
   group.add_argument("--negatives", metavar="FIELD", help="field of the hard negatives, a text or a list")
+  group.add_argument("--ignore", metavar="FIELD,...", help="fields that mean nothing here, whatever their names say, "
+                     "such as a label of the topic")
   group.add_argument("--epochs", type=flags.above_0, metavar="N", help="passes over the pairs (default: 3)")
   group.add_argument("--steps", type=flags.positive, metavar="N", help="batches, instead of --epochs")
   group.add_argument("--batch_size", type=flags.positive, metavar="N",
@@ -91,7 +93,7 @@ def options(args: argparse.Namespace) -> Any:
   from gtr_jax.from_pairs.options import Options
   from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, field_names
   source = PairsJsonl(tuple(args.pairs), field_names(args.query or ""), field_names(args.passage or ""),
-                      args.negatives or "")
+                      args.negatives or "", ignore=field_names(args.ignore or ""))
   same = ("init", "output", "epochs", "steps", "batch_size", "learning_rate", "early_stopping", "validation_share",
           "vocabulary", "extra_ids", "query_length", "document_length")
   return Options(pairs=source, loss=args.loss or "in_batch", collections=tuple(args.eval or ()),

@@ -100,6 +100,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
   from gtr_jax.prepare import manifests
   settings = manifests.Settings(args.name, args.validation_share, tuple(args.without), tuple(args.decontaminate))
   source = _module(SOURCES[args.source][0]).source(args)
+  if args.source == "pairs":
+    source.parts()  # Which says what is wrong.
+    for line in source.fields():
+      say(f"fields: {line}")
   if args.runner:
     from gtr_jax.prepare import beam
     folder = beam.prepare(source, settings, args.runner, args.beam, max_broken=args.max_broken, say=say)

@@ -37,7 +37,7 @@ def jsonl(**splits: str | Sequence[str]) -> Source:
 
 
 def tfrecord(**splits: str | Sequence[str]) -> Source:
-  """TFRecord of tf.train.Example with bytes features: the files of each split. Shuffle them when you write them."""
+  """TFRecord of tf.train.Example: the files of each split. A feature is a text, or any number of them."""
   return functools.partial(sources.TfrecordSource, splits)
 
 
@@ -107,6 +107,7 @@ def add_pair_task(
           "query_hash": number(0),
           "passage_hash": number(0),
           "text_hash": number(0),
+          "known_hash": number(1),
           "negative_passage_hash": number(1),
           "negative_text_hash": number(1),
           "example_id": seqio.Feature(as_it_is, add_eos=False, dtype=tf.string, rank=0),

@@ -6,8 +6,6 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from gtr_jax.data.text_hash import exact_hash
-
 _HASHES = {"query_hash": "inputs", "passage_hash": "targets", "text_hash": "targets"}
 _NEGATIVE_HASHES = ("negative_passage_hash", "negative_text_hash")
 
@@ -23,15 +21,23 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
   | `negative_inputs` | `left_negative_encoder_input_tokens` | int32 `[negative queries, query length]` |
   | `query_hash`, `passage_hash`, `text_hash` | the same | int64 |
   | `negative_passage_hash`, `negative_text_hash` | the same | int64 `[negatives]` |
+  | `known_hash` | the same | int64 `[known]` |
   | `example_id` | the same | string |
 
   Of an example with more negatives than asked for the first are taken; where it has fewer, rows of zeros follow. Hashes
   that a task lacks are made from the token ids, so that any seqio task with `inputs` and `targets` will do; a missing
   `example_id` is empty.
+
+  Args:
+    negatives_per_example: hard negatives.
+    negative_queries_per_example: likewise.
+    known_per_example: texts that an example knows to be no negatives: its query, and other passages that answer it.
+    **kwargs: of seqio.
   """
 
-  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, **kwargs: Any):
-    self._negatives = negatives_per_example
+  def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, known_per_example: int = 1,
+               **kwargs: Any):
+    self._negatives, self._known = negatives_per_example, known_per_example
     self._negative_queries = negative_queries_per_example
     spec = self.FeatureSpec
     tokens, rows = spec(dtype=tf.int32), spec(dtype=tf.int32, rank=2, sequence_dim=1)
@@ -39,6 +45,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     self.MODEL_FEATURES = {"left_encoder_input_tokens": tokens, "right_encoder_input_tokens": tokens,
                            "example_id": spec(dtype=tf.string, rank=0)}
     self.MODEL_FEATURES |= {name: spec(dtype=tf.int64, rank=0) for name in _HASHES}
+    self.MODEL_FEATURES["known_hash"] = spec(dtype=tf.int64)
     if negatives_per_example:
       self.TASK_FEATURES["negative_targets"] = rows
       self.MODEL_FEATURES["right_negative_encoder_input_tokens"] = rows
@@ -52,7 +59,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
     lengths = {"left_encoder_input_tokens": task_feature_lengths["inputs"],
                "right_encoder_input_tokens": task_feature_lengths["targets"], "example_id": 1}
-    lengths |= dict.fromkeys(_HASHES, 1)
+    lengths |= dict.fromkeys(_HASHES, 1) | {"known_hash": self._known}
     if self._negatives:
       lengths["right_negative_encoder_input_tokens"] = task_feature_lengths["negative_targets"]
       lengths |= dict.fromkeys(_NEGATIVE_HASHES, self._negatives)
@@ -72,6 +79,8 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
            "example_id": features.get("example_id", tf.constant(""))}
     for name, tokens in _HASHES.items():
       out[name] = features[name] if name in features else _token_hash(features[tokens])
+    known = features["known_hash"] if "known_hash" in features else _token_hash(features["inputs"])[..., None]
+    out["known_hash"] = _fit(known, self._known)
     if self._negatives:
       negatives = features["negative_targets"]
       out["right_negative_encoder_input_tokens"] = _fit(negatives, self._negatives, lengths["negative_targets"])
@@ -90,6 +99,11 @@ def _fit(tensor: tf.Tensor | tf.RaggedTensor, *shape: int) -> tf.Tensor:
   tensor = tensor[tuple(slice(n) for n in shape)]
   tensor = tf.pad(tensor, [(0, n - tf.shape(tensor)[i]) for i, n in enumerate(shape)])
   return tf.ensure_shape(tensor, shape)
+
+
+def exact_hash(text: tf.Tensor) -> tf.Tensor:
+  """int64 hashes of strings, of their shape."""
+  return tf.strings.to_hash_bucket_fast(text, 2**63 - 1)
 
 
 def _token_hash(tokens: tf.Tensor) -> tf.Tensor:

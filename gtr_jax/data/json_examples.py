@@ -21,6 +21,10 @@ class Fields(NamedTuple):
   negative_ids: str | None = None
 
 
+OWN_FIELDS = Fields(("query",), ("passage",), "negatives", "negative_queries", "query_id", "passage_id", "negative_ids")
+"""Of the records that are written."""
+
+
 def read_examples(part: Part, fields: Fields) -> Generator[tuple[str, Example], None, list[str]]:
   """(place, example) of a file of JSON lines, plain or compressed, or of a part of one.
 
@@ -33,15 +37,15 @@ def read_examples(part: Part, fields: Fields) -> Generator[tuple[str, Example], 
   without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
   for place, row, _ in jsonl.read_objects(part):
     try:
-      yield place, _example(row, fields)
+      yield place, example_of(row, fields)
     except ValueError as e:
       raise InputError(f"{place}: {e}; correct or remove the line") from e
     without -= row.keys()
   return sorted(without)
 
 
-def _example(row: dict, fields: Fields) -> Example:
-  """Raises ValueError, in words."""
+def example_of(row: dict, fields: Fields) -> Example:
+  """Of a row with values of JSON. Raises ValueError, in words."""
 
   def there(name):
     if name not in row:

@@ -12,15 +12,15 @@ import seqio
 import tensorflow as tf
 
 from gtr_jax.data.datasets import Examples, many_at_once
-from gtr_jax.data.text_hash import exact_hash, text_hash
+from gtr_jax.data.feature_converter import exact_hash
 
 Lengths = Mapping[str, int | tuple[int, int]]
 
-_LISTS = {"negative_inputs": ("negative_queries",), "negative_targets": ("negatives", "negative_ids")}
+_LISTS = {"negative_inputs": ("negative_queries",), "negative_targets": ("negatives", "negative_ids", "negative_keys")}
 _CACHED_LISTS = {"negative_inputs": ("negative_inputs",),
                  "negative_targets": ("negative_targets", "negative_passage_hash", "negative_text_hash")}
 """Feature -> what an example has of each text of it."""
-_CACHE_FORMAT = 2  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
+_CACHE_FORMAT = 3  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
 
 
 class PairTask(seqio.Task):
@@ -133,20 +133,22 @@ class PairTask(seqio.Task):
         return texts.with_flat_values(encode(texts.flat_values, prefix))
       return self._vocabulary.encode_tf(prefix + texts)
 
-    query, passage = text_hash(examples["query"]), text_hash(examples["passage"])
+    query, passage = _number(examples["query_key"]), _number(examples["passage_key"])
+    positives = examples["positives"].with_flat_values(_number(examples["positives"].flat_values))
     out = {
         "inputs": encode(examples["query"], self._query_prefix),
         "targets": encode(examples["passage"], self._passage_prefix),
         "query_hash": self._hash(examples, examples["query_id"], query),
         "passage_hash": self._hash(examples, examples["passage_id"], passage),
         "text_hash": passage,
+        "known_hash": tf.concat([query[:, None], positives], 1),
         "example_id": examples["example_id"],
     }
     if "negative_inputs" in lists:
       out["negative_inputs"] = encode(examples["negative_queries"], self._query_prefix)
     if "negative_targets" in lists:
       negatives = examples["negatives"]
-      by_text = text_hash(negatives.flat_values)
+      by_text = _number(examples["negative_keys"].flat_values)
       hashes = self._hash(examples, examples["negative_ids"].flat_values, by_text)
       out |= {"negative_targets": encode(negatives, self._passage_prefix),
               "negative_passage_hash": negatives.with_flat_values(hashes),
@@ -162,7 +164,7 @@ class PairTask(seqio.Task):
     """int64 `[examples]`, of examples as they are read."""
     if "query_hash" in examples:
       return examples["query_hash"]
-    return self._hash(examples, examples["query_id"], text_hash(examples["query"]))
+    return self._hash(examples, examples["query_id"], _number(examples["query_key"]))
 
   def _finish(self, examples, sequence_length):
     """Trims and closes the texts."""
@@ -201,7 +203,7 @@ class PairTask(seqio.Task):
 def parse_cached(records: tf.Tensor, places: tf.Tensor) -> Examples:
   """Examples of records that `seqio_cache_tasks` has written of a `PairTask`."""
   del places  # They have ids of their own.
-  rows = ["inputs", "targets", "negative_passage_hash", "negative_text_hash", *_LISTS]
+  rows = ["inputs", "targets", "known_hash", "negative_passage_hash", "negative_text_hash", *_LISTS]
   rows += [f"{feature}_lengths" for feature in _LISTS]
   scalar = tf.io.FixedLenFeature([], tf.int64)
   return tf.io.parse_example(records, {
@@ -220,6 +222,10 @@ def _from_cached(examples):
                                              tf.cast(of_text.flat_values, tf.int64))
     out[feature] = of_text.with_values(texts)
   return {**out, "inputs": tf.cast(out["inputs"], tf.int32), "targets": tf.cast(out["targets"], tf.int32)}
+
+
+def _number(keys):
+  return tf.strings.to_number(keys, tf.int64)
 
 
 def _gathered(texts, chosen):

@@ -337,10 +337,11 @@ def _reading(datasets, name, vocabulary, extra_ids):
 def _task_records(tasks, split, use_cached, lengths, negatives, negative_queries, seed, data_fraction):
   from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
   from gtr_jax.data.registered import find_cached
-  from gtr_jax.data.task_records import TaskRecords
+  from gtr_jax.data.task_records import TaskRecords, most_positives
   if use_cached:
     find_cached(tasks)
-  converter = DualEncoderFeatureConverter(negatives, negative_queries)
+  known = 1 + max(most_positives(task, split, use_cached) for task in tasks)
+  converter = DualEncoderFeatureConverter(negatives, negative_queries, known)
   functions: dict[Any, Any] = {}
   return [TaskRecords(task, split, use_cached, lengths, converter, None if seed is None else key_of(seed, number),
                       data_fraction, functions) for number, task in enumerate(tasks)]

@@ -91,7 +91,7 @@ def files_of(task: Any, split: str, use_cached: bool) -> list[str]:
   need not be there."""
   if use_cached:
     return sorted(tf.io.gfile.glob(f"{seqio.utils.get_cached_tfrecord_prefix(task.cache_dir, split)}-*-of-*"))
-  return list(map(os.fspath, task.source.record_files(split)))
+  return list(map(os.fspath, task.source.list_shards(split)))
 
 
 def vocabulary_file_of(provider: Any) -> run_vocabulary.VocabularyFile:

@@ -18,17 +18,25 @@ import tensorflow as tf
 from gtr_jax.data import written_tasks
 from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-from gtr_jax.data.json_examples import Fields
+from gtr_jax.data.json_examples import OWN_FIELDS, Fields
 from gtr_jax.data.order import Piece, key_of, random_bits
 from gtr_jax.data.pair_task import PairTask, parse_cached
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.data.registered import files_of
 from gtr_jax.io import atomic, bars, data_root
+from gtr_jax.prepare import of_queries
 
 _AT_ONCE = 1 << 14  # Records.
 _OF_A_CORE = 256  # Records whose features one makes, while others make those of the next.
 _HASHES = 1_000_003
 _BYTES_OF_TOKEN = 5  # Of English, with T5's vocabulary a little more than there are: for what is certainly cut.
+
+
+def most_positives(task: Any, split: str, use_cached: bool) -> int:
+  """How many other answers of its query a pair of the task has at most, or some more."""
+  if not isinstance(task, PairTask):
+    return 0
+  return of_queries.MOST_POSITIVES if use_cached and task.supports_caching else task.source.most_positives(split)
 
 
 @functools.cache
@@ -90,12 +98,12 @@ class TaskRecords:
       files, parse, kind = files_of(task, split, True), parse_cached, (_Form.TOKENS, task.graph_key)
     else:
       files, parse, content = files_of(task, split, False), task.source.parse, task.source.content(split)
-      kind = (_Form.TEXTS, task.graph_key, task.source.record_fields)
+      kind = (_Form.TEXTS, task.graph_key)
     self.files = RecordFiles(files, f"fetch or write it again; delete {data_root.data_dir() / 'cache'} if it is there: "
                              "that is made again")
     self.content = content or self.files.content
     if kind not in functions:
-      functions[kind] = _Functions(task, parse, lengths, converter, key is not None, *kind[::2])
+      functions[kind] = _Functions(task, parse, lengths, converter, key is not None, kind[0])
     self._functions = functions[kind]
     self.block_sizes, self._taken = self.files.block_sizes, None
     if data_fraction < 1 and len(self.files):
@@ -161,18 +169,18 @@ class _Form(enum.Enum):
   TEXTS, TOKENS, FEATURES = range(3)
 
 
-_TOKENS = Fields(("inputs",), ("targets",), "negative_targets", "negative_inputs")
-_FEATURES = Fields(("left_encoder_input_tokens", "left_negative_encoder_input_tokens"),
-                   ("right_encoder_input_tokens", "right_negative_encoder_input_tokens"))
+_FIELDS = {
+    _Form.TEXTS: OWN_FIELDS, _Form.TOKENS: Fields(("inputs",), ("targets",), "negative_targets", "negative_inputs"),
+    _Form.FEATURES: Fields(("left_encoder_input_tokens", "left_negative_encoder_input_tokens"),
+                           ("right_encoder_input_tokens", "right_negative_encoder_input_tokens"))}
 
 
 class _Functions:
   """What TensorFlow makes of `Records` of a task of this kind, given its name; as numpy, of all records at once."""
 
   def __init__(self, task: Any, parse: Callable, lengths: Lengths, converter: DualEncoderFeatureConverter,
-               draws: bool, form: _Form, fields: Fields = _TOKENS):
-    self._form, self._fields = form, _FEATURES if form is _Form.FEATURES else fields
-    self._lengths = lengths
+               draws: bool, form: _Form):
+    self._form, self._lengths = form, lengths
     self.sizes = tf.function(self._sizes, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     if form is _Form.FEATURES:
       self.features = _function(parse, lambda _, examples: {k: v for k, v in examples.items() if k != "task"})
@@ -185,7 +193,7 @@ class _Functions:
 
   def _sizes(self, records):
     """Of the query and of the passage of each record, with their negatives: int64 `[records, 2]`."""
-    fields, sizes = self._fields, []
+    fields, sizes = _FIELDS[self._form], []
     for own, others, feature, negatives in ((fields.query, fields.negative_queries, "inputs", "negative_inputs"),
                                             (fields.passage, fields.negatives, "targets", "negative_targets")):
       of_task, longest = self._lengths.of_task.get(negatives), self._lengths.of_converter[feature]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from etils import epath
 
@@ -21,7 +22,10 @@ from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.data.registered import files_of
 from gtr_jax.io.bars import Bar
+from gtr_jax.prepare import buckets
+from gtr_jax.prepare.records import key_of
 
+_TEXTS = ("inputs_pretokenized", "targets_pretokenized")  # As seqio's `tokenize` keeps them.
 _LOOKED_AT = 64  # Examples that say whether a task still gives what was written.
 
 
@@ -32,29 +36,36 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   They are written anew where the task's files, its preprocessors' modules or what they make of the first examples have
   changed.
   """
-  dataset = converter(
-      task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False, seed=0, num_epochs=1,
-                       try_in_mem_cache=False), lengths.of_converter)
-  spec = dataset.element_spec
+  made = task.get_dataset(lengths.of_task, split=split, use_cached=use_cached, shuffle=False, seed=0, num_epochs=1,
+                          try_in_mem_cache=False)
+  spec = converter(made, lengths.of_converter).element_spec  # Which says what is wrong with its features.
+
+  @tf.autograph.experimental.do_not_convert
+  def with_texts(example):
+    return (converter.convert(example, lengths.of_converter),
+            {name: example[name] for name in _TEXTS if name in example})
+
+  dataset = made.map(with_texts, num_parallel_calls=tf.data.AUTOTUNE)
   with datasets.input_errors(task.name):
-    first = hashlib.sha256(b"".join(map(_serialize, dataset.take(_LOOKED_AT).as_numpy_iterator()))).hexdigest()
+    first = hashlib.sha256(b"".join(
+        _serialize(*found) for found in dataset.take(_LOOKED_AT).as_numpy_iterator())).hexdigest()
   names = files_of(task, split, True) if use_cached else map(os.fspath, task.source.list_shards(split))
   files = [path for path in map(epath.Path, filter(None, names)) if path.is_file()]  # A function's name is empty.
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
              [shards.content_hash(file) for file in files], list(map(_code, task.preprocessors))]
 
-  def records(split: str) -> Generator[tuple[str, bytes], None, list[str]]:
+  def records(split: str) -> Generator[tuple[bytes, bytes], None, list[str]]:
     del split
     with (datasets.input_errors(task.name),
           Bar(None, f"reading {task.name}", " examples", leave=False, delay=1) as bar):
       for number, example in enumerate(dataset.as_numpy_iterator()):
-        yield str(number), _serialize(example)
+        yield buckets.hash_of(str(number)), _serialize(*example)
         bar.update()
     return []
 
   size = sum(file.stat().length for file in files)
   described = {"sources": [f"{task.name}, {split}", *map(os.fspath, files)]}
-  done = shards.written_once(made_of, lambda: [split], records, size, described)
+  done = shards.written_once(made_of, lambda: [split], records, size, described, are_pairs=False)
   description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
                  for name, of in spec.items()}
 
@@ -66,9 +77,16 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   return done.files, parse
 
 
-def _serialize(example: dict) -> bytes:
-  feature = {}
-  for name, value in example.items():
+def _serialize(example: dict, texts: dict) -> bytes:
+  """Of model features, and of the texts that they were made of, whose hashes are theirs, but not beside negatives: of
+  those there are tokens only."""
+  feature, keys = {}, {name: int(key_of(text.decode(errors="replace"))) for name, text in texts.items()
+                       if "negative_text_hash" not in example}
+  known = example["known_hash"] * 0
+  known[0] = keys.get("inputs_pretokenized", example["known_hash"][0])
+  hashes = {"query_hash": keys.get("inputs_pretokenized"), "passage_hash": keys.get("targets_pretokenized"),
+            "text_hash": keys.get("targets_pretokenized"), "known_hash": known}
+  for name, value in (example | {name: np.asarray(of) for name, of in hashes.items() if of is not None}).items():
     if isinstance(value, bytes):
       feature[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
     else:

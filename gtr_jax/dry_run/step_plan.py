@@ -164,9 +164,11 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
     return Texts(array(jnp.int32, rows, length), array(jnp.int32, rows, length))
 
   k, m = sizes.negatives_per_example, sizes.negative_queries_per_example
+  of_passages = array(jnp.uint32, own * (1 + k), 2)
   return Batch(texts("inputs", m, QUERY_SPREAD, 0), texts("targets", k, PASSAGE_SPREAD, 1), array(jnp.bool_, own),
                array(jnp.bool_, own * k), array(jnp.int32, own * k), array(jnp.bool_, own * m),
-               array(jnp.uint32, own * (1 + m), 2), *[array(jnp.uint32, own * (1 + k), 2)] * 2)
+               array(jnp.uint32, own * (1 + m), 2), of_passages, of_passages,
+               array(jnp.uint32, own, 1, 2))
 
 
 def _tpu_mesh(mesh, topology):

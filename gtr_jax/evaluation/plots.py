@@ -46,7 +46,7 @@ def bars(path: epath.Path, measure: str, values: Mapping[str, Mapping[str, float
     axes = figure.add_subplot(panels, 1, panel + 1)
     _bar_panel(axes, measure, values, groups[panel * per_panel:(panel + 1) * per_panel], per_panel, highest)
   _legend(figure, systems, axes.get_legend_handles_labels()[0])
-  _save(figure, path)
+  save(figure, path)
 
 
 def _bar_panel(axes, measure, values, groups, room, highest):
@@ -108,7 +108,7 @@ def dots(path: epath.Path, measure: str, values: Mapping[str, Mapping[str, float
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
   _legend(figure, *reversed(axes.get_legend_handles_labels()))
-  _save(figure, path)
+  save(figure, path)
 
 
 def over_axis(path: epath.Path, measure: str, axis: str, values: Mapping[float, Mapping[str, float | None]]) -> None:
@@ -141,7 +141,7 @@ def over_axis(path: epath.Path, measure: str, axis: str, values: Mapping[float, 
   axes.spines[["top", "right"]].set_visible(False)
   axes.grid(linewidth=0.4, alpha=0.6)
   _legend(figure, *reversed(axes.get_legend_handles_labels()))
-  _save(figure, path)
+  save(figure, path)
 
 
 def losses(path: epath.Path, runs: Mapping[str, Mapping[str, Curve]]) -> None:
@@ -167,7 +167,7 @@ def losses(path: epath.Path, runs: Mapping[str, Mapping[str, Curve]]) -> None:
   if seen:
     figure.legend(list(seen.values()), [f"{key} loss" for key in seen], loc="outside upper center", ncols=2,
                   frameon=False, fontsize=9)
-  _save(figure, path)
+  save(figure, path)
 
 
 def curves(path: epath.Path, measure: str, runs: Mapping[str, Mapping[str, Curve]]) -> None:
@@ -184,7 +184,7 @@ def curves(path: epath.Path, measure: str, runs: Mapping[str, Mapping[str, Curve
   _label_steps(axes, measure if len(evaluators) > 1 else f"{measure}, {evaluators[0]}")
   axes.set_ylim(bottom=0)
   _legend(figure, *reversed(axes.get_legend_handles_labels()))
-  _save(figure, path)
+  save(figure, path)
 
 
 def _label_steps(axes: Axes, measure: str) -> None:
@@ -206,7 +206,7 @@ def _legend(figure: Figure, labels: Sequence[str], handles: Sequence) -> None:
   figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _save(figure: Figure, path: epath.Path) -> None:
+def save(figure: Figure, path: epath.Path) -> None:
   for text in figure.findobj(Text):
     text.set_parse_math(False)  # A name may have a $.
   for kind in ("png", "svg"):

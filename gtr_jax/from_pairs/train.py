@@ -23,10 +23,11 @@ _EXPECTED = ("the path of a file of JSON lines, or a list of paths, of tuples (q
 
 def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathLike[str],
           output: str | os.PathLike[str], query: str | Sequence[str] = (), passage: str | Sequence[str] = (),
-          negatives: str = "", epochs: float | None = None, steps: int | None = None, batch_size: int | None = None,
-          learning_rate: float | None = None, loss: str = "in_batch", eval: str | Sequence[str] = (),
-          early_stopping: int | None = None, validation_share: float | None = None, vocabulary: str | None = None,
-          extra_ids: int | None = None, query_length: int | None = None, document_length: int | None = None,
+          negatives: str = "", ignore: str | Sequence[str] = (), epochs: float | None = None,
+          steps: int | None = None, batch_size: int | None = None, learning_rate: float | None = None,
+          loss: str = "in_batch", eval: str | Sequence[str] = (), early_stopping: int | None = None,
+          validation_share: float | None = None, vocabulary: str | None = None, extra_ids: int | None = None,
+          query_length: int | None = None, document_length: int | None = None,
           bindings: Sequence[str] = (), quiet: bool = False) -> Embedder:
   """Fine-tunes a model on pairs of a query and a passage, and returns it; what `gtr-jax train --pairs` does.
 
@@ -43,6 +44,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
     query: the field or fields of the query, where their names are not known; `passage` and `negatives` likewise.
     passage: see `query`.
     negatives: see `query`.
+    ignore: fields that mean nothing, whatever their names say, such as a label of the topic.
     epochs: passes over the pairs (3), or
     steps: batches.
     batch_size: pairs in a batch, all of them negatives of each other (128).
@@ -68,7 +70,7 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
   output = _path("output", output, "the path of a folder")
   options = Options(
       pairs=PairsJsonl(paths=_paths(pairs), query=_names("query", query), passage=_names("passage", passage),
-                       negatives=negatives),
+                       negatives=negatives, ignore=_names("ignore", ignore)),
       init=init, output=output, epochs=epochs, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
       loss=loss, collections=_collections(eval), early_stopping=early_stopping, validation_share=validation_share,
       vocabulary=vocabulary, extra_ids=extra_ids, query_length=query_length, document_length=document_length)

@@ -23,28 +23,40 @@ class MaskInputs(NamedTuple):
   query_hash: jax.Array
   passage_hash: jax.Array
   text_hash: jax.Array
+  known_hash: jax.Array
+
+
+class Facts(NamedTuple):
+  """What masks are made of, of the rows, or columns, of the logits: `valid` and words, each `[R, B]`.
+
+  A row and a column are masked for each other when they agree in all words of one of their keys. Each pair agrees with
+  itself, and so the own logit is never among those in the blocks. They are masked too where the column's `text` is one
+  of those that the row has `known`. Words are uint32, and arrays of their own, because XLA on CPU takes slices of one
+  common array anew for each logit, in a loop ten times as slow.
+  """
+
+  valid: jax.Array
+  keys: tuple[tuple[jax.Array, ...], ...]
+  known: tuple[tuple[jax.Array, ...], ...] = ()
+  text: tuple[jax.Array, ...] = ()
 
 
 class Side(NamedTuple):
-  """Rows, or columns, of the logits: `x` `[R, B, D]`, `valid` `[R, B]` and keys of words, each word uint32 `[R, B]`.
-
-  A row and a column are masked for each other when they agree in all words of one of their keys. Each pair agrees with
-  itself, and so the own logit is never among those in the blocks. The words are arrays of their own, because XLA on CPU
-  takes slices of one common array anew for each logit, in a loop ten times as slow.
-  """
+  """Rows, or columns, of the logits: `x` `[R, B, D]`, and what is known of them."""
 
   x: jax.Array
-  valid: jax.Array
-  keys: tuple[tuple[jax.Array, ...], ...]
+  facts: Facts
 
 
-def candidates(row, column):
+def candidates(row: Facts, column: Facts) -> jax.Array:
   """True where column c is a candidate of row r, and so the other way round, bool `[B, B]`.
 
-  One mask serves both directions, as the sums of pairs that are not valid are never used.
+  One mask serves both directions: a passage is no negative of a query where the query is none of the passage, and the
+  sums of pairs that are not valid are never used.
   """
   masked = ~(row.valid[:, None] & column.valid[None])
-  for row_key, column_key in zip(row.keys, column.keys, strict=True):
+  of_text = ((known, column.text) for known in row.known)
+  for row_key, column_key in (*zip(row.keys, column.keys, strict=True), *of_text):
     # Exclusive or: 0 where the words are equal.
     differ = [a[:, None] ^ b[None] for a, b in zip(row_key, column_key, strict=True)]
     masked |= functools.reduce(jnp.bitwise_or, differ) == 0
@@ -67,30 +79,34 @@ def cut(loss: InBatchLoss, block: int, queries: jax.Array, passages: jax.Array, 
   """`Parts` in blocks of at most `block` examples, for the options of `loss`."""
   pairs = mask_inputs.valid.shape[1]
   query, passage, text = [mask_inputs.query_hash], [mask_inputs.passage_hash], [mask_inputs.text_hash]
+  known = list(jnp.moveaxis(mask_inputs.known_hash, 2, 0))
   example = query + passage + text
   if not loss.mask_false_negatives:
-    query, passage, text, example = [], [], [], [mask_inputs.number]
+    query, passage, text, known, example = [], [], [], [], [mask_inputs.number]
 
-  def own(x, keys):
-    return _side(x[:, :pairs], mask_inputs.valid, [key[:, :pairs] for key in keys], block)
+  def own(x, keys, known=(), text=()):
+    keys, known, text = ([key[:, :pairs] for key in of] for of in (keys, known, text))
+    return _side(x[:, :pairs], mask_inputs.valid, keys, known, text, block)
 
-  def negatives(x, valid, keys):
-    return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], block)
+  def negatives(x, valid, keys, text=()):
+    return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], (), [key[:, pairs:] for key in text], block)
 
   hard = extra = None
   if mask_inputs.negative_valid.size:
-    hard = own(queries, passage + text), negatives(passages, mask_inputs.negative_valid, passage + text)
+    hard = own(queries, passage + text, known), negatives(passages, mask_inputs.negative_valid, passage + text, text)
   if mask_inputs.negative_query_valid.size and loss.bidirectional:
     extra = own(passages, query), negatives(queries, mask_inputs.negative_query_valid, query)
-  return Parts((own(queries, example), own(passages, example)), hard, extra)
+  return Parts((own(queries, example, known), own(passages, example, (), text)), hard, extra)
 
 
-def _side(x, valid, keys, block):
+def _side(x, valid, keys, known, text, block):
   """`x` `[G, n, D]`, `valid` `[G, n]` and keys `[G, n, words]`, in as few blocks as possible, all of one size."""
   blocks = -(-valid.size // block)
   shape = blocks, -(-valid.size // blocks)
-  keys = tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in keys)
-  return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), in_blocks(valid.reshape(-1), shape), keys)
+  keys, known, text = (tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in of)
+                       for of in (keys, known, text))
+  return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), Facts(
+      in_blocks(valid.reshape(-1), shape), keys, known, *text or ((),)))
 
 
 def in_blocks(x, shape):

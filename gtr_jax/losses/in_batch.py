@@ -36,8 +36,9 @@ class InBatchLoss:
   thousand pairs for each device; values and gradients do not depend on the mesh.
 
   A candidate is masked for query i as a false negative when it is not i's own positive and has i's positive's passage
-  hash or text hash, or is the positive of an example with i's query hash. Backward, a query is masked for the positive
-  of i when its example stands in that same relation to i, and a negative query when it has i's query hash. Pairs,
+  hash or text hash, or its text is one that i knows (its own, or another that answers it), or is the positive of an
+  example with i's query hash. Backward, a query is masked for the positive of i when that positive is masked for it
+  forward, and a negative query when it has i's query hash. Pairs,
   negatives and negative queries that only fill up the batch are never candidates, and such pairs are not in the means.
 
   Attributes:
@@ -130,7 +131,7 @@ class InBatchLoss:
       owner_C = jnp.concatenate([number, pairs.negative_owner])
       mask &= number[:, None] == owner_C[None]
     if self.mask_false_negatives:
-      mask &= ~jnp.concatenate([_same_example(pairs), _same_passage(pairs)[:, number.size:]], axis=1)
+      mask &= ~jnp.concatenate([_same_example(pairs), _same_passage(pairs)[:, number.size:]], axis=1) & ~_known(pairs)
     return mask | _own(mask)
 
   def _backward_mask(self, pairs):
@@ -138,12 +139,14 @@ class InBatchLoss:
     valid_C = jnp.concatenate([pairs.valid, pairs.negative_query_valid])
     mask = jnp.broadcast_to(valid_C[None], (pairs.valid.size, valid_C.size))
     if self.mask_false_negatives:
-      mask &= ~jnp.concatenate([_same_example(pairs), _same_query(pairs)[:, pairs.valid.size:]], axis=1)
+      example = _same_example(pairs) | _known(pairs)[:, :pairs.valid.size].T
+      mask &= ~jnp.concatenate([example, _same_query(pairs)[:, pairs.valid.size:]], axis=1)
     return mask | _own(mask)
 
 
 class _Pairs(NamedTuple):
-  """The batch without its groups. Hashes are those of the Q pairs, then of the negatives; owners are global."""
+  """The batch without its groups. Hashes are those of the Q pairs, then of the negatives, but for those that a query
+  knows, `[Q, K, 2]`; owners are global."""
 
   valid: jax.Array
   negative_valid: jax.Array
@@ -152,14 +155,16 @@ class _Pairs(NamedTuple):
   query_hash: jax.Array
   passage_hash: jax.Array
   text_hash: jax.Array
+  known_hash: jax.Array
 
 
 def _flatten(batch):
   groups, pairs = batch.valid.shape
   owner = batch.negative_owner + pairs * jnp.arange(groups, dtype=batch.negative_owner.dtype)[:, None]
-  hashes = (jnp.concatenate(_split(h, pairs)) for h in (batch.query_hash, batch.passage_hash, batch.text_hash))
+  query, passage, text = (jnp.concatenate(_split(h, pairs)) for h in (
+      batch.query_hash, batch.passage_hash, batch.text_hash))
   return _Pairs(batch.valid.reshape(-1), batch.negative_valid.reshape(-1), batch.negative_query_valid.reshape(-1),
-                owner.reshape(-1), *hashes)
+                owner.reshape(-1), query, passage, text, batch.known_hash.reshape(-1, *batch.known_hash.shape[2:]))
 
 
 def _split(x, pairs):
@@ -201,6 +206,16 @@ def _same_example(pairs):
   """Whether pairs i and c share their query, their passage or its text, bool `[Q, Q]`."""
   count = pairs.valid.size
   return _same_passage(pairs)[:, :count] | _same_query(pairs)[:, :count]
+
+
+def _known(pairs):
+  """Whether query i knows that passage c is no negative of it, bool `[Q, Q + N]`."""
+  high, low = pairs.text_hash[:, 0], pairs.text_hash[:, 1]
+  known = jnp.zeros((pairs.valid.size, high.size), bool)
+  for number in range(pairs.known_hash.shape[1]):  # One after the other: all at once would be K times the memory.
+    of_query = pairs.known_hash[:, number]
+    known |= (of_query[:, :1] == high[None]) & (of_query[:, 1:] == low[None])
+  return known
 
 
 def _rank_of_own(cosine_QxC, mask_QxC):

@@ -38,6 +38,8 @@ def own_negatives(loss, queries, passages, batch, scale, margin):
   if loss.mask_false_negatives:
     for h in map(jnp.asarray, (batch.passage_hash, batch.text_hash)):
       mask &= jnp.any(of_owner(h[:, :pairs]) != h[:, pairs:], axis=-1)
+    known, text = of_owner(jnp.asarray(batch.known_hash)), jnp.asarray(batch.text_hash)[:, pairs:, None]
+    mask &= ~jnp.any(jnp.all(known == text, axis=-1), axis=-1)
 
   own_logit, logits = scale * (own - margin), scale * cosine
   masked = jnp.where(mask, logits, -jnp.inf)

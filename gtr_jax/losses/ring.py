@@ -32,9 +32,13 @@ class RingLoss(InBatchLoss):
   The devices that divide the batch form a ring. Each keeps its queries; the candidates travel, and after as many hops
   as there are devices they are at home again. At each hop a device computes its part of the logits block by block, and
   of a block keeps the running maximum and sum of each row (Milakov and Gimelshein 2018, arXiv 1805.02867) and, since
-  both directions have the same dot products, of each column; the columns' sums travel with the candidates. The gradient
-  computes each block once more, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135); the candidates' gradient
-  travels with them. That makes 4 products of the size of the logits, where the dense loss has 6.
+  both directions have the same dot products, of each column. The gradient computes each block once more, as in
+  FlashAttention (Dao et al. 2022, arXiv 2205.14135). That makes 4 products of the size of the logits, where the dense
+  loss has 6.
+
+  Only vectors travel: forward the candidates, backward they and their gradient, one hop behind, so that a hop's
+  exchanges wait for none of its products. What masks are made of is a few words for each example, which all devices get
+  at once; the columns' sums are exchanged once, behind the last hop.
 
   Memory of each device: a few times its own embeddings, and a few blocks of logits. Use it wherever the logits of
   `InBatchLoss` do not fit, or are slow.
@@ -59,7 +63,7 @@ class RingLoss(InBatchLoss):
     number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
     mask_inputs = MaskInputs(*map(jnp.asarray, (
         number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
-        batch.text_hash)))
+        batch.text_hash, batch.known_hash)))
     block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
     *sums, number_valid = _sums((self, margin, block), queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
@@ -118,12 +122,15 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   loss, margin, block = static
   parts = cut(loss, block, queries, passages, mask_inputs)
   dtype = scale.dtype
-  zeros = jnp.zeros_like(parts.pairs[0].valid, dtype)
+  zeros = jnp.zeros_like(parts.pairs[0].facts.valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
   rows, columns = _sweep(*parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
   if parts.passages:
     rows, _ = _sweep(*parts.passages, scale, rows)
+  if columns is not None:
+    rows, columns = _one_after_the_other(rows, columns)
+    columns = _at_home(columns)
   if parts.queries:
     columns, _ = _sweep(*parts.queries, scale, columns)
 
@@ -153,37 +160,55 @@ def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
 
   Without `column_sums` only the rows are summed. With `diagonal`, column i is the own one of row i at the first hop;
   its block is the first of each row block, as those ahead of the own logit can be counted only when it is known.
+
+  Returns:
+    The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
   """
+  all_facts = _of_all(columns.facts)
+
   def hop(carry, number):
-    columns, column_sums, row_sums = carry
+    x, row_sums = carry
+    next_x, facts = _pass_on(x), _take(all_facts, _source(number))
 
     def row_block(r, carry):
       row_sums, column_sums = carry
-      row = _take(rows, r)
+      row_x, row_facts = _take(rows, r)
 
       def block(step, carry):
         row_sum, column_sums = carry
-        c = (r + step) % len(columns.x)
-        column = _take(columns, c)
-        logits = dots(row.x, column.x) * scale
+        c = (r + step) % len(x)
+        logits = dots(row_x, _take(x, c)) * scale
         if diagonal:
           own = jnp.where((number == 0) & (step == 0), jnp.diagonal(logits), row_sum.own)
           row_sum = row_sum._replace(own=own)
         # Without the barrier the mask is computed again for each of the sums.
-        logits = lax.optimization_barrier(jnp.where(candidates(row, column), logits, -jnp.inf))
+        logits = lax.optimization_barrier(jnp.where(candidates(row_facts, _take(facts, c)), logits, -jnp.inf))
         row_sum = _add(row_sum, logits, 1)
         if column_sums is not None:
           column_sums = _put(column_sums, c, _add(_take(column_sums, c), logits, 0))
         return row_sum, column_sums
 
-      row_sum, column_sums = lax.fori_loop(0, len(columns.x), block, (_take(row_sums, r), column_sums))
+      row_sum, column_sums = lax.fori_loop(0, len(x), block, (_take(row_sums, r), column_sums))
       return _put(row_sums, r, row_sum), column_sums
 
-    row_sums, column_sums = lax.fori_loop(0, len(rows.x), row_block, (row_sums, column_sums))
-    return (*_pass_on((columns, column_sums)), row_sums), None
+    row_sums, of_hop = lax.fori_loop(0, len(rows.x), row_block, (row_sums, column_sums))
+    return (next_x, row_sums), of_hop
 
-  (_, column_sums, row_sums), _ = lax.scan(hop, (columns, column_sums, row_sums), jnp.arange(_shards()))
-  return row_sums, column_sums
+  (_, row_sums), of_hops = lax.scan(hop, (columns.x, row_sums), jnp.arange(_shards()))
+  return row_sums, of_hops
+
+
+def _at_home(of_hops):
+  """The sums of this device's columns, from what all have added to them."""
+  if (shards := _shards()) > 1:
+    hop_of_device = _source(jnp.arange(shards))  # At hop k it had the columns of device me - k, and so back.
+    leaves, tree = jax.tree.flatten(of_hops)
+    exchanged = lax.all_to_all(jnp.stack(leaves, 1)[hop_of_device], BATCH_AXES, 0, 0, tiled=True)
+    of_hops = jax.tree.unflatten(tree, [exchanged[:, i] for i in range(len(leaves))])
+  top = jnp.max(of_hops.top, 0)
+  exp_sum = jnp.sum(of_hops.exp_sum * jnp.exp(of_hops.top - top[None]), 0)
+  total, number = (None if x is None else jnp.sum(x, 0) for x in (of_hops.total, of_hops.number))
+  return _Seen(top, exp_sum, total, number)
 
 
 def _add(sums, logits, axis):
@@ -220,19 +245,17 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
 
   directions = [weights(sums) for sums in directions]
   d_own = sum(map(own_gradient, directions))
-  rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].valid.shape), directions)
-
-  def zeros(side):
-    return jnp.zeros_like(side.x, dtype)
+  rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].facts.valid.shape), directions)
 
   d_negatives = d_negative_queries = None
-  d_rows, d_columns = _gradient_sweep(*parts.pairs, scale, zeros(parts.pairs[0]), zeros(parts.pairs[1]), rows, *columns)
+  d_rows, d_columns = _gradient_sweep(*parts.pairs, scale, jnp.zeros_like(parts.pairs[0].x, dtype), rows, *columns)
   if parts.passages:
-    d_rows, d_negatives = _gradient_sweep(*parts.passages, scale, d_rows, zeros(parts.passages[1]), rows)
+    d_rows, d_negatives = _gradient_sweep(*parts.passages, scale, d_rows, rows)
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    d_columns, d_negative_queries = _gradient_sweep(*parts.queries, scale, d_columns, zeros(parts.queries[1]), *columns)
+    d_rows, d_columns = _one_after_the_other(d_rows, d_columns)
+    d_columns, d_negative_queries = _gradient_sweep(*parts.queries, scale, d_columns, *columns)
     d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = _total(d_scale[None])
@@ -250,43 +273,48 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
           d_scale * cotangent)
 
 
-def _gradient_sweep(rows, columns, scale, d_rows, d_columns, row_weights, column_weights=None):
-  """Adds to the gradients of rows and columns what their logits give, less the factor `scale`.
+def _gradient_sweep(rows, columns, scale, d_rows, row_weights, column_weights=None):
+  """Adds to the gradient of the rows what their logits give, less the factor `scale`; and the gradient of the columns.
 
-  The columns' gradient goes round the ring with them. Products are written so that on CPU, where it matters most, no
-  large operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
+  The columns' gradient goes round the ring one hop behind them: while a device computes what it adds to that of one
+  column, that of the one before is on its way. Products are written so that on CPU, where it matters most, no large
+  operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+  all_facts, all_weights = _of_all(columns.facts), _of_all(column_weights)
+  nothing = jnp.swapaxes(jnp.zeros_like(columns.x, dtype), 1, 2)
 
-  def hop(carry, _):
-    columns, column_weights, d_columns, d_rows = carry
+  def hop(carry, number):
+    x, behind, d_rows = carry
+    next_x, received = _pass_on((x, behind))
+    facts, weights = _take((all_facts, all_weights), _source(number))
 
     def row_block(r, carry):
       d_rows, d_columns = carry
-      row, row_weight = _take((rows, row_weights), r)
-      row_DxB = lax.optimization_barrier(row.x.T.astype(dtype))
+      (row_x, row_facts), row_weight = _take((rows, row_weights), r)
+      row_DxB = lax.optimization_barrier(row_x.T.astype(dtype))
 
       def block(c, carry):
         d_row, d_columns = carry
-        column, column_weight = _take((columns, column_weights), c)
-        mask = candidates(row, column)
-        logits = jnp.where(mask, dots(row.x, column.x) * scale, -jnp.inf)
+        column_x, column_facts, column_weight = _take((x, facts, weights), c)
+        mask = candidates(row_facts, column_facts)
+        logits = jnp.where(mask, dots(row_x, column_x) * scale, -jnp.inf)
         d_logits = _d_logits(logits, mask, row_weight, 1)
         if column_weight is not None:
           d_logits += _d_logits(logits, mask, column_weight, 0)
-        d_row += product("rc,cd->rd", d_logits, column.x.astype(dtype))
+        d_row += product("rc,cd->rd", d_logits, column_x.astype(dtype))
         return d_row, _put(d_columns, c, _take(d_columns, c) + product("dr,rc->dc", row_DxB, d_logits))
 
-      d_row, d_columns = lax.fori_loop(0, len(columns.x), block, (_take(d_rows, r), d_columns))
+      d_row, d_columns = lax.fori_loop(0, len(x), block, (_take(d_rows, r), d_columns))
       return _put(d_rows, r, d_row), d_columns
 
-    d_rows, d_columns = lax.fori_loop(0, len(rows.x), row_block, (d_rows, d_columns))
-    return (*_pass_on((columns, column_weights, d_columns)), d_rows), None
+    d_rows, d_columns = lax.fori_loop(0, len(rows.x), row_block, (d_rows, nothing))
+    return (next_x, received + d_columns, d_rows), None
 
-  carry = columns, column_weights, jnp.swapaxes(d_columns, 1, 2), d_rows
-  (_, _, d_columns, d_rows), _ = lax.scan(hop, carry, length=_shards())
-  return d_rows, jnp.swapaxes(d_columns, 1, 2)
+  (_, behind, d_rows), _ = lax.scan(hop, (columns.x, nothing, d_rows), jnp.arange(_shards()))
+  d_rows, behind = _one_after_the_other(d_rows, behind)
+  return d_rows, jnp.swapaxes(_pass_on(behind), 1, 2)
 
 
 def _d_logits(logits, mask, weights, axis):
@@ -320,6 +348,30 @@ def _pass_on(tree):
   if shards == 1:
     return tree
   return jax.tree.map(lambda x: lax.ppermute(x, BATCH_AXES, [(i, (i + 1) % shards) for i in range(shards)]), tree)
+
+
+def _source(number):
+  """The device whose columns are here at a hop."""
+  return (lax.axis_index(BATCH_AXES) - number) % _shards() if _shards() > 1 else number
+
+
+def _of_all(tree):
+  """Of `[C, B]` on each device those of all, `[devices, C, B]`, by one collective."""
+  if _shards() == 1:
+    return jax.tree.map(lambda x: x[None], tree)
+  leaves, structure = jax.tree.flatten(tree)
+  if not leaves:
+    return tree
+  widest = jnp.result_type(*leaves)
+  gathered = lax.all_gather(jnp.stack([x.astype(widest) for x in leaves]), BATCH_AXES)
+  # Each an array of its own (`Facts` says why).
+  found = lax.optimization_barrier([gathered[:, i].astype(x.dtype) for i, x in enumerate(leaves)])
+  return jax.tree.unflatten(structure, found)
+
+
+def _one_after_the_other(*trees):
+  """The same, and what is made of one waits for all: on CPU a collective beside a loop may block it for ever."""
+  return lax.optimization_barrier(trees)
 
 
 def _total(x):

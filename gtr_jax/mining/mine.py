@@ -21,7 +21,9 @@ from gtr_jax.io import atomic, jsonl
 from gtr_jax.io.bars import Bar
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
 from gtr_jax.parallel import processes
+from gtr_jax.prepare.decontaminate import Tested
 from gtr_jax.text.answers import answer_forms, contains_answer
+from gtr_jax.text.near_text import are_near
 from gtr_jax.text.same_text import hash_key, text_key
 
 PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
@@ -106,10 +108,12 @@ class Choice:
 
 
 class Mined(NamedTuple):
-  """How many pairs were written, and how many of them got fewer negatives than were asked for."""
+  """How many pairs were written, how many of them got fewer negatives than were asked for, and how many were left out
+  because they have what is tested."""
 
   pairs: int
   short: int
+  left_out: int = 0
 
 
 def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iterator[Pair]:
@@ -156,9 +160,10 @@ def _answers(record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
 
 
 def judged_pairs(ranker: Ranker, query_ids: list[str], queries: list[str],
-                 qrels: Mapping[str, Mapping[str, int]]) -> list[Pair]:
+                 qrels: Mapping[str, Mapping[str, int]], min_grade: int = 1) -> list[Pair]:
   """Pairs of each query and each document that is judged relevant to it, with the texts of the corpus."""
-  relevant = {query_id: [doc_id for doc_id, grade in grades.items() if grade > 0] for query_id, grades in qrels.items()}
+  relevant = {query_id: [doc_id for doc_id, grade in grades.items() if grade >= min_grade]
+              for query_id, grades in qrels.items()}
   texts = ranker.passages(list(dict.fromkeys(itertools.chain(*relevant.values()))))
   pairs = []
   for query_id, query in zip(query_ids, queries, strict=True):
@@ -181,13 +186,14 @@ def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Do
 
 
 def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.PathLike, choice: Choice, *,
-         id_of: Callable[[str], Any] | None = None, progress: bool = True) -> Mined:
+         id_of: Callable[[str], Any] | None = None, tested: Tested | None = None, progress: bool = True) -> Mined:
   """Gives each training pair hard negatives.
 
   For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
   are known to answer it (the passages of all pairs with the same query, by id or equal text; passages too, by id and by
-  equal text), those that are the query itself (by its id or an equal text, as where queries are documents), and those
-  that contain one of its answers. The draw depends on the seed and the query alone.
+  equal text), those that are nearly the pair's own passage (`text.near_text`), those that are the query itself (by its
+  id or an equal text, as where queries are documents), and those that contain one of its answers. The draw depends on
+  the seed and the query alone.
 
   Args:
     pairs: called twice; gives the same pairs in the same order.
@@ -196,10 +202,11 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
       or empty where there are too few), and "negative_ids" if `id_of` is given. Appears when whole.
     choice: which, and how many.
     id_of: from a document's id to the one that is written, or None where it has none.
+    tested: what evaluation collections test: pairs that have it are left out, and passages that have it not drawn.
     progress: show progress bars on stderr.
   """
   known: dict[int, set[int | str | None]] = defaultdict(set)  # a query's key -> ids and text keys of its passages
-  count = 0
+  count = left_out = 0
   for pair in pairs():
     for key in pair.query_keys:
       known[key] |= {text_key(pair.query.passage), pair.query.passage_id}
@@ -210,19 +217,22 @@ def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.Path
     while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
       ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
       for pair, found in zip(block, ranked, strict=True):
-        if processes.is_first():
+        if tested is not None and tested.find(pair.query.text, pair.query.passage):
+          left_out += 1
+        elif processes.is_first():
           wrong = set().union(*(known[key] for key in pair.query_keys))
           wrong.add(text_key(pair.query.text))
-          drawn = _draw(pair, choice.rows(found), ranker, wrong, choice, id_of or str)
+          drawn = _draw(pair, choice.rows(found), ranker, wrong, choice, id_of or str,
+                        lambda text: tested is not None and tested.find("", text) is not None)
           short += len(drawn) < choice.num_negatives
           ids = {} if id_of is None else {"negative_ids": [id_of(doc_id) for doc_id, _ in drawn]}
           write({**pair.record, "negatives": [text for _, text in drawn], **ids})
         bar.update()
-  return Mined(count, processes.from_first(lambda: short))
+  return Mined(count - left_out, processes.from_first(lambda: short), left_out)
 
 
 def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choice,
-          id_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
+          id_of: Callable[[str], str | None], is_tested: Callable[[str], bool]) -> list[tuple[str, str]]:
   """(id, text) of the negatives, best ranked first. Texts are read until there are enough, and no more.
 
   `wrong` holds ids and text keys of passages that must not be drawn.
@@ -236,7 +246,8 @@ def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choi
     keys = {text_key(whole), text_key(text)}  # A pair may have its passage without the title.
     if doc_id in wrong or (pair.query_id and id_of(doc_id) == pair.query_id):
       continue
-    if wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms):
+    if (wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms)
+        and not are_near(whole, pair.query.passage) and not is_tested(whole)):
       drawn[place] = doc_id, whole
       texts.add(text_key(whole))
       if len(drawn) == choice.num_negatives:

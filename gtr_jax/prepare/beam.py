@@ -114,7 +114,7 @@ def _write(job: engine.Job, group: tuple[int, Iterable[Any]]) -> Any:
   tally, (bucket, pairs) = transforms.Tally(), group
   pairs = [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
   by_split = lambda pair: pair.split  # noqa: E731
-  for split, chosen in itertools.groupby(sorted(transforms.unique(pairs, tally), key=by_split), by_split):
+  for split, chosen in itertools.groupby(sorted(transforms.kept(pairs, tally), key=by_split), by_split):
     with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
       for pair in chosen:
         records.write_record(f, pair.record)

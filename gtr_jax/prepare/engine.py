@@ -243,7 +243,7 @@ def _write(job: Job, task: workers.Task) -> None:
   with contextlib.ExitStack() as stack:
     files = {}
     for read in buckets.read(job.all_pairs(), task.number, job.buckets):
-      for pair in transforms.unique(read, tally):
+      for pair in transforms.kept(read, tally):
         if pair.split not in files:
           files[pair.split] = stack.enter_context(atomic.replacing(job.path("shards", task.number, pair.split)))
         records.write_record(files[pair.split], pair.record)

@@ -19,6 +19,9 @@ class Example(NamedTuple):
   """A pair to train on. Empty ids: the source has none. `negative_ids` is empty or as long as `negatives`.
 
   All pairs of a `group`, such as a thread, fall into one split where a share is drawn; if it is empty, all of a query.
+  `scores`, a teacher's, is empty, or the passage's and those of the negatives behind it, NaN where there is none. Of a
+  pair that `is_negative` the passage does not answer the query: it is a negative of the query's other pairs.
+  `positives` are `text_key`s of other passages that answer the query, in decimal; the engine finds them.
   """
 
   query: str
@@ -30,6 +33,9 @@ class Example(NamedTuple):
   negative_queries: tuple[str, ...] = ()
   split: str = "train"  # Or "validation".
   group: str = ""
+  scores: tuple[float, ...] = ()
+  is_negative: bool = False
+  positives: tuple[str, ...] = ()
 
 
 class Source(Protocol):

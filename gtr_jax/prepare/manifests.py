@@ -20,7 +20,7 @@ from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
-FORMAT = 3  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 4  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.

@@ -13,21 +13,24 @@ import google_crc32c
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
+from gtr_jax.text.same_text import text_key
 
+NEGATIVE = "negative"  # The split of a pair that is none: its passage is a negative of the query's pairs.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
 class Pair(NamedTuple):
   """An example on its way to the shards; or, with no split, a mark that examples of this hash are not wanted."""
 
-  digest: bytes  # 16 bytes; pairs are put in its order, which is a random one.
-  split: str
+  digest: bytes  # 16 bytes: 8 that pairs of a query share, 8 in whose order they are put, which is a random one.
+  split: str  # Or NEGATIVE.
   record: bytes  # tf.train.Example; of a mark: the reason, UTF-8.
 
 
 def digest_of(query: bytes, passage: bytes) -> bytes:
-  """16 bytes for a pair, folded."""
-  return hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=16).digest()
+  """16 bytes for a pair, folded; the first 8 are those of its query."""
+  return b"".join((hashlib.blake2b(query, digest_size=8, person=b"query").digest(),
+                   hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=8).digest()))
 
 
 def share_of(text: bytes) -> float:
@@ -40,12 +43,19 @@ def serialize(example: Example, example_id: str) -> bytes:
 
   Raises UnicodeEncodeError where a text has half a surrogate pair, as JSON allows.
   """
-  return b"".join((
-      _field(b"\x0a", b"".join((
-          _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
-          _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
-          _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
-          _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,))))),))
+  return _field(b"\x0a", b"".join((
+      _feature(b"example_id", (example_id,)), _feature(b"negative_ids", example.negative_ids),
+      _feature(b"negative_keys", tuple(map(key_of, example.negatives))),
+      _feature(b"negative_queries", example.negative_queries), _feature(b"negatives", example.negatives),
+      _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
+      _feature(b"passage_key", (key_of(example.passage),)), _feature(b"positives", example.positives),
+      _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,)),
+      _feature(b"query_key", (key_of(example.query),)), _feature(b"scores", tuple(map(repr, example.scores))))))
+
+
+def key_of(text: str) -> str:
+  """The `text_key` of a text as the int64 that a batch holds, in decimal."""
+  return str((text_key(text) + 2**63) % 2**64 - 2**63)
 
 
 def _feature(name: bytes, texts: tuple[str, ...]) -> bytes:
@@ -75,6 +85,16 @@ def texts_of(record: bytes) -> dict[str, list[str]]:
     (_, values), = _fields(feature)
     found[name.decode()] = [text.decode() for _, text in _fields(values)]
   return found
+
+
+def example_in(record: bytes) -> Example:
+  """The example that `serialize` has written, without its split and group."""
+  texts = texts_of(record)
+  return Example(
+      query=texts["query"][0], passage=texts["passage"][0], query_id=texts["query_id"][0],
+      passage_id=texts["passage_id"][0], negatives=tuple(texts["negatives"]),
+      negative_ids=tuple(texts["negative_ids"]), negative_queries=tuple(texts["negative_queries"]),
+      scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]))
 
 
 def digest_in(record: bytes) -> bytes:
@@ -111,13 +131,13 @@ def _checksum(data: bytes) -> bytes:
   return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def read_records(file: IO[bytes], path: str) -> Iterator[bytes]:
-  """The records of a TFRecord file. Raises InputError where it is cut off or damaged."""
+def read_records(file: IO[bytes], path: str, hint: str = "prepare it again") -> Iterator[bytes]:
+  """The records of a TFRecord file. Raises InputError where it is cut off or damaged, which ends with the hint."""
   while header := file.read(12):
     try:
       record, _ = record_at(header + file.read(_size_in(header) + 4), 0)
     except ValueError:
-      raise InputError(f"{path}: a record is damaged or cut off; prepare it again") from None
+      raise InputError(f"{path}: a record is damaged or cut off; {hint}") from None
     yield record
 
 

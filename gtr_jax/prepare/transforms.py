@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import marshal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -12,6 +12,7 @@ from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, records
 from gtr_jax.prepare.interface import Counts, Example, Source
+from gtr_jax.prepare.of_queries import by_query, joined, negatives_of, with_negatives
 from gtr_jax.prepare.records import Pair
 from gtr_jax.text.same_text import distinct, folded
 
@@ -100,6 +101,8 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   """None, and a reason counted, where the example is not to train on."""
   if len(example.negative_ids) not in (0, len(example.negatives)):
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
+  if len(example.scores) not in (0, 1 + len(example.negatives)):
+    raise ValueError(f"{len(example.scores)} scores for a passage and {len(example.negatives)} negatives")
   query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
   if not query or not passage:
     tally.add("empty")
@@ -120,7 +123,7 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
-    return Pair(digest, split, records.serialize(example, digest.hex()))
+    return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
     tally.add("not_unicode")
     return None
@@ -128,56 +131,72 @@ def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | No
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
   """The example without the negatives that have what is tested."""
-  clean = [i for i, text in enumerate(example.negatives) if not find("", text)]
+  negatives = negatives_of(example)
+  clean = [negative for negative in negatives if not find("", negative.text)]
   clean_queries = tuple(text for text in example.negative_queries if not find(text, ""))
-  dropped = len(example.negatives) - len(clean) + len(example.negative_queries) - len(clean_queries)
+  dropped = len(negatives) - len(clean) + len(example.negative_queries) - len(clean_queries)
   if not dropped:
     return example
   tally.add("contaminated_negative", dropped)
-  return example._replace(negatives=tuple(example.negatives[i] for i in clean), negative_queries=clean_queries,
-                          negative_ids=tuple(example.negative_ids[i] for i in clean) if example.negative_ids else ())
+  return with_negatives(example, clean)._replace(negative_queries=clean_queries)
 
 
-def unique(pairs: Iterable[tuple], tally: Tally) -> Iterator[Pair]:
-  """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
-  of the others of its split: some publish a line for each negative.
+def kept(pairs: Iterable[tuple], tally: Tally) -> list[Pair]:
+  """What is written of the pairs of some queries: no two with one digest, and each knows what the others of its query
+  know (`of_queries`).
 
-  `pairs` are in order of their digests; of one digest, marks come first.
+  Args:
+    pairs: in order of their digests; of one digest, marks come first.
+    tally: of what is dropped.
+
+  Returns:
+    In an order in which neighbours have nothing to do with each other.
   """
-  for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
-    mark, kept, others = None, None, []
+  found: list[Pair] = []
+  for of_query in by_query(map(Pair._make, pairs)):
+    for pair in joined(list(_unique(of_query, tally)), tally):
+      tally.add(f"written_{pair.split}")
+      found.append(pair)
+  return sorted(found, key=lambda pair: pair.digest[8:])
+
+
+def _unique(pairs: Sequence[Pair], tally: Tally) -> Iterator[Pair]:
+  """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
+  of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay."""
+  if len(pairs) == 1 and pairs[0].split:
+    yield pairs[0]
+    return
+  for _, group in itertools.groupby(pairs, key=lambda pair: pair.digest):
+    mark, first, others = None, None, []
     for pair in group:
       if not pair.split:
         mark = mark or pair
-      elif mark or kept and not (pair.split == "validation" != kept.split):
+      elif pair.split == records.NEGATIVE:
+        yield pair
+      elif mark or first and not (pair.split == "validation" != first.split):
         others.append(pair)
       else:
-        others += [kept] if kept else []
-        kept = pair
-    if kept:
-      if copies := [pair for pair in others if pair.split == kept.split]:
-        kept = _with_negatives_of(kept, copies, tally)
-      tally.add(f"written_{kept.split}")
-      yield kept
+        others += [first] if first else []
+        first = pair
+    if first:
+      if copies := [pair for pair in others if pair.split == first.split]:
+        first = _with_negatives_of(first, copies, tally)
+      yield first
     for pair in others:
       texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
       tally.drop(mark.record.decode() if mark else "duplicate", "", **{
           name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts})
 
 
-def _with_negatives_of(kept: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
+def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
   """A pair with the negatives that its copies have beside its own."""
-  whole = records.texts_of(kept.record)
-  own = len(whole["negatives"]) + len(whole["negative_queries"])
-  every = [whole, *(records.texts_of(copy.record) for copy in copies)]
-  negatives = distinct(itertools.chain.from_iterable(
-      itertools.zip_longest(texts["negatives"], texts["negative_ids"], fillvalue="") for texts in every),
-      lambda negative: negative[0])
-  queries = distinct(itertools.chain.from_iterable(texts["negative_queries"] for texts in every), str)
-  if len(negatives) + len(queries) <= own:
-    return kept
-  tally.add("negative_of_duplicate", len(negatives) + len(queries) - own)
-  example = Example(**{name: whole[name][0] for name in ("query", "passage", "query_id", "passage_id")},
-                    negatives=tuple(text for text, _ in negatives.values()), negative_queries=tuple(queries.values()),
-                    negative_ids=tuple(ids) if any(ids := [number for _, number in negatives.values()]) else ())
-  return kept._replace(record=records.serialize(example, kept.digest.hex()))
+  whole = records.example_in(first.record)
+  every = [whole, *(records.example_in(copy.record) for copy in copies)]
+  negatives = distinct(itertools.chain.from_iterable(map(negatives_of, every)), lambda negative: negative.text)
+  queries = distinct(itertools.chain.from_iterable(example.negative_queries for example in every), str)
+  more = len(negatives) + len(queries) - len(whole.negatives) - len(whole.negative_queries)
+  if more <= 0:
+    return first
+  tally.add("negative_of_duplicate", more)
+  example = with_negatives(whole, list(negatives.values()))._replace(negative_queries=tuple(queries.values()))
+  return first._replace(record=records.serialize(example, first.digest.hex()))

@@ -4,8 +4,10 @@
     ids.txt                 an id a line, in descending order (as strings)
     documents.jsonl         {"title", "text"} a line, in the same order
     offsets.npy             int64 [documents + 1], where each line of documents.jsonl begins
+    checksums.npy           uint32 [documents], of these lines (CRC-32)
     embeddings-00000.npy    float32 [CHUNK_ROWS, D], and so on, in the same order
     norms-00000.npy         float32 [CHUNK_ROWS], their lengths, or those that they had before they were normalised
+    checksums-00000.npy     uint32 [2], of these two
     COMPLETE                written last
 
 Rows descend by id because a search gives ties to the lower row, and trec_eval to the higher id. Each file appears under
@@ -17,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -35,14 +38,15 @@ from gtr_jax.values.ranges import NonNegative, Positive
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
-_FORMAT = 2
+_FORMAT = 3
 _MANIFEST, _COMPLETE = "manifest.json", "COMPLETE"
-_IDS, _DOCUMENTS, _OFFSETS = "ids.txt", "documents.jsonl", "offsets.npy"
-_EMBEDDINGS, _NORMS = "embeddings-{:05}.npy", "norms-{:05}.npy"  # of each chunk
+_IDS, _DOCUMENTS, _OFFSETS, _CHECKSUMS = "ids.txt", "documents.jsonl", "offsets.npy", "checksums.npy"
+_EMBEDDINGS, _NORMS, _OF_BOTH = "embeddings-{:05}.npy", "norms-{:05}.npy", "checksums-{:05}.npy"  # of each chunk
 
 
 class Store:
-  """A complete store, for reading; embeddings stay on disk (memory-mapped) until they are used.
+  """A complete store, for reading; embeddings stay on disk (memory-mapped) until they are used, and are then held to
+  their checksums.
 
   Attributes:
     path: the folder.
@@ -68,15 +72,26 @@ class Store:
     if not (self.path / _DOCUMENTS).exists():
       raise _damaged(self.path / _DOCUMENTS, "missing")
     self._documents = LineTable(self.path / _DOCUMENTS, offsets)
-    self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._open_chunk)
+    self._checksums = _read_array(self.path / _CHECKSUMS, self.shape[:1], np.uint32)
+    self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._checked_chunk)
+    self._seen: set[tuple[str, int]] = set()  # Chunks whose checksums have been looked at.
     for number in range(-(-self.shape[0] // self._chunk_rows)):
       for name in (_EMBEDDINGS, _NORMS):
-        self._chunk(name, number)
+        self._open_chunk(name, number)
 
   def _open_chunk(self, name: str, number: int) -> np.ndarray:
     rows = min(self._chunk_rows, self.shape[0] - number * self._chunk_rows)
     shape = (rows, self.shape[1]) if name == _EMBEDDINGS else (rows,)
     return _read_array(self.path / name.format(number), shape, np.float32)
+
+  def _checked_chunk(self, name: str, number: int) -> np.ndarray:
+    chunk = self._open_chunk(name, number)
+    if (name, number) not in self._seen:
+      checksums = _read_array(self.path / _OF_BOTH.format(number), (2,), np.uint32)
+      if zlib.crc32(chunk.data) != checksums[(_EMBEDDINGS, _NORMS).index(name)]:
+        raise _damaged(self.path / name.format(number), "its checksum is another")
+      self._seen.add((name, number))
+    return chunk
 
   def _rows(self, name: str, rows: slice) -> np.ndarray:
     start, stop, step = rows.indices(self.shape[0])
@@ -98,10 +113,13 @@ class Store:
   def document(self, row: int) -> tuple[str, str, str]:
     """(id, title, text) of a row."""
     try:
-      fields = jsonl.parse(self._documents[row])
-      return self.ids[row], fields["title"], fields["text"]
-    except (ValueError, KeyError, TypeError) as e:
-      raise _damaged(self.path / _DOCUMENTS, f"line {row + 1} is not a document") from e
+      line = self._documents[row]
+    except ValueError as e:
+      raise _damaged(self.path / _DOCUMENTS, str(e)) from e
+    if zlib.crc32(line) != self._checksums[row]:
+      raise _damaged(self.path / _DOCUMENTS, f"line {row + 1}: its checksum is another")
+    fields = jsonl.parse(line)
+    return self.ids[row], fields["title"], fields["text"]
 
   def check_model(self, weights_hash: str) -> None:
     """Raises InputError unless the embeddings are the model's."""
@@ -133,10 +151,10 @@ class StoreWriter:
     self.documents = documents.reordered(order)
     ids = "".join(f"{doc_id}\n" for doc_id in self.documents.ids).encode()
     digest = hashlib.sha256(ids)
-    ends = np.zeros(len(order) + 1, np.int64)
+    ends, checksums = np.zeros(len(order) + 1, np.int64), np.zeros(len(order), np.uint32)
     for row, line in enumerate(self._lines()):
       digest.update(line)
-      ends[row + 1] = ends[row] + len(line)
+      ends[row + 1], checksums[row] = ends[row] + len(line), zlib.crc32(line[:-1])
     self._manifest: dict[str, Any] = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
     processes.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
@@ -144,9 +162,10 @@ class StoreWriter:
     if processes.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
       write_parts(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
-      if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS)):
+      if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS, _CHECKSUMS)):
         write_parts(self.path / _DOCUMENTS, self._lines())
         write_parts(self.path / _OFFSETS, [_npy(ends)])
+        write_parts(self.path / _CHECKSUMS, [_npy(checksums)])
         write_parts(self.path / _IDS, [ids])
     processes.check_shared(self.path)
 
@@ -182,7 +201,7 @@ class StoreWriter:
 
     def look():
       return [i for i in range(-(-total // rows))
-              if not all((self.path / name.format(i)).exists() for name in (_EMBEDDINGS, _NORMS))]
+              if not all((self.path / name.format(i)).exists() for name in (_EMBEDDINGS, _NORMS, _OF_BOTH))]
 
     return [range(i * rows, min((i + 1) * rows, total)) for i in processes.from_first(look)]
 
@@ -190,8 +209,10 @@ class StoreWriter:
     """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
     if processes.is_first():
       chunk = rows.start // self._manifest["chunk_rows"]
-      for name, array in ((_EMBEDDINGS, embeddings), (_NORMS, norms)):
-        write_parts(self.path / name.format(chunk), [_npy(array.astype(np.float32))])
+      arrays = [np.ascontiguousarray(array, np.float32) for array in (embeddings, norms)]
+      checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
+      for name, array in zip((_EMBEDDINGS, _NORMS, _OF_BOTH), (*arrays, checksums), strict=True):
+        write_parts(self.path / name.format(chunk), [_npy(array)])
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""

@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     query_hash: uint32 `[groups, Q + M, 2]`, of the query's id.
     passage_hash: uint32 `[groups, Q + N, 2]`, of the passage's id.
     text_hash: uint32 `[groups, Q + N, 2]`, of the passage's text.
+    known_hash: uint32 `[groups, Q, K, 2]`, of texts that are no negatives of the query: its own, and others that answer
+      it; filled up with zeros.
   """
 
   queries: Texts
@@ -41,6 +43,7 @@ class Batch(NamedTuple):
   query_hash: Array
   passage_hash: Array
   text_hash: Array
+  known_hash: Array
 
 
 class RowLengths(NamedTuple):
@@ -71,7 +74,7 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
       `[pairs, passage length]`; optionally `right_negative_encoder_input_tokens` int32 `[pairs, k, length]` and
       `left_negative_encoder_input_tokens` int32 `[pairs, m, length]`, where a row of zeros is "no negative here";
       `query_hash`, `passage_hash`, `text_hash` int64 `[pairs]`, and `negative_passage_hash`, `negative_text_hash` int64
-      `[pairs, k]`; optionally `valid` bool `[pairs]`.
+      `[pairs, k]`; optionally `known_hash` int64 `[pairs, K]` and `valid` bool `[pairs]`.
     groups: number of data shards.
     row_lengths: pack into rows of these lengths, hard negatives beside the positives. None: one text a row, as long as
       the features are.
@@ -135,7 +138,8 @@ def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
 
 
 def _each_with_negatives(features, xp):
-  """Of each pair `[pairs, 1 + negatives, ...]`: queries, passages, valid, hashes of query, passage and text."""
+  """Of each pair `[pairs, 1 + negatives, ...]`: queries, passages, valid, hashes of query, passage and text, and those
+  that it knows."""
   def tokens(side):
     own = features[f"{side}_encoder_input_tokens"][:, None]
     negatives = features.get(f"{side}_negative_encoder_input_tokens", own[:, :0])
@@ -150,7 +154,9 @@ def _each_with_negatives(features, xp):
   queries, passages = tokens("left"), tokens("right")
   m, k = queries.shape[1] - 1, passages.shape[1] - 1
   valid = features["valid"] if "valid" in features else xp.ones(len(queries), bool)
-  return [queries, passages, valid[:, None], hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k)]
+  known = features["known_hash"] if "known_hash" in features else xp.zeros((len(queries), 1, 2), np.uint32)
+  return [queries, passages, valid[:, None], hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k),
+          known[:, None]]
 
 
 def _own_first(array, parts, xp):
@@ -166,12 +172,12 @@ def _padded(arrays, parts, xp):
 
 def _batch(texts, arrays, xp):
   """Of texts in rows, and of `_own_first` of all arrays."""
-  queries, passages, valid, query_hash, passage_hash, text_hash = arrays
+  queries, passages, valid, query_hash, passage_hash, text_hash, known_hash = arrays
   parts, own = valid.shape
   owner = xp.repeat(xp.arange(own, dtype=np.int32), passages.shape[1] // own - 1)
   of_queries, of_passages = texts
   return Batch(of_queries, of_passages, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
-               (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash)
+               (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash, known_hash)
 
 
 def _map(function: Callable[[Array], Array], batch: Batch) -> Batch:

@@ -1,7 +1,6 @@
 """When two texts are the same, for all that asks it: prepared pairs, mined negatives, the demo's corpus, the loss.
 
-`folded` says it. In the graph of the input pipeline, where no Python runs, `data.text_hash` takes the same steps with
-ICU; tests/text/test_same_text.py holds the two to each other, character by character.
+`folded` says it; tests/text/test_same_text.py holds it to ICU, character by character.
 """
 
 import hashlib

@@ -49,6 +49,10 @@ class Tokenizer:
     """All pieces in the order of their ids, without the sentinels."""
     return [self._pieces.IdToPiece(i) for i in range(self._pieces.GetPieceSize())]
 
+  def pieces_of(self, text: str) -> list[str]:
+    """A text as pieces, whole and without EOS."""
+    return self._pieces.EncodeAsPieces(text)
+
   def check_fits(self, vocab_size: int) -> None:
     """Raises InputError if the model's embedding has fewer rows than there are ids."""
     if self.size > vocab_size:

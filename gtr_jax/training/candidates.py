@@ -90,6 +90,7 @@ class Candidates:
 
   def _has_candidate(self, pairs: "_Pairs", row: int) -> bool:
     same_passage = (pairs.passage == pairs.passage[row]) | (pairs.text == pairs.text[row])
+    same_passage |= np.isin(pairs.text, pairs.known[row])
     wrong = same_passage[:len(pairs.query)] | (pairs.query == pairs.query[row])
     negatives = same_passage[len(pairs.query):]
     if not self._masked:
@@ -121,7 +122,8 @@ class _Pairs:
 
   def __init__(self, batch: Batch, several: bool = False):
     arrays = {name: np.asarray(getattr(batch, name)) for name in (
-        "valid", "negative_valid", "negative_owner", "query_hash", "passage_hash", "text_hash")}
+        "valid", "negative_valid", "negative_owner", "query_hash", "passage_hash", "text_hash",
+        "known_hash")}
     parts = arrays["valid"].shape[:-1]  # groups, and microbatches of them
     offset = np.arange(np.prod(parts, dtype=int)).reshape(*parts, 1) * arrays["valid"].shape[-1]
     arrays["negative_owner"] = arrays["negative_owner"] + offset
@@ -131,12 +133,17 @@ class _Pairs:
     own = arrays["valid"].shape[-1]
     of_pairs, of_negatives = arrays["valid"].reshape(-1), arrays["negative_valid"].reshape(-1)
 
-    def hashes(name):
+    def whole_of(name):
       words = arrays[name].astype(np.uint64)
-      whole = words[..., 0] << np.uint64(32) | words[..., 1]
+      return words[..., 0] << np.uint64(32) | words[..., 1]
+
+    def hashes(name):
+      whole = whole_of(name)
       return whole[..., :own].reshape(-1)[of_pairs], whole[..., own:].reshape(-1)
 
     self.query = hashes("query_hash")[0]
+    known = whole_of("known_hash")
+    self.known = known.reshape(-1, known.shape[-1])[of_pairs]
     self.passage, self.text = (np.concatenate([pairs, negatives[of_negatives]]) for pairs, negatives in map(
         hashes, ("passage_hash", "text_hash")))
     number = np.where(of_pairs, np.cumsum(of_pairs) - 1, -1)  # of a pair among the valid ones

@@ -86,7 +86,8 @@ def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple
   """
   pairs = batch.valid.shape[2]
   offset = pairs * jnp.arange(batch.valid.shape[1], dtype=batch.negative_owner.dtype)[None, :, None]
-  flat = {name: _flatten(getattr(batch, name)) for name in ("valid", "negative_valid", "negative_query_valid")}
+  flat = {name: _flatten(getattr(batch, name)) for name in (
+      "valid", "negative_valid", "negative_query_valid", "known_hash")}
   hashes = {name: _own_first(getattr(batch, name), pairs) for name in ("query_hash", "passage_hash", "text_hash")}
   batch = batch._replace(queries=_NO_TEXTS, passages=_NO_TEXTS, negative_owner=_flatten(batch.negative_owner + offset),
                          **flat, **hashes)

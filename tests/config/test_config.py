@@ -23,6 +23,7 @@ RUNS = {
     "gtr_large_finetune_eight_gpus": ["models/t5_large.gin", "recipes/gtr_finetune.gin", "meshes/eight_gpus.gin"],
     "gtr_xl_finetune_only": ["models/t5_xl.gin", "recipes/gtr_finetune_only.gin"],
     "gtr_base_finetune_10_percent": ["models/t5_base.gin", "recipes/gtr_finetune_10_percent.gin"],
+    "gtr_base_finetune_rocketqa": ["models/t5_base.gin", "recipes/gtr_finetune_rocketqa.gin"],
     "gtr_base_finetune_nq": ["models/t5_base.gin", "recipes/gtr_finetune_nq.gin"],
     "sentence_t5_large_nli": ["models/t5_large.gin", "recipes/sentence_t5_nli.gin"],
 }

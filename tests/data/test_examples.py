@@ -12,13 +12,15 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tiny_text import pairs, records, task_name, words, write_jsonl
 
-from gtr_jax.data import examples, run_vocabulary, shards, text_hash
+from gtr_jax.data import examples, run_vocabulary, shards
 from gtr_jax.data.examples import add_pair_task, jsonl, rate_by_size, tfrecord
+from gtr_jax.data.feature_converter import exact_hash
 from gtr_jax.data.json_examples import Fields
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, lines
+from gtr_jax.prepare.records import key_of
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"
@@ -175,7 +177,7 @@ def test_ids_that_are_not_there(data_dir, vocabulary):
   got = read(add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query_id="qid", **fields))
   assert got["pairs.jsonl:1"]["query_hash"] != got["pairs.jsonl:2"]["query_hash"]
   task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), passage_id="pid", **fields)
-  with pytest.raises(InputError, match="pairs.jsonl: no line has a 'pid', which the task declares"):
+  with pytest.raises(InputError, match="pairs.jsonl: none has a 'pid', which the task declares"):
     read(task)
 
 
@@ -211,8 +213,11 @@ def test_files_of_a_split(data_dir, vocabulary):
 
 def test_shards_are_shuffled_once_and_kept_by_content(data_dir, vocabulary, tmp_path, monkeypatch):
   path = write_jsonl(data_dir / "pairs.jsonl", pairs(500))
-  fields = Fields(("query",), ("passage",))
-  first = shards.shards_of([data_root.resolve("pairs.jsonl")], fields)
+
+  def shards_of(path):
+    return shards.shards_of([epath.Path(path)], Fields(("query",), ("passage",)), are_lines=True)
+
+  first = shards_of(path)
   assert first.num_examples == 500 and len(first.files) <= 64
 
   numbers = [[int(example_id.split(":")[1]) for example_id, *_ in records(f)] for f in first.files]
@@ -220,25 +225,25 @@ def test_shards_are_shuffled_once_and_kept_by_content(data_dir, vocabulary, tmp_
   assert sorted(order) == list(range(1, 501))
   assert abs(np.corrcoef(order, np.arange(500))[0, 1]) < 0.15
   contents = [Path(f).read_bytes() for f in first.files]
-  assert shards.shards_of([data_root.resolve("pairs.jsonl")], fields) == first  # Found, not written again.
+  assert shards_of(path) == first  # Found, not written again.
 
   data_root.set_data_dir(str(tmp_path / "elsewhere"))  # The same anywhere.
-  again = shards.shards_of([epath.Path(path)], fields)
+  again = shards_of(path)
   assert [Path(f).read_bytes() for f in again.files] == contents
   with open(again.files[3], "r+b") as f:
     f.truncate(10)
-  again = shards.shards_of([epath.Path(path)], fields)  # Half a file is not taken for a whole one.
+  again = shards_of(path)  # Half a file is not taken for a whole one.
   assert [Path(f).read_bytes() for f in again.files] == contents
 
   monkeypatch.setattr(shards, "_FEW_BYTES", 0)  # By several processes, in parts.
   monkeypatch.setattr(lines, "PART_BYTES", 5000)
   data_root.set_data_dir(str(tmp_path / "by several"))
-  again = shards.shards_of([epath.Path(path)], fields)
+  again = shards_of(path)
   assert [Path(f).read_bytes() for f in again.files] == contents
   data_root.set_data_dir(str(tmp_path / "elsewhere"))
 
   write_jsonl(path, pairs(499))
-  assert shards.shards_of([epath.Path(path)], fields).num_examples == 499
+  assert shards_of(path).num_examples == 499
   folders = sorted(p.name for p in (tmp_path / "elsewhere/cache").iterdir())
   assert len(folders) == 2 and not any(name.endswith(".tmp") for name in folders)
 
@@ -269,7 +274,7 @@ def test_tfrecord_source(data_dir, vocabulary):
 def test_of_many_records_each_is_read_as_alone(data_dir, vocabulary):
   """More than are made at once, each with other numbers of negatives, ids and negative queries, some of them none."""
   rows = [{"q": words(4, i), "p": words(9, 1000 + i), "qid": f"{i // 2}" if i % 3 else "",
-           "n": [words(3, f"{i} {k}") for k in range(i % 4)], "nid": [f"{i} {k}" for k in range(i % 3)],
+           "n": [words(3, f"{i} {k}") for k in range(i % 4)], "nid": [f"{i} {k}" for k in range(i % 4)] * (i % 3 > 0),
            "nq": [words(2, f"{i} {k}") for k in range(i % 5 // 2)]} for i in range(300)]
   write_tfrecord(data_dir / "x.tfrecord", rows)
   task = add_pair_task(task_name(), tfrecord(train="x.tfrecord"), query="q", passage="p", query_id="qid",
@@ -287,7 +292,7 @@ def test_of_many_records_each_is_read_as_alone(data_dir, vocabulary):
             for of_example in getattr(batch, of_name)[0][300 if each else 0:].reshape(300, each or 1, 2)]
 
   def hash_of(name, text):
-    return int(text_hash.exact_hash(f"{task.name}\n{name}") if name else text_hash.text_hash(text))
+    return int(exact_hash(f"{task.name}\n{name}") if name else key_of(text))
 
   found = (texts(batch.queries, 0, 1), texts(batch.queries, 300, 1), texts(batch.passages, 0, 1),
            texts(batch.passages, 300, 2), hashes("passage_hash", 2))
@@ -296,7 +301,7 @@ def test_of_many_records_each_is_read_as_alone(data_dir, vocabulary):
     row, ex = rows[i], of_seqio[f"x.tfrecord:{i + 1}"]
     expected = [[encoded(tokenizer, row[name], length)] for name, length in (("q", 8), ("p", 12))]
     negatives = [encoded(tokenizer, text, 12) for text in row["n"]]
-    negative_hashes = [hash_of((row["nid"][k:] + [""])[0], text) for k, text in enumerate(row["n"])]
+    negative_hashes = [hash_of((row["nid"] or [""] * 3)[k], text) for k, text in enumerate(row["n"])]
     assert [found[0][at], found[2][at]] == expected and found[3][at] == negatives[:2]
     assert found[1][at] == [encoded(tokenizer, text, 8) for text in row["nq"][:1]]
     assert found[4][at] == (negative_hashes + [0, 0])[:2]
@@ -310,7 +315,7 @@ def test_of_many_records_the_wrong_one_is_named(data_dir, vocabulary):
   write_tfrecord(data_dir / "x.tfrecord", rows)
   task = add_pair_task(task_name(), tfrecord(train="x.tfrecord"), query="q", passage=("title", "text"),
                        vocabulary=vocabulary)
-  with pytest.raises(InputError, match=r"x.tfrecord:78: the passage \(field title \+ text\) is empty; remove the exam"):
+  with pytest.raises(InputError, match=r"x.tfrecord:78: the passage \(field title \+ text\) is empty; correct or "):
     list(ValidationBatches(task.name, None, LENGTHS, 200, split="train"))
 
 
@@ -355,7 +360,7 @@ def test_rate_by_size_where_nothing_can_be_counted(data_dir, vocabulary):
   write_tfrecord(data_dir / "a.tfrecord", pairs(4))
   (data_dir / "cut.tfrecord").write_bytes((data_dir / "a.tfrecord").read_bytes()[:-3])
   (data_dir / "text.tfrecord").write_text("no records here, only a line of text\n")
-  for name, message in (("cut", "cut.tfrecord: cut off, or no TFR"), ("text", "text.tfrecord: cut off, or no TFRecord"),
+  for name, message in (("cut", "cut.tfrecord: a record is damaged or cut"), ("text", "text.tfrecord: a record is d"),
                         ("gone", "gone.tfrecord: no such file")):
     task = add_pair_task(task_name(), tfrecord(train=f"{name}.tfrecord"), **declared)
     with pytest.raises(InputError, match=message) as e:

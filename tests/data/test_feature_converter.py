@@ -39,7 +39,7 @@ def convert(converter, *rows, **lengths):
 def test_without_negatives():
   out, = convert(DualEncoderFeatureConverter(), row([5, 1], [7, 8, 1], [[9, 1]]))
   assert set(out) == {"left_encoder_input_tokens", "right_encoder_input_tokens", "query_hash", "passage_hash",
-                      "text_hash", "example_id"}
+                      "text_hash", "known_hash", "example_id"}
   assert out["left_encoder_input_tokens"].tolist() == [5, 1, 0, 0]
   assert out["right_encoder_input_tokens"].tolist() == [7, 8, 1, 0, 0]
   assert out["query_hash"].dtype == np.int64 and out["query_hash"].shape == ()

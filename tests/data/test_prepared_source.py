@@ -17,6 +17,7 @@ from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError
 from gtr_jax.prepare import engine
 from gtr_jax.prepare.manifests import Settings
+from gtr_jax.prepare.records import key_of
 from gtr_jax.text.tokenizer import Tokenizer
 
 pytest_plugins = "data_fixtures"
@@ -51,8 +52,13 @@ def test_tensorflow_reads_the_records(prepare):
     found[ex["query"].numpy().decode()] = {
         name: [v.decode() for v in value.numpy()] if name in shards.LISTS else value.numpy().decode()
         for name, value in ex.items() if name != "example_id"}
+    of_query = found[ex["query"].numpy().decode()]
+    keys = {name: of_query.pop(name) for name in ("query_key", "passage_key", "negative_keys")}
+    assert keys == {"query_key": key_of(of_query["query"]), "passage_key": key_of(of_query["passage"]),
+                    "negative_keys": list(map(key_of, of_query["negatives"]))}
     assert tf.train.Example.FromString(record.numpy()).ByteSize() == len(record.numpy())
-  defaults = dict.fromkeys(set(shards.TEXTS) - {"example_id"}, "") | {name: [] for name in shards.LISTS}
+  defaults = dict.fromkeys({"query", "passage", "query_id", "passage_id"}, "") | {
+      name: [] for name in shards.LISTS if name != "negative_keys"}
   assert found == {row["query"]: defaults | row for row in rows}
 
 

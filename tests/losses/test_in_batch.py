@@ -34,9 +34,16 @@ def make(seed=0, negatives=NEGATIVES, negative_queries=NEGATIVE_QUERIES, valid=T
     passage_ids[0, PAIRS + 4] = passage_ids[0, 0]
   if negative_queries:
     query_ids[0, PAIRS] = query_ids[1, 1]
+  known_ids = np.zeros((GROUPS, PAIRS, 3), np.int64)
+  known_ids[..., 0] = 900 + np.arange(GROUPS * PAIRS).reshape(GROUPS, PAIRS)  # the queries' own texts
+  known_ids[0, 2, 1], known_ids[1, 0, 2] = text_ids[1, 1], text_ids[0, 2]  # another pair's positive answers it too
+  text_ids[0, 0] = known_ids[1, 2, 0]  # a positive is another pair's query
+  if negatives:
+    known_ids[0, 3, 1] = text_ids[0, PAIRS + 6]  # its own hard negative answers it
+    known_ids[1, 3, 1] = text_ids[0, PAIRS + 1]  # .. and that of another
   # Ids that differ in one half of their 64 bits only.
   hashes = {name: split_hash((ids // 2 << 32) + ids % 2) for name, ids in (
-      ("query_hash", query_ids), ("passage_hash", passage_ids), ("text_hash", text_ids))}
+      ("query_hash", query_ids), ("passage_hash", passage_ids), ("text_hash", text_ids), ("known_hash", known_ids))}
   batch = SimpleNamespace(
       valid=np.array([[True, True, True, valid], [valid, True, True, True]]),
       negative_valid=np.ones((GROUPS, negatives), bool),
@@ -58,10 +65,14 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
   """Loss, accuracy and MRR, straight from the definition."""
   scale = 1 / (loss.temperature if temperature is None else temperature)
   pairs = [(g, i) for g in range(GROUPS) for i in range(PAIRS)]
-  hashes = {name: getattr(batch, name).tolist() for name in ("query_hash", "passage_hash", "text_hash")}
+  hashes = {name: getattr(batch, name).tolist() for name in (
+      "query_hash", "passage_hash", "text_hash", "known_hash")}
 
   def same(name, a, b):
     return hashes[name][a[0]][a[1]] == hashes[name][b[0]][b[1]]
+
+  def knows(query, passage):
+    return hashes["text_hash"][passage[0]][passage[1]] in hashes["known_hash"][query[0]][query[1]]
 
   def related(a, b):
     return same("query_hash", a, b) or same("passage_hash", a, b) or same("text_hash", a, b)
@@ -80,14 +91,15 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
       continue
     candidates = [a]
     for b in pairs:
-      false = loss.mask_false_negatives and related(a, b)
+      false = loss.mask_false_negatives and (related(a, b) or knows(a, b))
       if b != a and batch.valid[b] and not false and not loss.own_negatives_only:
         candidates.append(b)
     for g in range(GROUPS):
       for n in range(passages.shape[1] - PAIRS):
         c = (g, PAIRS + n)
         own = (g, int(batch.negative_owner[g, n])) == a
-        false = loss.mask_false_negatives and (same("passage_hash", a, c) or same("text_hash", a, c))
+        false = loss.mask_false_negatives and (
+            same("passage_hash", a, c) or same("text_hash", a, c) or knows(a, c))
         if batch.negative_valid[g, n] and not false and (own or not loss.own_negatives_only):
           candidates.append(c)
     similarities = [float(queries[a] @ passages[c]) for c in candidates]
@@ -95,7 +107,7 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
     ranks.append(1 + sum(s >= similarities[0] for s in similarities[1:]))
 
     candidates = [a] + [b for b in pairs if b != a and batch.valid[b]
-                        and not (loss.mask_false_negatives and related(a, b))]
+                        and not (loss.mask_false_negatives and (related(a, b) or knows(b, a)))]
     for g in range(GROUPS):
       for m in range(queries.shape[1] - PAIRS):
         c = (g, PAIRS + m)

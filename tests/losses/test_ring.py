@@ -35,7 +35,8 @@ def large(groups=8, pairs=5, negatives=7, negative_queries=3, dim=6, seed=0, ids
                 negative_valid=rng.random((groups, negatives)) < 0.8,
                 negative_owner=rng.integers(0, pairs, (groups, negatives)).astype(np.int32),
                 negative_query_valid=rng.random((groups, negative_queries)) < 0.8,
-                query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives))
+                query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives),
+                known_hash=split_hash(rng.integers(0, ids, (groups, pairs, 2))))
   return unit(groups, pairs + negative_queries), unit(groups, pairs + negatives), batch
 
 
@@ -146,8 +147,19 @@ def test_memory_is_linear_in_the_batch():
 
 def test_the_logits_are_never_built():
   text = compiled(2048).as_text()
-  assert "collective-permute" in text and "all-gather" not in text
   of_block = ring.BLOCK_ON_CPU**2
   assert of_block < 2048 * 2048  # Nor those of one device.
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
   assert of_block <= max(sizes) < 2048 * 2048
+
+
+def test_only_vectors_go_round_the_ring():
+  """In the loop of each of three sweeps one exchange forward and two backward, and one behind it. What masks are made
+  of comes at once, for both passes, as do the weights of the columns; the columns' sums go home at once."""
+  text = compiled(2048).as_text()
+  permutes = re.findall(r"= \(?(\w+)\[([\d,]+)\]\S* collective-permute(?:-start)?\(", text)
+  assert len(permutes) == 3 * (1 + 3)
+  assert {kind for kind, _ in permutes} == {"f32"} and all("64" in dims.split(",") for _, dims in permutes)
+  gathers = re.findall(r"= \(?(\w+)\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
+  assert len(gathers) == 3 + 1 and max(math.prod(map(int, dims.split(","))) for _, dims in gathers) < 8 * 16 * 4096
+  assert len(re.findall(r" all-to-all(?:-start)?\(", text)) == 1

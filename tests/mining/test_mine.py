@@ -15,6 +15,7 @@ from gtr_jax.mining import rankers
 from gtr_jax.retrieval import encode
 from gtr_jax.retrieval.bm25 import BM25Index
 from gtr_jax.text.answers import answer_forms, contains_answer
+from gtr_jax.text.near_text import are_near
 
 # The first query is there twice, with two answers; "Lion habitat one" comes back in other spelling under another query.
 PAIRS = [
@@ -55,6 +56,28 @@ def test_answers_of_the_same_query_are_no_negatives(tmp_path):
   assert negatives[3] == set()
   assert negatives[4] == {"tiger and lion habitat"}
   assert negatives[5] == set()
+
+
+def test_what_is_nearly_the_passage_is_no_negative(tmp_path):
+  passage = "the lion lives in dry habitat and hunts with its pride at night when it is cool"
+  near, other = passage.replace("is cool", "was hot"), f"{passage[:50]} goes on about other things of lions and cats"
+  passages = [passage, near, other, passage.replace(" and ", ', "and" ').upper()]  # Equal but for punctuation.
+  records = mined(tmp_path, [{"query": "lion", "positive": passages[0]}, *(
+      {"query": f"x{i}", "positive": passage} for i, passage in enumerate(passages[1:]))], num_negatives=9)
+  assert records[0]["negatives"] == [passages[2]]
+
+
+def test_what_is_tested_is_neither_asked_nor_drawn(tmp_path, capsys):
+  folder = tmp_path / "tested"
+  (folder / "qrels").mkdir(parents=True)
+  write(folder / "corpus.jsonl", [{"_id": "d", "title": "", "text": "lion food"}])
+  write(folder / "queries.jsonl", [{"_id": "q", "text": "Copper?"}])
+  (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+  records = mined(tmp_path, num_negatives=9, decontaminate=folder)
+  assert [r["query"] for r in records] == [p["query"] for p in PAIRS if p["query"] not in ("copper", "tiger food")]
+  assert set(records[0]["negatives"]) == {"tiger and lion habitat"}
+  assert "4 pairs, 4 of which got fewer than 9 negatives; 2 are left out, for they have what is tested" in (
+      capsys.readouterr().out)
 
 
 def test_a_query_is_no_negative_of_its_own(tmp_path):
@@ -245,7 +268,8 @@ def test_a_models_own_search(tmp_path, model, monkeypatch):
                                                          "num_negatives": 60}, **limits)):
       most = score[i][i] - limits.get("margin", abs(score[i][i]) * 0.1)
       clear = abs(score[i] - most) > 1e-5  # Programs of other shapes round otherwise.
-      assert {passages[j] for j in np.flatnonzero((score[i] < most) & clear)} <= set(record["negatives"])
+      near = {passage for passage in passages if are_near(passage, record["positive"])}
+      assert {passages[j] for j in np.flatnonzero((score[i] < most) & clear)} - near <= set(record["negatives"])
       assert not {passages[j] for j in np.flatnonzero((score[i] > most) & clear)} & set(record["negatives"])
   assert set(towers) == {"query"}
 

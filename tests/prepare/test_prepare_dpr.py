@@ -8,6 +8,7 @@ import pytest
 from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
+from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.sources import dpr, nq_open
 
 
@@ -46,8 +47,7 @@ def run(*flags, module=dpr):
 @pytest.mark.parametrize("name", ["nq.json", "nq.json.gz", "nq.jsonl", "nq.jsonl.gz"])
 def test_fields(write, name):
   examples, counts = run(write(name, _RECORD))
-  assert [tuple(e) for e in examples] == [
-      ("who sings", "Title text 1", "", "1", ("Title text 3", "text 4"), ("3", "4"), (), "train", "")]
+  assert examples == [Example("who sings", "Title text 1", "", "1", ("Title text 3", "text 4"), ("3", "4"))]
   assert counts.reasons == {"negative_is_positive": 1}
 
 

@@ -21,6 +21,7 @@ from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
+from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.sources import pairs_jsonl
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 
@@ -67,9 +68,53 @@ def _made(source):
     ({"text1": "a", "text2": "b"}, [("a", "b", ())]),
     ({"title": "a", "text": "b", "score": 3}, [("a", "b", ())]),
     ({"query": "a", "pos": []}, []),
+    ({"query": "a", "passage": "b", "label": True}, [("a", "b", ())]),
+    ({"query": "a", "positive": "b", "hard_negatives": ["n"], "negative": "m"}, [("a", "b", ("n", "m"))]),
+    ({"query": "a", "positive": "b", "hard_negative_1": "n", "hard_negative_2": "m"}, [("a", "b", ("n", "m"))]),
+    ({"query_id": "1", "query": "a", "positive_passages": [{"docid": "2", "title": "t", "text": "b"}],
+      "negative_passages": [{"docid": "3", "title": "", "text": "n"}]}, [("a", "t b", ("n",))]),
+    ({"question": "a", "answers": ["x"], "positive_ctxs": [{"title": "t", "text": "b"}], "negative_ctxs": [],
+      "hard_negative_ctxs": [{"title": "-", "text": "n"}]}, [("a", "t b", ("n",))]),
 ])
 def test_kinds_of_lines(file, row, pairs):
   assert _made(PairsJsonl((file([row]),))) == pairs
+
+
+def _of_rows(file, rows, **given):
+  examples, counts = prepared(PairsJsonl((file(rows),), **given))
+  assert not counts.places, counts.places
+  return examples
+
+
+@pytest.mark.parametrize("no", [0, "0", 0.0, False, [0]], ids=repr)
+def test_a_label_says_which_pairs_are_none(file, no):
+  rows = [{"query": "a", "passage": "b", "label": 1}, {"query": "a", "passage": "c", "label": no, "negatives": ["d"]}]
+  for given in ({}, {"query": ("query",), "passage": ("passage",), "negatives": "negatives"}):
+    examples = _of_rows(file, rows, **given)
+    assert [(e.query, e.passage, e.is_negative, e.negatives) for e in examples] == [
+        ("a", "b", False, ()), ("a", "c", True, ()), ("a", "d", True, ())]
+  ignored = _of_rows(file, rows, ignore=("label",))
+  assert [(e.passage, e.is_negative, e.negatives) for e in ignored] == [("b", False, ()), ("c", False, ("d",))]
+  assert PairsJsonl((file(rows),)).fields() == ['query: "query"; passage: "passage"; negatives: "negatives"; '
+                                                'label (0: a negative): "label"']
+
+
+@pytest.mark.parametrize(("row", "scores"), [
+    ({"query": "a", "pos": ["b", "c"], "neg": ["n", "m"], "pos_scores": [0.9, 0.8], "neg_scores": [0.2, 1]},
+     [(0.9, 0.2, 1.0), (0.8, 0.2, 1.0)]),
+    ({"query": "a", "positive": "b", "negatives": ["n"], "scores": [3, -2.5]}, [(3.0, -2.5)]),
+    ({"query": "a", "positive": "b", "score": 0.5}, [(0.5,)]),
+    ({"query": "a", "passage": "b", "score": None}, [()]),
+    ({"query": "a", "pos": ["b"], "neg": ["B", "n"], "neg_scores": [0.7, 0.2], "pos_scores": [0.9]}, [(0.9, 0.2)]),
+])
+def test_scores_stay_with_their_texts(file, row, scores):
+  assert [e.scores for e in _of_rows(file, [row])] == scores
+
+
+def test_of_posts_a_score_is_what_readers_think(file):
+  examples = _of_rows(file, [{"title": "a", "body": "b", "score": 312}])
+  assert examples[0].scores == ()
+  assert PairsJsonl((file([{"title": "a", "body": "b", "score": 312}]),)).fields()[0].endswith("not read: score")
 
 
 def test_what_is_taken_for_what_is_said(file):
@@ -78,13 +123,13 @@ def test_what_is_taken_for_what_is_said(file):
   second = [["a", "b"], {"set": ["a", "b"]}, {"texts": ["a", "b"]}, {"query": "a", "pos": ["b"], "neg": ["n"]}]
   paths = file(first, "first.jsonl"), file(second, "second.jsonl.gz")
   assert PairsJsonl(paths[:1]).fields() == [
-      'query: "query"; passage: "positive"; negatives: "negative"; not read: title, other']
+      'query: "query"; passage: "positive"; negatives: "negative"; not read: title, id, doc_id, rank, other']
   said = PairsJsonl(paths).fields()
   assert [line.split()[0] for line in said] == ["query:", "lists:", "of", "and"]
   assert said[3] == "and 2 other kinds of lines"
   assert PairsJsonl(paths[1:]).fields()[3] == "and 1 other kind of lines"
   named = PairsJsonl(paths[:1], query=("title", "query"), passage=("positive",))
-  assert named.fields() == ['query: "title" + "query"; passage: "positive"']
+  assert named.fields() == ['query: "title" + "query"; passage: "positive"; not read: id, doc_id, rank']
   many = PairsJsonl((file([{"query": "a", "positive": "b", **{f"x{i}": "t" for i in range(10)}}]),))
   assert many.fields()[0].endswith("not read: x0, x1, x2, x3, x4, x5, x6, x7 and 2 more")
 
@@ -120,10 +165,10 @@ def test_a_positive_is_no_negative(file):
 
 
 def test_named_fields(file):
-  path = file([{"t": "a", "s": " b ", "long": "c", "bad": ["n"], "n": 7, "url": "u"}])
+  path = file([{"t": "a", "s": " b ", "long": "c", "bad": ["n"], "n": 7, "url": "u", "other": "o"}])
   source = PairsJsonl((path,), query=("t", "s"), passage=("long",), negatives="bad", query_id="n", passage_id="url")
   (example,), _ = prepared(source)
-  assert example == ("a b", "c", "7", "u", ("n",), (), (), "train", "")
+  assert example == Example("a b", "c", "7", "u", ("n",))
   untitled = file([{"q": "a", "title": None, "text": "b"}], "untitled.jsonl")
   assert _made(PairsJsonl((untitled,), query=("q",), passage=("title", "text"))) == [("a", "b", ())]
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \{.query.: ..., .posi"):
@@ -140,10 +185,23 @@ def test_named_fields(file):
     ("3", "neither a list nor an object"), ("", "no pair in it"),
     ({"premise": "a", "hypothesis": "b"}, r'no kind that is known; expected \{"query": ..., "positive": .*'
      r'\{"question": ..., "answer": ...\}, \{"anchor": ..., "positive": ...\}, \['),
-    ({"query": "a", "text": "b", "document": "c"}, "meant as 'query' and 'document' or as 'query' and 'text'; exp"),
+    ({"query": "a", "text": "b", "document": "c"}, "meant as 'query' and 'document' or as 'query' and 'text'; nam"),
     ({"query": "a", "title": "b", "text": "c"}, "meant as 'query' and 'text' or as 'title' and 'text'"),
     ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "a pair with a 'score', which may say"),
-    ({"query": "a", "document": "b", "label": 0}, "a pair with a 'label', which may say"),
+    ({"question": "a", "answer": "b", "score": 12}, r"a 'score', which may say .* say so \(--ignore score\)"),
+    ({"title": "a", "body": "b", "query": "c", "positive": "d"},
+     "meant as 'title' and 'body' or as 'query' and 'positive'; name those"),
+    ({"query": "a", "positive": "b", "pos": ["c"]}, "meant as 'query' and 'pos' or as 'query' and 'positive'"),
+    ({"query": "a", "document": "b", "label": 2}, r"field 'label' is a number \(2\), where 1 says that the texts "),
+    ({"query": "a", "positive": "b", "label": "entailment"}, r"'label' is a text \('entailment'\), where 1 says"),
+    ({"query": "a", "positive": "b", "label": 1, "is_duplicate": 0}, "fields 'label' and 'is_duplicate', which may be"),
+    ({"query": "a", "positive": "b", "irrelevant_passages": ["c"]}, "a field 'irrelevant_passages', which may change "),
+    ({"set": ["a", "b"], "label": 0}, "a field 'label', which may change what the pair means"),
+    ({"query": "a", "pos": ["b"], "neg": ["c", "d"], "neg_scores": [0.5]}, "'neg_scores' has 1 scores for 1 passages "
+     "and 2 negatives; correct it"),
+    ({"query": "a", "pos": ["b"], "pos_scores": ["high"]}, r"'pos_scores' has a text \('high'\), where a number is"),
+    (["a", "b", "0.2"], "a list with '0.2' behind its pair, which looks like a score or a label"),
+    (["a", "b", "n", " -1e3"], "which looks like a score or a label"),
 ])
 def test_a_file_of_another_kind_is_refused(file, row, says):
   with pytest.raises(InputError, match=says):
@@ -205,9 +263,9 @@ def test_flags_are_the_fields():
   parser = argparse.ArgumentParser()
   pairs_jsonl.add_arguments(parser)
   assert pairs_jsonl.source(parser.parse_args(["a.jsonl"])) == PairsJsonl(("a.jsonl",))
-  given = ("a b --query t,s --passage p --negatives n --query_id i --passage_id j --html --max_pairs 2 --min_words 3 "
-           "--max_characters 4")
+  given = ("a b --query t,s --passage p --negatives n --query_id i --passage_id j --ignore x,y --html --max_pairs 2 "
+           "--min_words 3 --max_characters 4")
   assert pairs_jsonl.source(parser.parse_args(given.split())) == PairsJsonl(
-      ("a", "b"), ("t", "s"), ("p",), "n", "i", "j", True, 2, 3, 4)
+      ("a", "b"), ("t", "s"), ("p",), "n", "i", "j", ("x", "y"), True, 2, 3, 4)
   with pytest.raises(InputError, match="no such file"):
     PairsJsonl(("none.jsonl",)).parts()

@@ -16,7 +16,7 @@ from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
-from gtr_jax.prepare.interface import Counts
+from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources import stack_exchange
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.prepare.sources.stack_exchange import StackExchange
@@ -61,8 +61,9 @@ def test_titles_bodies_and_answers(dump):
   examples, counts = prepared(StackExchange((path,)))
   body, answer = examples
   site = "beer.stackexchange.com"
-  assert body == ('What is a "citra" hop &amp; why?', 'I & you: "hops" <b>\na second paragraph here', f"{site}/1",
-                  f"{site}/1", (), (), (), "train", f"{site}/1")
+  number = f"{site}/1"
+  assert body == Example('What is a "citra" hop &amp; why?', 'I & you: "hops" <b>\na second paragraph here', number,
+                         number, group=number)
   assert answer.query == f"{body.query}\n{body.passage}"
   assert (answer.passage, answer.query_id, answer.passage_id) == ("An answer of five words", f"{site}/1", f"{site}/4")
   assert answer.group == body.group

@@ -61,6 +61,7 @@ def of_another_size(path):
 @pytest.mark.parametrize(("name", "spoil"), [
     ("embeddings-00001.npy", cut_off), ("embeddings-00000.npy", overwrite), ("embeddings-00000.npy", of_another_size),
     ("embeddings-00001.npy", lambda path: path.unlink()), ("offsets.npy", cut_off), ("ids.txt", cut_off),
+    ("checksums.npy", cut_off),
     ("documents.jsonl", lambda path: path.unlink()),
     ("norms-00001.npy", cut_off), ("norms-00000.npy", lambda path: path.unlink()),
     ("ids.txt", lambda path: path.unlink()), ("manifest.json", cut_off),
@@ -82,8 +83,19 @@ def test_a_damaged_file_is_named(folder, name, spoil):
 def test_a_damaged_document_is_named(folder):
   cut_off(folder / "documents.jsonl")
   there = Store(folder)
-  with pytest.raises(InputError, match="documents.jsonl: damaged or cut off .line 4 is not a document"):
+  with pytest.raises(InputError, match="documents.jsonl: damaged or cut off .the file is shorter than it was"):
     there.document(3)
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "embeddings-00000.npy", "norms-00000.npy", "checksums-00000.npy"])
+def test_one_bit_that_is_another_is_seen(folder, name):
+  data = bytearray((folder / name).read_bytes())
+  data[-3] ^= 1
+  (folder / name).write_bytes(data)
+  there = Store(folder)
+  damaged = "norms-00000.npy" if name.startswith("checksums") else name
+  with pytest.raises(InputError, match=f"{damaged}: damaged or cut off .*its checksum is another"):
+    _ = there.document(3), there[0:3], there.norms(slice(0, 3))
 
 
 @pytest.mark.parametrize("damaged", ["embeddings-00001.npy", "norms-00001.npy"])
@@ -105,5 +117,5 @@ def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
     Store(folder).check_model("x" * 64)
   manifest = json.loads((folder / "manifest.json").read_text())
   (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
-  with pytest.raises(InputError, match="format 9, this version reads 2"):
+  with pytest.raises(InputError, match="format 9, this version reads 3"):
     Store(folder)

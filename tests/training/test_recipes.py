@@ -75,7 +75,7 @@ def test_every_task_says_how_to_prepare_it(tmp_path):
   import gtr_jax.tasks.nli  # noqa: F401
   data_root.set_data_dir(str(tmp_path))
   try:
-    for name in (*NAMES, "msmarco", "trivia_qa", "squad", *(f"beir_{name}" for name in (
+    for name in (*NAMES, "msmarco", "rocketqa", "trivia_qa", "squad", *(f"beir_{name}" for name in (
         "bioasq", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "scifact"))):
       task = seqio.TaskRegistry.get(name)
       with pytest.raises(InputError, match=r"no prepared data there; run: gtr-jax prepare ") as e:
@@ -102,7 +102,7 @@ def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
     used = {*fields.query, *fields.passage, *filter(None, (fields.query_id, fields.passage_id))}
     assert used <= set(builder.info.features), name
     if name in sets:
-      assert source._tfds_splits == {split: split for split in sets[name]}, name
+      assert source._patterns == {split: split for split in sets[name]}, name
 
 
 def test_two_mined_files_that_would_be_one_task(tmp_path):

@@ -16,18 +16,19 @@ class FeatureConverter(DualEncoderFeatureConverter):
     use_custom_packing_ops: T5X's flag, of packing.
     negatives_per_example: as in `DualEncoderFeatureConverter`.
     negative_queries_per_example: likewise.
+    known_per_example: likewise.
 
   Raises:
     InputError: for `pack`.
   """
 
   def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False, *, negatives_per_example: int = 0,
-               negative_queries_per_example: int = 0):
+               negative_queries_per_example: int = 0, known_per_example: int = 1):
     if pack:
       raise InputError("pack=True: T5X would join the texts of several pairs into one example, and the loss needs one "
                        "vector for each; bind utils.DatasetConfig.pack = False in the scopes train/ and train_eval/")
     del use_custom_packing_ops
-    super().__init__(negatives_per_example, negative_queries_per_example)
+    super().__init__(negatives_per_example, negative_queries_per_example, known_per_example)
     del self.MODEL_FEATURES["example_id"]
     for name, spec in self.MODEL_FEATURES.items():
       if spec.dtype == tf.int64:

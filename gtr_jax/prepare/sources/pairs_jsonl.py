@@ -10,29 +10,23 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
+from gtr_jax.prepare.of_queries import Negative, with_negatives
 from gtr_jax.prepare.sources.html_text import html_to_text
+from gtr_jax.prepare.sources.pair_fields import Meaning, Named, check_meaning, label_of, meaning, passage_text, scores
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
-# Query, passage: where an object has both, in this order.
-_NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
-          ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
-# Likewise, where an object has both of one of these only: "text" beside "query" and "title" may be either's.
-_LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
-           ("query", "context"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
-           ("title", "text"))
-# Beside looser names: how alike two texts are. Those that are not would be trained on as if they were.
-_JUDGED = ("label", "labels", "gold_label", "score", "similarity", "similarity_score", "is_duplicate")
-_NEGATIVES = re.compile(r"negatives?(_\d+)?|downvoted_answer")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
 _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ..., "answer": ...}, '
@@ -42,31 +36,20 @@ _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ...
 _SHOWN_LINES, _SHOWN_KINDS, _SHOWN_FIELDS = 100, 3, 8
 
 
-class _Fields(NamedTuple):
-  """What of an object of JSON is taken for what."""
-
-  query: tuple[str, ...]
-  passage: tuple[str, ...]
-  negatives: tuple[str, ...]
-
-  def described(self, rows: list[dict[str, Any]]) -> str:
-    """With those that are not read and might have been meant: texts, but no ids."""
-    there = {name: None for row in rows for name, value in row.items()
-             if isinstance(value, str | list) and not re.fullmatch("_?id|.*_id", name)}
-    taken = {*self.query, *self.passage, *self.negatives}
-    unread = [name for name in there if name not in taken]
-    more = f" and {len(unread) - _SHOWN_FIELDS} more" if len(unread) > _SHOWN_FIELDS else ""
-    parts = [f"{what}: {' + '.join(map(json.dumps, names))}" for what, names in self._asdict().items() if names]
-    return "; ".join(parts + [f"not read: {', '.join(unread[:_SHOWN_FIELDS])}{more}"] * bool(unread))
+_SHAPES = {"list": "lists: the first text is the query, the second the passage, any others hard negatives",
+           "set": 'of each "set", a text is the query and the next its passage',
+           "texts": 'of "texts", the first is the query, the second the passage'}
 
 
 class _Pair(NamedTuple):
-  query: str
-  passage: str
-  negatives: list
+  query: Any
+  passage: Any
+  negatives: Sequence[Any] = ()
   query_id: str = ""
   passage_id: str = ""
   group: str = ""
+  scores: Sequence[float] = ()  # Of the passage and of all negatives, or none.
+  is_negative: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +63,10 @@ class PairsJsonl:
   | `{"set": [a, b, c, ...]}` | a -> b, b -> c, ...; none is a negative of another |
   | `{"texts": [a, b]}` | a -> b |
   | `{"query": a, "positive": b}` and other pairs of names | a -> b, with `negative`, `negatives`, `negative_1`, ... |
+  | .. with `"label": 0` | none: b is a negative of all pairs of a |
+  | .. with `"pos_scores"`, `"neg_scores"` or `"scores"` | a -> b, with a teacher's scores of b and of the negatives |
+
+  `pair_fields` knows the names. A passage may be an object with `title` and `text`.
 
   Attributes:
     paths: .jsonl, plain (read on all cores) or .gz, .zst, .bz2, .xz.
@@ -89,6 +76,7 @@ class PairsJsonl:
     query_id: field of the query's id. Pairs with the same id, or without one the same text, are never each other's
       negatives. The same for `passage_id`.
     passage_id: field of the passage's id.
+    ignore: fields that mean nothing, whatever their names say.
     html: the texts are HTML.
     max_pairs: of one line; the first ones.
     min_words: pairs with a shorter query or passage are dropped.
@@ -102,6 +90,7 @@ class PairsJsonl:
   negatives: str = ""
   query_id: str = ""
   passage_id: str = ""
+  ignore: tuple[str, ...] = ()
   html: bool = False
   max_pairs: Positive = 8
   min_words: NonNegative = 1
@@ -146,24 +135,34 @@ class PairsJsonl:
     Raises:
       InputError: a file is missing or damaged.
     """
-    kinds: dict[_Fields | str, list[Any]] = {}
+    kinds: dict[Meaning | str, dict[str, None]] = {}  # With all fields that lines of the kind have.
     for part in lines.line_parts(self.paths):
       if part.start:
         continue
       with contextlib.closing(jsonl.read_values(part._replace(stop=None), Counts().broken)) as rows:
         for _, row in itertools.islice(rows, _SHOWN_LINES):
           with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
-            kinds.setdefault(self._kind(row), []).append(row)
-    alike: dict[_Fields | str, tuple[_Fields | str, list[Any]]] = {}  # All but the negatives, which some have not.
-    for kind, of_kind in kinds.items():
+            self._pairs(row)
+            kinds.setdefault(self._kind(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
+    # What is alike but for the negatives, which some lines have not.
+    alike: dict[Meaning | str, tuple[Meaning | str, dict[str, None]]] = {}
+    for kind, there in kinds.items():
       key = kind if isinstance(kind, str) else kind._replace(negatives=())
-      known, before = alike.get(key, (kind, []))
-      if isinstance(kind, _Fields) and isinstance(known, _Fields):
+      known, before = alike.get(key, (kind, {}))
+      if isinstance(kind, Meaning) and isinstance(known, Meaning):
         known = kind._replace(negatives=tuple(dict.fromkeys(known.negatives + kind.negatives)))
-      alike[key] = known, before + of_kind
-    found = [kind if isinstance(kind, str) else kind.described(of_kind) for kind, of_kind in alike.values()]
+      alike[key] = known, before | there
+    found = [_SHAPES[kind] if isinstance(kind, str) else self._described(kind, there)
+             for kind, there in alike.values()]
     more = len(found) - _SHOWN_KINDS
     return found[:_SHOWN_KINDS] + [f"and {more} other kind{'s' * (more > 1)} of lines"] * (more > 0)
+
+  def _described(self, kind, there):
+    """With the fields that are not read: those might have been meant."""
+    read = {*kind.fields, self.query_id, self.passage_id}
+    unread = [name for name in there if name not in read]
+    more = f" and {len(unread) - _SHOWN_FIELDS} more" if len(unread) > _SHOWN_FIELDS else ""
+    return f"{kind}{'; not read: ' * bool(unread)}{', '.join(unread[:_SHOWN_FIELDS])}{more}"
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Example]]:
     """Yields ("", example)."""
@@ -182,59 +181,71 @@ class PairsJsonl:
         else:
           yield "", example
 
-  def _pairs(self, row: Any) -> list[_Pair]:
-    """Of one line. Raises ValueError that says what is wrong with it."""
+  def _kind(self, row: Any) -> Meaning | str:
+    """What a line is: one of `_SHAPES`, or what its fields mean. Raises ValueError that says what is wrong with it."""
     if isinstance(row, list):
-      if len(row) < 2:
-        raise ValueError(f"a list of {len(row)}, where a pair has 2")
-      return [_Pair(row[0], row[1], row[2:])]
+      return "list"
     if not isinstance(row, dict):
       raise ValueError("neither a list nor an object of JSON" if row is not None else "no pair in it")
-    if self.query:
-      return [_Pair(_joined(row, self.query), _joined(row, self.passage), _listed(row.get(self.negatives)),
-                    _identifier(row, self.query_id), _identifier(row, self.passage_id))]
-    if isinstance(row.get("set"), list):
+    if not self.query:
+      for shape, is_one in (("set", isinstance(row.get("set"), list)),
+                            ("texts", isinstance(row.get("texts"), list) and len(row["texts"]) == 2)):
+        if is_one:
+          check_meaning([name for name in row if name != shape], self.ignore)
+          return shape
+    return meaning(row, Named(self.query, self.passage, self.negatives, self.ignore))
+
+  def _pairs(self, row: Any) -> list[_Pair]:
+    """Of one line. Raises ValueError that says what is wrong with it."""
+    kind = self._kind(row)
+    if kind == "list":
+      if len(row) < 2:
+        raise ValueError(f"a list of {len(row)}, where a pair has 2")
+      for text in row[2:]:
+        if isinstance(text, str) and _NUMBER.fullmatch(text):
+          raise ValueError(f"a list with {text!r} behind its pair, which looks like a score or a label and not like a "
+                           "negative; write objects, with names for what is in them")
+      return [_Pair(row[0], row[1], row[2:])]
+    if kind == "set":
       texts = row["set"]
       mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
-      return [_Pair(a, b, [], mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
-    if isinstance(row.get("texts"), list) and len(row["texts"]) == 2:
-      query, passage = row["texts"]
-      return [_Pair(query, passage, [])]
-    if "query" in row and "pos" in row:
-      return [_Pair(row["query"], passage, _listed(row.get("neg"))) for passage in _listed(row["pos"])]
-    query, passage = _guessed(row)
-    negatives = [n for name, value in row.items() if _NEGATIVES.fullmatch(name) for n in _listed(value)]
-    return [_Pair(row[query], row[passage], negatives)]
+      return [_Pair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
+    return [_Pair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
 
-  def _kind(self, row: Any) -> _Fields | str:
-    """Of one line, as `_pairs` reads it. Raises ValueError where that does."""
-    self._pairs(row)
-    if isinstance(row, list):
-      return "lists: the first text is the query, the second the passage, any others hard negatives"
-    if self.query:
-      return _Fields(self.query, self.passage, (self.negatives,) if self.negatives in row else ())
-    if isinstance(row.get("set"), list):
-      return 'of each "set", a text is the query and the next its passage'
-    if isinstance(row.get("texts"), list) and len(row["texts"]) == 2:
-      return 'of "texts", the first is the query, the second the passage'
-    if "query" in row and "pos" in row:
-      return _Fields(("query",), ("pos",), ("neg",) if "neg" in row else ())
-    query, passage = _guessed(row)
-    return _Fields((query,), (passage,), tuple(name for name in row if _NEGATIVES.fullmatch(name)))
+  def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[_Pair]:
+    query = _joined(row, kind.query)
+    passages = _listed(row[kind.passage[0]]) if kind.several else [_joined(row, kind.passage)]
+    negatives = [negative for name in kind.negatives for negative in _listed(row[name])]
+    of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
+    is_negative = bool(kind.label) and row[kind.label] is not None and not label_of(row[kind.label], kind.label)
+    ids = _identifier(row, self.query_id), _identifier(row, self.passage_id)
+    pairs = [_Pair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative)
+             for passage, of_passage in zip(passages, of_passages, strict=True)]
+    if is_negative:  # And what else the line calls a negative is one as well.
+      pairs += [_Pair(query, negative, (), ids[0], scores=(score,), is_negative=True)
+                for negative, score in zip(negatives, of_negatives, strict=True)]
+      pairs = [pair._replace(negatives=(), scores=pair.scores[:1]) for pair in pairs]
+    return pairs
 
   def _examples(self, pairs, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
-    positives = {folded(self._text(pair.passage)) for pair in pairs} if any(pair.negatives for pair in pairs) else ()
+    several = any(pair.negatives for pair in pairs)
+    positives = {folded(self._text(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
-      negatives = tuple(text for text in found if text and folded(text) not in positives)
-      if (dropped := sum(map(bool, found)) - len(negatives)) and not examples:  # They are the same for all pairs.
+      scores = pair.scores[1:] or (math.nan,) * len(found)
+      there = [Negative(text, score=score) for text, score in zip(found, scores, strict=True) if text]
+      right = [negative for negative in there if folded(negative.text) not in positives]
+      if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.add("negative_is_positive", dropped)
-      examples.append(Example(query, passage, pair.query_id, pair.passage_id, negatives, group=pair.group))
+      example = Example(query, passage, pair.query_id, pair.passage_id, group=pair.group, scores=tuple(pair.scores[:1]),
+                        is_negative=pair.is_negative)
+      examples.append(with_negatives(example, right))
     return examples
 
   def _text(self, value):
+    value = passage_text(value)
     if not isinstance(value, str):
       raise ValueError(f"{jsonl.kind_of(value)} ({json.dumps(value)[:40]}), where a text is expected")
     if not (value.isascii() and value.isprintable()):
@@ -249,22 +260,6 @@ class PairsJsonl:
     if self.min_words > 1 and any(len(t.split(None, self.min_words)) < self.min_words for t in texts):
       return "too_short"
     return "too_long" if any(len(t) > self.max_characters for t in texts) else None
-
-
-def _guessed(row: dict[str, Any]) -> tuple[str, str]:
-  """Names of query and passage. Raises ValueError where none are known, or several may be meant."""
-  for query, passage in _NAMES:
-    if query in row and passage in row:
-      return query, passage
-  possible = [names for names in _LOOSER if row.keys() >= set(names)]
-  if not possible:
-    raise ValueError(f"fields {', '.join(map(repr, row)) or 'none'} are of no kind that is known")
-  if len(possible) > 1:
-    raise ValueError("fields that may be meant as " + " or as ".join(f"{a!r} and {b!r}" for a, b in possible))
-  if possible[0] != ("title", "text") and (judged := [name for name in _JUDGED if name in row]):
-    raise ValueError(f"a pair with a {judged[0]!r}, which may say that its texts do not belong together; keep the "
-                     "pairs whose texts do, without that field")
-  return possible[0]
 
 
 def _joined(row, names):
@@ -303,6 +298,8 @@ examples:
                       help="field of the query's id; pairs with the same are not each other's negatives (default: "
                       "those with the same text)")
   parser.add_argument("--passage_id", default="", metavar="FIELD", help="field of the passage's id")
+  parser.add_argument("--ignore", default="", metavar="FIELD,...",
+                      help="fields that mean nothing here, whatever their names say, such as a label of the topic")
   parser.add_argument("--html", action="store_true", help="turn HTML into text, as for Stack Exchange")
   default = PairsJsonl(("",))
   parser.add_argument("--max_pairs", type=flags.positive, default=default.max_pairs, metavar="N",
@@ -322,6 +319,6 @@ def source(args: argparse.Namespace) -> PairsJsonl:
   """The source that the flags describe. Raises InputError where they are wrong."""
   given = {f.name: getattr(args, f.name) for f in dataclasses.fields(PairsJsonl)}
   given["paths"] = tuple(args.paths)
-  for name in ("query", "passage"):
+  for name in ("query", "passage", "ignore"):
     given[name] = field_names(given[name])
   return PairsJsonl(**given)

@@ -1,0 +1,86 @@
+"""What pairs of one query know of each other, whatever lines and sources they come from.
+
+What answers the query in one pair is no negative in another, and the loss is told of it (`Example.positives`); what a
+source calls no answer is a negative of all of them.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from gtr_jax.prepare import records
+from gtr_jax.prepare.interface import Counts, Example
+from gtr_jax.prepare.records import Pair
+from gtr_jax.text.same_text import distinct, folded
+
+MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
+_FEW_POSITIVES = 4
+_FEW, _MANY = f"with_up_to_{_FEW_POSITIVES}_other_answers", f"with_up_to_{MOST_POSITIVES}_other_answers"
+
+
+class Negative(NamedTuple):
+  """A hard negative; "" and NaN where it has no id or score."""
+
+  text: str
+  id: str = ""
+  score: float = math.nan
+
+
+def negatives_of(example: Example) -> list[Negative]:
+  """With what is known of each."""
+  count = len(example.negatives)
+  return list(map(Negative, example.negatives, example.negative_ids or ("",) * count,
+                  example.scores[1:] or (math.nan,) * count))
+
+
+def with_negatives(example: Example, negatives: Sequence[Negative]) -> Example:
+  """The example with these in the place of its own."""
+  texts, ids, scores = zip(*negatives, strict=True) if negatives else ((), (), ())
+  scores = (example.scores[0] if example.scores else math.nan, *scores)
+  return example._replace(negatives=texts, negative_ids=ids if any(ids) else (),
+                          scores=() if all(map(math.isnan, scores)) else scores)
+
+
+def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+  """The pairs of each query, of pairs in order of their digests."""
+  for _, of_query in itertools.groupby(pairs, key=lambda pair: pair.digest[:8]):
+    yield list(of_query)
+
+
+def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
+  """The pairs of a query, each knowing of the others: its negatives are none of their passages, but those of pairs that
+  are `NEGATIVE`, which are not among the result."""
+  positives = [pair for pair in pairs if pair.split != records.NEGATIVE]
+  if len(pairs) == len(positives) < 2:
+    yield from positives
+    return
+  if not positives:
+    counts.add("negative_without_positive", len(pairs))
+    return
+  examples = [records.example_in(pair.record) for pair in positives]
+  others = [Negative(example.passage, example.passage_id, *example.scores[:1]) for example in (
+      records.example_in(pair.record) for pair in pairs if pair.split == records.NEGATIVE)]
+  answers = {folded(example.passage): records.key_of(example.passage) for example in examples}
+  for pair, example in zip(positives, examples, strict=True):
+    found = negatives_of(example)
+    kept = distinct((*found, *others), lambda negative: negative.text)
+    right = [negative for text, negative in kept.items() if text not in answers]
+    if dropped := len(kept) - len(right):
+      counts.add("negative_is_positive", dropped)
+    own = folded(example.passage)
+    known = [key for text, key in answers.items() if text != own]
+    if known:
+      counts.add(_FEW if len(known) <= _FEW_POSITIVES else _MANY)
+    if len(known) > MOST_POSITIVES:
+      counts.add("more_positives", len(known) - MOST_POSITIVES)
+    if right != found or known:
+      example = with_negatives(example, right)._replace(positives=tuple(known[:MOST_POSITIVES]))
+      example_id = records.texts_of(pair.record)["example_id"][0]
+      pair = pair._replace(record=records.serialize(example, example_id))
+    yield pair
+
+
+def most_positives(counts: Mapping[str, int]) -> int:
+  """How many `positives` a pair has at most, or some more, by the counts of `joined`."""
+  return MOST_POSITIVES if counts.get(_MANY) else _FEW_POSITIVES if counts.get(_FEW) else 0

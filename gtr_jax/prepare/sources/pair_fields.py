@@ -1,0 +1,200 @@
+"""What the fields of a published pair mean: which are query, passage and negatives, which judge them, and which are
+nothing to a pair.
+
+A field that says whether two texts belong together is read, or it is an error: without it a pair would be trained on
+as what it is not.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gtr_jax.io import jsonl
+from gtr_jax.prepare.passages import titled
+
+# Query, passage: where an object has both of one of these.
+_NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
+          ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
+# Likewise, where it has none of those: "text" beside "query" and "title" may be either's.
+_LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
+           ("query", "context"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
+           ("title", "text"))
+_QUERIES = ("query", "question", "anchor")
+_POSITIVES = ("pos", "positives", "positive_passages", "positive_ctxs")  # Several, with one of those.
+_NEGATIVES = re.compile(r"(hard_)?negatives?(_\d+)?|neg|(hard_)?negative_(passages|ctxs|documents|docs|texts)|"
+                        "downvoted_answer")
+_LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
+_SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
+_NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
+# Whose score is that of a teacher; a score of two sentences says how alike they are, one of a post what its readers
+# think of it.
+_SCORED = {"positive", "passage", "document", *_POSITIVES}
+_POSTS = (("title", "body"), ("title", "text"), ("title", "abstract"), ("title_body", "upvoted_answer"))
+_MEANING = {"neg", "negs", "negative", "negatives", "label", "labels", "score", "scores", "relevance", "relevant",
+            "irrelevant", "grade", "grades", "judgement", "judgment", "similarity", "duplicate", "distractor",
+            "distractors", "incorrect", "wrong"}  # Words of a name.
+
+
+class Named(NamedTuple):
+  """Names that the user gives, or none.
+
+  Attributes:
+    query: fields that make the query; several are joined with a space.
+    passage: likewise.
+    negatives: field of a text or a list of them.
+    ignored: fields that mean nothing.
+  """
+
+  query: tuple[str, ...] = ()
+  passage: tuple[str, ...] = ()
+  negatives: str = ""
+  ignored: tuple[str, ...] = ()
+
+
+class Meaning(NamedTuple):
+  """What of an object is taken for what.
+
+  Attributes:
+    query: its fields; several are joined with a space.
+    passage: likewise; where `several`, a field with a list of passages.
+    negatives: each a text, a passage with its own fields, or a list of them.
+    label: of the pair: 1 where the passage answers the query, 0 where it does not.
+    scores: of the passage, or of all passages, or of the passage and the negatives behind it.
+    negative_scores: of the negatives.
+    several: whether there are several passages.
+  """
+
+  query: tuple[str, ...]
+  passage: tuple[str, ...]
+  negatives: tuple[str, ...] = ()
+  label: str = ""
+  scores: str = ""
+  negative_scores: str = ""
+  several: bool = False
+
+  @property
+  def fields(self) -> list[str]:
+    """All that are read."""
+    return list(filter(None, (*self.query, *self.passage, *self.negatives, self.label, self.scores,
+                              self.negative_scores)))
+
+  def __str__(self) -> str:
+    of_each = {"query": self.query, "passage": self.passage, "negatives": self.negatives,
+               "label (0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores)}
+    return "; ".join(f"{what}: {' + '.join(f'{chr(34)}{name}{chr(34)}' for name in names if name)}"
+                     for what, names in of_each.items() if any(names))
+
+
+def meaning(row: Mapping[str, Any], named: Named) -> Meaning:
+  """Of an object by the names of its fields.
+
+  Raises:
+    ValueError: they are of no kind that is known, or of several; or one that is not known may change what is meant.
+  """
+  return _meaning(tuple(row), named)
+
+
+@functools.lru_cache(maxsize=1024)
+def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
+  there = [name for name in names if name not in named.ignored]
+  if named.query:
+    found = Meaning(named.query, named.passage, (named.negatives,) if named.negatives in there else ())
+  else:
+    found = _guessed(there)
+    found = found._replace(negatives=tuple(
+        name for name in there if _NEGATIVES.fullmatch(name) and name not in found.query + found.passage))
+  labels = [name for name in _LABELS if name in there and name not in found.fields]
+  scores = [name for name in _SCORES if name in there and name not in found.fields]
+  negative_scores = [name for name in _NEGATIVE_SCORES if name in there and name not in found.fields]
+  if (found.query + found.passage) in _POSTS:  # What readers think of a post, and what it is about.
+    scores = [name for name in scores if name != "score"]
+    there = [name for name in there if name != "score"]
+  elif "score" in scores and not _SCORED & {*found.passage}:
+    raise ValueError("a pair with a 'score', which may say how alike its texts are, or what somebody thinks of them; "
+                     "keep the pairs whose texts belong together, and " + _leave_out("score"))
+  for several in (labels, scores, negative_scores):
+    if len(several) > 1:
+      raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
+  label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
+  found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives)
+  check_meaning([name for name in there if name not in found.fields], (), named.query != ())
+  return found
+
+
+def check_meaning(unread: Iterable[str], ignored: Collection[str], is_named: bool = False) -> None:
+  """Raises ValueError where one of the fields that are not read may change what is meant."""
+  for name in unread:
+    if name not in ignored and not _MEANING.isdisjoint(re.split(r"[\W_\d]+", name.lower())):
+      how = "name it (--negatives), or " if is_named else ""
+      raise ValueError(f"a field {name!r}, which may change what the pair means, and is not known; {how}"
+                       + _leave_out(name))
+
+
+def _leave_out(name):
+  return f"if {name!r} means nothing here, say so (--ignore {name})"
+
+
+def _guessed(there: Sequence[str]) -> Meaning:
+  """Query and passage."""
+  lists = [Meaning((query,), (passage,), several=True) for query in _QUERIES for passage in _POSITIVES
+           if query in there and passage in there]
+  strict = [Meaning((query,), (passage,)) for query, passage in _NAMES if query in there and passage in there]
+  looser = [Meaning((query,), (passage,)) for query, passage in _LOOSER if query in there and passage in there]
+  possible = lists + strict or looser
+  if not possible:
+    raise ValueError(f"fields {', '.join(map(repr, there)) or 'none'} are of no kind that is known")
+  if len(possible) > 1:
+    raise ValueError("fields that may be meant as " + " or as ".join(
+        f"{found.query[0]!r} and {found.passage[0]!r}" for found in possible) + "; name those that are (--query, "
+        "--passage)")
+  return possible[0]
+
+
+def label_of(value: Any, name: str) -> bool:
+  """Whether the passage answers the query. Raises ValueError where the value does not say it."""
+  if isinstance(value, list) and len(value) == 1:
+    value, = value
+  if isinstance(value, bool | int | float | str):
+    text = str(value).strip().lower()
+    if text in ("1", "1.0", "true"):
+      return True
+    if text in ("0", "0.0", "false"):
+      return False
+  raise ValueError(f"field {name!r} is {jsonl.kind_of(value)} ({value!r:.40}), where 1 says that the texts belong "
+                   f"together and 0 that they do not; keep the pairs that do, or {_leave_out(name)}")
+
+
+def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int) -> tuple[list[float], list[float]]:
+  """Of each passage and of each negative, NaN where there is none.
+
+  Raises:
+    ValueError: there are as many as of neither, or what is none.
+  """
+  of_passages = _numbers(row.get(kind.scores), kind.scores)
+  of_negatives = _numbers(row.get(kind.negative_scores), kind.negative_scores)
+  if not of_negatives and negatives and len(of_passages) == passages + negatives:
+    of_passages, of_negatives = of_passages[:passages], of_passages[passages:]
+  for name, values, count in ((kind.scores, of_passages, passages), (kind.negative_scores, of_negatives, negatives)):
+    if len(values) not in (0, count):
+      raise ValueError(f"field {name!r} has {len(values)} scores for {passages} passages and {negatives} negatives; "
+                       f"correct it, or {_leave_out(name)}")
+  return of_passages or [math.nan] * passages, of_negatives or [math.nan] * negatives
+
+
+def _numbers(value: Any, name: str) -> list[float]:
+  values = value if isinstance(value, list) else [] if value is None else [value]
+  for one in values:
+    if isinstance(one, bool) or not isinstance(one, int | float):
+      raise ValueError(f"field {name!r} has {jsonl.kind_of(one)} ({one!r:.40}), where a number is expected; correct "
+                       f"it, or {_leave_out(name)}")
+  return list(map(float, values))
+
+
+def passage_text(value: Any) -> Any:
+  """The text of a passage, which may be an object with a title; what is neither is itself."""
+  if isinstance(value, dict) and isinstance(value.get("text"), str):
+    title = value.get("title")
+    return titled(title if isinstance(title, str) else None, value["text"])
+  return value

@@ -1,0 +1,80 @@
+"""Examples as text, or as the pieces that a model reads."""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gtr_jax.prepare.interface import Example
+from gtr_jax.prepare.of_queries import negatives_of
+from gtr_jax.text.tokenizer import Tokenizer
+
+_WIDTH, _NAME = 120, 12
+_LONGEST = 400  # Characters of a text that are shown, and as many pieces behind the cut as fit about as many.
+
+
+def as_text(place: str, example: Example, tokenizer: Tokenizer | None, lengths: Mapping[str, int],
+            whole: bool = False) -> list[str]:
+  """The lines that show an example.
+
+  Args:
+    place: where it is.
+    example: all of it.
+    tokenizer: texts are shown as its pieces; None: as they are.
+    lengths: of "query" and "document", in tokens with EOS: what is behind is cut.
+    whole: show all of long texts.
+  """
+  lines, most = [f"--- {place}"], 10**9 if whole else _LONGEST
+
+  def line(name, text, of="", side="document"):
+    text = " ".join(text.split("\n"))
+    shown = _pieces(text, tokenizer, lengths[side], most) if tokenizer else _shortened(text, most)
+    lines.extend(textwrap.wrap(shown + (f"   [{of}]" if of else ""), _WIDTH, initial_indent=f"{name:{_NAME}}",
+                               subsequent_indent=" " * _NAME, break_on_hyphens=False) or [name])
+
+  score = example.scores[0] if example.scores else math.nan
+  line("query", example.query, _of(example.query_id), "query")
+  line("passage", example.passage, _of(example.passage_id, score))
+  for negative in negatives_of(example):
+    line("negative", negative.text, _of(negative.id, negative.score))
+  for text in example.negative_queries:
+    line("not asked", text, side="query")
+  if example.positives:
+    lines.append(f"{'known':{_NAME}}{len(example.positives)} other passages that answer it")
+  return lines
+
+
+def as_json(place: str, example: Example) -> str:
+  """An example as one line of JSON, of the fields that it has."""
+  row: dict[str, Any] = {"place": place} | {name: value for name, value in example._asdict().items() if value not in (
+      "", (), False)}
+  return json.dumps(row, ensure_ascii=False)
+
+
+def dropped(rows: Iterator[Mapping[str, Any]]) -> Iterator[str]:
+  """What dropped.jsonl shows of each reason, the first ones."""
+  seen: dict[str, int] = {}
+  for row in rows:
+    reason = row["reason"].split(" ")[0]
+    seen[reason] = seen.get(reason, 0) + 1
+    if seen[reason] <= 3:
+      yield f"--- {row['reason']}"
+      texts = {name: " ".join(row[name].split()) for name in ("query", "passage") if name in row}
+      yield from (f"{name:{_NAME}}{text[:_WIDTH]}" for name, text in texts.items())
+
+
+def _of(identifier, score=math.nan):
+  parts = [f"id {identifier}"] * bool(identifier) + ([] if math.isnan(score) else [f"score {score:g}"])
+  return ", ".join(parts)
+
+
+def _shortened(text, most):
+  return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def _pieces(text, tokenizer, length, most):
+  pieces = tokenizer.pieces_of(text)
+  read, cut = pieces[:length - 1], pieces[length - 1:]
+  shown = _shortened(" ".join(read), most)
+  return f"{shown}  CUT OFF ({len(cut):,} pieces): {_shortened(' '.join(cut), most // 4)}" if cut else shown

@@ -1,0 +1,91 @@
+"""Pairs of one query, over lines, files and splits: what answers it in one is no negative in another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gtr_jax.io import data_root
+from gtr_jax.prepare import engine, records
+from gtr_jax.prepare.manifests import Settings
+from gtr_jax.prepare.of_queries import MOST_POSITIVES
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.text.same_text import text_key
+
+
+@pytest.fixture
+def prepare(tmp_path):
+  """Prepares the rows of some files; gives the examples by passage, and the counts."""
+  data_root.set_data_dir(str(tmp_path / "data"))
+
+  def prepare(*files, **settings):
+    paths = []
+    for number, rows in enumerate(files):
+      paths.append(tmp_path / f"{number}.jsonl")
+      paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = f"p{len(list(tmp_path.glob('data/p*')))}"
+    folder = Path(engine.prepare(PairsJsonl(tuple(map(str, paths)), max_pairs=99), Settings(name, **settings),
+                                 processes=1, say=lambda line: None))
+    found = {}
+    for path in folder.glob("*.tfrecord"):
+      with path.open("rb") as f:
+        for record in records.read_records(f, str(path)):
+          example = records.example_in(record)
+          assert example.passage not in found
+          found[example.passage] = example
+    return found, json.loads((folder / "manifest.json").read_text())["counts"]
+
+  yield prepare
+  data_root.set_data_dir(None)
+
+
+def keys(*texts):
+  return {str((text_key(text) + 2**63) % 2**64 - 2**63) for text in texts}
+
+
+def test_a_positive_of_one_line_is_no_negative_of_another(prepare):
+  found, counts = prepare([["What is it?", "A", "B.", "n"], ["other", "C", "A"]], [["what is  it", "B", "a", "m"]])
+  assert {passage: e.negatives for passage, e in found.items()} == {"A": ("n",), "B": ("m",), "C": ("A",)}
+  assert {passage: set(e.positives) for passage, e in found.items()} == {"A": keys("b"), "B": keys("A"), "C": set()}
+  assert counts["negative_is_positive"] == 2 and counts["written"] == 3
+
+
+def test_what_is_labelled_as_no_answer_is_a_negative_of_all_pairs_of_the_query(prepare):
+  rows = [{"query": "q", "passage": "A", "label": 1}, {"query": "Q", "passage": "no", "label": 0, "score": 0.25},
+          {"query": "q", "passage": "a", "label": 0}, {"query": "alone", "passage": "x", "label": 0}]
+  found, counts = prepare(rows, [{"query": "q", "positive": "B", "negatives": ["no", "n"], "scores": [0.9, 0.5, 0.1]}])
+  assert set(found) == {"A", "B"} and str(found["A"].scores) == "(nan, 0.25)"
+  assert found["A"].negatives == ("no",) and found["B"].negatives == ("no", "n")
+  assert found["B"].scores == (0.9, 0.5, 0.1)
+  assert counts["negative_is_positive"] == 2 and counts["negative_without_positive"] == 1
+
+
+def test_also_of_other_splits_and_no_more_than_are_kept(prepare):
+  many = [f"passage {i}" for i in range(MOST_POSITIVES + 4)]
+  found, counts = prepare([{"query": "q", "pos": many}, {"query": "few", "pos": ["x", "y", "z"], "neg": ["n"]}])
+  assert set(found["x"].positives) == keys("y", "z") and found["x"].negatives == ("n",)
+  for passage in many:
+    known = set(found[passage].positives)
+    assert len(known) == MOST_POSITIVES and known <= keys(*many) - keys(passage)
+  assert counts["more_positives"] == len(many) * 3
+  others = [[f"q{i}", f"p{i}"] for i in range(30)]
+  found, _ = prepare([{"query": "few", "pos": ["x", "y", "z"]}, *others], validation_share=0.5)
+  assert set(found["y"].positives) == keys("x", "z")
+
+
+def test_copies_of_a_pair_share_what_they_know(prepare):
+  found, counts = prepare([{"query": "q", "positive": "A", "negatives": ["n"], "scores": [1, 0.5]}],
+                          [{"query": "q", "positive": "a", "negatives": ["N", "m"], "neg_scores": [0.1, 0.2]}])
+  assert found["A"].negatives == ("n", "m") and found["A"].scores == (1.0, 0.5, 0.2) and found["A"].positives == ()
+  assert counts["duplicate"] == 1 and counts["negative_of_duplicate"] == 1
+
+
+def test_pairs_of_a_query_do_not_lie_together(prepare, tmp_path):
+  rows = [{"query": f"q{i}", "pos": [f"p{i} {k}" for k in range(4)]} for i in range(2000)]
+  prepare(rows)
+  order = []
+  for path in sorted((tmp_path / "data" / "p0").glob("*.tfrecord")):
+    with path.open("rb") as f:
+      order += [records.example_in(record).query for record in records.read_records(f, str(path))]
+  together = sum(a == b for a, b in zip(order, order[1:], strict=False))
+  assert len(order) == 8000 and together < 400  # Of 6,000: about 3 of each 125 that a shard has.
