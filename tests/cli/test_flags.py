@@ -159,7 +159,7 @@ def test_unknown_flags_get_the_usage_of_their_command_and_what_is_near(words, me
 
 
 @pytest.mark.parametrize("words, message", [
-    ("evalute --output o", "gtr-jax: COMMAND: there is no 'evalute'; did you mean evaluate? (there are prepare, data, train"),
+    ("evalute --output o", "gtr-jax: COMMAND: there is no 'evalute'; did you mean evaluate? (there are prepare, "),
     ("fly", "gtr-jax: COMMAND: there is no 'fly' (there are prepare, data, train, encode"),
     ("prepare reddot x", "gtr-jax prepare: SOURCE: there is no 'reddot'; did you mean reddit? (there are pydoc"),
     ("convert a b --to t5", "gtr-jax convert: --to: there is no 't5'; did you mean t5x? (there are sentence-transf"),

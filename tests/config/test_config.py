@@ -28,7 +28,8 @@ RUNS = {
     "sentence_t5_large_nli": ["models/t5_large.gin", "recipes/sentence_t5_nli.gin"],
 }
 OF_RUN = {"demo": ["VALIDATION_COLLECTION='c'"]} | dict.fromkeys(
-    ["gtr_large_finetune_eight_gpus", "gtr_base_finetune_10_percent", "gtr_base_finetune_nq", "sentence_t5_large_nli"],
+    ["gtr_large_finetune_eight_gpus", "gtr_base_finetune_10_percent", "gtr_base_finetune_nq",
+     "gtr_base_finetune_rocketqa", "sentence_t5_large_nli"],
     ["INITIAL_CHECKPOINT_PATH='runs/pretrained'"])
 REQUIRED = ["MODEL_DIR='m'", "MIXTURE_OR_TASK_NAME='task'", "MIXTURE_OR_TASK_MODULE='module'"]
 BASE = ["models/t5_tiny.gin", "runs/pretrain.gin"]
