@@ -5,8 +5,8 @@ For pairs with the fields "query" and "positive"; ids count where the first pair
 T5's, unless the run gives another one. In the name of a task, _ stands for what it may not hold.
 """
 
-import contextlib
 import re
+from typing import Any
 
 from etils import epath
 
@@ -21,9 +21,9 @@ for _path in sorted(data_root.resolve("mined").glob("*")):
     _name = "mined_" + re.sub(r"\W", "_", _match[1])
     if _files.setdefault(_name, _path) is not _path:
       raise InputError(f"{_files[_name]} and {_path}: both would be the task {_name}; rename one")
-    with contextlib.closing(read_objects(_path)) as _rows:
-      _first = next((row for _, row, _ in _rows), {})
+    _first = next((row for _, row, _ in read_objects(_path)), {})
+    _ids: dict[str, Any] = {name: name for name in ("query_id", "passage_id", "negative_ids") if name in _first}
     add_pair_task(
         _name, jsonl(train=f"mined/{_path.name}"), query="query", passage="positive", negatives="negatives",
         sample_negatives=True, vocabulary="t5_vocab/spiece.model", extra_ids=100,
-        **{name: name for name in ("query_id", "passage_id", "negative_ids") if name in _first})
+        **_ids)

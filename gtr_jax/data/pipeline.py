@@ -174,6 +174,10 @@ class TrainingBatches:
     """
     for name, now in self.made_from.items():
       if (was := made_from.get(name)) != now:
+        if name == "training data of hash" and isinstance(was, list) and len(was) == len(now):
+          changed = [self._tasks[number].name for number in range(len(was)) if was[number] != self._tasks[number].content]
+          raise InputError(f"the training data of {', '.join(changed)} have changed since the checkpoint; train on the "
+                           "same, or start in another MODEL_DIR (--output)")
         other = ": other data, or another part of them held out" * (name == "mixture_or_task_name")
         raise InputError(f"the checkpoint's batches were made with {name} {was}, this run has {now}{other}; train as "
                          "before, or start in another MODEL_DIR (--output)")

@@ -5,6 +5,7 @@ a hash of what is in them, so that a run can tell data that changed from data th
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -110,7 +111,7 @@ def _index_of(files, hint):
   index = _Index(np.array([count for count, _, _ in scanned], np.int64),
                  np.concatenate([offsets for _, offsets, _ in scanned]),
                  np.frombuffer(hashlib.sha256(b"".join(content for *_, content in scanned)).digest(), np.uint8))
-  with atomic.replacing(place) as file:
+  with contextlib.suppress(OSError), atomic.replacing(place) as file:  # On a mount for reading it is made each time.
     np.savez(file, **index._asdict())
   return index
 

@@ -24,6 +24,7 @@ from gtr_jax.data.json_examples import Fields
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root, jsonl, lines
 from gtr_jax.io.bars import Bar
+from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
 from gtr_jax.prepare import buckets, records, workers
@@ -134,22 +135,6 @@ def written_once(made_of: Any, parts: Callable[[], Sequence[Any]], read: Read, s
   if (done := _complete(folder)) is None:
     raise InputError(f"{folder}: does not hold what was written there; remove it, or choose another data folder")
   return done
-
-
-def content_hash(path: epath.Path) -> str:
-  """Of a file's bytes, hex."""
-  stat = path.stat()
-  return _content_hash(os.fspath(path), stat.length, stat.mtime)
-
-
-@functools.lru_cache(maxsize=1024)
-def _content_hash(path: str, length: int, mtime: float) -> str:
-  """Of a file's bytes; not computed again in this process while length and time stay."""
-  digest = hashlib.sha256()
-  with epath.Path(path).open("rb") as f:
-    while block := f.read(1 << 20):
-      digest.update(block)
-  return digest.hexdigest()
 
 
 def _complete(folder: epath.Path) -> Shards | None:

@@ -22,6 +22,7 @@ from gtr_jax.data.tfrecord_examples import plain
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
+from gtr_jax.io.contents import content_hash
 from gtr_jax.prepare import manifests
 from gtr_jax.prepare.of_queries import most_positives
 
@@ -111,7 +112,7 @@ class _FileSource(RecordSource):
     return self._shards(split).most_positives
 
   def content(self, split):
-    hashes = [shards.content_hash(path) for path in _find(self._patterns[split], self._prepare)]
+    hashes = [content_hash(path) for path in _find(self._patterns[split], self._prepare)]
     return hashlib.sha256(json.dumps([self._fields, hashes]).encode()).hexdigest()
 
   def _shards(self, split):
@@ -185,7 +186,7 @@ class TfdsSource(RecordSource):
   def _shards(self, split):
     tfds_split = self._patterns[split]
     instructions = self._builder().info.splits[tfds_split].file_instructions
-    files = [[os.path.basename(f.filename), shards.content_hash(epath.Path(f.filename)), f.skip, f.take]
+    files = [[os.path.basename(f.filename), content_hash(epath.Path(f.filename)), f.skip, f.take]
              for f in instructions]
     size = sum(epath.Path(f.filename).stat().length for f in instructions)
     described = {"sources": [f"{self._name} {tfds_split}"], "fields": self._fields._asdict()}

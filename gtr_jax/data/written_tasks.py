@@ -22,6 +22,7 @@ from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
 from gtr_jax.data.registered import files_of
 from gtr_jax.io.bars import Bar
+from gtr_jax.io.contents import content_hash
 from gtr_jax.prepare import buckets
 from gtr_jax.prepare.records import key_of
 
@@ -52,7 +53,7 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   names = files_of(task, split, True) if use_cached else map(os.fspath, task.source.list_shards(split))
   files = [path for path in map(epath.Path, filter(None, names)) if path.is_file()]  # A function's name is empty.
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
-             [shards.content_hash(file) for file in files], list(map(_code, task.preprocessors))]
+             [content_hash(file) for file in files], list(map(_code, task.preprocessors))]
 
   def records(split: str) -> Generator[tuple[bytes, bytes], None, list[str]]:
     del split

@@ -1,4 +1,9 @@
-"""The beginning of a file, and whether it is the file at all: a download or a copy may have left something else."""
+"""What is in a file: a hash of it; its beginning, and whether it is the file at all: a download or a copy may have left
+something else."""
+
+import functools
+import hashlib
+import os
 
 from etils import epath
 
@@ -20,3 +25,19 @@ def check_contents(path: epath.Path, data: bytes) -> None:
     raise InputError(f"{path}: is empty; copy it again")
   if text := diagnose.stand_in(data[:diagnose.BYTES]):
     raise InputError(f"{path}: {text}")
+
+
+def content_hash(path: epath.Path) -> str:
+  """Of a file's bytes, hex."""
+  stat = path.stat()
+  return _content_hash(os.fspath(path), stat.length, stat.mtime)
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(path: str, length: int, mtime: float) -> str:
+  """Of a file's bytes, hex; not computed again in this process while length and time stay."""
+  digest = hashlib.sha256()
+  with epath.Path(path).open("rb") as f:
+    while block := f.read(1 << 20):
+      digest.update(block)
+  return digest.hexdigest()

@@ -15,15 +15,15 @@ from gtr_jax import __version__
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, lines
 from gtr_jax.io.atomic import write_json, write_text
+from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
-FORMAT = 4  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 5  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NAME = re.compile(r"[\w-][\w.-]*")
-_EDGE = 1 << 20  # Bytes of a file's begin and end that are hashed.
 
 
 _Count = Annotated[int, Range(0)]
@@ -75,25 +75,28 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
     shards(other)
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
   filters["name"] = name
-  description = {"format": FORMAT, "gtr_jax": __version__, "filters": filters, "inputs": list(map(_identity, inputs))}
-  times = list(map(_changed, files))  # A file may have changed in its middle alone.
-  whole = json.dumps([description, parts, times], sort_keys=True, default=str)
-  return json.loads(json.dumps(description | {"fingerprint": hashlib.sha256(whole.encode()).hexdigest()}, default=str))
+  described = [{"name": os.path.basename(path), "bytes": lines.size_of(path), "sha256": content_hash(epath.Path(path))}
+               for path in inputs]
+  description = {"format": FORMAT, "gtr_jax": __version__, "filters": dict(filters), "inputs": described}
+  # Of content alone: data that have moved, or have only been touched, are the same.
+  others = [read(other)["fingerprint"] for other in settings.without]
+  filters |= {"without": others, "decontaminate": len(settings.decontaminate)}
+  whole = [FORMAT, __version__, _by_content(filters),
+           [of["sha256"] for of in described[:len(inputs) - len(others)]],
+           [_by_content([part.path, *part[1:]]) for part in parts]]
+  digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode())
+  return json.loads(json.dumps(description | {"fingerprint": digest.hexdigest()}, default=str))
 
 
-def _changed(path: str) -> int:
-  """When a file was last written to."""
-  return epath.Path(path).stat().mtime if "://" in path else os.stat(path).st_mtime_ns
-
-
-def _identity(path: str) -> dict[str, Any]:
-  size = lines.size_of(path)
-  digest = hashlib.sha256(str(size).encode())
-  with epath.Path(path).open("rb") as f:
-    digest.update(f.read(_EDGE))
-    f.seek(max(0, size - _EDGE))
-    digest.update(f.read(_EDGE))
-  return {"name": os.path.basename(path), "bytes": size, "sha256_of_size_and_ends": digest.hexdigest()}
+def _by_content(value: Any) -> Any:
+  """The same with a hash of what is in a file in the place of its path."""
+  if isinstance(value, Mapping):
+    return {name: _by_content(of) for name, of in value.items() if name != "cache"}
+  if isinstance(value, list | tuple):
+    return list(map(_by_content, value))
+  if isinstance(value, str) and value and (os.path.isfile(value) or "://" in value and epath.Path(value).is_file()):
+    return content_hash(epath.Path(value))
+  return value
 
 
 def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: float) -> bool:

@@ -171,7 +171,7 @@ def test_other_content_is_refused_and_another_place_is_not(task, data_dir, tmp_p
                 vocabulary=vocabulary)
   TrainingBatches(moved, None, LENGTHS, 8).go_on_after(1, made_from | {"mixture_or_task_name": moved})
   write_jsonl(data_dir / f"{name}.jsonl", pairs(33))
-  with pytest.raises(InputError, match="training data of hash"):
+  with pytest.raises(InputError, match=f"the training data of {name} have changed since the checkpoint"):
     TrainingBatches(name, None, LENGTHS, 8).go_on_after(1, made_from)
 
 

@@ -180,7 +180,7 @@ def test_bytes_of_state_and_batch():
   scales = 7 * 32 * 4  # Divided over fsdp, like the projection, and not over model; the position biases the other way.
   assert plan.params_bytes == 4 * (plan.parameters - 7 * 32 - 4 * 32 - 32 * 48) / 8 + scales / 4 + 32 * 48 + 4 * 32 * 2
   assert plan.optimizer_bytes == 2 * plan.params_bytes + 3 * 4  # two moments and three counts of steps
-  assert plan.batch_bytes == 64 / 4 * (2 * 4 * (8 + 24) + 1 + 3 * 8)
+  assert plan.batch_bytes == 64 / 4 * (2 * 4 * (8 + 24) + 1 + 4 * 8)
   assert plan.total_bytes == plan.params_bytes + plan.optimizer_bytes + plan.batch_bytes + plan.temporary_bytes
   assert plan.temporary_bytes > 64 / 8 * 24 * 128 * 4
 

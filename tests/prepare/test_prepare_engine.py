@@ -395,7 +395,15 @@ def test_what_is_there_is_kept(data, tmp_path):
   assert said == [f"{folder} is up to date"] and not (tmp_path / "log").exists()
   with pytest.raises(InputError, match="toy holds what was prepared from other files or settings, or"):
     prepare(source, validation_share=0.5)
-  os.utime(tmp_path / "a.jsonl", (1, 1))  # As if something in it had changed.
+  os.utime(tmp_path / "a.jsonl", (1, 1))
+  (tmp_path / "a.jsonl").rename(tmp_path / "moved.jsonl")
+  moved = dataclasses.replace(source, paths=(str(tmp_path / "moved.jsonl"),))
+  engine.prepare(moved, Settings(), processes=1, say=said.append)
+  assert said[1:] == [f"{folder} is up to date"] and not (tmp_path / "log").exists()
+  (tmp_path / "moved.jsonl").rename(tmp_path / "a.jsonl")
+  text = (tmp_path / "a.jsonl").read_bytes()
+  (tmp_path / "a.jsonl").write_bytes(text.replace(b"a", b"b", 1) if b"a" in text else text.upper())
+  os.utime(tmp_path / "a.jsonl", (1, 1))
   with pytest.raises(InputError, match="before one of the files changed; remove it, or give another --name"):
     prepare(source)
   write(tmp_path / "a.jsonl", toy_source.rows(19))

@@ -148,7 +148,8 @@ def test_the_ring_has_no_global_logits(mesh, microbatch_size):
   assert not re.search(r"\[(256|32|64),256\]", ring.text)
   assert (256, 48) in dense.shapes("all-gather") or (8, 32, 48) in dense.shapes("all-gather")
   assert all(dims[-1] != 48 or dims == (64, 48) for dims in ring.shapes("all-gather"))
-  assert [c.devices for c in ring.collectives if c.kind == "collective-permute"] == [8]
+  permutes = [c.devices for c in ring.collectives if c.kind == "collective-permute"]
+  assert permutes and set(permutes) == {8}
 
 
 def gradient(mesh_shape, model, boxed):
