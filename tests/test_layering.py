@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # what stands above its own line, `errors` and the version; nothing of its own line or below.
 LAYERS = (
     {"values": ""},
-    {"io": "etils tqdm zstandard", "config": "gin"},
+    {"io": "etils pyarrow tqdm zstandard", "config": "gin"},
     {"parallel": "etils flax jax numpy"},
     {"losses": "jax", "collections": "etils numpy pyarrow", "text": "etils numpy sentencepiece",
      "checkpoints": "etils jax orbax", "models": "flax jax"},

@@ -25,7 +25,7 @@ the inputs. Interrupted or killed, the same command goes on where it stopped, an
 SOURCES = {
     "reddit": ("reddit", "posts and comments of Reddit, from dumps (RS_*.zst, RC_*.zst)"),
     "stack_exchange": ("stack_exchange", "questions and answers of Stack Exchange sites, from dumps (Posts.xml, .7z)"),
-    "pairs": ("pairs_jsonl", "JSONL of pairs, as sentence-transformers and others publish them"),
+    "pairs": ("pairs_jsonl", "pairs as sentence-transformers and others publish them: JSONL, Parquet, Arrow, CSV"),
     "msmarco": ("msmarco", "MS MARCO passages: queries, judgements, hard negatives in every published form"),
     "rocketqa": ("rocketqa", "MS MARCO and Natural Questions with RocketQA's denoised negatives"),
     "dpr": ("dpr", "Natural Questions, TriviaQA and SQuAD as DPR publishes them"),

@@ -140,7 +140,7 @@ def test_the_command_for_an_array_is_whole(tmp_path, name, command):
 def test_the_command_for_a_table_is_whole(tmp_path, name, data, what, call):
   """It is Python that a shell hands on as it is."""
   (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
-  said = error(READERS["prepare"], tmp_path / name)
+  said = error(READERS["train"], tmp_path / name)  # Others read most tables.
   assert f"{what}write it as JSON lines: python -c " in said
   _, _, command = said.partition("JSON lines: ")
   program, flag, code = shlex.split(command.partition(" (with header=None where no line of names ")[0])
@@ -166,6 +166,8 @@ def test_one_line_for_each_fault(tmp_path, reader, fault):
       return  # It takes up to nine broken lines.
     if "array" in fault or fault == "nested-list":
       message = "broken"  # It takes anything but JSON objects for TSV.
+  if fault == "parquet" and reader in ("mine", "prepare"):
+    message = "x.jsonl:row 1: no .*positive"  # They read it, whatever its name.
   path = tmp_path / name
   path.write_bytes(content)
   said = error(READERS[reader], path)
