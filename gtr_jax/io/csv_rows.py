@@ -26,7 +26,6 @@ def read(part: Part, separator: str = "", on_broken: OnBroken | None = None) -> 
   Raises:
     InputError: also where the first line names no columns.
   """
-  csv.field_size_limit(_LONGEST_CELL)
   rest = lines.read_lines(part)
   names: list[str] = []
   is_empty = True
@@ -73,11 +72,14 @@ def _cells(taken: list[Line], rest: Iterator[Line], separator: str, width: int) 
       yield _text(line)
 
   # Python's reader takes what it is given for lines, and a line end may be one by itself.
+  before = csv.field_size_limit(_LONGEST_CELL)  # Of the process.
   try:
     return next(csv.reader(itertools.chain([first], more()), delimiter=separator, strict=True))
   except csv.Error as e:
     raise ValueError(f"quotes that are not CSV ({e}): a cell with a quote in it is to be enclosed in quotes, and the "
                      "quote doubled") from e
+  finally:
+    csv.field_size_limit(before)
 
 
 def _text(line: Line) -> str:

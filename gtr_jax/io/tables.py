@@ -185,24 +185,29 @@ def read_values(part: Part, on_broken: OnBroken | None = None, wanted: Wanted = 
     yield from _rows(part, on_broken, wanted)
 
 
-def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: str | os.PathLike, wanted: Wanted = lambda names: names) -> Iterator[
+    tuple[str, dict[str, Any]]]:
   """(place, object) of all that a path stands for. Raises InputError at the first that is none."""
   for file in files(path):
     if of := kind(file):
-      yield from read_values(Part(file, 0, None, of, 0))
+      yield from read_values(Part(file, 0, None, of, 0), wanted=wanted)
     else:
       yield from ((place, value) for place, value, _ in jsonl.read_objects(file))
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[Line]:
-  """The lines of a file, or the rows of the table that a path stands for as lines of JSON."""
-  for file in files(path):
-    of = kind(file)
-    if of and of != TSV:
-      for number, (place, row) in enumerate(read_values(Part(file, 0, None, of, 0)), 1):
-        yield Line(place, json.dumps(row, ensure_ascii=False).encode(errors="surrogatepass"), number, True)
-    else:
-      yield from lines.read_lines(Part(file))
+def has_lines(path: str | os.PathLike) -> bool:
+  """Whether collections read lines of it, as they are: of JSON, or with tabs, which there have no names of columns."""
+  return {kind(file) for file in files(path)} <= {"", TSV}
+
+
+def read_lines(part: Part, names: Collection[str]) -> Iterator[Line]:
+  """The lines of a part of a file that has some, or else of what its path stands for the rows, as lines of JSON; of
+  these the columns of such names."""
+  if part.start or part.stop is not None or has_lines(part.path):
+    yield from lines.read_lines(part)
+    return
+  for number, (place, row) in enumerate(read_objects(part.path, lambda _: names), 1):
+    yield Line(place, json.dumps(row, ensure_ascii=False).encode(errors="surrogatepass"), number, True)
 
 
 @contextlib.contextmanager
