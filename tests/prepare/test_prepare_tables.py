@@ -154,3 +154,19 @@ def test_several_forms_together(tmp_path):
            for form in ("x.jsonl", "x.parquet", "dataset", "x.csv")]
   expected, _ = prepared(PairsJsonl((table_files.write(tmp_path, "all.jsonl", SCORED),)))
   assert prepared(PairsJsonl(tuple(paths)))[0] == expected
+
+
+def test_a_tested_collection_of_tables(tmp_path):
+  """What it tests is not trained on; all its files are inputs."""
+  folder = tmp_path / "tested"
+  (folder / "qrels").mkdir(parents=True)
+  table_files.write_shards(folder / "corpus", [{"_id": f"d{i}", "text": f"tested {i}"} for i in range(4)])
+  table_files.write_parquet(folder / "queries.parquet", [{"_id": "q", "text": "q 3"}])
+  table_files.write_text(folder / "qrels" / "test.csv", [{"query-id": "q", "corpus-id": "d1", "score": 1}])
+  data_root.set_data_dir(str(tmp_path / "data"))
+  source = PairsJsonl((table_files.write(tmp_path, "x.parquet", SCORED),))
+  done = engine.prepare(source, manifests.Settings(decontaminate=(str(folder),)), processes=1, say=lambda line: None)
+  manifest = json.loads((done / "manifest.json").read_text())
+  assert manifest["counts"]["contaminated"] == 4  # Of two rows.
+  assert [entry["name"] for entry in manifest["inputs"]] == [
+      "x.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "queries.parquet", "test.csv"]
