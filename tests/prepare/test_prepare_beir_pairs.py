@@ -144,7 +144,8 @@ def test_a_collection_of_tables(folder, tmp_path, form):
   expected, counts = run(folder)
   tables, ending = tmp_path / "tables" / "fiqa", "" if form == "folder" else f".{form}"
   (tables / "qrels").mkdir(parents=True)
-  write = {"csv": table_files.write_text, "parquet": table_files.write_parquet, "": table_files.write_dataset}[ending[1:]]
+  writers = {"csv": table_files.write_text, "parquet": table_files.write_parquet, "folder": table_files.write_dataset}
+  write = writers[form]
   for name in ("corpus", "queries"):
     lines = (folder / f"{name}.jsonl").read_text().splitlines()
     write(tables / f"{name}{ending}", list(map(json.loads, lines)))
