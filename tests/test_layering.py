@@ -16,7 +16,7 @@ LAYERS = (
     {"parallel": "etils flax jax numpy"},
     {"losses": "jax", "collections": "etils numpy pyarrow", "text": "etils numpy sentencepiece",
      "checkpoints": "etils jax orbax", "models": "flax jax"},
-    {"prepare": "apache_beam etils google_crc32c numpy py7zr zstandard"},
+    {"prepare": "apache_beam etils google_crc32c ir_datasets numpy py7zr zstandard"},
     {"data": "etils google numpy sentencepiece seqio tensorflow tensorflow_datasets",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
     {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},

@@ -31,6 +31,7 @@ SOURCES = {
     "dpr": ("dpr", "Natural Questions, TriviaQA and SQuAD as DPR publishes them"),
     "nq_open": ("nq_open", "NQ-open: questions, answers, a run, and a table of passages"),
     "beir": ("beir_pairs", "training judgements of a collection in BEIR layout"),
+    "ir_datasets": ("ir_datasets_pairs", "training judgements of a data set of the package ir_datasets"),
 }
 
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
                                 allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = source.add_argument_group("every source")
-    default = "beir_ and the folder's name" if name == "beir" else name
+    default = {"beir": "beir_ and the folder's name", "ir_datasets": "ir_datasets_ and the name there"}.get(name, name)
     group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
     shared_flags.add_data_dir(group)
     shared_flags.add_quiet(group, argparse.SUPPRESS)  # `gtr-jax prepare --quiet SOURCE` sets it too.

@@ -287,7 +287,7 @@ def _whole(f):
 
 
 def _rows(part, on_broken, wanted):
-  number = part.before
+  number, left = part.before, (part.stop or lines.size_of(part.path)) - part.start
   with _opened(part.path, part.kind) as f:
     batches = (_of_parquet if part.kind == PARQUET else _of_arrow)(f, part, wanted)
     for names, chosen, batch, size in batches:
@@ -306,6 +306,8 @@ def _rows(part, on_broken, wanted):
             raise InputError(f"{place}: {wrong[i]}; correct or remove the row, or the column")
           else:
             on_broken(place, wrong[i])
+      size = min(size, left)  # What is packed is larger in memory.
+      left -= size
       lines.progress.on_bytes(size)
 
 
