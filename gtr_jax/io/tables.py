@@ -5,6 +5,7 @@ None, numbers, texts, lists and objects. Of Parquet and Arrow only the columns t
 """
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -129,7 +130,10 @@ def parts(path: str | os.PathLike) -> list[Part]:
   Raises:
     InputError: a file is missing, damaged or encrypted, or has no rows or no columns.
   """
-  return [part for file in files(path) for part in _parts(file)]
+  found = [part for file in files(path) for part in _parts(file)]
+  if not found:
+    raise InputError(f"{path}: a table of no rows; leave it out, or write it anew")
+  return found
 
 
 def _parts(path):
@@ -141,7 +145,7 @@ def _parts(path):
   with _opened(path, of) as f:
     starts = (_row_groups if of == PARQUET else _record_batches)(f)
   if not sum(rows for _, rows in starts):
-    raise InputError(f"{path}: a table of no rows; leave it out, or write it anew")
+    return []
   found, before = [Part(path, 0, None, of, 0)], 0
   for start, rows in starts:
     if start - found[-1].start >= PART_BYTES and before > (found[-1].before or 0):
@@ -189,8 +193,9 @@ def read_objects(path: str | os.PathLike, wanted: Wanted = lambda names: names) 
     tuple[str, dict[str, Any]]]:
   """(place, object) of all that a path stands for. Raises InputError at the first that is none."""
   for file in files(path):
-    if of := kind(file):
-      yield from read_values(Part(file, 0, None, of, 0), wanted=wanted)
+    if kind(file):
+      for part in _parts(file):
+        yield from read_values(part, wanted=wanted)
     else:
       yield from ((place, value) for place, value, _ in jsonl.read_objects(file))
 
@@ -248,15 +253,15 @@ def _row_groups(f: Any) -> list[tuple[int, int]]:
 def _record_batches(f: Any) -> list[tuple[int, int]]:
   """(first byte, rows) of each; of a file that can only be read whole, one of all."""
   from pyarrow import ipc
-  schema, found = None, []
+  schema, found, has_dictionaries = None, [], False  # The latter are for all batches behind.
   for at, message in _messages(f):
     if message.type == "schema":
       schema = ipc.read_schema(message)
-    elif message.type == "record batch" and schema is not None:
+    elif message.type != "record batch":
+      has_dictionaries = True
+    elif not has_dictionaries:
       found.append((at, ipc.read_record_batch(message, schema).num_rows))
-    else:  # Dictionaries, which the batches behind need.
-      return [(0, sum(batch.num_rows for batch in _whole(f)))]
-  return found
+  return [(0, sum(batch.num_rows for batch in _whole(f)))] if has_dictionaries else found
 
 
 def _messages(f, start=0):
@@ -271,6 +276,8 @@ def _messages(f, start=0):
     try:
       message = ipc.read_message(f)
     except EOFError:
+      if f.tell() == at:
+        raise EOFError("no mark of its end") from None
       return
     yield at, message
 
@@ -332,8 +339,8 @@ def _of_arrow(f, part, wanted):
   else:
     _, first = next(_messages(f))
     schema = ipc.read_schema(first)
-    batches = (ipc.read_record_batch(message, schema) for at, message in _messages(f, part.start)
-               if message.type == "record batch" and (part.stop is None or at < part.stop))
+    ours = itertools.takewhile(lambda found: part.stop is None or found[0] < part.stop, _messages(f, part.start))
+    batches = (ipc.read_record_batch(message, schema) for _, message in ours if message.type == "record batch")
   for batch in batches:
     yield *_chosen(part.path, batch.schema.names, wanted), batch, batch.nbytes
 

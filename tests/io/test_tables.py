@@ -258,6 +258,22 @@ def test_what_is_damaged(tmp_path, name, damage, message):
   assert "\n" not in str(e.value) and str(e.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("name", ["stream.arrow", "file.arrow"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_cut_off_between_two_batches(tmp_path, name, encoded):
+  path = tmp_path / name
+  columns = {"a": [f"text {i}" for i in range(900)]}
+  if encoded:
+    columns["a"] = pyarrow.array(columns["a"]).dictionary_encode()
+  BINARY[name](pyarrow.table(columns), path)
+  assert tables.number_of_rows(path) == len(read(path)) == 900
+  with tables._opened(path, "arrow") as f:
+    *_, (last, _) = tables._messages(f)
+  path.write_bytes(path.read_bytes()[:last])
+  for call in (tables.parts, read):
+    assert "Arrow that cannot be read (no mark of its end)" in error(call, path)
+
+
 def test_damage_in_the_middle_is_found_when_it_is_read(tmp_path):
   path = tmp_path / "x.parquet"
   parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=300, compression="gzip")
@@ -271,6 +287,10 @@ def test_damage_in_the_middle_is_found_when_it_is_read(tmp_path):
 def test_tables_without_anything(tmp_path):
   parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.string())}), tmp_path / "rows.parquet")
   assert "rows.parquet: a table of no rows; leave it out" in error(tables.parts, tmp_path / "rows.parquet")
+  (tmp_path / "shards").mkdir()
+  (tmp_path / "rows.parquet").rename(tmp_path / "shards/a.parquet")
+  parquet.write_table(pyarrow.table({"a": ["x"]}), tmp_path / "shards/b.parquet")
+  assert [row for _, row in read(tmp_path / "shards")] == [{"a": "x"}] and len(tables.parts(tmp_path / "shards")) == 1
   parquet.write_table(pyarrow.table([["x"], ["y"]], ["a", "a"]), tmp_path / "twice.parquet")
   assert "twice.parquet: two columns of the name 'a'; rename one" in error(read, tmp_path / "twice.parquet")
   write_stream(pyarrow.table({}), tmp_path / "x.arrow")

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io import atomic, failures, flags
+from gtr_jax.io import atomic, flags
 from gtr_jax.io.bars import Bar
 from gtr_jax.prepare.passages import cache_folder
 from gtr_jax.prepare.sources import msmarco
@@ -104,7 +104,7 @@ def _kept(name: str, what: str, file: str, rows: Iterable[Any], count: Callable[
     except InputError:
       raise
     except Exception as e:  # Of the many downloads and formats behind it, each with errors of its own.
-      if failures.reason(e):  # The disk, say.
+      if isinstance(e, OSError) and e.errno is not None:  # The disk; of the network there is none.
         raise
       raise InputError(f"{name}: ir_datasets cannot give its {what} ({type(e).__name__}: {first_line(e):.200}); follow "
                        "what it says, and start again") from e
