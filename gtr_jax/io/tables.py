@@ -73,7 +73,9 @@ def files(path: str | os.PathLike) -> list[str]:
     return [text]
   first = next(number for number, piece in enumerate(place.parts) if not _WILD.isdisjoint(piece))
   base = epath.Path(*place.parts[:first]) if first else epath.Path(".")
-  found = sorted(os.fspath(file) for file in base.glob("/".join(place.parts[first:])) if not file.is_dir())
+  found = []
+  with contextlib.suppress(ValueError, NotImplementedError):  # Of folders below folders: **.
+    found = sorted(os.fspath(file) for file in base.glob("/".join(place.parts[first:])) if not file.is_dir())
   if not found:
     raise InputError(f"{text}: no such file, nor one of such a name; correct the path")
   return found
@@ -91,11 +93,13 @@ def _in_folder(folder: epath.Path) -> list[str]:
     if state.get("_indices_data_files") or state.get("_indices_files"):
       raise InputError(f"{folder}: a dataset whose rows are chosen by indices; write it anew with "
                        "datasets.load_from_disk(…).flatten_indices().save_to_disk(…)")
-    if named := [file["filename"] for file in state.get("_data_files") or ()]:
-      return [os.fspath(folder / name) for name in named]
-  found = sorted(os.fspath(path) for path in folder.iterdir() if not path.name.startswith((".", "cache-")) and
-                 path.name.removesuffix(next(filter(path.name.endswith, _COMPRESSED), "")).endswith(_ENDINGS)
-                 and not path.is_dir())
+    try:
+      named = [os.fspath(folder / file["filename"]) for file in state.get("_data_files") or ()]
+    except (TypeError, KeyError) as e:
+      raise InputError(f"{folder / 'state.json'}: not as datasets writes it; write the dataset anew") from e
+    if named:
+      return named
+  found = sorted(os.fspath(path) for path in folder.iterdir() if _is_named_as_table(path.name) and not path.is_dir())
   if not found:
     raise InputError(f"{folder}: a folder, where a file was expected, and no table ({', '.join(_ENDINGS)}) in it; name "
                      "the files in it")
@@ -104,6 +108,12 @@ def _in_folder(folder: epath.Path) -> list[str]:
     raise InputError(f"{folder}: files of several splits ({', '.join(sorted(splits))}); name those of one, such as "
                      f"'{folder}/*{min(splits, key=_SPLITS.index)}*'")
   return found
+
+
+def _is_named_as_table(name):
+  if name.startswith(".") or name.startswith("cache-") and name.endswith(".arrow"):  # What datasets.map has left.
+    return False
+  return name.removesuffix(next(filter(name.endswith, _COMPRESSED), "")).endswith(_ENDINGS)
 
 
 def _split(path):
@@ -162,11 +172,6 @@ def number_of_rows(path: str | os.PathLike) -> int | None:
     return None
   with _opened(path, of) as f:
     return sum(rows for _, rows in (_row_groups if of == PARQUET else _record_batches)(f))
-
-
-def is_table(path: str | os.PathLike) -> bool:
-  """Whether a path stands for tables, and not for a file of lines. Raises InputError as `files` and `kind`."""
-  return any(map(kind, files(path)))
 
 
 def read_values(part: Part, on_broken: OnBroken | None = None, wanted: Wanted = lambda names: names) -> Generator[

@@ -204,11 +204,14 @@ def test_folders_of_datasets(tmp_path):
   (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
   assert [row for _, row in read(tmp_path / "all")] == ROWS[:700]
   assert [row for _, row in read(tmp_path / "all" / "test")] == ROWS[:9]
-  assert tables.is_table(tmp_path / "all")
   (tmp_path / "all" / "train").rename(tmp_path / "elsewhere")
   assert [row for _, row in read(tmp_path / "all")] == ROWS[:9]
   (tmp_path / "elsewhere").rename(tmp_path / "all" / "other")
   assert "without a split 'train'; name the folder of one of its splits (other, test)" in error(read, tmp_path / "all")
+  (tmp_path / "all" / "test" / "state.json").write_text('{"_data_files": ["x.arrow"]}')
+  assert "state.json: not as datasets writes it" in error(read, tmp_path / "all" / "test")
+  (tmp_path / "all" / "test" / "state.json").write_text("[")
+  assert "state.json: not JSON" in error(read, tmp_path / "all" / "test")
   (tmp_path / "all" / "test" / "state.json").write_text('{"_indices_data_files": [{"filename": "i.arrow"}]}')
   assert "flatten_indices()" in error(read, tmp_path / "all" / "test")
 
@@ -223,13 +226,14 @@ def test_folders_and_patterns(tmp_path, monkeypatch):
   assert [row for _, row in read(tmp_path / "*/train-*.parquet")] == ROWS[:30]
   monkeypatch.chdir(tmp_path)
   assert tables.files("data*/train-0000[01]*") == [f"data [1]/train-0000{i}-of-00003.parquet" for i in range(2)]
+  assert "a**b: no such file" in error(tables.files, "a**b")
   assert error(tables.files, "data*/nothing*") == ("data*/nothing*: no such file, nor one of such a name; correct the "
                                                    "path")
   (folder / "test-00000-of-00001.parquet").write_bytes(b"")
   assert error(read, folder) == (f"{folder}: files of several splits (test, train); name those of one, such as "
                                  f"'{folder}/*train*'")
   (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
-  assert tables.files("x.jsonl") == ["x.jsonl"] and not tables.is_table("x.jsonl")
+  assert tables.files("x.jsonl") == ["x.jsonl"] and tables.kind("x.jsonl") == ""
   assert read("x.jsonl") == [("x.jsonl:1", {"a": 1})]
   assert tables.parts("x.jsonl") == [lines.Part("x.jsonl")]
   (tmp_path / "none").mkdir()
