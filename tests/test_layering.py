@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 # what stands above its own line, `errors` and the version; nothing of its own line or below.
 LAYERS = (
     {"values": ""},
-    {"io": "etils tqdm zstandard", "config": "gin"},
+    {"io": "etils pyarrow tqdm zstandard", "config": "gin"},
     {"parallel": "etils flax jax numpy"},
     {"losses": "jax", "collections": "etils numpy pyarrow", "text": "etils numpy sentencepiece",
      "checkpoints": "etils jax orbax", "models": "flax jax"},
-    {"prepare": "apache_beam etils google_crc32c numpy py7zr zstandard"},
+    {"prepare": "apache_beam etils google_crc32c ir_datasets numpy py7zr zstandard"},
     {"data": "etils google numpy sentencepiece seqio tensorflow tensorflow_datasets",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
     {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},

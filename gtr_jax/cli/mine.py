@@ -41,7 +41,8 @@ again. docs/mining.md says what a corpus of 8.8 million passages takes."""
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
-                 help="JSONL(.gz) of training pairs; without --collection, their passages are what is searched")
+                 help="JSONL(.gz) of training pairs, or a table of them (.parquet, .arrow, .csv, .tsv, a folder of "
+                 "these); without --collection, their passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
@@ -160,7 +161,8 @@ def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], docum
 def check(args: argparse.Namespace) -> Any:
   """The choice of negatives. Raises InputError where flags do not go together; nothing is read."""
   if not args.pairs and not args.collection:
-    raise InputError("give --pairs, training pairs as JSONL, or --collection, a corpus with judgements, or both")
+    raise InputError("give --pairs, training pairs as JSONL or a table, or --collection, a corpus with judgements, or "
+                     "both")
   if args.pairs and os.path.exists(os.path.join(args.pairs, "manifest.json")):
     raise InputError(f"--pairs {args.pairs}: what gtr-jax prepare wrote (TFRecord); mine reads pairs as JSONL: give "
                      "the file that they were prepared from")

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("on your pairs", "What is not given is chosen, and said: the run is in "
                                     "OUTPUT/config.gin as gin, and --gin_file and --gin. go on top.")
   group.add_argument("--pairs", nargs="+", action="extend", type=flags.path, metavar="FILE",
-                     help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz")
+                     help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz; or a table of them: .parquet, .arrow, .csv, "
+                     ".tsv, a folder of these, or one that datasets' save_to_disk wrote")
   group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
                      shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")
   group.add_argument("--output", type=flags.path, metavar="DIR",
@@ -86,7 +87,7 @@ def options(args: argparse.Namespace) -> Any:
       args.gin_bindings.append(f"MODEL_DIR={args.output!r}")
     return None
   if missing := [name for name in _NEEDED if getattr(args, name) is None]:
-    advice = {"pairs": "--pairs FILE, your pairs as lines of JSON",
+    advice = {"pairs": "--pairs FILE, your pairs as lines of JSON or a table",
               "init": "--init MODEL, such as sentence-transformers/gtr-t5-base, or t5_small for random weights",
               "output": "--output DIR, the folder of the run"}
     raise InputError("a run from pairs needs " + "; and ".join(advice[name] for name in missing))

@@ -25,12 +25,13 @@ the inputs. Interrupted or killed, the same command goes on where it stopped, an
 SOURCES = {
     "reddit": ("reddit", "posts and comments of Reddit, from dumps (RS_*.zst, RC_*.zst)"),
     "stack_exchange": ("stack_exchange", "questions and answers of Stack Exchange sites, from dumps (Posts.xml, .7z)"),
-    "pairs": ("pairs_jsonl", "JSONL of pairs, as sentence-transformers and others publish them"),
+    "pairs": ("pairs_jsonl", "pairs as sentence-transformers and others publish them: JSONL, Parquet, Arrow, CSV"),
     "msmarco": ("msmarco", "MS MARCO passages: queries, judgements, hard negatives in every published form"),
     "rocketqa": ("rocketqa", "MS MARCO and Natural Questions with RocketQA's denoised negatives"),
     "dpr": ("dpr", "Natural Questions, TriviaQA and SQuAD as DPR publishes them"),
     "nq_open": ("nq_open", "NQ-open: questions, answers, a run, and a table of passages"),
     "beir": ("beir_pairs", "training judgements of a collection in BEIR layout"),
+    "ir_datasets": ("ir_datasets_pairs", "training judgements of a data set of the package ir_datasets"),
 }
 
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = sources.add_parser(name, help=what, description=f"Prepares {name}: {what}.", module=module,
                                 allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = source.add_argument_group("every source")
-    default = "beir_ and the folder's name" if name == "beir" else name
+    default = {"beir": "beir_ and the folder's name", "ir_datasets": "ir_datasets_ and the name there"}.get(name, name)
     group.add_argument("--name", help=f"of the folder in the data folder (default: {default})")
     shared_flags.add_data_dir(group)
     shared_flags.add_quiet(group, argparse.SUPPRESS)  # `gtr-jax prepare --quiet SOURCE` sets it too.

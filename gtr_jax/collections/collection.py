@@ -2,10 +2,13 @@
 
     corpus.jsonl     queries.jsonl        qrels/SPLIT.tsv     (BEIR; each also compressed)
     collection.tsv   queries.SPLIT.tsv    qrels.SPLIT.tsv     (MS MARCO; likewise)
+
+or, in BEIR's, tables of the same columns: corpus.parquet, .arrow or .csv, or a folder `corpus` of them.
 """
 
 import dataclasses
 import hashlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +21,11 @@ from gtr_jax.errors import InputError
 from gtr_jax.io.paths import location
 
 _ENDINGS = ("", ".gz", ".zst", ".bz2", ".xz")
+_TABLES = (".parquet", ".arrow", ".feather", *(f".csv{ending}" for ending in _ENDINGS))
 _LAYOUT = "give a folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/<split>.tsv)"
+
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class Files(NamedTuple):
@@ -101,7 +108,7 @@ def files_of(folder: epath.PathLike, split: str) -> Files:
 def corpus_file(folder: epath.PathLike) -> epath.Path:
   """Raises InputError where there is none."""
   folder = location(folder)
-  if found := _find(folder, "corpus.jsonl") or _find(folder, "collection.tsv"):
+  if found := _find(folder, "corpus.jsonl") or _find(folder, "collection.tsv") or _table(folder, "corpus"):
     return found
   raise _missing(folder, "corpus.jsonl or collection.tsv")
 
@@ -109,7 +116,7 @@ def corpus_file(folder: epath.PathLike) -> epath.Path:
 def queries_file(folder: epath.PathLike, split: str) -> epath.Path:
   """Raises InputError where there is none."""
   folder = location(folder)
-  if found := _find(folder, "queries.jsonl") or _find(folder, f"queries.{split}.tsv"):
+  if found := _find(folder, "queries.jsonl") or _find(folder, f"queries.{split}.tsv") or _table(folder, "queries"):
     return found
   raise _missing(folder, f"queries.jsonl or queries.{split}.tsv")
 
@@ -117,7 +124,8 @@ def queries_file(folder: epath.PathLike, split: str) -> epath.Path:
 def qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
   """Raises InputError where there is none; names the splits that are there."""
   folder = location(folder)
-  if found := _find(folder, f"qrels/{split}.tsv") or _find(folder, f"qrels.{split}.tsv"):
+  found = _find(folder, f"qrels/{split}.tsv") or _find(folder, f"qrels.{split}.tsv")
+  if found := found or _table(folder, f"qrels/{split}"):
     return found
   if not folder.is_dir():
     raise _missing(folder, "")
@@ -131,11 +139,26 @@ def splits(folder: epath.PathLike) -> list[str]:
   folder = location(folder)
   names = {path.name.removeprefix("qrels.") for pattern in ("qrels/*.tsv*", "qrels.*.tsv*") for path in
            (folder.glob(pattern) if folder.exists() else ())}
-  return sorted({name.partition(".tsv")[0] for name in names if name.partition(".tsv")[2] in _ENDINGS})
+  found = {name.partition(".tsv")[0] for name in names if name.partition(".tsv")[2] in _ENDINGS}
+  for path in folder.glob("qrels/*") if folder.exists() else ():
+    ending = next(filter(path.name.endswith, _TABLES), None)
+    if ending or path.is_dir():
+      found.add(_SHARD.sub("", path.name.removesuffix(ending or "")))
+  return sorted(found)
 
 
 def _find(folder: epath.Path, name: str) -> epath.Path | None:
   return next((path for ending in _ENDINGS if (path := folder / f"{name}{ending}").exists()), None)
+
+
+def _table(folder: epath.Path, name: str) -> epath.Path | None:
+  """A table, a folder of tables, or a pattern of the files that a table is parted into."""
+  if found := next((path for ending in _TABLES if (path := folder / f"{name}{ending}").exists()), None):
+    return found
+  if (folder / name).is_dir():
+    return folder / name
+  pattern = f"{name}-*-of-*.parquet"
+  return folder / pattern if folder.exists() and any(folder.glob(pattern)) else None
 
 
 def _missing(folder: epath.Path, name: str) -> InputError:

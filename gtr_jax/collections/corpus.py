@@ -1,4 +1,4 @@
-"""Corpora: JSON lines (BEIR's corpus.jsonl) or TSV (MS MARCO's collection.tsv), plain or compressed."""
+"""Corpora: JSON lines (BEIR's corpus.jsonl), TSV (MS MARCO's collection.tsv), plain or compressed, or tables."""
 
 import array
 import os
@@ -10,9 +10,12 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import jsonl, lines, tables
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.paths import is_remote, location
+
+FIELDS = ("_id", "title", "text")
+"""Of an object or a row: what is read."""
 
 _WHITE_SPACE = re.compile(r"[ \t-\r]")  # What parts the columns of a run; published ids may hold other kinds.
 
@@ -140,7 +143,7 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
   """Reads and checks a corpus.
 
   Args:
-    path: of the file.
+    path: of the file, or of a folder of tables.
     allow_empty: keep documents with neither title nor text, for published collections that have some (Cranfield: two);
       otherwise they are an error.
     each: called with each document.
@@ -149,14 +152,13 @@ def read_corpus(path: epath.PathLike, *, allow_empty: bool = False,
     InputError: names file and line at the first document that is wrong.
   """
   path = location(path)
-  lines.size_of(path)
-  on_disk = not is_remote(path) and not lines.is_compressed(path)
+  on_disk = tables.has_lines(path) and not is_remote(path) and not lines.is_compressed(path)
   ids: list[str] = []
   titles: list[str] = []
   texts: list[str] = []
   seen: dict[str, int] = {}
   words, starts = array.array("i"), array.array("q")
-  rest = lines.read_lines(lines.Part(os.fspath(path)))
+  rest = tables.read_lines(lines.Part(os.fspath(path)), FIELDS)
   position = 0
   for number, line in enumerate(rest, 1):
     start, position = position, line.stop

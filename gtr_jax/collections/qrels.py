@@ -1,4 +1,4 @@
-"""Judgements: BEIR's qrels/SPLIT.tsv and TREC's (MS MARCO's qrels.train.tsv), plain or compressed."""
+"""Judgements: BEIR's qrels/SPLIT.tsv and TREC's (MS MARCO's qrels.train.tsv), plain or compressed, or tables."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import lines
+from gtr_jax.io import jsonl, lines, tables
 from gtr_jax.io.lines import OnBroken, Part
 from gtr_jax.io.paths import location
 
@@ -17,6 +17,8 @@ Qrels = dict[str, dict[str, int]]
 
 _GRADE = re.compile(r"([+-]?\d+)(\.0*)?")  # Tables write 1.0.
 _HEADERS = {"queryid", "qid", "query", "topic", "topicid"}
+_COLUMNS = (_HEADERS, {"corpusid", "docid", "did", "documentid", "passageid", "pid"},
+            {"score", "grade", "relevance", "label", "rel"})  # Of a table.
 
 
 class Judgement(NamedTuple):
@@ -32,13 +34,13 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
   """The judgements of a part of a file.
 
   With tabs or spaces between them: query, document and grade, under BEIR's header or none; query, 0, document and
-  grade, as TREC has it; or query and document alone, which are grade 1.
+  grade, as TREC has it; or query and document alone, which are grade 1. Of a table: columns of such names.
 
   Args:
     part: of a file.
     on_broken: is told of lines that are none of these; None: they are an InputError.
   """
-  rest, width = lines.read_text(part, on_broken), 0
+  rest, width = lines.read_text(part, on_broken) if tables.has_lines(part.path) else _of_table(part), 0
   for number, (place, line) in enumerate(rest, 1):
     fields = [field.strip() for field in line.split("\t")] if "\t" in line else lines.columns(line)
     if not any(fields):
@@ -69,8 +71,27 @@ def judgements_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Jud
     on_broken(place, wrong)
 
 
+def _of_table(part: Part) -> Iterator[tuple[str, str]]:
+  """(place, line) of the rows of a table."""
+  for place, row in tables.read_objects(part.path):
+    known = {_bare(name): name for name in row}
+    found = [next((known[name] for name in known if name in of), None) for of in _COLUMNS]
+    if None in found[:2]:
+      raise InputError(f"{place}: columns {', '.join(row)}; call those of query, document and grade query-id, "
+                       "corpus-id and score")
+    try:
+      ids = [jsonl.id_of(row, name) for name in found[:2] if name is not None]
+    except ValueError as e:
+      raise InputError(f"{place}: {e}") from e
+    yield place, "\t".join([*ids, *([str(row[found[2]])] if found[2] is not None else [])])
+
+
 def _is_header(name: str) -> bool:
-  return re.sub(r"[\W_]", "", name).lower() in _HEADERS
+  return _bare(name) in _HEADERS
+
+
+def _bare(name: str) -> str:
+  return re.sub(r"[\W_]", "", name).lower()
 
 
 def _as_number(name: str) -> str:
@@ -97,7 +118,6 @@ def read_qrels(path: epath.PathLike, query_ids: Container[str], doc_ids: Contain
   """
   qrels: Qrels = {}
   unknown, unknown_queries = [], []
-  lines.size_of(path)
   for place, query_id, doc_id, grade in judgements_in(Part(os.fspath(location(path)))):
     if query_id not in query_ids:
       unknown_queries.append(f"{place}: unknown query {query_id!r}; it is not in the queries file"

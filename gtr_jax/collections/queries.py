@@ -1,4 +1,4 @@
-"""Queries: JSON lines (BEIR's queries.jsonl) or TSV (MS MARCO's queries.train.tsv), plain or compressed."""
+"""Queries: JSON lines (BEIR's queries.jsonl), TSV (MS MARCO's queries.train.tsv), plain or compressed, or tables."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from gtr_jax.collections.corpus import broken, check_id, document_of
+from gtr_jax.collections.corpus import FIELDS, broken, check_id, document_of
 from gtr_jax.errors import InputError
-from gtr_jax.io import lines
+from gtr_jax.io import tables
 from gtr_jax.io.lines import OnBroken, Part
 from gtr_jax.io.paths import location
 
@@ -22,13 +22,14 @@ class Query(NamedTuple):
 
 
 def queries_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Query]:
-  """The queries of a part of a file: JSON objects with `_id` and `text`, or id and text with a tab between them.
+  """The queries of a part of a file: JSON objects or rows of a table with `_id` and `text`, or id and text with a tab
+  between them.
 
   Args:
     part: of a file.
     on_broken: is told of lines that are neither; None: they are an InputError.
   """
-  rest = lines.read_lines(part)
+  rest = tables.read_lines(part, FIELDS)
   for line in rest:
     if not line.data.strip():
       continue
@@ -43,7 +44,6 @@ def queries_in(part: Part, on_broken: OnBroken | None = None) -> Iterator[Query]
 
 def read_queries(path: epath.PathLike) -> tuple[list[str], list[str]]:
   """(ids, texts) of a whole file of queries. Raises InputError with file and line at the first that is wrong."""
-  lines.size_of(path)
   texts: dict[str, str] = {}
   for place, query_id, text in queries_in(Part(os.fspath(location(path)))):
     try:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from gtr_jax.io import atomic, bars, data_root, lines
+from gtr_jax.io import atomic, bars, data_root, lines, tables
 from gtr_jax.io.json_file import read_json
 from gtr_jax.prepare import engine, manifests, records
 from gtr_jax.prepare.interface import Source
@@ -169,9 +169,12 @@ def _up_to(multiple: int, number: int) -> int:
 
 
 def _estimated_pairs(paths: tuple[str, ...]) -> float:
-  """Lines of the files, from the first bytes of each."""
+  """Rows of the files, of lines from the first bytes of each."""
   count = 0.0
-  for path in paths:
+  for path in itertools.chain(*map(tables.files, paths)):
+    if (rows := tables.number_of_rows(path)) is not None:
+      count += rows
+      continue
     size_of_file = lines.size_of(path)  # Which says first whether there is one.
     with lines.open_file(path) as f:
       first = f.read(_FIRST_BYTES)

@@ -145,8 +145,8 @@ def _gin(options: Options, pairs: data.Pairs, begin: start.Start, lengths: Mappi
 
 def _trained_on(options: Options, pairs: data.Pairs) -> dict[str, Any]:
   """For the model card, which is published: no folders."""
-  files = ["pairs in memory" if os.path.basename(os.path.dirname(path)) == data.IN_MEMORY else os.path.basename(path)
-           for path in options.pairs.paths]
+  files = ["pairs in memory" if os.path.basename(os.path.dirname(path)) == data.IN_MEMORY else
+           os.path.basename(os.path.normpath(path)) for path in options.pairs.paths]
   return {"task": pairs.name, "files": files, "pairs": pairs.train,
           "fields": [fields.partition("; not read: ")[0] for fields in pairs.fields], "held_out": dict(pairs.sizes)}
 

@@ -1,5 +1,6 @@
 """`gtr_jax.train`: from pairs in files or in memory to a trained model, from Python."""
 
+import glob
 import hashlib
 import json
 import os
@@ -17,8 +18,8 @@ from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, field_names
 from gtr_jax.training import run as training_run
 from gtr_jax.values.check import check, shortened
 
-_EXPECTED = ("the path of a file of JSON lines, or a list of paths, of tuples (query, passage, …) or of dicts such as "
-             '{"query": …, "positive": …}')
+_EXPECTED = ("the path of a file of JSON lines or of a table, or a list of paths, of tuples (query, passage, …) or "
+             'of dicts such as {"query": …, "positive": …}')
 
 
 def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathLike[str],
@@ -37,8 +38,8 @@ def train(pairs: str | os.PathLike[str] | Iterable[Any], *, init: str | os.PathL
   >>> model = gtr_jax.train([("a question", "its answer"), …], init="runs/mine", output="runs/more", epochs=1)
 
   Args:
-    pairs: a file or files of JSON lines, as `gtr-jax prepare pairs` reads them; or the pairs themselves: sequences
-      (query, passage, hard negatives …) or mappings with such fields as "query", "positive" and "negatives".
+    pairs: a file or files of JSON lines, or tables, as `gtr-jax prepare pairs` reads them; or the pairs themselves:
+      sequences (query, passage, hard negatives …) or mappings with such fields as "query", "positive" and "negatives".
     init: the model to start from, as for `gtr_jax.load`; or a size such as "t5_small", with random weights.
     output: the folder of the run.
     query: the field or fields of the query, where their names are not known; `passage` and `negatives` likewise.
@@ -106,7 +107,7 @@ def _collections(given: Any) -> tuple[str, ...]:
 
 def _file(path: str | os.PathLike[str]) -> str:
   place = expanded(path)
-  if not is_remote(place) and not os.path.exists(place):  # Or the texts of pairs that are none.
+  if not (is_remote(place) or os.path.exists(place) or glob.glob(place)):  # Or the texts of pairs that are none.
     raise InputError(f"pairs: {shortened(os.fspath(path))}: no such file; give {_EXPECTED}")
   return place
 

@@ -17,11 +17,12 @@ from etils import epath
 
 from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, jsonl
+from gtr_jax.io import atomic, jsonl, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
 from gtr_jax.parallel import processes
 from gtr_jax.prepare.decontaminate import Tested
+from gtr_jax.prepare.sources.pair_fields import texts_of
 from gtr_jax.text.answers import answer_forms, contains_answer
 from gtr_jax.text.near_text import are_near
 from gtr_jax.text.same_text import hash_key, text_key
@@ -117,10 +118,10 @@ class Mined(NamedTuple):
 
 
 def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iterator[Pair]:
-  """Yields the pairs of a JSONL(.gz) file.
+  """Yields the pairs of a file of JSON lines or of tables.
 
   Args:
-    path: of the file.
+    path: of the file, or of a folder of tables.
     fields: of an object.
     own_passages: the passages of the pairs are what is searched (see `passages_of`), and not a corpus of which
       `fields.passage_id` names the documents.
@@ -129,7 +130,7 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
     InputError: a line is malformed, or has no query or no passage; or there is none, or none has the ids asked for.
   """
   number, without = 0, {name for name in (fields.query_id, fields.passage_id) if name is not None}
-  for number, (place, record, _) in enumerate(jsonl.read_objects(path), start=1):  # noqa: B007  (read below)
+  for number, (place, record) in enumerate(tables.read_objects(path), start=1):  # noqa: B007  (read below)
     try:
       query, passage = jsonl.text_of(record, fields.query), jsonl.text_of(record, fields.passage)
       if not query.strip() or not passage.strip():
@@ -152,8 +153,8 @@ def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iter
 
 def _answers(record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
   value = [] if name is None else record.get(name)
-  if isinstance(value, str):
-    value = [value]
+  if isinstance(value, str) and name is not None:
+    value = texts_of(record, name)
   if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
     raise ValueError(f'"{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
   return tuple(value)

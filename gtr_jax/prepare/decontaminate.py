@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 
 from gtr_jax.collections.collection import corpus_file, qrels_file, queries_file, splits
-from gtr_jax.collections.corpus import broken, document_of
+from gtr_jax.collections.corpus import FIELDS, broken, document_of
 from gtr_jax.collections.qrels import judgements_in
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, data_root, lines
+from gtr_jax.io import atomic, data_root, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import location
 from gtr_jax.text.same_text import text_key
@@ -91,7 +91,7 @@ def load(path: str) -> Tested:
 
 def files_of(collection: str) -> list[str]:
   """The files of a collection that are read. Raises InputError where one is missing."""
-  return [file for folder in _folders(collection) for file in _files(folder)]
+  return [file for folder in _folders(collection) for path in _files(folder) for file in tables.files(path)]
 
 
 def _folders(collection: str) -> list[epath.Path]:
@@ -122,7 +122,7 @@ def _tested(folder: epath.Path) -> Iterator[tuple[str, str, str, str]]:
     raise InputError(f"{', '.join(qrels)}: no judgements; decontamination needs them")
   for kind, path, wanted in (("query", queries, asked), ("document", corpus, relevant)):
     missing = set(wanted)
-    rest = lines.read_lines(Part(path))
+    rest = tables.read_lines(Part(path), FIELDS)
     for line in rest:
       if not line.data.strip():
         continue

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, data_root, lock
+from gtr_jax.io import atomic, data_root, lock, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
@@ -173,9 +173,13 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
   plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
   without = itertools.chain(*(manifests.shards(name) for name in settings.without))
   parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
-  size = sum(transforms.size_of(part) * (COMPRESSION if is_compressed(part.path) else 1) for part in parts)
+  size = sum(transforms.size_of(part) * (COMPRESSION if _is_packed(part) else 1) for part in parts)
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
              min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
+
+
+def _is_packed(part: transforms.Shard | Part) -> bool:
+  return is_compressed(part.path) or isinstance(part, Part) and part.kind == tables.PARQUET
 
 
 def _run_all(job: Job, number: int, max_broken: float) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gtr_jax.collections.corpus import Document, document_of, full_text
+from gtr_jax.collections.corpus import FIELDS, Document, document_of, full_text
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, data_root, jsonl, lines
+from gtr_jax.io import atomic, data_root, jsonl, lines, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.line_table import LineTable
@@ -101,7 +101,8 @@ def open_table(path: str, cache: str, columns: str = "") -> PassageTable:
   """The passages of a file, which is indexed if it was not yet.
 
   Args:
-    path: JSONL with `_id`, `title` and `text`, or TSV; also .gz, .zst, .bz2 or .xz, which is unpacked into the cache.
+    path: JSONL with `_id`, `title` and `text`, or TSV; also .gz, .zst, .bz2 or .xz, or tables, which are unpacked into
+      the cache.
     cache: the folder in which indexes are kept, by the file's path, size and time.
     columns: of a TSV, one of `COLUMNS`. Empty: told by a header (DPR's `id text title`), or id and text where there are
       two. Where text comes before the title, fields are quoted as CSV quotes them, as DPR writes its file.
@@ -112,8 +113,9 @@ def open_table(path: str, cache: str, columns: str = "") -> PassageTable:
   if path.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
     raise InputError(f"{path}: an archive of files; unpack it first (tar -xf, unzip) and name the file in it")
   path = os.fspath(location(path))
-  size = lines.size_of(path)
-  key = json.dumps([_FORMAT, os.path.abspath(path), size, os.stat(path).st_mtime_ns, columns])
+  files = tables.files(path)
+  size, when = sum(map(lines.size_of, files)), max(os.stat(file).st_mtime_ns for file in files)
+  key = json.dumps([_FORMAT, os.path.abspath(path), size, when, columns])
   folder = Path(location(cache)) / f"passages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
   if not (folder / "meta.json").exists():
     shutil.rmtree(folder, ignore_errors=True)  # Of ours, and of no use without its meta.json.
@@ -127,12 +129,12 @@ _opened = functools.lru_cache(maxsize=8)(PassageTable)
 
 def _index(path, size, columns, folder):
   """Writes starts.npy (and hashes.npy, rows.npy; text, if it is compressed) and, last, meta.json."""
-  unpacked = lines.is_compressed(path)
+  unpacked = lines.is_compressed(path) or not tables.has_lines(path)
   starts, hashes, first, broken, position = array.array("q"), None, None, 0, 0
   broken_places: list[str] = []
   with (open(folder / "text" if unpacked else os.devnull, "wb") as copy,
         Bar(size, f"index {os.path.basename(path)}", "B", leave=False, delay=1) as bar, lines.on_bytes(bar.update)):
-    for number, read in enumerate(lines.read_lines(Part(path)), 1):
+    for number, read in enumerate(tables.read_lines(Part(path), FIELDS), 1):
       place, line, stop, ended = read
       if unpacked:
         copy.write(line + b"\n")

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import table_files
 
-from gtr_jax.collections.collection import read_collection, read_documents
+from gtr_jax.collections.collection import read_collection, read_documents, splits
 from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
 
@@ -203,3 +204,60 @@ def test_what_is_missing_is_named(folder, tmp_path):
   (folder / "queries.jsonl").write_text("")
   (folder / "corpus.jsonl").write_text(jsonl(CORPUS))
   assert "queries.jsonl: is empty" in error(read_collection, folder)
+
+
+TABLES = {"parquet": ("corpus.parquet", "queries.parquet", "qrels/test.parquet"),
+          "arrow": ("corpus.arrow", "queries.feather", "qrels/test.arrow"),
+          "csv": ("corpus.csv", "queries.csv", "qrels/test.csv"),
+          "folders": ("corpus", "queries", "qrels/test"),
+          "shards": ("corpus", "queries.parquet", "qrels/test-00000-of-00001.parquet")}
+
+
+def write_tables(folder, kind, corpus=CORPUS, queries=QUERIES):
+  """A collection as tables."""
+  qrels = [dict(zip(("query-id", "corpus-id", "score"), line.split("\t"), strict=True))
+           for line in QRELS.splitlines()[1:]]
+  (folder / "qrels").mkdir(parents=True)
+  for name, rows in zip(TABLES[kind], (corpus, queries, [row | {"score": float(row["score"])} for row in qrels]),
+                        strict=True):
+    write = {"parquet": table_files.write_parquet, "csv": table_files.write_text}.get(name.rpartition(".")[2])
+    if "." not in name:
+      write = table_files.write_shards if kind == "shards" else table_files.write_dataset
+    (write or table_files.write_stream)(folder / name, [{**dict.fromkeys(rows[0]), **row} for row in rows])
+  return folder
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables(folder, tmp_path, kind):
+  """The same collection, whatever its form."""
+  expected = read_collection(folder)
+  found = read_collection(write_tables(tmp_path / kind, kind))
+  assert found.hash == expected.hash and found.words.tolist() == expected.words.tolist()
+  assert list(found.documents.full_texts()) == list(expected.documents.full_texts())
+  assert read_documents(tmp_path / kind).ids == expected.documents.ids
+  assert splits(tmp_path / kind) == ["test"]
+  assert "qrels/dev.tsv: no such file" in error(read_collection, tmp_path / kind, "dev")
+
+
+def test_ids_of_a_table_may_be_numbers(tmp_path):
+  corpus = [{"_id": i, "text": f"text {i}", "vector": [0.5, 1.5]} for i in range(3)]
+  write_tables(tmp_path / "x", "parquet", corpus, [{"_id": 7, "text": "q"}])
+  table_files.write_parquet(tmp_path / "x/qrels/test.parquet", [{"qid": 7.0, "doc_id": 2}])
+  assert read_collection(tmp_path / "x").qrels == {"7": {"2": 1}}
+
+
+@pytest.mark.parametrize("name, rows, message", [
+    ("corpus.parquet", [{"_id": "d1", "text": "a"}, {"_id": "d1", "text": "b"}],
+     "corpus.parquet:row 2: duplicate _id 'd1', first at line 1"),
+    ("corpus.parquet", [{"id": "d1", "text": "a"}], "corpus.parquet:row 1: no \"_id\", only 'id', 'text'"),
+    ("queries.parquet", [{"_id": "q1", "text": None}], 'queries.parquet:row 1: "text" is null'),
+    ("qrels/test.parquet", [{"query": "q1", "passage": "d1"}],
+     "test.parquet:row 1: columns query, passage; call those of query, document and grade query-id, corpus-id and"),
+    ("qrels/test.parquet", [{"query-id": "q1", "corpus-id": "d1", "score": 0.5}],
+     "test.parquet:row 1: the grade '0.5' is not a whole number"),
+    ("qrels/test.parquet", [{"query-id": "q1", "corpus-id": 1.5}], 'test.parquet:row 1: "corpus-id": 1.5 is no id'),
+])
+def test_rows_that_are_wrong(tmp_path, name, rows, message):
+  write_tables(tmp_path / "x", "parquet")
+  table_files.write_parquet(tmp_path / "x" / name, rows)
+  assert message in error(read_collection, tmp_path / "x")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+import table_files
 from tiny_model_dir import sentence, write_collection, write_model_dir
 
 import gtr_jax
@@ -175,6 +176,20 @@ def test_where_pairs_are_prepared(place, monkeypatch):
   assert said[0].endswith(f"; prepared in {place / 'data' / name}")
   monkeypatch.setenv("HOME", str(place))
   assert configured(place, place / "model")[2][0].endswith(f"; prepared in ~/data/{name}")
+
+
+@pytest.mark.parametrize("form", ["x.parquet", "x.csv", "dataset"])
+def test_tables(place, tmp_path, form):
+  """The same pairs are held out, and the same are trained on; how many there are is known before."""
+  rows = [json.loads(line) for line in (place / "my.jsonl").read_text().splitlines()]
+  of_lines = data.prepare(PairsJsonl((str(place / "my.jsonl"),)), 0.1)
+  path = table_files.write(tmp_path, form, rows)
+  of_table = data.prepare(PairsJsonl((path,)), None)
+  assert list(data.sample(of_table.name, "train")) == list(data.sample(of_lines.name, "train"))
+  assert of_table.validation == of_lines.validation > 0 and of_table.fields == of_lines.fields
+  assert data._estimated_pairs((path,)) == (PAIRS + 1 if form == "x.csv" else PAIRS)
+  with pytest.raises(InputError, match="no such model"):  # The path was understood.
+    gtr_jax.train(f"{tmp_path}/*", init=str(tmp_path / "nothere"), output=str(tmp_path / "out"))
 
 
 def test_held_out_is_whole_queries(place):

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import table_files
 from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 
 from gtr_jax.cli.main import main
@@ -408,3 +409,22 @@ def test_broken_msmarco_files(tmp_path, capsys, file, text, message):
       (tmp_path / name).write_text(content)
   assert mine(tmp_path, collection=tmp_path)[0] == 2
   assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", table_files.FORMS)
+def test_pairs_in_a_table(tmp_path, form):
+  """As in JSON lines; the output has all their columns."""
+  flags = {"num_negatives": 2, "answers_field": "answers"}
+  pairs = [pair | {"source": f"of {i}", "answers": [f"habitat {'one' * (i % 2)}"]} for i, pair in enumerate(PAIRS)]
+  expected = mined(tmp_path, pairs, **flags)
+  if form in ("x.csv", "x.tsv"):
+    expected = [record | {"answers": json.dumps(record["answers"])} for record in expected]
+  path = table_files.write(tmp_path, form, pairs)
+  assert mine(tmp_path, pairs=path, output="table.jsonl", **flags) == (0, expected)
+  assert any(record["negatives"] for record in expected)
+
+
+def test_a_table_that_is_no_pairs(tmp_path, capsys):
+  path = table_files.write(tmp_path, "x.parquet", [{"query": "a", "positive": None}])
+  assert mine(tmp_path, pairs=path) == (2, None)
+  assert f'{path}:row 1: "positive" is null' in capsys.readouterr().err

@@ -9,6 +9,7 @@ import gzip
 import json
 
 import pytest
+import table_files
 from prepared_in_memory import prepared
 
 from gtr_jax.errors import InputError
@@ -135,3 +136,23 @@ def test_missing_files(folder):
   write_qrels(folder, "train")
   with pytest.raises(InputError, match="train.tsv: no judgements in it"):
     run(folder)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "folder"])
+def test_a_collection_of_tables(folder, tmp_path, form):
+  write_qrels(folder, "dev", "q2 d4 1")
+  expected, counts = run(folder)
+  tables, ending = tmp_path / "tables" / "fiqa", "" if form == "folder" else f".{form}"
+  (tables / "qrels").mkdir(parents=True)
+  writers = {"csv": table_files.write_text, "parquet": table_files.write_parquet, "folder": table_files.write_dataset}
+  write = writers[form]
+  for name in ("corpus", "queries"):
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    write(tables / f"{name}{ending}", list(map(json.loads, lines)))
+  for split in ("train", "dev"):
+    header, *rows = (line.split("\t") for line in (folder / f"qrels/{split}.tsv").read_text().splitlines())
+    write(tables / f"qrels/{split}{ending}", [dict(zip(header, row, strict=True)) for row in rows])
+  found, of_tables = run(tables)
+  key = lambda example: example[:4]  # noqa: E731
+  assert sorted(found, key=key) == sorted(expected, key=key) and of_tables.reasons == counts.reasons
+  assert {example.split for example in found} == {"train", "validation"}

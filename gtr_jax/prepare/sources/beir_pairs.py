@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = __doc__
   parser.add_argument("folder", type=flags.path, metavar="DIR",
                       help="also below the data folder (beir/scifact): corpus.jsonl, queries.jsonl (each also as .gz) "
-                      "and qrels/train.tsv, as BEIR publishes "
-                      "nq-train, hotpotqa, fever, fiqa, nfcorpus, scifact and msmarco. qrels/dev.tsv, where it is "
-                      "there, becomes the validation split. What is judged with grade 0 becomes a negative")
+                      "and qrels/train.tsv, or tables of these columns, as BEIR publishes nq-train, hotpotqa, fever, "
+                      "fiqa, nfcorpus, scifact and msmarco. qrels/dev.tsv, where it is there, becomes the validation "
+                      "split. What is judged with grade 0 becomes a negative")
   parser.add_argument("--split", default="train", metavar="NAME", help="train on qrels/NAME.tsv (default: %(default)s)")
   parser.add_argument("--validation_split", metavar="NAME",
                       help="validate on qrels/NAME.tsv; '' for none (default: dev, where it is there)")

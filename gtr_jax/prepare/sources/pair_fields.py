@@ -32,6 +32,9 @@ _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_scor
 # think of it.
 _SCORED = {"positive", "passage", "document", *_POSITIVES}
 _POSTS = (("title", "body"), ("title", "text"), ("title", "abstract"), ("title_body", "upvoted_answer"))
+_SEVERAL = re.compile(r"neg|.*s")  # Names of what may be a list, also where all cells are texts.
+_LIST_BEGINS = re.compile(r"""\s*\[\s*(["'\]{]|$)""")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MEANING = {"neg", "negs", "negative", "negatives", "label", "labels", "score", "scores", "relevance", "relevant",
             "irrelevant", "grade", "grades", "judgement", "judgment", "similarity", "duplicate", "distractor",
             "distractors", "incorrect", "wrong"}  # Words of a name.
@@ -184,12 +187,41 @@ def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int)
 
 
 def _numbers(value: Any, name: str) -> list[float]:
+  if isinstance(value, str):  # Of a table whose cells are all texts.
+    value = value.strip()
+    value = _parsed(value, name) if value.startswith("[") else value or None
   values = value if isinstance(value, list) else [] if value is None else [value]
   for one in values:
-    if isinstance(one, bool) or not isinstance(one, int | float):
+    is_number = _NUMBER.fullmatch(one) if isinstance(one, str) else isinstance(one, int | float)
+    if isinstance(one, bool) or not is_number:
       raise ValueError(f"field {name!r} has {jsonl.kind_of(one)} ({one!r:.40}), where a number is expected; correct "
                        f"it, or {_leave_out(name)}")
   return list(map(float, values))
+
+
+def texts_of(row: Mapping[str, Any], name: str) -> list[Any]:
+  """The texts of a field that has one or a list of them, or none.
+
+  A text that is itself a list of JSON, in a field whose name is of several, is that list: tables whose cells are all
+  texts hold lists so.
+
+  Raises:
+    ValueError: it begins as such a list, and is none.
+  """
+  value = row[name]
+  if isinstance(value, str) and _SEVERAL.fullmatch(name) and _LIST_BEGINS.match(value) and value.rstrip().endswith("]"):
+    value = _parsed(value, name)
+  return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _parsed(text: str, name: str) -> list[Any]:
+  try:
+    value = jsonl.parse(text.encode(errors="surrogatepass"))
+  except ValueError as e:
+    raise ValueError(f"field {name!r} begins as a list, and is {e}; write it as JSON: json.dumps([…])") from e
+  if not isinstance(value, list):
+    raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, where a list is expected")
+  return value
 
 
 def passage_text(value: Any) -> Any:

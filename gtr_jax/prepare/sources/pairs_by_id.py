@@ -14,7 +14,7 @@ from typing import Any
 from gtr_jax.collections.qrels import judgements_in
 from gtr_jax.collections.queries import queries_in
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, lines
+from gtr_jax.io import jsonl, lines, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import pickles
 from gtr_jax.prepare.interface import Counts, Example, what_is_wrong
@@ -73,10 +73,10 @@ class JudgedPairs:
   def parts(self) -> list[Part]:
     if self.scores and not self.negatives:
       raise InputError(f"{self.scores}: scores of negatives, and no negatives; give --negatives FILE too")
-    parts = lines.line_parts([self.qrels], kind="train")
+    parts = _parts([self.qrels], "train")
     if self.validation_qrels:
-      parts += lines.line_parts([self.validation_qrels], kind="validation")
-    parts += lines.line_parts(self.queries, kind="queries") + lines.line_parts(self.negatives, kind="negatives")
+      parts += _parts([self.validation_qrels], "validation")
+    parts += _parts(self.queries, "queries") + lines.line_parts(self.negatives, kind="negatives")
     if self.scores:
       pickled = ".pkl" in os.path.basename(self.scores)
       lines.size_of(self.scores)
@@ -87,7 +87,11 @@ class JudgedPairs:
     if self.systems:
       collection_files.check_systems(self.negatives, self.systems)
     # Nothing is read of these, but they are inputs too.
-    return parts + [Part(path, kind="passages") for path in (self.passages, self.titles) if path]
+    for kind, path in (("passages", self.passages), ("titles", self.titles)):
+      if path:
+        first, *others = tables.files(path)
+        parts += [Part(first, kind=kind), *(Part(other, kind="more passages") for other in others)]
+    return parts
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Any]]:
     if part.kind == "queries":
@@ -98,10 +102,10 @@ class JudgedPairs:
       yield from self._triples(part, counts)
     elif part.kind == "scores":
       yield from _read_scores(part, counts)
-    elif part.kind == "passages":
-      table = self._tables()[part.path == self.titles]
+    elif part.kind in ("passages", "titles"):
+      table = self._tables()[part.kind == "titles"]
       counts.update({"broken": table.broken} if table.broken else {}, table.broken_places)
-    else:
+    elif part.kind != "more passages":
       for _, query_id, passage_id, grade in judgements_in(part, counts.broken):
         yield query_id, ["judged", part.kind, passage_id, grade]
 
@@ -227,6 +231,13 @@ class JudgedPairs:
   def _candidates(self):
     """How many triples of a query to keep: more than are needed where scores will drop some."""
     return (self.num_negatives * (10 if self.scores else 2)) or None
+
+
+def _parts(paths: Iterable[str], kind: str) -> list[Part]:
+  """Of lines, or each whole file of a table."""
+  return [part for path in paths for part in (
+      lines.line_parts([path], kind=kind) if tables.has_lines(path) else
+      [Part(file, kind=kind) for file in tables.files(path)])]
 
 
 def _score(value: Any) -> float:

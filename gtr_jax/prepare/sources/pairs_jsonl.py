@@ -1,4 +1,4 @@
-"""Pairs that others have made already, one JSON value a line.
+"""Pairs that others have made already, one JSON value a line, or one row of a table.
 
 The kinds are those of sentence-transformers/embedding-training-data (its card, "Data Format") and of
 flax-sentence-embeddings/stackexchange_* on the Hugging Face hub; any other names of fields can be given.
@@ -12,16 +12,25 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import flags, jsonl, lines
+from gtr_jax.io import flags, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import Negative, with_negatives
 from gtr_jax.prepare.sources.html_text import html_to_text
-from gtr_jax.prepare.sources.pair_fields import Meaning, Named, check_meaning, label_of, meaning, passage_text, scores
+from gtr_jax.prepare.sources.pair_fields import (
+    Meaning,
+    Named,
+    check_meaning,
+    label_of,
+    meaning,
+    passage_text,
+    scores,
+    texts_of,
+)
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
@@ -54,7 +63,7 @@ class _Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PairsJsonl:
-  """JSON lines of pairs; each line may be of another kind.
+  """JSON lines of pairs, each of which may be of another kind, or tables, whose rows are as objects.
 
   | line | pairs |
   |---|---|
@@ -69,7 +78,7 @@ class PairsJsonl:
   `pair_fields` knows the names. A passage may be an object with `title` and `text`.
 
   Attributes:
-    paths: .jsonl, plain (read on all cores) or .gz, .zst, .bz2, .xz.
+    paths: .jsonl, plain (read on all cores) or .gz, .zst, .bz2, .xz; tables and folders of them, as `io.tables` reads.
     query: fields of the query, if they are none of these; several are joined with a space.
     passage: fields of the passage. The two go together.
     negatives: field of the negatives: a text or a list of them.
@@ -105,29 +114,45 @@ class PairsJsonl:
         raise InputError(f"--{name} goes with --query and --passage; name those fields too")
 
   def parts(self) -> list[Part]:
-    """Byte ranges of plain files, archives whole. Raises InputError where a file begins with another kind of line."""
+    """As `tables.parts`. Raises InputError where a file begins with another kind of line."""
     if not self.paths:
-      raise InputError("no file is named; give .jsonl files of pairs")
-    parts = []
-    for path in self.paths:
-      file_parts = lines.line_parts([path])
+      raise InputError("no file is named; give .jsonl files or tables of pairs")
+    parts = [part for path in self.paths for part in tables.parts(path)]
+    for part in parts:
+      if part.start:
+        continue
       counts = Counts()
-      with contextlib.closing(jsonl.read_values(file_parts[0]._replace(stop=None), counts.broken)) as rows:
-        first = list(itertools.islice(rows, _LOOKED_AT)) or [(path, None)]
+      with contextlib.closing(self._rows(part._replace(stop=None), counts)) as rows:
+        first = list(itertools.islice(rows, _LOOKED_AT)) or [(part.path, None)]
       place, row = first[0]
       if row is None and counts.places:
         raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
       try:
         self._pairs(row)
       except ValueError as e:
-        raise InputError(f"{place}: {e}; expected {_KINDS}, "
+        of_table = "the first line of CSV and TSV names their columns; " * (part.kind in (tables.CSV, tables.TSV))
+        raise InputError(f"{place}: {e}; {of_table}expected {_KINDS}, "
                          "or name the fields with --query and --passage") from e
       for name in filter(None, (self.query_id, self.passage_id)):
         if not any(isinstance(row, dict) and name in row for _, row in first):
           raise InputError(f"{place}: no field {name!r}, nor in the lines behind it, only "
                            f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
-      parts += file_parts
     return parts
+
+  def _rows(self, part: Part, counts: Counts) -> Generator[tuple[str, Any]]:
+    """(place, value); what is broken is counted."""
+    return tables.read_values(part, counts.broken, self._wanted)
+
+  def _wanted(self, names: Sequence[str]) -> Collection[str]:
+    """Which of the columns of a table are read."""
+    read = ["set", "texts", self.query_id, self.passage_id]
+    with contextlib.suppress(ValueError):  # What is wrong is said of each row.
+      read += meaning(dict.fromkeys(names), self._named).fields
+    return read
+
+  @property
+  def _named(self) -> Named:
+    return Named(self.query, self.passage, self.negatives, self.ignore)
 
   def fields(self) -> list[str]:
     """What is taken for what in the first lines of each file, for the user: a text for every kind of line.
@@ -136,10 +161,10 @@ class PairsJsonl:
       InputError: a file is missing or damaged.
     """
     kinds: dict[Meaning | str, dict[str, None]] = {}  # With all fields that lines of the kind have.
-    for part in lines.line_parts(self.paths):
+    for part in (part for path in self.paths for part in tables.parts(path)):
       if part.start:
         continue
-      with contextlib.closing(jsonl.read_values(part._replace(stop=None), Counts().broken)) as rows:
+      with contextlib.closing(self._rows(part._replace(stop=None), Counts())) as rows:
         for _, row in itertools.islice(rows, _SHOWN_LINES):
           with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
             self._pairs(row)
@@ -166,7 +191,7 @@ class PairsJsonl:
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Example]]:
     """Yields ("", example)."""
-    for place, row in jsonl.read_values(part, counts.broken):
+    for place, row in self._rows(part, counts):
       try:
         pairs = self._pairs(row)
         examples = self._examples(pairs, counts)
@@ -193,7 +218,7 @@ class PairsJsonl:
         if is_one:
           check_meaning([name for name in row if name != shape], self.ignore)
           return shape
-    return meaning(row, Named(self.query, self.passage, self.negatives, self.ignore))
+    return meaning(row, self._named)
 
   def _pairs(self, row: Any) -> list[_Pair]:
     """Of one line. Raises ValueError that says what is wrong with it."""
@@ -214,8 +239,8 @@ class PairsJsonl:
 
   def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[_Pair]:
     query = _joined(row, kind.query)
-    passages = _listed(row[kind.passage[0]]) if kind.several else [_joined(row, kind.passage)]
-    negatives = [negative for name in kind.negatives for negative in _listed(row[name])]
+    passages = texts_of(row, kind.passage[0]) if kind.several else [_joined(row, kind.passage)]
+    negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
     of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
     is_negative = bool(kind.label) and row[kind.label] is not None and not label_of(row[kind.label], kind.label)
     ids = _identifier(row, self.query_id), _identifier(row, self.passage_id)
@@ -278,18 +303,17 @@ def _identifier(row, name):
     raise ValueError(f"field {name!r}: {e}") from e
 
 
-def _listed(value):
-  return [] if value is None else value if isinstance(value, list) else [value]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of `gtr-jax prepare pairs`."""
   parser.epilog = """\
 examples:
   gtr-jax prepare pairs gooaq_pairs.jsonl.gz --name gooaq
-  gtr-jax prepare pairs docs.jsonl --query headline --passage intro,text --passage_id url --name docs"""
+  gtr-jax prepare pairs docs.jsonl --query headline --passage intro,text --passage_id url --name docs
+  gtr-jax prepare pairs 'data/train-*.parquet' --name published"""
   parser.add_argument("paths", nargs="+", type=flags.path, metavar="FILE",
-                      help=f".jsonl (plain, .gz, .zst, .bz2 or .xz) of {_KINDS}; or of other fields, named below")
+                      help=f".jsonl (plain, .gz, .zst, .bz2 or .xz) of {_KINDS}; or of other fields, named below; or a "
+                      "table with such columns: .parquet, .arrow, .csv or .tsv (whose first line names the columns), a "
+                      "folder of them, or one that datasets' save_to_disk wrote (its split train)")
   parser.add_argument("--query", default="", metavar="FIELD,...",
                       help="fields of the query, such as title; several are joined with a space")
   parser.add_argument("--passage", default="", metavar="FIELD,...", help="fields of the passage, such as title,body")
