@@ -174,8 +174,8 @@ class TrainingBatches:
     """
     for name, now in self.made_from.items():
       if (was := made_from.get(name)) != now:
-        if name == "training data of hash" and isinstance(was, list) and len(was) == len(now):
-          changed = [self._tasks[number].name for number in range(len(was)) if was[number] != self._tasks[number].content]
+        if name == "training data of hash" and isinstance(was, list) and len(was) == len(self._tasks):
+          changed = [task.name for task, before in zip(self._tasks, was, strict=True) if task.content != before]
           raise InputError(f"the training data of {', '.join(changed)} have changed since the checkpoint; train on the "
                            "same, or start in another MODEL_DIR (--output)")
         other = ": other data, or another part of them held out" * (name == "mixture_or_task_name")

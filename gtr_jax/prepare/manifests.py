@@ -58,13 +58,19 @@ class Settings:
   def __post_init__(self):
     if not 0 <= self.validation_share < 1:
       raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
+    if self.name is not None:
+      _check_name(self.name)
+
+
+def _check_name(name: str) -> None:
+  if not _NAME.fullmatch(name):
+    raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
 
 
 def describe(source: Source, settings: Settings) -> dict[str, Any]:
   """All that decides the result; "fingerprint" is its hash. Raises InputError where an input is missing."""
   name = settings.name or source.name
-  if not _NAME.fullmatch(name):
-    raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
+  _check_name(name)
   parts = source.parts()
   files = list(dict.fromkeys(part.path for part in parts))
   inputs = [*files, *(path for collection in settings.decontaminate for path in decontaminate.files_of(collection))]

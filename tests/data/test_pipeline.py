@@ -184,7 +184,7 @@ def test_the_pipeline_has_no_python_function(task):
   assert "ParallelMapDatasetV2" in ops and not [op for op in ops if "PyFunc" in op or "Generator" in op]
 
 
-def test_errors_of_the_thread_reach_the_consumer_as_one_line(data_dir, vocabulary):
+def test_wrong_records_are_one_line(data_dir, vocabulary):
   name = task_name()
 
   def example(**fields):
@@ -192,15 +192,14 @@ def test_errors_of_the_thread_reach_the_consumer_as_one_line(data_dir, vocabular
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
   add_pair_task(name, tfrecord(train="x.tfrecord"), query="query", passage="passage", vocabulary=vocabulary)
-  for bad, message in [(example(query="a", passage=" "), r": x.tfrecord:2: the passage \(field passage\) is empty"),
+  for bad, message in [(example(query="a", passage=" "), r"x.tfrecord:2: the passage \(field passage\) is empty; "),
                        (example(query="a"), "passage")]:
     with tf.io.TFRecordWriter(str(data_dir / "x.tfrecord")) as writer:
       writer.write(example(query="a", passage="b"))
       writer.write(bad)
-    batches = TrainingBatches(name, None, LENGTHS, 2)
     with pytest.raises(InputError, match=message) as e:
-      take(batches, 2)
-    assert "\n" not in str(e.value) and str(e.value).startswith(f"{name}: ")
+      TrainingBatches(name, None, LENGTHS, 2)
+    assert "\n" not in str(e.value)
     assert list(batches) == []
 
 

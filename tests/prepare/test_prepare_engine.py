@@ -74,7 +74,8 @@ def test_all_examples_once_shuffled_with_a_manifest(data, tmp_path):
   assert sorted(order)[:3] != [0, 1, 2] and order != sorted(order)
   assert sum(b - a == 1 for a, b in zip(order, order[1:], strict=False)) < 5
   found = manifest(folder)
-  assert found["counts"] == {"read": 3000, "too_short": 1, "broken": 0, "written": 2999}
+  assert found["counts"] == {
+      "read": 3000, "too_short": 1, "broken": 0, "written": 2999, "with_up_to_4_other_answers": 2998}
   assert found["examples"] == {"train": 2999} and found["filters"]["paths"] == [path]
   assert found["inputs"][0]["name"] == "a.jsonl" and found["inputs"][0]["bytes"] == os.path.getsize(path)
   assert found["splits"] == {"train": {n: len(d) for n, d in sorted(shards(folder).items())}}
@@ -177,7 +178,8 @@ def test_equal_pairs_are_kept_once(data, tmp_path):
   path = write(tmp_path / "a.jsonl", [*first, *again, *near, *other])
   folder = prepare(ToySource((path,)), processes=2)
   assert sorted(pairs(folder)) == sorted((r["query"], r["passage"]) for r in [*first, *near, *other])
-  assert manifest(folder)["counts"] == {"read": 460, "duplicate": 50, "broken": 0, "written": 410}
+  assert manifest(folder)["counts"] == {
+      "read": 460, "duplicate": 50, "broken": 0, "written": 410, "with_up_to_4_other_answers": 410}
   assert len(dropped(folder)) == 50
   assert all(row["reason"] == "duplicate" and row["query_id"] == "again" for row in dropped(folder))
 
@@ -323,7 +325,8 @@ def test_broken_lines_are_counted_below_a_threshold_and_an_error_above(data, tmp
   nine = [*rows[:150], b"{broken", b'{"a": "\xff"}', *[b"broken"] * 7, *rows[150:]]
   folder = prepare(ToySource((write(tmp_path / "a.jsonl", nine),)), processes=2)
   found = manifest(folder)
-  assert found["counts"] == {"read": 209, "broken": 9, "written": 200} and len(found["broken_places"]) == 9
+  assert found["counts"] == {"read": 209, "broken": 9, "written": 200, "with_up_to_4_other_answers": 200}
+  assert len(found["broken_places"]) == 9
   assert all((": not JSON" in place) != (": not UTF-8" in place) for place in found["broken_places"])
   assert "a.jsonl" in found["broken_places"][0] and "not UTF-8 (invalid start byte)" in found["broken_places"][1]
   source = ToySource((write(tmp_path / "b.jsonl", [b"", rows[0], *[b"broken"] * 3, *nine]),), log=str(tmp_path / "log"))
@@ -346,7 +349,8 @@ def test_what_cannot_be_written_is_counted(data, tmp_path):
   rows = [*toy_source.rows(5), {"query": " ", "passage": "a"}, {"query": "a", "passage": ""},
           {"query": "a", "passage": "half \ud800"}, {"query": "?!", "passage": "only signs"}]
   folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)))
-  assert manifest(folder)["counts"] == {"read": 9, "empty": 2, "not_unicode": 1, "broken": 0, "written": 6}
+  assert manifest(folder)["counts"] == {
+      "read": 9, "empty": 2, "not_unicode": 1, "broken": 0, "written": 6, "with_up_to_4_other_answers": 4}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
