@@ -200,7 +200,6 @@ def test_wrong_records_are_one_line(data_dir, vocabulary):
     with pytest.raises(InputError, match=message) as e:
       TrainingBatches(name, None, LENGTHS, 2)
     assert "\n" not in str(e.value)
-    assert list(batches) == []
 
 
 def test_what_the_first_batch_shows(task):
