@@ -186,12 +186,12 @@ def read_values(part: Part, on_broken: OnBroken | None = None, wanted: Wanted = 
   Raises:
     InputError: also where a file is damaged.
   """
-  if not part.kind:
-    yield from jsonl.read_values(part, on_broken)
-  elif part.kind in (CSV, TSV):
+  if part.kind in (CSV, TSV):
     yield from csv_rows.read(part, "\t" if part.kind == TSV else "", on_broken)
-  else:
+  elif part.kind in (PARQUET, ARROW):
     yield from _rows(part, on_broken, wanted)
+  else:
+    yield from jsonl.read_values(part, on_broken)
 
 
 def read_objects(path: str | os.PathLike, wanted: Wanted = lambda names: names) -> Iterator[

@@ -78,7 +78,7 @@ def test_tables(made):
 def test_a_second_evaluation_uses_the_stores(made):
   folder, mesh, results = made
   chunks = {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")}
-  assert len(chunks) == 12  # a chunk, its norms and offsets, for two models on two collections
+  assert len(chunks) == 20  # a chunk, its norms, offsets, and checksums of both, for two models on two collections
   again = evaluate({"two": folder / "run"}, [folder / "a"], folder / "out", mesh=mesh, progress=False)
   assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "embeddings").rglob("*.npy")} == chunks
   assert again["systems"]["two"]["results"]["a"] == results["systems"]["two"]["results"]["a"]

@@ -5,6 +5,13 @@ from tiny_model_dir import write_model_dir
 
 from gtr_jax.cli.main import main
 from gtr_jax.from_pairs import data
+from gtr_jax.io import data_root
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder_is_left():
+  yield
+  data_root.set_data_dir(None)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_fields_of_tfds_are_those_of_its_builders(tmp_path):
 def test_two_mined_files_that_would_be_one_task(tmp_path):
   (tmp_path / "mined").mkdir()
   for name in ("same-name.jsonl", "same_name.jsonl.gz"):
-    (tmp_path / "mined" / name).touch()
+    (tmp_path / "mined" / name).write_text('{"query": "a", "positive": "b"}\n')
   data_root.set_data_dir(str(tmp_path))
   try:
     with pytest.raises(InputError, match="both would be the task mined_same_name; rename one"):
