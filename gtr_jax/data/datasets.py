@@ -21,15 +21,6 @@ _AT_ONCE = 128  # Examples.
 tf.config.set_visible_devices([], "GPU")  # TensorFlow would seize the memory that jax needs.
 
 
-def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Deterministic, and without tf.data's autotuning."""
-  options = tf.data.Options()
-  options.deterministic = True
-  # Its thread is not woken where an iterator is done with, so that each of them waits seconds for it.
-  options.autotune.enabled = False
-  return dataset.with_options(options)
-
-
 def many_at_once(dataset: tf.data.Dataset, function: Callable[..., Examples],
                  finish: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> tf.data.Dataset:
   """What `function` makes of the dataset's examples, then `finish` of each.

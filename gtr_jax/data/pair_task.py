@@ -200,9 +200,8 @@ class PairTask(seqio.Task):
     return many_at_once(dataset, tokenized, flat)
 
 
-def parse_cached(records: tf.Tensor, places: tf.Tensor) -> Examples:
+def parse_cached(records: tf.Tensor) -> Examples:
   """Examples of records that `seqio_cache_tasks` has written of a `PairTask`."""
-  del places  # They have ids of their own.
   rows = ["inputs", "targets", "known_hash", "negative_passage_hash", "negative_text_hash", *_LISTS]
   rows += [f"{feature}_lengths" for feature in _LISTS]
   scalar = tf.io.FixedLenFeature([], tf.int64)

@@ -81,8 +81,8 @@ class RecordFiles:
         record, at = record_at(data, at)
         found.append(record)
     except ValueError as e:
-      number = int(self._first[block]) + first - skipped + len(found) + 1
-      raise InputError(f"{path}: record {number} is damaged or cut off; {self._hint}") from e
+      _, numbers = self.place(block, first - skipped, last)
+      raise InputError(f"{path}: record {numbers[len(found)]} is damaged or cut off; {self._hint}") from e
     return found[skipped:]
 
   def place(self, block: int, first: int, last: int) -> tuple[str, np.ndarray]:

@@ -70,9 +70,8 @@ class RecordSource(seqio.DataSource):
     del split
     return None
 
-  def parse(self, records: tf.Tensor, places: tf.Tensor) -> Examples:
+  def parse(self, records: tf.Tensor) -> Examples:
     """The examples of records."""
-    del places  # They have ids of their own.
     return tf.io.parse_example(records, {name: tf.io.FixedLenFeature([], tf.string) for name in shards.TEXTS} | {
         name: tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64) for name in shards.LISTS})
 
@@ -85,16 +84,8 @@ class RecordSource(seqio.DataSource):
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     if shuffle:
       dataset = dataset.shuffle(len(files), seed=seed)
-    dataset = dataset.interleave(_placed_records, cycle_length=_OPEN_SHARDS if shuffle else 1)
+    dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=_OPEN_SHARDS if shuffle else 1)
     return many_at_once(dataset, self.parse)
-
-
-@tf.autograph.experimental.do_not_convert
-def _placed_records(file: tf.Tensor) -> tf.data.Dataset:
-  """Of a file, each record and its `file:number`."""
-  name = tf.strings.split(file, "/")[-1]
-  return tf.data.TFRecordDataset(file).enumerate(start=1).map(
-      lambda number, record: (record, tf.strings.join([name, ":", tf.strings.as_string(number)])))
 
 
 class _FileSource(RecordSource):

@@ -49,12 +49,10 @@ class Records(NamedTuple):
 
   Attributes:
     records: object `[records]`, bytes.
-    places: object `[records]`, `file:number` of each.
     numbers: int64 `[records]`: for each record in each epoch another one, by which its negatives are drawn.
   """
 
   records: np.ndarray
-  places: np.ndarray
   numbers: np.ndarray
 
   def take(self, places: np.ndarray) -> "Records":
@@ -141,13 +139,11 @@ class TaskRecords:
                                                   for start, of in zip(starts, wanted, strict=True)]))
 
   def _read(self, pieces: Sequence[Piece]) -> Records:
-    records, places, numbers = [], [], []
+    records, numbers = [], []
     for epoch, block, first, last in pieces:
       records += self.files.read(block, first, last)
-      name, of_file = self.files.place(block, first, last)
-      places += [f"{name}:{number}".encode() for number in of_file.tolist()]
       numbers.append(random_bits(key_of(self._key or 0, epoch, block), np.arange(first, last)) >> np.uint64(1))
-    return Records(_objects(records), _objects(places), np.concatenate(numbers).astype(np.int64))
+    return Records(_objects(records), np.concatenate(numbers).astype(np.int64))
 
   def sizes(self, records: Records) -> np.ndarray:
     """int64 `[records, 2]`: about how long queries and passages are, with their negatives, after what is cut."""
@@ -221,12 +217,11 @@ class _Functions:
 
 def _function(parse: Callable, finish: Callable) -> Callable:
   """`finish` of numbers and parsed examples; numpy arrays."""
-  texts = tf.TensorSpec([None], tf.string)
 
-  @tf.function(input_signature=[tf.TensorSpec([], tf.string), texts, texts, tf.TensorSpec([None], tf.int64)],
-               autograph=False)
-  def of_all(task, records, places, numbers):
-    return finish(numbers, {**parse(records, places), "task": task})
+  @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string),
+                                tf.TensorSpec([None], tf.int64)], autograph=False)
+  def of_all(task, records, numbers):
+    return finish(numbers, {**parse(records), "task": task})
 
   return lambda *arguments: tf.nest.map_structure(lambda tensor: tensor.numpy(), of_all(*map(tf.constant, arguments)))
 

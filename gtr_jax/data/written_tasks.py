@@ -70,8 +70,7 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   description = {name: tf.io.FixedLenFeature(of.shape, tf.string if of.dtype == tf.string else tf.int64)
                  for name, of in spec.items()}
 
-  def parse(records, places):
-    del places  # They have ids of their own.
+  def parse(records):
     return {name: tf.cast(value, spec[name].dtype) if spec[name].dtype != tf.string else value
             for name, value in tf.io.parse_example(records, description).items()}
 
