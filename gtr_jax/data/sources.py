@@ -18,7 +18,7 @@ from etils import epath
 from gtr_jax.data import shards
 from gtr_jax.data.datasets import Examples, many_at_once
 from gtr_jax.data.json_examples import OWN_FIELDS, Fields, example_of
-from gtr_jax.data.tfrecord_examples import plain
+from gtr_jax.data.tfrecord_examples import field
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
@@ -191,7 +191,7 @@ class TfdsSource(RecordSource):
       for found in dataset.as_numpy_iterator():
         place = found.pop("tfds_id").decode()
         try:
-          row = {name: plain(np.ravel(value).tolist()) for name, value in found.items() if not isinstance(value, dict)}
+          row = {name: field(np.ravel(value).tolist()) for name, value in found.items() if not isinstance(value, dict)}
           example = example_of(row, self._fields)
         except ValueError as e:
           raise InputError(f"{self._name}: {place}: {e}; correct or remove the example, or the fields that the task "

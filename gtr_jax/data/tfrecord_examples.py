@@ -1,7 +1,6 @@
 """Examples of TFRecord files of tf.train.Example, by the fields that a task declares. TensorFlow is not imported."""
 
 import functools
-import math
 from collections.abc import Generator
 from typing import Any
 
@@ -10,6 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from gtr_jax.data.json_examples import Fields, example_of
 from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl
 from gtr_jax.io.lines import Part, progress
 from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.records import read_records
@@ -50,17 +50,16 @@ def _row(record: bytes) -> dict[str, Any]:
   row = {}
   for name, feature in features.items():
     kind = feature.WhichOneof("kind")
-    row[name] = plain(list(getattr(feature, kind).value) if kind else [])
+    row[name] = field(list(getattr(feature, kind).value) if kind else [])
   return row
 
 
-def plain(values: list[Any]) -> Any:
-  """Of values of a table those of JSON: bytes are texts, NaN is null, and a list of one is what is in it.
+def field(values: list[Any]) -> Any:
+  """Of the values of a feature what JSON would hold: of one itself, of none or several a list.
 
   Raises ValueError where bytes are no text.
   """
-  found = [value.decode() if isinstance(value, bytes) else None if isinstance(value, float) and math.isnan(value)
-           else value for value in values]
+  found = [jsonl.plain(value) for value in values]
   return found[0] if len(found) == 1 else found
 
 

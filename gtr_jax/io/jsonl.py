@@ -175,6 +175,28 @@ def an_array(line: Line) -> InputError:
   return InputError(f"{line.place}: a JSON array; write one object a line: {command} > {new}")
 
 
+def plain(value: Any) -> Any:
+  """What JSON would hold in the place of a value of a table: bytes are texts, NaN is null, a date is its text.
+
+  Raises:
+    ValueError: bytes are no text.
+  """
+  if value is None or isinstance(value, str | int):
+    return value
+  if isinstance(value, float):
+    return None if value != value else value
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError as e:
+      raise ValueError(f"{len(value):,} bytes that are no text in UTF-8") from e
+  if isinstance(value, dict):
+    return {key: plain(of_key) for key, of_key in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  return str(value)  # Dates and decimals.
+
+
 def identifier(value: Any) -> str:
   """An id as text; "" for null and blank texts, which are no ids. Of a table, 1 and 1.0 are one id, "1" is the same.
 

@@ -366,30 +366,13 @@ def _values(column, name, wrong):
   if types.is_temporal(column.type):
     column = column.cast("string")
   try:
-    return [_plain(value) for value in column.to_pylist()]
+    return [jsonl.plain(value) for value in column.to_pylist()]
   except ValueError:
     found = []
     for row, value in enumerate(column):
       try:
-        found.append(_plain(value.as_py()))
+        found.append(jsonl.plain(value.as_py()))
       except ValueError as e:
         found.append(None)
         wrong[row] = f"column {name!r}: {e}"
     return found
-
-
-def _plain(value):
-  if value is None or isinstance(value, str | int):
-    return value
-  if isinstance(value, float):
-    return None if value != value else value
-  if isinstance(value, bytes):
-    try:
-      return value.decode()
-    except UnicodeDecodeError as e:
-      raise ValueError(f"{len(value):,} bytes that are no text in UTF-8") from e
-  if isinstance(value, dict):
-    return {key: _plain(of_key) for key, of_key in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  return str(value)  # Dates and decimals.

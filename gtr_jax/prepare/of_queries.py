@@ -76,8 +76,7 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
       counts.add("more_positives", len(known) - MOST_POSITIVES)
     if right != found or known:
       example = with_negatives(example, right)._replace(positives=tuple(known[:MOST_POSITIVES]))
-      example_id = records.texts_of(pair.record)["example_id"][0]
-      pair = pair._replace(record=records.serialize(example, example_id))
+      pair = pair._replace(record=records.serialize(example, records.id_in(pair.record)))
     yield pair
 
 

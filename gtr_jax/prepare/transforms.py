@@ -78,7 +78,7 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Iterator[Pair | Value]
     with epath.Path(part.path).open("rb") as f:
       for record in records.read_records(f, part.path):
         lines.progress.on_bytes(len(record) + 16)
-        yield Pair(records.digest_in(record), "", f"in_{part.name}".encode())
+        yield Pair(bytes.fromhex(records.id_in(record)), "", f"in_{part.name}".encode())
     return
   lines.progress.lines, yielded, place = 0, 0, place_of(part)
   for key, value in plan.source.read(part, tally):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import data_root
+from gtr_jax.io import data_root, tensorflow_log
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -74,9 +74,9 @@ def _of_prepared(name, split):
 
 
 def _of_task(name, module, split):
-  from gtr_jax.data import datasets, registered  # TensorFlow takes seconds to import; the first keeps it quiet.
+  tensorflow_log.quiet()
+  from gtr_jax.data import registered  # TensorFlow takes seconds to import.
   from gtr_jax.data.pair_task import PairTask
-  del datasets
   provider = registered.provider_of(name, module, split)
   tasks = registered.tasks_of(provider, split)
   if others := [task.name for task in tasks if not isinstance(task, PairTask)]:
@@ -97,4 +97,4 @@ def _records(files: Sequence[str]) -> Iterator[tuple[str, Example]]:
   for path in files:
     with epath.Path(path).open("rb") as file:
       for record in records.read_records(file, path):
-        yield records.texts_of(record)["example_id"][0], records.example_in(record)
+        yield records.id_in(record), records.example_in(record)

@@ -34,7 +34,7 @@ _SCORED = {"positive", "passage", "document", *_POSITIVES}
 _POSTS = (("title", "body"), ("title", "text"), ("title", "abstract"), ("title_body", "upvoted_answer"))
 _SEVERAL = re.compile(r"neg|.*s")  # Names of what may be a list, also where all cells are texts.
 _LIST_BEGINS = re.compile(r"""\s*\[\s*(["'\]{]|$)""")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MEANING = {"neg", "negs", "negative", "negatives", "label", "labels", "score", "scores", "relevance", "relevant",
             "irrelevant", "grade", "grades", "judgement", "judgment", "similarity", "duplicate", "distractor",
             "distractors", "incorrect", "wrong"}  # Words of a name.
@@ -192,7 +192,7 @@ def _numbers(value: Any, name: str) -> list[float]:
     value = _parsed(value, name) if value.startswith("[") else value or None
   values = value if isinstance(value, list) else [] if value is None else [value]
   for one in values:
-    is_number = _NUMBER.fullmatch(one) if isinstance(one, str) else isinstance(one, int | float)
+    is_number = NUMBER.fullmatch(one) if isinstance(one, str) else isinstance(one, int | float)
     if isinstance(one, bool) or not is_number:
       raise ValueError(f"field {name!r} has {jsonl.kind_of(one)} ({one!r:.40}), where a number is expected; correct "
                        f"it, or {_leave_out(name)}")

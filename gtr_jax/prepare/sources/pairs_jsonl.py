@@ -22,6 +22,7 @@ from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import Negative, with_negatives
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.prepare.sources.pair_fields import (
+    NUMBER,
     Meaning,
     Named,
     check_meaning,
@@ -35,7 +36,6 @@ from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
 _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ..., "answer": ...}, '
@@ -227,7 +227,7 @@ class PairsJsonl:
       if len(row) < 2:
         raise ValueError(f"a list of {len(row)}, where a pair has 2")
       for text in row[2:]:
-        if isinstance(text, str) and _NUMBER.fullmatch(text):
+        if isinstance(text, str) and NUMBER.fullmatch(text.strip()):
           raise ValueError(f"a list with {text!r} behind its pair, which looks like a score or a label and not like a "
                            "negative; write objects, with names for what is in them")
       return [_Pair(row[0], row[1], row[2:])]
