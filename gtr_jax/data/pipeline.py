@@ -271,6 +271,9 @@ class ValidationBatches:
   The last batch is filled up with pairs that `Batch.valid` marks False. A mixture's tasks follow one another. Every
   process gets its part of every batch, so that all have the same number of batches. The arguments are those of
   `TrainingBatches`.
+
+  Attributes:
+    content: hashes of the tasks' data.
   """
 
   def __init__(self, mixture_or_task_name: str, mixture_or_task_module: str | None,
@@ -295,6 +298,7 @@ class ValidationBatches:
     with self._reading():
       self._tasks = _task_records(tasks_of(provider, split), split, use_cached, lengths, negatives_per_example,
                                   negative_queries_per_example, None, 1.0)
+    self.content = " ".join(task.content for task in self._tasks)
     self._orders = [TaskOrder(task.block_sizes, None) for task in self._tasks]
     self._starts = np.cumsum([0, *(order.epoch_size for order in self._orders)]).tolist()
     batches = -(-self._starts[-1] // batch_size)

@@ -266,6 +266,12 @@ class RetrievalEvaluator:
     max_queries: take this many of the queries, the same ones every time.
     max_documents: take this many of the documents: all that are judged for the queries taken, and a sample of the
       others, the same every time. Measures are higher than over the whole corpus.
+
+  Attributes:
+    name: as given.
+    collection: likewise.
+    content: a hash of the collection.
+    size: how many queries and documents are taken, in words.
   """
 
   def __init__(self, name: str, collection: epath.PathLike, *, model: DualEncoder, tokenizer: Tokenizer, mesh: Mesh,
@@ -283,7 +289,7 @@ class RetrievalEvaluator:
     if processes.is_first():
       for warning in task.warnings():
         print(f"{name}: {warning}", file=sys.stderr)
-    self.name, self.collection = name, collection
+    self.name, self.collection, self.content = name, collection, whole.hash
     self._model, self._mesh = model, mesh
     self._lengths = task.protocol.query_length or query_length, task.protocol.document_length or document_length
     queries = _sample(whole.query_ids, max_queries)

@@ -27,9 +27,11 @@ GIVEN_UP = "given up"  # An evaluation, on a signal.
 
 
 class Evaluator(Protocol):
-  """Measures parameters. `name` comes before the names of its results: "validation/loss"."""
+  """Measures parameters. `name` comes before the names of its results: "validation/loss"; `content` is a hash of what
+  it measures on."""
 
   name: str
+  content: str
 
   def __call__(self, params: Any) -> dict[str, float]: ...
 
@@ -97,7 +99,7 @@ class FitResult(NamedTuple):
 
 
 def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
-           batches: Any) -> tuple[TrainState, dict[str, Any]]:
+           batches: Any, evaluators: Sequence[Evaluator] = ()) -> tuple[TrainState, dict[str, Any]]:
   """The state of the last checkpoint, and the batches set to go on after it; without a checkpoint, all as it was.
 
   Args:
@@ -105,12 +107,13 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
     state: as created; its memory is freed if there is a checkpoint.
     shardings: of the state.
     batches: with `go_on_after(step, made_from)`.
+    evaluators: that `fit` will take.
 
   Returns:
     The state, and the `progress` that `fit` takes.
 
   Raises:
-    InputError: the checkpoint is of another model, loss or optimizer, or damaged.
+    InputError: the checkpoint is of another model, loss or optimizer, or damaged, or data have changed.
   """
   if checkpointer.latest_step() is None:
     return state, {}
@@ -123,6 +126,12 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
       raise InputError(f"{folder}: saved by an earlier version of gtr_jax, which drew other batches; start a run in "
                        "another MODEL_DIR with this as INITIAL_CHECKPOINT_PATH")
     batches.go_on_after(checkpoint.step, checkpoint.progress["batches"])
+    before = checkpoint.progress.get("measured_on", {})
+    changed = [of.name for of in evaluators if of.content != before.get(of.name, of.content)]
+    if changed:
+      raise InputError(f"what {', '.join(changed)} is measured on has changed since the checkpoint, and its figures could "
+                       "not be compared; measure on the same, or start in another MODEL_DIR (--output) with this one as "
+                       "INITIAL_CHECKPOINT_PATH")
   return checkpoint.state, checkpoint.progress
 
 
@@ -284,7 +293,8 @@ class _Loop:
       self._checkpointer.save(step, state, self._progress() | more, metric)
 
   def _progress(self):
-    return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start}
+    return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start,
+            "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators}}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""

@@ -183,6 +183,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
 
+  processes.check_same({f"what {of.name} is measured on": of.content for of in measured})
   names = [evaluator.name for evaluator in measured]
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
@@ -201,7 +202,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     closing.callback(checkpointer.close)
     processes.check_same({"the last checkpoint": checkpointer.latest_step()})
     processes.advise(lambda: "start all processes again; " + _goes_on(directory))
-    state, progress = resume(checkpointer, state, shardings, batches)
+    state, progress = resume(checkpointer, state, shardings, batches, measured)
     step = int(state.step)
     gave_up = bool(progress) and periods.gives_up(step, checkpointer.best_step())
     trains = step < run.train_steps and not gave_up
@@ -297,7 +298,7 @@ class ValidationLoss:
 
   def __init__(self, batches: ValidationBatches, eval_step: Programs, mesh: jax.sharding.Mesh, candidates: Candidates,
                decides: bool):
-    self._batches, self.eval_step, self._mesh = batches, eval_step, mesh
+    self._batches, self.eval_step, self._mesh, self.content = batches, eval_step, mesh, batches.content
     self.first = next(iter(batches), None)
     if self.first is not None:
       candidates.check_validation(self.first, decides)

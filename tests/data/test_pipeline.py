@@ -175,6 +175,19 @@ def test_other_content_is_refused_and_another_place_is_not(task, data_dir, tmp_p
     TrainingBatches(name, None, LENGTHS, 8).go_on_after(1, made_from)
 
 
+def test_validation_data_are_known_by_content(task, data_dir):
+  name = task(32)
+
+  def content():
+    return ValidationBatches(name, None, LENGTHS, 8, split="train").content
+
+  before = content()
+  (data_dir / f"{name}.jsonl").touch()
+  assert content() == before
+  write_jsonl(data_dir / f"{name}.jsonl", pairs(33))
+  assert content() != before
+
+
 def test_the_pipeline_has_no_python_function(task):
   """Such a pipeline's state could not be saved, and each call would wait for the interpreter."""
   name = task(16, negatives=True)

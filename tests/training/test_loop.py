@@ -56,8 +56,8 @@ class Evaluation:
 
   name = "dev"
 
-  def __init__(self, *results, hook=lambda: None):
-    self.results, self.seen, self.hook = list(results), [], hook
+  def __init__(self, *results, hook=lambda: None, content="a hash"):
+    self.results, self.seen, self.hook, self.content = list(results), [], hook, content
 
   def __call__(self, params):
     self.hook()
@@ -72,7 +72,7 @@ def run(folder, periods, *, batches=None, train_step=STEP, evaluators=(), best_m
   state, shardings = new_state()
   checkpointer = Checkpointer(folder / "checkpoints", keep=keep)
   batches = batches or TinyBatches()
-  state, progress = resume(checkpointer, state, shardings, batches)
+  state, progress = resume(checkpointer, state, shardings, batches, evaluators)
   writer = JsonlWriter(folder / "metrics.jsonl", int(state.step))
   try:
     return fit(state, train_step, batches, checkpointer, periods=periods, mesh=MESH, evaluators=evaluators,
@@ -279,6 +279,14 @@ def test_the_best_is_saved_when_it_comes(tmp_path):
   assert saved_steps(tmp_path) == [4, 10]
   with pytest.raises(InputError, match="best_metric 'dev/mrr' is no result of the evaluators; there are: dev/ndcg"):
     run(tmp_path, Periods(12, evaluate=2), evaluators=[Evaluation(0.1)], best_metric="dev/mrr")
+
+
+def test_what_is_measured_on_must_stay(tmp_path):
+  run(tmp_path, Periods(4, evaluate=2), evaluators=[Evaluation(0.1, 0.2)])
+  with pytest.raises(InputError, match="what dev is measured on has changed since the checkpoint"):
+    run(tmp_path, Periods(6, evaluate=2), evaluators=[Evaluation(0.3, content="another hash")])
+  run(tmp_path, Periods(6, evaluate=2), evaluators=[Evaluation(0.3)])
+  assert saved_steps(tmp_path) == [4, 6]
 
 
 def test_data_that_ends_is_an_error(tmp_path):
