@@ -129,9 +129,9 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
     before = checkpoint.progress.get("measured_on", {})
     changed = [of.name for of in evaluators if of.content != before.get(of.name, of.content)]
     if changed:
-      raise InputError(f"what {', '.join(changed)} is measured on has changed since the checkpoint, and its figures could "
-                       "not be compared; measure on the same, or start in another MODEL_DIR (--output) with this one as "
-                       "INITIAL_CHECKPOINT_PATH")
+      raise InputError(f"what {', '.join(changed)} is measured on has changed since the checkpoint, and its figures "
+                       "could not be compared; measure on the same, or start in another MODEL_DIR (--output) with "
+                       "this one as INITIAL_CHECKPOINT_PATH")
   return checkpoint.state, checkpoint.progress
 
 
