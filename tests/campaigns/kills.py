@@ -11,12 +11,15 @@ SIGKILL, or SIGTERM; it is started again on a number of processes that is drawn 
 - what is evaluated is evaluated at the same steps;
 - nothing lies in the folders but what the undisturbed run has there too, and no process is left.
 
-One line for each kill; at the end, figures.
+Most processes are forked from this one, which has imported all that they import: of a life that would take half; every
+eighth time they are started as a user does. One line for each kill; at the end, figures.
 """
 
 import argparse
 import collections
 import contextlib
+import functools
+import importlib
 import json
 import os
 import random
@@ -32,6 +35,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from forked import Forked  # noqa: E402
 from ports import free_port  # noqa: E402
 from tiny_gin import tiny_model  # noqa: E402
 from tiny_model_dir import corpus, sentence, write_collection, write_vocabulary  # noqa: E402
@@ -39,6 +43,8 @@ from tiny_model_dir import corpus, sentence, write_collection, write_vocabulary 
 DEVICES, STEPS, PROCESSES = 4, 24, (1, 2, 4)
 END_SECONDS = 120  # In which all processes of a run have to end when one of them is killed.
 LIFE_SECONDS, MEET_SECONDS = 600, 30
+FRESH = 1 / 8  # Of the starts.
+_IMPORTED_FROM = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 _MANY = 20  # Kills, for which the length of a life is worth a run of its own.
 
 GIN = tiny_model(160, 32) + f"""
@@ -67,6 +73,9 @@ BEST_METRIC = 'tiny/nDCG@10'
 """
 
 
+Process = subprocess.Popen | Forked
+
+
 class Wrong(Exception):
   """What must not be."""
 
@@ -82,11 +91,34 @@ def write_data(folder: Path) -> None:
   write_collection(folder / "collection", corpus(40))
 
 
+def import_all(cache: Path) -> None:
+  """Of a training process, for the forked ones; no device and no thread comes of it."""
+  os.environ.update({
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+      "XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "TF_CPP_MIN_LOG_LEVEL": "3"})
+  for name in ("cli.train", "config.parsing", "data.examples", "data.task_records", "evaluation.evaluate",
+               "training.run"):
+    importlib.import_module(f"gtr_jax.{name}")
+  importlib.import_module("clu.metric_writers")
+
+
+def train(arguments: list[str], devices: int) -> None:
+  """What a forked process does."""
+  import jax
+
+  from gtr_jax.cli.main import main
+  jax.config.update("jax_num_cpu_devices", devices)
+  sys.exit(main(arguments))
+
+
 class Run:
   """Training in a folder of its own."""
 
-  def __init__(self, folder: Path, cache: Path):
-    self.folder, self._cache, self._starts = folder, cache, 0
+  def __init__(self, folder: Path):
+    self.folder, self._starts = folder, 0
     write_data(folder / "data")
     (folder / "run.gin").write_text(GIN)
     (folder / "watched").mkdir()
@@ -95,29 +127,28 @@ class Run:
   def model_dir(self) -> Path:
     return self.folder / "run"
 
-  def start(self, count: int) -> list[subprocess.Popen]:
-    """So many processes of it."""
+  def start(self, count: int, fresh: bool) -> list[Process]:
+    """So many processes of it, forked unless they are to be `fresh`."""
     self._starts += 1
-    command = [sys.executable, "-m", "gtr_jax", "train", "--gin_file=run.gin",
-               f"--gin.MODEL_DIR={str(self.model_dir)!r}",
-               f"--gin.COLLECTION={str(self.folder / 'data' / 'collection')!r}", f"--data_dir={self.folder / 'data'}"]
+    arguments = ["train", "--gin_file=run.gin", f"--gin.MODEL_DIR={str(self.model_dir)!r}",
+                 f"--gin.COLLECTION={str(self.folder / 'data' / 'collection')!r}", f"--data_dir={self.folder / 'data'}"]
     if count > 1:
-      command += ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", str(count), "--process_id"]
-    started = []
+      arguments += ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", str(count), "--process_id"]
+    started: list[Process] = []
     for index in range(count):
       watched = self.folder / "watched" / f"{self._starts:03d}-{index}"
       Path(f"{watched}-place").write_bytes(b"the start".ljust(64))
-      environment = {
-          **os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
-          "JAX_PLATFORMS": "cpu",
-          "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-          "JAX_NUM_CPU_DEVICES": str(DEVICES // count), "XDG_CACHE_HOME": str(self._cache),
-          "JAX_COMPILATION_CACHE_DIR": str(self._cache / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-          "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-          "WATCHED_BATCHES": f"{watched}-batches", "WATCHED_PLACE": f"{watched}-place"}
-      with open(f"{watched}-output", "w") as output:
-        started.append(subprocess.Popen(command + [str(index)] * (count > 1), env=environment, stdout=output,
-                                        stderr=subprocess.STDOUT, cwd=self.folder, start_new_session=True))
+      environment = {"WATCHED_BATCHES": f"{watched}-batches", "WATCHED_PLACE": f"{watched}-place"}
+      own, output = arguments + [str(index)] * (count > 1), Path(f"{watched}-output")
+      if not fresh:
+        run = functools.partial(train, own, DEVICES // count)
+        started.append(Forked(run, environment, output, self.folder))
+        continue
+      environment |= {"PYTHONPATH": _IMPORTED_FROM, "JAX_NUM_CPU_DEVICES": str(DEVICES // count)}
+      with output.open("w") as file:
+        started.append(subprocess.Popen([sys.executable, "-m", "gtr_jax", *own], env=os.environ | environment,
+                                        stdout=file, stderr=subprocess.STDOUT, cwd=self.folder,
+                                        start_new_session=True))
     return started
 
   def place(self, index: int) -> str:
@@ -153,7 +184,7 @@ class Run:
     return names
 
 
-def wait(processes: list[subprocess.Popen], seconds: float) -> bool:
+def wait(processes: list[Process], seconds: float) -> bool:
   """Whether all end in that time."""
   deadline = time.monotonic() + seconds
   for process in processes:
@@ -162,7 +193,7 @@ def wait(processes: list[subprocess.Popen], seconds: float) -> bool:
   return all(process.poll() is not None for process in processes)
 
 
-def left_alive(processes: list[subprocess.Popen]) -> list[int]:
+def left_alive(processes: list[Process]) -> list[int]:
   """Sessions of which a process is left; it is killed."""
   found = []
   for process in processes:
@@ -172,10 +203,10 @@ def left_alive(processes: list[subprocess.Popen]) -> list[int]:
   return found
 
 
-def undisturbed(run: Run, count: int) -> float:
+def undisturbed(run: Run, count: int, fresh: bool) -> float:
   """Runs it to its end; seconds."""
   start = time.monotonic()
-  processes = run.start(count)
+  processes = run.start(count, fresh)
   if not wait(processes, LIFE_SECONDS) or any(process.returncode for process in processes):
     raise Wrong(f"the undisturbed run on {count} processes failed:\n{run.outputs()}")
   return time.monotonic() - start
@@ -215,13 +246,14 @@ def main() -> None:
   rng, begin = random.Random(args.seed), time.monotonic()
   folder = Path(tempfile.mkdtemp(prefix="kills-"))
   print(f"in {folder}", flush=True)
+  import_all(folder / "cache")
   expected, lives = {}, {}
   for count in sorted(set(args.processes)):
-    expected[count] = Run(folder / f"undisturbed_{count}", folder / "cache")
-    lives[count] = undisturbed(expected[count], count)
-    if args.kills >= _MANY:  # Again, with compiled programs, as the others will be.
-      again = Run(folder / f"life_{count}", folder / "cache")
-      lives[count] = undisturbed(again, count)
+    expected[count] = Run(folder / f"undisturbed_{count}")
+    lives[count] = undisturbed(expected[count], count, fresh=True)
+    if args.kills >= _MANY:  # Again, forked and with compiled programs, as the others will be.
+      again = Run(folder / f"life_{count}")
+      lives[count] = undisturbed(again, count, fresh=False)
       check(again, expected[count], {count}, count)
     print(f"undisturbed on {count} processes: {lives[count]:.1f} s", flush=True)
   first = min(expected)
@@ -230,11 +262,11 @@ def main() -> None:
 
   kills, places, signals, runs, worst = 0, collections.Counter(), collections.Counter(), 0, 0.0
   while kills < args.kills and time.monotonic() - begin < args.seconds:
-    run, counts, done = Run(folder / f"run_{runs}", folder / "cache"), set(), False
+    run, counts, done = Run(folder / f"run_{runs}"), set(), False
     while not done:
       count = rng.choice(args.processes)
       counts.add(count)
-      processes = run.start(count)
+      processes = run.start(count, fresh=rng.random() < FRESH)
       last = kills >= args.kills or time.monotonic() - begin >= args.seconds
       moment = LIFE_SECONDS if last else rng.uniform(0, lives[count])
       victim, number = rng.randrange(count), rng.choices([signal.SIGKILL, signal.SIGTERM], [3, 1])[0]
