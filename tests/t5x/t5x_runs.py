@@ -14,8 +14,8 @@ from gtr_jax.data.vocabulary import train_vocabulary
 
 ROOT = Path(__file__).parent.parent.parent
 BATCH, LENGTHS, SEED, TEMPERATURE = 16, {"inputs": 16, "targets": 24}, 7, 0.05
-# Of T5 1.1. A ReLU's gradient jumps where rounding decides about a sign, and later losses differ by more than rounding:
-# one input of 6e-8 among a million made 20 losses differ by up to 2.6e-5, where ours, compiled in other ways, by 1.4e-6.
+# Of T5 1.1: a ReLU's gradient jumps where rounding decides about a sign, and later losses differ by more than rounding.
+# One input of 6e-8 among a million made 20 losses differ by up to 2.6e-5; ours, compiled in other ways, by 1.4e-6.
 SIZES = {"vocab_size": 384, "emb_dim": 128, "num_heads": 2, "head_dim": 64, "mlp_dim": 256, "num_layers": 1,
          "mlp_activations": ("gelu", "linear")}
 _TASKS = """
