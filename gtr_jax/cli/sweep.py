@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     args = argparse.Namespace(**{**vars(args), "data_dir": os.fspath(data_root.data_dir())})
   search_paths = shared_flags.search_paths(args)
   sweep = _read(args, search_paths)
-  whole = plans.make_plan(sweep, _folders(args), _resolver(search_paths))
+  whole = plans.make_plan(sweep, _folders(args), _resolver(search_paths), _data_key)
   for job in whole.jobs.values():
     if job.words[0] != "train" and (problem := _problem(job.words)):  # Trainings are resolved.
       raise InputError(f"{job.name}: {problem}")
@@ -151,13 +151,28 @@ def _folders(args: argparse.Namespace) -> Any:
 def _resolver(search_paths: list[str]) -> Callable:
   """Resolves each training once."""
   from gtr_jax import config
+  from gtr_jax.sweep import data_keys
   from gtr_jax.training import run
 
   @functools.cache
   def resolve(files, bindings):
-    return config.load(run.TrainingRun, files, bindings, search_paths)
+    text = config.load(run.TrainingRun, files, bindings, search_paths)
+    return text + data_keys.of_training(text)
 
   return lambda files, bindings: resolve(tuple(files), tuple(bindings))
+
+
+def _data_key(words: Sequence[str]) -> str:
+  """Of a command that is no training: a hash of the data that it reads."""
+  from gtr_jax.sweep import data_keys
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):
+      given = _parsed([*words, "--output", "somewhere"])
+  except (SystemExit, InputError):
+    return ""  # What is wrong with it is said once all jobs are known.
+  if words[0] == "mine":
+    return data_keys.of_paths([given.pairs, given.collection, given.vocabulary, *given.decontaminate])
+  return data_keys.of_paths([*given.collection, given.vocabulary])
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -244,7 +259,7 @@ def _check_folder(output: str, sweep: Any, whole: Any) -> None:
     trained = read_marker(marker := marker_of(output, job.name)).split()
     if trained and trained[0] != run.model:
       raise InputError(f"{output}: run {run.name} was evaluated as {trained[0]} and is {run.model} now, so its "
-                       f"configuration is another one; give another --output, or remove {marker} and "
+                       f"configuration or its data are others; give another --output, or remove {marker} and "
                        f"{os.path.dirname(run.results)}")
 
 

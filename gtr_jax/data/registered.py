@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.examples import RunVocabulary, add_pair_task, prepared
+from gtr_jax.data.sources import RecordSource
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.prepare import manifests
@@ -92,6 +93,14 @@ def files_of(task: Any, split: str, use_cached: bool) -> list[str]:
   if use_cached:
     return sorted(tf.io.gfile.glob(f"{seqio.utils.get_cached_tfrecord_prefix(task.cache_dir, split)}-*-of-*"))
   return list(map(os.fspath, task.source.list_shards(split)))
+
+
+def made_of(task: Any, split: str, use_cached: bool) -> list[str]:
+  """The files that decide what is in a split of a task, without making anything of them. Raises InputError where one is
+  not there."""
+  if isinstance(task.source, RecordSource) and not (use_cached and task.supports_caching):
+    return list(map(os.fspath, task.source.made_of(split)))
+  return [path for path in files_of(task, split, use_cached and task.supports_caching) if os.path.isfile(path)]
 
 
 def vocabulary_file_of(provider: Any) -> run_vocabulary.VocabularyFile:

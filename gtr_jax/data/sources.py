@@ -65,6 +65,10 @@ class RecordSource(seqio.DataSource):
     """How many other answers of its query a pair has at most, or some more."""
     raise NotImplementedError
 
+  def made_of(self, split: str) -> list[epath.Path]:
+    """The files that decide what is in a split. Raises InputError where one is not there."""
+    raise NotImplementedError
+
   def content(self, split: str) -> str | None:
     """A hash of what the records are made from; None: they say it themselves."""
     del split
@@ -102,12 +106,15 @@ class _FileSource(RecordSource):
   def most_positives(self, split):
     return self._shards(split).most_positives
 
+  def made_of(self, split):
+    return _find(self._patterns[split], self._prepare)
+
   def content(self, split):
-    hashes = [content_hash(path) for path in _find(self._patterns[split], self._prepare)]
+    hashes = [content_hash(path) for path in self.made_of(split)]
     return hashlib.sha256(json.dumps([self._fields, hashes]).encode()).hexdigest()
 
   def _shards(self, split):
-    return shards.shards_of(_find(self._patterns[split], self._prepare), self._fields, self._are_lines)
+    return shards.shards_of(self.made_of(split), self._fields, self._are_lines)
 
 
 class JsonlSource(_FileSource):
@@ -134,6 +141,10 @@ class PreparedSource(RecordSource):
 
   def num_input_examples(self, split: str) -> int:
     return self._of(split, "examples")
+
+  def made_of(self, split):
+    self._of(split, "splits")
+    return [data_root.resolve(self._name) / "manifest.json"]
 
   def most_positives(self, split):
     self._of(split, "examples")
@@ -173,6 +184,9 @@ class TfdsSource(RecordSource):
 
   def most_positives(self, split):
     return self._shards(split).most_positives
+
+  def made_of(self, split):
+    return [epath.Path(f.filename) for f in self._builder().info.splits[self._patterns[split]].file_instructions]
 
   def _shards(self, split):
     tfds_split = self._patterns[split]

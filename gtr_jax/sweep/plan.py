@@ -22,7 +22,9 @@ _NAME = re.compile(r"[\w+][\w.+-]*")  # A folder that is not hidden, and no flag
 _STAGE_NAME = re.compile(r"\w+")  # Part of the name of a seqio task.
 
 Resolve = Callable[[Sequence[str], Sequence[str]], str]
-"""(gin files, bindings) -> the resolved text of that training; raises InputError."""
+"""(gin files, bindings) -> all that decides that training, as text; raises InputError."""
+DataKey = Callable[[Sequence[str]], str]
+"""The words of another command -> a hash of the data that it reads; "" where there is nothing yet."""
 
 
 _Entries = Annotated[Sequence[str], Says("a list of gin files and bindings, in []")]
@@ -107,8 +109,8 @@ class Folders:
   evaluate_flags: tuple[str, ...] = ()
 
 
-def make_plan(sweep: Sweep, folders: Folders, resolve: Resolve) -> Plan:
-  """All runs and jobs. Trainings whose resolved configurations are the same are one job.
+def make_plan(sweep: Sweep, folders: Folders, resolve: Resolve, data_key: DataKey = lambda words: "") -> Plan:
+  """All runs and jobs. Trainings that the same decides are one job; where data have changed, jobs are other ones.
 
   Raises:
     InputError: a name is unknown or there twice, or a training's configuration is refused.
@@ -122,13 +124,14 @@ def make_plan(sweep: Sweep, folders: Folders, resolve: Resolve) -> Plan:
   flags = tuple(_words(sweep.evaluate))
   if wrong := {"--model", "--output", "--bm25"} & _names(flags):
     raise InputError(f"plan.Sweep.evaluate: the sweep gives {' and '.join(sorted(wrong))} itself; leave it out")
+  evaluation = f"{sweep.evaluate} {data_key(('evaluate', *flags))}".strip() if flags else ""
   if flags and sweep.bm25:
     folder = _results(folders, BM25)
     jobs[BM25] = Job(BM25, ("evaluate", "--bm25", *flags, *folders.evaluate_flags, "--output", folder), (),
-                     os.path.join(folder, "results.json"), f"{BM25} {sweep.evaluate}")
+                     os.path.join(folder, "results.json"), f"{BM25} {evaluation}")
   for name, axes in _combinations(sweep).items():
     try:
-      stages, last = _stage_jobs(sweep, axes, folders, resolve, jobs)
+      stages, last = _stage_jobs(sweep, axes, folders, resolve, data_key, jobs)
     except InputError as e:
       raise InputError(f"run {name}, {e}") from e
     model_dir = jobs[last].makes
@@ -138,9 +141,9 @@ def make_plan(sweep: Sweep, folders: Folders, resolve: Resolve) -> Plan:
     if results and results.startswith(_results(folders, name) + os.sep):
       words = ("evaluate", "--model", f"{name}={model_dir}", *flags, *folders.evaluate_flags, "--output",
                _results(folders, name))
-      jobs[f"evaluate_{name}"] = Job(f"evaluate_{name}", words, (last,), results, f"{last} {sweep.evaluate}")
-    evaluation = [job.name for job in jobs.values() if results and job.makes == results]
-    runs.append(Run(name, axes, (*stages, *evaluation), last, model_dir, results))
+      jobs[f"evaluate_{name}"] = Job(f"evaluate_{name}", words, (last,), results, f"{last} {evaluation}")
+    evaluations = [job.name for job in jobs.values() if results and job.makes == results]
+    runs.append(Run(name, axes, (*stages, *evaluations), last, model_dir, results))
   return Plan(tuple(runs), jobs, jobs[BM25].makes if BM25 in jobs else None)
 
 
@@ -213,7 +216,7 @@ def _combinations(sweep: Sweep) -> dict[str, dict[str, str]]:
   return out
 
 
-def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve: Resolve,
+def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve: Resolve, data_key: DataKey,
                 jobs: dict[str, Job]) -> tuple[list[str], str]:
   """Adds the jobs of a run's stages to `jobs`; returns their names, and that of the last training."""
   adds = [sweep.axes[axis][value] for axis, value in axes.items()]
@@ -226,7 +229,7 @@ def _stage_jobs(sweep: Sweep, axes: Mapping[str, str], folders: Folders, resolve
     of_stage = [entry for of in adds for entry in _of_stage(of, stage, isinstance(begins, str))]
     try:
       if isinstance(begins, str):
-        job = _mining_job(stage, [begins, *of_stage], made, last, folders, jobs)
+        job = _mining_job(stage, [begins, *of_stage], made, last, folders, data_key, jobs)
       else:
         job = _training_job(stage, begins, of_stage, sweep.common, made, last, folders, resolve, jobs)
         last = job.name
@@ -276,7 +279,7 @@ def _names(words: Sequence[str]) -> set[str]:
 
 
 def _mining_job(stage: str, commands: Sequence[str], made: Mapping[str, str], last: str | None, folders: Folders,
-                jobs: Mapping[str, Job]) -> Job:
+                data_key: DataKey, jobs: Mapping[str, Job]) -> Job:
   words = [word for command in commands for word in _words(command)]
   if "--output" in _names(words):
     raise InputError("the sweep gives --output itself; leave it out")
@@ -284,7 +287,8 @@ def _mining_job(stage: str, commands: Sequence[str], made: Mapping[str, str], la
   if last is not None and "--model" not in _names(words):
     words += ["--model", f"{{{_stage_of(made, last)}}}"]
     after = _needed(words, made)
-  name = f"{stage}_{_hash(repr([_filled(word, made, {of: of for of in made.values()}) for word in words]))}"
+  named = [_filled(word, made, {of: of for of in made.values()}) for word in words]
+  name = f"{stage}_{_hash(repr(named) + data_key(named))}"
   if "--model" in _names(words) and "--embeddings" not in _names(words):
     words += ["--embeddings", os.path.join(folders.output, "embeddings")]
   words = [_filled(word, made, {of: jobs[of].makes for of in made.values()}) for word in words]

@@ -14,6 +14,7 @@ from tiny_model_dir import corpus, write_collection, write_vocabulary
 
 from gtr_jax.cli import sweep
 from gtr_jax.cli.main import main
+from gtr_jax.sweep import data_keys
 
 TASKS = """
 from gtr_jax.data.examples import add_pair_task, jsonl
@@ -113,6 +114,43 @@ def test_all_is_checked_before_anything_starts(folder, capsys, old, new, message
   assert error.startswith("gtr-jax sweep: ") and message in error
   assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 2
   assert not (folder / "out").exists()
+
+
+def jobs_of(printed):
+  return set(re.findall(r"^# (\w+_[0-9a-f]{8})\b", printed, flags=re.M))
+
+
+def test_commands_are_known_by_the_content_of_their_data(folder, capsys):
+  def jobs():
+    assert main(["sweep", "--gin_file=real.gin", "--output=out", "--data_dir=data", "--print"]) == 0
+    data_keys._of_tasks.cache_clear()  # As in another process.
+    return jobs_of(capsys.readouterr().out)
+
+  before = jobs()
+  (folder / "data" / "pairs.jsonl").touch()
+  assert jobs() == before
+  text = (folder / "data" / "pairs.jsonl").read_text()
+  (folder / "data" / "pairs.jsonl").write_text(text.replace('"query": "', '"query": "q', 1))
+  changed = jobs()
+  assert changed.isdisjoint(before) and len(changed) == len(before)
+  (folder / "data" / "pairs.jsonl").write_text(text)
+  assert jobs() == before
+  write_vocabulary(folder / "data" / "spiece.model", split_digits=False)
+  assert jobs().isdisjoint(before)
+
+
+def test_an_edited_collection_is_another(folder):
+  def evaluation():
+    return sweep._data_key(["evaluate", "--collection", "made_up", "--similarity", "dot"])
+
+  before = evaluation()
+  assert before and sweep._data_key(["evaluate", "--collection", "beir/nq"]) == ""
+  (folder / "made_up").rename(folder / "moved")
+  assert sweep._data_key(["evaluate", "--collection", "moved"]) == before
+  (folder / "moved").rename(folder / "made_up")
+  qrels = next((folder / "made_up" / "qrels").iterdir())
+  qrels.write_text(qrels.read_text().replace("\t1\n", "\t10\n", 1))
+  assert evaluation() != before
 
 
 def test_a_sweep_in_a_bucket(folder, capsys):
