@@ -14,6 +14,11 @@ for _name, _file in (("natural_questions", "nq"), ("trivia_qa", "trivia"), ("squ
             prepare=f"gtr-jax prepare dpr biencoder-{_file}-train.json.gz --name {_name} "
             f"--validation biencoder-{_file}-dev.json.gz")
 
+# Paragraphs, lists and tables as Google's annotators chose them, without negatives: more than twice as many questions.
+_add_task("natural_questions_long", prepared("natural_questions_long", "train"),
+          prepare="gtr-jax prepare natural_questions v1.0-simplified_simplified-nq-train.jsonl.gz "
+          "--name natural_questions_long")
+
 # From TensorFlow Datasets, without negatives: whole pages of Wikipedia, and paragraphs.
 _add_task("natural_questions_pages", tfds("natural_questions/longt5:0.1.0", train="train", validation="validation"),
           query="question", passage=("title", "context"), query_id="id")

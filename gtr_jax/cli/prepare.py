@@ -29,6 +29,7 @@ SOURCES = {
     "msmarco": ("msmarco", "MS MARCO passages: queries, judgements, hard negatives in every published form"),
     "rocketqa": ("rocketqa", "MS MARCO and Natural Questions with RocketQA's denoised negatives"),
     "dpr": ("dpr", "Natural Questions, TriviaQA and SQuAD as DPR publishes them"),
+    "natural_questions": ("natural_questions", "Natural Questions as Google publishes it, with its long answers"),
     "nq_open": ("nq_open", "NQ-open: questions, answers, a run, and a table of passages"),
     "beir": ("beir_pairs", "training judgements of a collection in BEIR layout"),
     "ir_datasets": ("ir_datasets_pairs", "training judgements of a data set of the package ir_datasets"),
