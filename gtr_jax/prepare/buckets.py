@@ -2,21 +2,25 @@
 
 A file holds what one task has dealt, to all buckets: some 64 MB are gathered in memory, then written as one chunk for
 each bucket and an index of them, as often as needed. So there are as many files as tasks, not tasks times buckets.
+Where nobody knows yet how many buckets there will be, records are dealt to `MOST`, and a bucket is a run of these.
 """
 
 import contextlib
 import hashlib
+import heapq
+import itertools
 import marshal
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple
 
 import zstandard
 
 from gtr_jax.io.atomic import replacing
 from gtr_jax.io.lines import progress
 
+MOST = 4096  # Buckets; any power of two below is a number of runs of them.
 _MEMORY = 64 << 20  # Of a writer, before it writes.
 _MOST_AT_ONCE = 96 << 20  # Of a bucket that is read; a larger one is read in several passes.
 _OVERHEAD = 150  # Bytes in memory beside a record's own.
@@ -39,7 +43,8 @@ class Writer:
   def __init__(self, path: str, buckets: int):
     self._path, self._buckets = path, buckets
     self._held: dict[int, list[tuple]] = {}
-    self._sizes, self._size = [0] * buckets, 0
+    self._sizes: dict[int, int] = {}
+    self._size = 0
     self._file: IO[bytes] | None = None
     self._indices: list[int] = []
     self._opened = contextlib.ExitStack()
@@ -58,7 +63,7 @@ class Writer:
     bucket = bucket_of(digest, self._buckets)
     size = _OVERHEAD + sum(map(len, record))
     self._held.setdefault(bucket, []).append((digest, *record))
-    self._sizes[bucket] += size
+    self._sizes[bucket] = self._sizes.get(bucket, 0) + size
     self._size += size
     if self._size > _MEMORY:
       self._write()
@@ -66,15 +71,14 @@ class Writer:
   def _write(self):
     if self._file is None:
       self._file = self._opened.enter_context(replacing(self._path))
-    file, compressor, index = self._file, zstandard.ZstdCompressor(level=1), []
-    for bucket in range(self._buckets):
-      start = file.tell()
-      if bucket in self._held:
-        file.write(compressor.compress(marshal.dumps(self._held.pop(bucket))))
-      index.append(_ENTRY.pack(start, file.tell() - start, self._sizes[bucket]))
+    file, compressor, index = self._file, zstandard.ZstdCompressor(level=1), bytearray(_ENTRY.size * self._buckets)
+    for bucket in sorted(self._held):  # One after the other, so that a run of them is one stretch of the file.
+      start, chunk = file.tell(), compressor.compress(marshal.dumps(self._held.pop(bucket)))
+      file.write(chunk)
+      _ENTRY.pack_into(index, _ENTRY.size * bucket, start, len(chunk), self._sizes[bucket])
     self._indices.append(file.tell())
-    file.write(b"".join(index))
-    self._sizes, self._size = [0] * self._buckets, 0
+    file.write(index)
+    self._sizes, self._size = {}, 0
 
   def close(self) -> None:
     """Writes what is left; there is no file where there was nothing at all."""
@@ -82,37 +86,64 @@ class Writer:
       if self._held:
         self._write()
       if self._file is not None:
-        self._file.write(struct.pack(f"<{len(self._indices) + 1}Q", *self._indices, len(self._indices)))
+        self._file.write(struct.pack(f"<{len(self._indices) + 2}Q", *self._indices, len(self._indices), self._buckets))
 
 
-def read(paths: Sequence[str], bucket: int, buckets: int) -> Iterator[list[tuple]]:
+class _Chunk(NamedTuple):
+  """Some records of one of the buckets that a file was dealt to."""
+
+  path: str
+  start: int
+  length: int
+  size: int  # In memory.
+  bucket: int
+  of: int
+
+
+def read(paths: Iterable[str], bucket: int, buckets: int) -> Iterator[list[tuple]]:
   """The records of one bucket of `buckets`, in order of their digests.
 
-  `paths` need not all exist; records of one digest come in their order. Yields lists that are to be taken one after the
-  other, each of bounded memory.
+  `paths` need not all exist; their numbers of buckets are multiples of `buckets`. Records of one digest come in the
+  order of the paths. Yields lists that are to be taken one after the other, each of bounded memory.
   """
-  chunks = []
-  for path in filter(os.path.exists, paths):
-    with open(path, "rb") as file:
-      file.seek(-8, os.SEEK_END)
-      count, = struct.unpack("<Q", file.read(8))
-      file.seek(-8 * (count + 1), os.SEEK_END)
-      for index in struct.unpack(f"<{count}Q", file.read(8 * count)):
-        file.seek(index + _ENTRY.size * bucket)
-        start, length, size = _ENTRY.unpack(file.read(_ENTRY.size))
-        if length:
-          chunks.append((path, start, length, size))
-  passes = sum(size for *_, size in chunks) // _MOST_AT_ONCE + 1
+  chunks = [chunk for path in paths if os.path.exists(path) for chunk in _chunks(path, bucket, buckets)]
+  passes = sum(chunk.size for chunk in chunks) // _MOST_AT_ONCE + 1
   for part in range(passes):
     records: list[tuple] = []
-    for path, start, length, _ in chunks:
+    for path, ours in itertools.groupby(chunks, key=lambda chunk: chunk.path):
       with open(path, "rb") as file:
-        file.seek(start)
-        chunk = marshal.loads(zstandard.ZstdDecompressor().decompress(file.read(length)))
-      progress.on_bytes(length if part == 0 else 0)
-      records += [r for r in chunk if _place(r[0], buckets) * passes >> 64 == part] if passes > 1 else chunk
+        for chunk in ours:
+          # The chunk's places in the bucket, in units of which `passes` have `chunk.of` each.
+          first, behind = ((chunk.bucket + i) * buckets * passes - bucket * passes * chunk.of for i in (0, 1))
+          if first >= (part + 1) * chunk.of or behind <= part * chunk.of:
+            continue
+          file.seek(chunk.start)
+          found = marshal.loads(zstandard.ZstdDecompressor().decompress(file.read(chunk.length)))
+          if part == first // chunk.of:
+            progress.on_bytes(chunk.length)
+          whole = part * chunk.of <= first and behind <= (part + 1) * chunk.of
+          records += found if whole else [r for r in found if _place(r[0], buckets) * passes >> 64 == part]
     records.sort(key=lambda r: r[0])
     yield records
+
+
+def _chunks(path: str, bucket: int, buckets: int) -> Iterator[_Chunk]:
+  with open(path, "rb") as file:
+    file.seek(-16, os.SEEK_END)
+    count, dealt_to = struct.unpack("<2Q", file.read(16))
+    run = range(bucket * dealt_to // buckets, (bucket + 1) * dealt_to // buckets)
+    file.seek(-8 * (count + 2), os.SEEK_END)
+    for index in struct.unpack(f"<{count}Q", file.read(8 * count)):
+      file.seek(index + _ENTRY.size * run.start)
+      for number, (start, length, size) in zip(run, _ENTRY.iter_unpack(file.read(_ENTRY.size * len(run))), strict=True):
+        if length:
+          yield _Chunk(path, start, length, size, number, dealt_to)
+
+
+def merged(*streams: Iterable[list[tuple]]) -> Iterator[tuple]:
+  """The records of `read`s of one bucket as one stream, in order of their digests; of one digest, in that of the
+  streams."""
+  return heapq.merge(*(itertools.chain.from_iterable(stream) for stream in streams), key=lambda r: r[0])
 
 
 def _place(digest: bytes, buckets: int) -> int:
