@@ -26,6 +26,12 @@ def data_dir() -> epath.Path:
   return absolute(_data_dir or os.environ.get("GTR_DATA_DIR") or cache_home())
 
 
+def local_dir() -> str:
+  """Where what needs seeks and renames lies: the data root, or `cache_home()` where that is in a bucket."""
+  root = data_dir()
+  return cache_home() if is_remote(root) else os.fspath(root)
+
+
 def resolve(path: epath.PathLike) -> epath.Path:
   """`path` itself if it is absolute (also `gs://…` and `~/…`), else below the data root."""
   path = location(path)
