@@ -6,6 +6,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from gtr_jax.io.jsonl import read_values
 from gtr_jax.io.lines import line_parts
@@ -20,6 +21,7 @@ class ToySource:
   wait for its end.
   """
 
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   joins: bool = False
   part_bytes: int = 5_000

@@ -78,7 +78,7 @@ def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   settings = manifests.Settings("pairs", validation_share)
   of_pairs: Source = source  # type: ignore[assignment]  # It joins nothing.
   name = "pairs-" + manifests.describe(of_pairs, settings)["fingerprint"][:12]
-  engine.prepare(of_pairs, manifests.Settings(name, validation_share), say=lambda line: None)
+  engine.prepare(of_pairs, manifests.Settings(name, validation_share), keep_parts=False, say=lambda line: None)
   manifest = manifests.read(name)
   examples = manifest["examples"]
   held_out = examples.get("validation", 0)

@@ -2,6 +2,8 @@
 
 Every part is read into a file of buckets, keys are joined bucket by bucket, and the pairs of a bucket of their digests
 become a shard. What is done lies in `<NAME>.tmp` under its final name, so that an interrupted run goes on behind it.
+What was read of a part lies there under a key of its content (`manifests.part_keys`), and serves whatever the other
+parts are; all else is of the whole, and goes where that changes.
 """
 
 import contextlib
@@ -24,10 +26,11 @@ from gtr_jax.prepare import buckets, manifests, records, transforms, workers
 from gtr_jax.prepare.interface import RetryableError, Source
 from gtr_jax.prepare.records import Pair
 
+_HERE = "\0"  # In the places of what was read: the part's file.
 _MARK = "description.json"  # Of a work folder: what is prepared there.
 _STAGES = ("read", "join", "write", "shards")
-_BUCKET_BYTES = 64 << 20  # Of the input, for each bucket.
-_MIN_BUCKETS, _MAX_BUCKETS = 64, 4096
+_BUCKET_BYTES = 64 << 20  # Of the input, for each bucket, at most.
+_MIN_BUCKETS = 64
 COMPRESSION = 6  # How much larger a compressed input is than its file, about.
 
 
@@ -40,9 +43,14 @@ class Job:
   data_dir: str
   work: str
   buckets: int
+  keys: tuple[str, ...] = ()  # Of the parts.
 
   def path(self, stage: str, number: int, ending: str) -> str:
-    return f"{self.work}/{stage}/{number:06d}.{ending}"
+    return f"{self.work}/{stage}/{self.keys[number] if stage == 'read' else f'{number:06d}'}.{ending}"
+
+  def different_parts(self) -> list[int]:
+    """The first part of each key."""
+    return sorted({key: number for number, key in reversed(list(enumerate(self.keys)))}.values())
 
   def all_pairs(self) -> list[str]:
     """In the order in which the first of several equal pairs is kept."""
@@ -53,27 +61,39 @@ class Job:
     return [self.path("read", i, "values") for i in range(len(self.parts))]
 
   def commit(self, stage: str, number: int, tally: transforms.Tally) -> None:
-    """Says that all of a task is there; its counts."""
-    atomic.write_json(self.path(stage, number, "json"),
-                      {"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}, indent=None)
+    """Says that all of a task is there; its counts. Those of a part say nothing of where its file lies."""
+    counts = {"reasons": tally.reasons, "places": tally.places, "dropped": tally.dropped}
+    if stage == "read":
+      counts = _with_places(counts, self.parts[number].path, _HERE)
+    atomic.write_json(self.path(stage, number, "json"), counts, indent=None)
 
-  def done(self, stage: str, count: int) -> list[int]:
-    return [i for i in range(count) if os.path.exists(self.path(stage, i, "json"))]
+  def is_done(self, stage: str, number: int) -> bool:
+    return os.path.exists(self.path(stage, number, "json"))
 
   def tallies(self, stage: str, count: int) -> Iterator[dict]:
     for i in range(count):
-      yield read_json(self.path(stage, i, "json"), dict, f"remove {self.work}, and run it again")
+      counts = read_json(self.path(stage, i, "json"), dict, f"remove {self.work}, and run it again")
+      yield _with_places(counts, _HERE, self.parts[i].path) if stage == "read" else counts
+
+
+def _with_places(counts: dict, path: str, other: str) -> dict:
+  """With another path where places begin with this one."""
+  place = lambda text: other + text[len(path):] if text.startswith(path) else text  # noqa: E731
+  return counts | {"places": list(map(place, counts["places"])),
+                   "dropped": [row | {"place": place(row["place"])} for row in counts["dropped"]]}
 
 
 def prepare(source: Source, settings: manifests.Settings, *, processes: int | None = None, max_broken: float = 0.001,
-            say: Callable[[str], None] = print) -> epath.Path:
-  """Prepares a source below the data root, or goes on where an interrupted run of the same has stopped.
+            keep_parts: bool | None = None, say: Callable[[str], None] = print) -> epath.Path:
+  """Prepares a source below the data root, or goes on where an interrupted run has stopped.
 
   Args:
     source: what to prepare.
     settings: what decides the result beside the source.
     processes: workers (default: one for each core).
     max_broken: the share of lines that may be broken; fewer than 10 always may.
+    keep_parts: whether what was read of the parts stays in `<NAME>.tmp/read`, where the next preparation of this name
+      finds it; None: until one ends well; False: not even where one fails.
     say: gets the lines for the user.
 
   Returns:
@@ -89,25 +109,24 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   if manifests.is_there(final, description, max_broken):
     say(f"{final} is up to date")
     return final
-  # Seeks and renames need files of this machine.
-  place = os.fspath(data_root.data_dir()) if "://" not in os.fspath(final) else data_root.cache_home()
-  work = pathlib.Path(place) / f"{name}.tmp"
+  work = pathlib.Path(data_root.local_dir()) / f"{name}.tmp"
   if work.exists() and not work.is_dir():
     raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
   work.mkdir(parents=True, exist_ok=True)
   with _locked(work):
-    _begin(work, description, say)
+    keys = manifests.part_keys(source, settings)
+    _begin(work, description, keys, say)
     try:
-      job = make_job(source, settings, work)
+      job = dataclasses.replace(make_job(source, settings, work), keys=tuple(keys))
       _run_all(job, processes or os.cpu_count() or 1, max_broken)
       _finish(job, description, final)
     except InputError as e:
       if not isinstance(e, RetryableError):  # The next run has other files or settings.
-        _remove(work)
+        _leave(work, keep_parts is not False, say)
       raise
     finally:
       _remove_unfinished(work)
-    _remove(work)
+    _leave(work, bool(keep_parts), say)
   say(f"wrote {final}")
   return final
 
@@ -135,17 +154,44 @@ def _fingerprint(work: pathlib.Path) -> str | None:
     return None
 
 
-def _begin(work: pathlib.Path, description: dict, say: Callable[[str], None]) -> None:
-  """Empties the work folder unless it is of the very same preparation."""
-  mark = work / _MARK
+def _begin(work: pathlib.Path, description: dict, keys: Sequence[str], say: Callable[[str], None]) -> None:
+  """Empties the work folder but for what was read of these parts, unless it is of the very same preparation."""
+  mark, of_parts = work / _MARK, set(keys)
   if _fingerprint(work) == description["fingerprint"]:
     say(f"going on in {work}")
   else:
-    _remove(work, but=(_MARK, "lock"))
+    _remove(work, but=(_MARK, "lock", "read"))
     atomic.write_json(mark, description)  # Before anything else: by it the next run knows that the folder is ours.
+    for path in _files(work / "read"):
+      if path.name.partition(".")[0] not in of_parts:
+        path.unlink()
+    if there := sum((work / f"read/{key}.json").exists() for key in of_parts):
+      say(f"going on with {there:,} of {len(of_parts):,} parts, which were read before: {work}")
   for stage in _STAGES:
     (work / stage).mkdir(exist_ok=True)
   _remove_unfinished(work)
+
+
+def _leave(work: pathlib.Path, keep: bool, say: Callable[[str], None]) -> None:
+  """Removes all, or all but what was read of the parts, where it is of any use."""
+  for path in _files(work / "read") if keep else ():
+    if path.suffix == ".json":
+      reasons = read_json(path, dict, f"remove {work}")["reasons"]
+      pairs, values = path.with_suffix(".pairs"), path.with_suffix(".values")
+      if reasons.get("broken", 0) * 2 >= reasons.get("read", 1) or not (pairs.exists() or values.exists()):
+        for of_part in (path, pairs, values):  # Of another kind of file, or nothing.
+          of_part.unlink(missing_ok=True)
+  if left := _files(work / "read") if keep else []:
+    _remove(work, but=(_MARK, "lock", "read"))
+    size = sum(path.stat().st_size for path in left) / 1e6
+    say(f"kept what was read of the files: {size:,.1f} MB in {work / 'read'}")
+  else:
+    _remove(work)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """What is in it and not half written."""
+  return sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".") if folder.is_dir() else []
 
 
 def _remove(work: pathlib.Path, but: tuple[str, ...] = ()) -> None:
@@ -174,8 +220,9 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
   without = itertools.chain(*(manifests.shards(name) for name in settings.without))
   parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
   size = sum(transforms.size_of(part) * (COMPRESSION if _is_packed(part) else 1) for part in parts)
+  number = 1 << (max(0, size - 1) // _BUCKET_BYTES).bit_length()
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
-             min(_MAX_BUCKETS, max(_MIN_BUCKETS, size // _BUCKET_BYTES)))
+             min(buckets.MOST, max(_MIN_BUCKETS, number)))
 
 
 def _is_packed(part: transforms.Shard | Part) -> bool:
@@ -184,7 +231,7 @@ def _is_packed(part: transforms.Shard | Part) -> bool:
 
 def _run_all(job: Job, number: int, max_broken: float) -> None:
   try:
-    _stage(job, "read", [workers.Task(i, transforms.place_of(part)) for i, part in enumerate(job.parts)], number,
+    _stage(job, "read", [workers.Task(i, transforms.place_of(job.parts[i])) for i in job.different_parts()], number,
            [transforms.size_of(part) for part in job.parts])
     _check_broken(job, max_broken)
     numbered = [workers.Task(i, f"bucket {i}") for i in range(job.buckets)]
@@ -203,11 +250,11 @@ def _shares(paths: Sequence[str], number: int) -> list[float]:
 
 def _stage(job: Job, stage: str, tasks: Sequence[workers.Task], number: int, sizes: Sequence[float]) -> None:
   """Does the tasks that are not done yet."""
-  done = set(job.done(stage, len(tasks)))
-  finished = sum(sizes[i] for i in done)
-  with Bar(round(sum(sizes)), stage, "B", done=round(finished), delay=1, leave=False) as bar, \
-      contextlib.closing(workers.run(functools.partial(_do, job, stage), [t for t in tasks if t.number not in done],
-                                     number, bar.update)) as results:
+  waiting = [task for task in tasks if not job.is_done(stage, task.number)]
+  whole = sum(sizes[task.number] for task in tasks)
+  finished = whole - sum(sizes[task.number] for task in waiting)
+  with Bar(round(whole), stage, "B", done=round(finished), delay=1, leave=False) as bar, \
+      contextlib.closing(workers.run(functools.partial(_do, job, stage), waiting, number, bar.update)) as results:
     for task in results:
       finished += sizes[task.number]
       bar.update(max(0, round(finished) - bar.n))
@@ -221,8 +268,8 @@ def _do(job: Job, stage: str, task: workers.Task) -> None:
 
 def _read(job: Job, task: workers.Task) -> None:
   tally = transforms.Tally()
-  with buckets.Writer(job.path("read", task.number, "values"), job.buckets) as values, \
-      buckets.Writer(job.path("read", task.number, "pairs"), job.buckets) as pairs:
+  with buckets.Writer(job.path("read", task.number, "values"), buckets.MOST) as values, \
+      buckets.Writer(job.path("read", task.number, "pairs"), buckets.MOST) as pairs:
     for item in transforms.read(job.plan, job.parts[task.number], tally):
       if isinstance(item, Pair):
         pairs.add(*item)
@@ -264,7 +311,7 @@ def _check_broken(job: Job, max_broken: float) -> None:
 def _finish(job: Job, description: dict, final: epath.Path) -> None:
   """Names the shards, writes the manifest, and gives the folder its name."""
   tally, filled = transforms.Tally(), {split: list[int]() for split in manifests.SPLITS}
-  stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.done("join", 1) else []), ("write", job.buckets)]
+  stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.is_done("join", 0) else []), ("write", job.buckets)]
   for stage, count in stages:
     for i, task in enumerate(job.tallies(stage, count)):
       tally.update(task["reasons"], task["places"])

@@ -43,6 +43,7 @@ class Source(Protocol):
 
   __dataclass_fields__: ClassVar[dict[str, Any]]
   name: str  # The default of --name.
+  listed: ClassVar[tuple[str, ...]]  # Fields that list files, and decide which parts there are, but nothing in `read`.
 
   def parts(self) -> list[Part]:
     """The same list for the same files. Raises InputError that says what is missing, and where to get it."""

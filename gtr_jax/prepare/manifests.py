@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
@@ -21,7 +22,7 @@ from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
-FORMAT = 5  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 6  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NAME = re.compile(r"[\w-][\w.-]*")
 
@@ -92,6 +93,22 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
            [_by_content([part.path, *part[1:]]) for part in parts]]
   digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode())
   return json.loads(json.dumps(description | {"fingerprint": digest.hexdigest()}, default=str))
+
+
+def part_keys(source: Source, settings: Settings) -> list[str]:
+  """For each part that `engine.make_job` has, a hash of all that decides what is read of it: the source's fields but
+  for those that only list its files, other settings, and the content of that part; no path, time or number."""
+  fields = {name: value for name, value in dataclasses.asdict(source).items() if name not in ("name", *source.listed)}
+  tested = [[path.split("/")[-2:], content_hash(epath.Path(path))]  # Their names are in what dropped.jsonl says.
+            for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
+  common = [FORMAT, __version__, type(source).__name__, _by_content(fields), settings.validation_share, tested]
+  others = [[name, read(name)["fingerprint"], os.path.basename(shard.path)]
+            for name in settings.without for shard in shards(name)]
+  # The endings of a name say how its file is read.
+  parts = [[content_hash(epath.Path(part.path)), pathlib.PurePath(part.path).suffixes, *part[1:]]
+           for part in source.parts()]
+  return [hashlib.sha256(json.dumps([common, of], sort_keys=True, default=str).encode()).hexdigest()[:32]
+          for of in (*others, *parts)]
 
 
 def _by_content(value: Any) -> Any:

@@ -88,7 +88,7 @@ def test_a_real_full_disk(data, source):  # noqa: F811
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
   try:
     with pytest.raises(RetryableError,
-                       match=r"toy.tmp/read/0000\d\d.(values|pairs): File too large; raise the limit of a"):
+                       match=r"toy.tmp/read/[0-9a-f]{32}.(values|pairs): File too large; raise the limit of a"):
       prepare(source, processes=2)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -8,7 +8,7 @@ import codecs
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
@@ -40,6 +40,7 @@ class Dpr:
     num_negatives: of a question at most; 0: all.
   """
 
+  listed: ClassVar[tuple[str, ...]] = ("paths", "validation")
   paths: tuple[str, ...]
   validation: tuple[str, ...] = ()
   name: str = "dpr"

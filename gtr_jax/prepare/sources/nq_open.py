@@ -11,7 +11,7 @@ import ast
 import csv
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import flags, jsonl, lines
@@ -37,6 +37,7 @@ class NqOpen:
     num_negatives: the same; 0: all within the depth.
   """
 
+  listed: ClassVar[tuple[str, ...]] = ("questions", "run")
   questions: str
   run: str
   passages: str

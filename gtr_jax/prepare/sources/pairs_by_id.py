@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gtr_jax.collections.qrels import judgements_in
 from gtr_jax.collections.queries import queries_in
@@ -52,6 +52,7 @@ class JudgedPairs:
     num_negatives: at most, for each query; 0: all.
   """
 
+  listed: ClassVar[tuple[str, ...]] = ("queries", "qrels", "validation_qrels", "negatives")
   name: str
   passages: str
   queries: tuple[str, ...]

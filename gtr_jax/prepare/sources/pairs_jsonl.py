@@ -93,6 +93,7 @@ class PairsJsonl:
   """
 
   name: ClassVar[str] = "pairs"
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   query: tuple[str, ...] = ()
   passage: tuple[str, ...] = ()

@@ -53,6 +53,7 @@ class Reddit:
   """
 
   name: ClassVar[str] = "reddit"
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   pairs: tuple[str, ...] = PAIRS
   min_post_score: int = 1

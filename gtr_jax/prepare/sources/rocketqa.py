@@ -6,7 +6,7 @@
 import argparse
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gtr_jax.io import flags, lines
 from gtr_jax.io.lines import Part
@@ -27,6 +27,7 @@ class RocketQA:
     num_negatives: for each query at most, in file order; 0: all.
   """
 
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   name: str = "rocketqa"
   num_negatives: NonNegative = 30

@@ -49,6 +49,7 @@ class StackExchange:
   """
 
   name: ClassVar[str] = "stack_exchange"
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   pairs: tuple[str, ...] = PAIRS
   min_question_score: int = 0
