@@ -7,7 +7,6 @@ Where nobody knows yet how many buckets there will be, records are dealt to `MOS
 
 import contextlib
 import hashlib
-import heapq
 import itertools
 import marshal
 import os
@@ -140,10 +139,16 @@ def _chunks(path: str, bucket: int, buckets: int) -> Iterator[_Chunk]:
           yield _Chunk(path, start, length, size, number, dealt_to)
 
 
-def merged(*streams: Iterable[list[tuple]]) -> Iterator[tuple]:
-  """The records of `read`s of one bucket as one stream, in order of their digests; of one digest, in that of the
-  streams."""
-  return heapq.merge(*(itertools.chain.from_iterable(stream) for stream in streams), key=lambda r: r[0])
+def beside(ours: Iterable[list[tuple]], others: Iterable[list[tuple]]) -> Iterator[tuple[list[tuple], list[tuple]]]:
+  """Of two `read`s of one bucket: each list of ours, and the others whose digests are of records in it."""
+  stream = itertools.chain.from_iterable(others)
+  waiting = next(stream, None)
+  for records in ours:
+    found = []
+    while records and waiting and waiting[0] <= records[-1][0]:
+      found.append(waiting)
+      waiting = next(stream, None)
+    yield records, found
 
 
 def _place(digest: bytes, buckets: int) -> int:

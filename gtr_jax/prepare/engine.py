@@ -22,13 +22,13 @@ from gtr_jax.io import atomic, data_root, lock, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
-from gtr_jax.prepare import buckets, manifests, records, transforms, workers
+from gtr_jax.prepare import buckets, manifests, near_pairs, records, transforms, workers
 from gtr_jax.prepare.interface import RetryableError, Source
 from gtr_jax.prepare.records import Pair
 
 _HERE = "\0"  # In the places of what was read: the part's file.
 _MARK = "description.json"  # Of a work folder: what is prepared there.
-_STAGES = ("read", "join", "write", "shards")
+_STAGES = ("read", "join", "near", "match", "earlier", "write", "shards")
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket, at most.
 _MIN_BUCKETS = 64
 COMPRESSION = 6  # How much larger a compressed input is than its file, about.
@@ -47,6 +47,9 @@ class Job:
 
   def path(self, stage: str, number: int, ending: str) -> str:
     return f"{self.work}/{stage}/{self.keys[number] if stage == 'read' else f'{number:06d}'}.{ending}"
+
+  def all_near(self, stage: str) -> list[str]:
+    return [self.path(stage, i, "near") for i in range(self.buckets)]
 
   def different_parts(self) -> list[int]:
     """The first part of each key."""
@@ -216,7 +219,8 @@ def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> 
   if settings.decontaminate and not tested.exists():
     from gtr_jax.prepare import decontaminate
     decontaminate.write_tested(settings.decontaminate, os.fspath(tested))
-  plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None)
+  plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None,
+                         settings.near_duplicates)
   without = itertools.chain(*(manifests.shards(name) for name in settings.without))
   parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
   size = sum(transforms.size_of(part) * (COMPRESSION if _is_packed(part) else 1) for part in parts)
@@ -237,7 +241,12 @@ def _run_all(job: Job, number: int, max_broken: float) -> None:
     numbered = [workers.Task(i, f"bucket {i}") for i in range(job.buckets)]
     if any(map(os.path.exists, job.all_values())):
       _stage(job, "join", numbered, number, _shares(job.all_values(), job.buckets))
-    _stage(job, "write", numbered, number, _shares(job.all_pairs(), job.buckets))
+    pairs = _shares(job.all_pairs(), job.buckets)
+    if job.plan.near_duplicates:
+      _stage(job, "near", numbered, number, pairs)
+      _stage(job, "match", numbered, number, _shares(job.all_near("near"), job.buckets))
+      _stage(job, "earlier", numbered, number, pairs)
+    _stage(job, "write", numbered, number, pairs)
   except workers.TaskError as e:
     path = f"{job.work}/traceback.txt"
     atomic.write_text(path, e.traceback)
@@ -263,7 +272,7 @@ def _stage(job: Job, stage: str, tasks: Sequence[workers.Task], number: int, siz
 def _do(job: Job, stage: str, task: workers.Task) -> None:
   """In a worker."""
   data_root.set_data_dir(job.data_dir)  # Sources keep indices there.
-  {"read": _read, "join": _join, "write": _write}[stage](job, task)
+  {"read": _read, "join": _join, "near": _near, "match": _match, "earlier": _earlier, "write": _write}[stage](job, task)
 
 
 def _read(job: Job, task: workers.Task) -> None:
@@ -289,12 +298,40 @@ def _join(job: Job, task: workers.Task) -> None:
   job.commit("join", task.number, tally)
 
 
+def _near(job: Job, task: workers.Task) -> None:
+  with buckets.Writer(job.path("near", task.number, "near"), job.buckets) as bands:
+    for read in buckets.read(job.all_pairs(), task.number, job.buckets):
+      for band, rank in near_pairs.bands_of(transforms.different(read)):
+        bands.add(band, rank)
+  job.commit("near", task.number, transforms.Tally())
+
+
+def _match(job: Job, task: workers.Task) -> None:
+  with buckets.Writer(job.path("match", task.number, "near"), job.buckets) as candidates:
+    for read in buckets.read(job.all_near("near"), task.number, job.buckets):
+      for _, of_band in itertools.groupby(read, key=lambda of: of[0]):
+        for first, later in near_pairs.candidates(rank for _, rank in of_band):
+          candidates.add(first, later)
+  job.commit("match", task.number, transforms.Tally())
+
+
+def _earlier(job: Job, task: workers.Task) -> None:
+  with buckets.Writer(job.path("earlier", task.number, "near"), job.buckets) as texts:
+    read = (buckets.read(paths, task.number, job.buckets) for paths in (job.all_pairs(), job.all_near("match")))
+    for pairs, later in buckets.beside(*read):
+      for digest, first in near_pairs.earlier(transforms.different(pairs), later):
+        texts.add(digest, *first)
+  job.commit("earlier", task.number, transforms.Tally())
+
+
 def _write(job: Job, task: workers.Task) -> None:
   tally = transforms.Tally()
   with contextlib.ExitStack() as stack:
     files = {}
-    for read in buckets.read(job.all_pairs(), task.number, job.buckets):
-      for pair in transforms.kept(read, tally):
+    pairs, others = (buckets.read(paths, task.number, job.buckets) for paths in (
+        job.all_pairs(), job.all_near("earlier") if job.plan.near_duplicates else ()))
+    for read, near in buckets.beside(pairs, others):
+      for pair in transforms.kept(read, tally, [(digest, near_pairs.Earlier(*other)) for digest, *other in near]):
         if pair.split not in files:
           files[pair.split] = stack.enter_context(atomic.replacing(job.path("shards", task.number, pair.split)))
         records.write_record(files[pair.split], pair.record)

@@ -49,12 +49,14 @@ class Settings:
     validation_share: the share of the queries whose examples become the validation split.
     without: names of prepared data; pairs of theirs are dropped.
     decontaminate: folders of collections; examples with what these test are dropped.
+    near_duplicates: whether pairs that are nearly the same as another are dropped (`near_pairs`).
   """
 
   name: str | None = None
   validation_share: float = 0.0
   without: tuple[str, ...] = ()
   decontaminate: tuple[str, ...] = ()
+  near_duplicates: bool = False
 
   def __post_init__(self):
     if not 0 <= self.validation_share < 1:

@@ -10,7 +10,7 @@ from etils import epath
 
 from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare import decontaminate, records
+from gtr_jax.prepare import decontaminate, near_pairs, records
 from gtr_jax.prepare.interface import Counts, Example, Source
 from gtr_jax.prepare.of_queries import by_query, joined, negatives_of, with_negatives
 from gtr_jax.prepare.records import Pair
@@ -41,6 +41,7 @@ class Plan:
   source: Source
   validation_share: float = 0.0
   tested: str | None = None  # A file of `decontaminate.write_tested`.
+  near_duplicates: bool = False
 
 
 class Tally(Counts):
@@ -141,23 +142,44 @@ def _clean_negatives(example: Example, find: Callable[[str, str], str | None], t
   return with_negatives(example, clean)._replace(negative_queries=clean_queries)
 
 
-def kept(pairs: Iterable[tuple], tally: Tally) -> list[Pair]:
+def kept(pairs: Iterable[tuple], tally: Tally,
+         may_be_near: Iterable[tuple[bytes, near_pairs.Earlier]] = ()) -> list[Pair]:
   """What is written of the pairs of some queries: no two with one digest, and each knows what the others of its query
-  know (`of_queries`).
+  know (`of_queries`), also those that are left out because they are near to another pair.
 
   Args:
     pairs: in order of their digests; of one digest, marks come first.
     tally: of what is dropped.
+    may_be_near: with the digests of some of the pairs, others that these may be near to.
 
   Returns:
     In an order in which neighbours have nothing to do with each other.
   """
   found: list[Pair] = []
+  others: dict[bytes, list[near_pairs.Earlier]] = {}
+  for digest, other in may_be_near:
+    others.setdefault(digest, []).append(other)
   for of_query in by_query(map(Pair._make, pairs)):
     for pair in joined(list(_unique(of_query, tally)), tally):
+      if pair.digest in others and (other := near_pairs.near_to(pair.record, others[pair.digest])):
+        tally.drop("near_duplicate", "", **_shown(pair.record, tally), near_id=other.rank[1:].hex(),
+                   near_query=other.query, near_passage=other.passage)
+        continue
       tally.add(f"written_{pair.split}")
       found.append(pair)
   return sorted(found, key=lambda pair: pair.digest[8:])
+
+
+def different(pairs: Iterable[tuple]) -> Iterator[Pair]:
+  """Of pairs in order of their digests those that `kept` writes, where none is near to another."""
+  for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
+    yield from (pair for pair in _unique(list(group), Tally()) if pair.split != records.NEGATIVE)
+
+
+def _shown(record: bytes, tally: Tally) -> dict[str, str]:
+  """What dropped.jsonl shows of a pair, where it still shows some."""
+  texts = records.texts_of(record) if len(tally.dropped) < MOST_DROPPED else {}
+  return {name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts}
 
 
 def _unique(pairs: Sequence[Pair], tally: Tally) -> Iterator[Pair]:
@@ -183,9 +205,7 @@ def _unique(pairs: Sequence[Pair], tally: Tally) -> Iterator[Pair]:
         first = _with_negatives_of(first, copies, tally)
       yield first
     for pair in others:
-      texts = records.texts_of(pair.record) if len(tally.dropped) < MOST_DROPPED else {}
-      tally.drop(mark.record.decode() if mark else "duplicate", "", **{
-          name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts})
+      tally.drop(mark.record.decode() if mark else "duplicate", "", **_shown(pair.record, tally))
 
 
 def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:

@@ -3,7 +3,7 @@
 import functools
 import re
 
-from gtr_jax.text.same_text import folded
+from gtr_jax.text.same_text import folded, hash_key
 
 RUN = 8  # Words.
 NEAR = 0.8  # Of the runs of the shorter text.
@@ -17,10 +17,10 @@ def words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def runs(text: str) -> frozenset[int]:
-  """Hashes of all runs of 8 words, equal in one process; a shorter text is one run."""
+  """64-bit hashes of all runs of 8 words, the same in every process; a shorter text is one run."""
   found = words(text)
-  of_text = map(hash, zip(*(found[i:] for i in range(RUN)), strict=False))
-  return frozenset(of_text) or frozenset([hash(tuple(found))])
+  of_text = map(hash_key, map(" ".join, zip(*(found[i:] for i in range(RUN)), strict=False)))
+  return frozenset(of_text) or frozenset([hash_key(" ".join(found))])
 
 
 def are_near(one: str, other: str) -> bool:
