@@ -17,6 +17,7 @@ the inputs. Interrupted or killed, the same command goes on where it stopped, an
   gtr-jax prepare reddit RS_2019-*.zst RC_2019-*.zst --decontaminate beir/scifact
   gtr-jax prepare stack_exchange dumps/*.7z --without reddit
   gtr-jax prepare pairs my_pairs.jsonl.gz --name my_pairs --validation_share 0.01
+  gtr-jax prepare pairs my_pairs.jsonl.gz --name my_pairs --dry_run
 
 `gtr-jax prepare SOURCE --help` explains each. A task reads the result: add_pair_task("my_pairs", prepared("my_pairs"),
 ...). Memory does not grow with the input: some 200 MB for each worker."""
@@ -62,6 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="train on nothing that has a test or dev query of this collection (also as one line of "
                        "its query), or 13 words in a row of one or of a document judged relevant; a folder in BEIR "
                        "layout, also below the data folder (beir/scifact); repeatable")
+    group.add_argument("--near_duplicates", action="store_true",
+                       help="drop pairs whose query and passage are nearly those of another pair: each shares 0.8 of "
+                       "its runs of 8 words (of a shorter text all words). One of them stays, a held-out one first")
+    group.add_argument("--keep_parts", action="store_true",
+                       help="keep what was read of the files in DATA_DIR/NAME.tmp/read, about as large as the result: "
+                       "with other files, the next preparation of this name (and with this flag) reads only the new "
+                       "ones")
+    group.add_argument("--dry_run", action="store_true",
+                       help="look at the first thousand lines of each file: what is taken for what, what is dropped "
+                       "and why, three examples, about how much will come of all; write nothing")
     group.add_argument("--max_broken", type=flags.share, default=0.001, metavar="SHARE",
                        help="stop where more of the lines are broken; fewer than 10 never stop it (default: 0.001)")
     group.add_argument("--workers", type=flags.positive, metavar="N",
@@ -99,20 +110,34 @@ def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
     return
   if args.beam and not args.runner:
     raise InputError("--beam belongs to --runner; add that, or leave it out")
-  from gtr_jax.prepare import manifests
-  settings = manifests.Settings(args.name, args.validation_share, tuple(args.without), tuple(args.decontaminate))
+  from gtr_jax.prepare import manifests, preview
+  settings = manifests.Settings(args.name, args.validation_share, tuple(args.without), tuple(args.decontaminate),
+                                args.near_duplicates)
+  if args.dry_run:
+    with preview.nothing_written():
+      preview.show(_source(args, say), settings, args.workers, say)
+    return
+  source = _source(args, say)
+  if args.runner:
+    if args.keep_parts:
+      raise InputError("--keep_parts: a pipeline of --runner keeps nothing; leave one of the two out")
+    from gtr_jax.prepare import beam
+    folder = beam.prepare(source, settings, args.runner, args.beam, max_broken=args.max_broken, say=say)
+  else:
+    from gtr_jax.prepare import engine
+    folder = engine.prepare(source, settings, processes=args.workers, max_broken=args.max_broken,
+                            keep_parts=args.keep_parts or None, say=say)
+  _tell(manifests.read(folder), say)
+
+
+def _source(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
+  """The source that the flags describe; what is taken for what is said."""
   source = _module(SOURCES[args.source][0]).source(args)
   if args.source == "pairs":
     source.parts()  # Which says what is wrong.
     for line in source.fields():
       say(f"fields: {line}")
-  if args.runner:
-    from gtr_jax.prepare import beam
-    folder = beam.prepare(source, settings, args.runner, args.beam, max_broken=args.max_broken, say=say)
-  else:
-    from gtr_jax.prepare import engine
-    folder = engine.prepare(source, settings, processes=args.workers, max_broken=args.max_broken, say=say)
-  _tell(manifests.read(folder), say)
+  return source
 
 
 def _tell(manifest: dict[str, Any], say: Callable[[str], None]) -> None:

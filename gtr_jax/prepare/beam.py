@@ -17,7 +17,7 @@ from etils import epath
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import atomic, data_root, failures
 from gtr_jax.io.json_file import read_json
-from gtr_jax.prepare import buckets, engine, manifests, records, transforms
+from gtr_jax.prepare import buckets, engine, manifests, near_pairs, records, transforms
 from gtr_jax.prepare.interface import KEPT_PLACES, Source
 from gtr_jax.prepare.records import Pair
 
@@ -50,7 +50,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
   new = final.parent / f"{final.name}.{uuid.uuid4().hex}.tmp"
   (new / "shards").mkdir(parents=True)
   try:
-    job = engine.make_job(source, settings, new)
+    job = engine.make_job(source, settings, engine.parts_of(source, settings), new)
     pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={_RUNNERS.get(runner, runner)}", *options]))
     _build(pipeline, job)
     try:
@@ -81,7 +81,16 @@ def _build(pipeline: Any, job: engine.Job) -> None:
           | "read" >> beam.FlatMap(functools.partial(_read, job)).with_outputs("values", "tallies", main="pairs"))
   joined = (read.values | "keys" >> beam.GroupByKey()
             | "join" >> beam.FlatMap(functools.partial(_join, job)).with_outputs("tallies", main="pairs"))
-  written = ((read.pairs, joined.pairs) | "pairs" >> beam.Flatten() | "buckets" >> beam.GroupByKey()
+  pairs = (read.pairs, joined.pairs) | "pairs" >> beam.Flatten()
+  if job.plan.near_duplicates:
+    dealt = pairs | "deal" >> beam.GroupByKey()
+    candidates = (dealt | "near" >> beam.FlatMap(_bands) | "bands" >> beam.GroupByKey()
+                  | "match" >> beam.FlatMap(functools.partial(_candidates, job)))
+    earlier = ({"pairs": pairs, "later": candidates} | "beside" >> beam.CoGroupByKey()
+               | "earlier" >> beam.FlatMap(functools.partial(_earlier, job)))
+  else:
+    earlier = pipeline | "none" >> beam.Create([])
+  written = ({"pairs": pairs, "earlier": earlier} | "buckets" >> beam.CoGroupByKey()
              | "write" >> beam.Map(functools.partial(_write, job)))
   _ = ((read.tallies, joined.tallies, written) | "tallies" >> beam.Flatten()
        | beam.CombineGlobally(_merge) | "tally" >> beam.Map(functools.partial(_write_tally, job.work)))
@@ -110,11 +119,30 @@ def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
     yield beam.pvalue.TaggedOutput("tallies", _plain(tally))
 
 
-def _write(job: engine.Job, group: tuple[int, Iterable[Any]]) -> Any:
-  tally, (bucket, pairs) = transforms.Tally(), group
-  pairs = [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
+def _in_order(pairs: Iterable[Any]) -> list[Pair]:
+  return [Pair(digest, *pair) for digest, _, *pair in sorted(pairs)]
+
+
+def _bands(group: tuple[int, Iterable[Any]]) -> Iterator[tuple[bytes, bytes]]:
+  return near_pairs.bands_of(transforms.different(_in_order(group[1])))
+
+
+def _candidates(job: engine.Job, group: tuple[bytes, Iterable[bytes]]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+  for first, later in near_pairs.candidates(group[1]):
+    yield buckets.bucket_of(first, job.buckets), (first, later)
+
+
+def _earlier(job: engine.Job, group: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[Any]:
+  for digest, first in near_pairs.earlier(transforms.different(_in_order(group[1]["pairs"])), group[1]["later"]):
+    yield buckets.bucket_of(digest, job.buckets), (digest, *first)
+
+
+def _write(job: engine.Job, group: tuple[int, dict[str, Iterable[Any]]]) -> Any:
+  tally, (bucket, of) = transforms.Tally(), group
+  pairs = _in_order(of["pairs"])
+  others = [(digest, near_pairs.Earlier(*earlier)) for digest, *earlier in of["earlier"]]
   by_split = lambda pair: pair.split  # noqa: E731
-  for split, chosen in itertools.groupby(sorted(transforms.kept(pairs, tally), key=by_split), by_split):
+  for split, chosen in itertools.groupby(sorted(transforms.kept(pairs, tally, others), key=by_split), by_split):
     with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
       for pair in chosen:
         records.write_record(f, pair.record)

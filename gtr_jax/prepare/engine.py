@@ -117,10 +117,11 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
     raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
   work.mkdir(parents=True, exist_ok=True)
   with _locked(work):
-    keys = manifests.part_keys(source, settings)
+    parts = parts_of(source, settings)
+    keys = tuple(manifests.part_keys(source, settings, parts))
     _begin(work, description, keys, say)
     try:
-      job = dataclasses.replace(make_job(source, settings, work), keys=tuple(keys))
+      job = dataclasses.replace(make_job(source, settings, parts, work), keys=keys)
       _run_all(job, processes or os.cpu_count() or 1, max_broken)
       _finish(job, description, final)
     except InputError as e:
@@ -213,16 +214,21 @@ def _remove_unfinished(work: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def make_job(source: Source, settings: manifests.Settings, work: epath.Path) -> Job:
-  """The parts and the number of buckets, whoever does it; writes into the work folder what is tested."""
-  tested = work / "tested.npz"
-  if settings.decontaminate and not tested.exists():
-    from gtr_jax.prepare import decontaminate
-    decontaminate.write_tested(settings.decontaminate, os.fspath(tested))
-  plan = transforms.Plan(source, settings.validation_share, os.fspath(tested) if settings.decontaminate else None,
-                         settings.near_duplicates)
+def parts_of(source: Source, settings: manifests.Settings) -> tuple[transforms.Shard | Part, ...]:
+  """All that is read: other prepared data, then the source's parts."""
   without = itertools.chain(*(manifests.shards(name) for name in settings.without))
-  parts: tuple[transforms.Shard | Part, ...] = (*without, *source.parts())
+  return (*without, *source.parts())
+
+
+def make_job(source: Source, settings: manifests.Settings, parts: tuple[transforms.Shard | Part, ...],
+             work: os.PathLike) -> Job:
+  """The number of buckets, whoever does it; writes into the work folder what is tested."""
+  tested = os.path.join(work, "tested.npz")
+  if settings.decontaminate and not epath.Path(tested).exists():
+    from gtr_jax.prepare import decontaminate
+    decontaminate.write_tested(settings.decontaminate, tested)
+  plan = transforms.Plan(source, settings.validation_share, tested if settings.decontaminate else None,
+                         settings.near_duplicates)
   size = sum(transforms.size_of(part) * (COMPRESSION if _is_packed(part) else 1) for part in parts)
   number = 1 << (max(0, size - 1) // _BUCKET_BYTES).bit_length()
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),

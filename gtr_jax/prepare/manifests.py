@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from etils import epath
@@ -18,6 +18,7 @@ from gtr_jax.io import data_root, lines
 from gtr_jax.io.atomic import write_json, write_text
 from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import check_json, read_json
+from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
@@ -97,20 +98,22 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   return json.loads(json.dumps(description | {"fingerprint": digest.hexdigest()}, default=str))
 
 
-def part_keys(source: Source, settings: Settings) -> list[str]:
-  """For each part that `engine.make_job` has, a hash of all that decides what is read of it: the source's fields but
-  for those that only list its files, other settings, and the content of that part; no path, time or number."""
+def part_keys(source: Source, settings: Settings, parts: Sequence[transforms.Shard | Part]) -> list[str]:
+  """For each part a hash of all that decides what is read of it: the source's fields but for those that only list its
+  files, other settings, and the content of that part; no path, time or number."""
   fields = {name: value for name, value in dataclasses.asdict(source).items() if name not in ("name", *source.listed)}
   tested = [[path.split("/")[-2:], content_hash(epath.Path(path))]  # Their names are in what dropped.jsonl says.
             for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
   common = [FORMAT, __version__, type(source).__name__, _by_content(fields), settings.validation_share, tested]
-  others = [[name, read(name)["fingerprint"], os.path.basename(shard.path)]
-            for name in settings.without for shard in shards(name)]
-  # The endings of a name say how its file is read.
-  parts = [[content_hash(epath.Path(part.path)), pathlib.PurePath(part.path).suffixes, *part[1:]]
-           for part in source.parts()]
-  return [hashlib.sha256(json.dumps([common, of], sort_keys=True, default=str).encode()).hexdigest()[:32]
-          for of in (*others, *parts)]
+
+  def content(part: transforms.Shard | Part) -> list[Any]:
+    if isinstance(part, transforms.Shard):
+      return [part.name, read(part.name)["fingerprint"], os.path.basename(part.path)]
+    # The endings of its name say how a file is read.
+    return [content_hash(epath.Path(part.path)), pathlib.PurePath(part.path).suffixes, *part[1:]]
+
+  return [hashlib.sha256(json.dumps([common, content(part)], sort_keys=True, default=str).encode()).hexdigest()[:32]
+          for part in parts]
 
 
 def _by_content(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import marshal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -73,7 +73,7 @@ def size_of(part: Part | Shard) -> int:
   return lines.size_of(part.path) - (part.start if isinstance(part, Part) else 0)
 
 
-def read(plan: Plan, part: Part | Shard, tally: Tally) -> Iterator[Pair | Value]:
+def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value]:
   """All that is in a part."""
   if isinstance(part, Shard):
     with epath.Path(part.path).open("rb") as f:
@@ -157,8 +157,8 @@ def kept(pairs: Iterable[tuple], tally: Tally,
   """
   found: list[Pair] = []
   others: dict[bytes, list[near_pairs.Earlier]] = {}
-  for digest, other in may_be_near:
-    others.setdefault(digest, []).append(other)
+  for digest, earlier in may_be_near:
+    others.setdefault(digest, []).append(earlier)
   for of_query in by_query(map(Pair._make, pairs)):
     for pair in joined(list(_unique(of_query, tally)), tally):
       if pair.digest in others and (other := near_pairs.near_to(pair.record, others[pair.digest])):

@@ -71,7 +71,7 @@ def check(value: Any, hint: Any, name: str, advice: str = "") -> Any:
 def check_fields(of: Any) -> None:
   """Of a dataclass, in its `__post_init__`. Raises InputError, which names class and field."""
   for name, hint in hints(type(of)).items():  # type: ignore[arg-type]  # To mypy no class is hashable.
-    if hasattr(of, name):
+    if hasattr(of, name) and typing.get_origin(hint) is not typing.ClassVar:  # Which nobody gives.
       check(getattr(of, name), hint, f"{type(of).__name__}.{name}")
 
 

@@ -28,13 +28,16 @@ def quiet(line):
   pass
 
 
-@pytest.mark.parametrize("joins", [False, True])
-def test_the_same_bytes_as_the_engine(data_dir, tmp_path, joins):
+@pytest.mark.parametrize("joins, near_duplicates", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_same_bytes_as_the_engine(data_dir, tmp_path, joins, near_duplicates):
   rows = toy_source.rows(600)
   other = write(tmp_path / "b.jsonl", rows[:100])
-  path = write(tmp_path / "a.jsonl", [*rows, b"broken", *rows[50:150], rows[0] | {"length": 0}])
+  near = [row | {"passage": row["passage"] + ", "} for row in rows[100:120]]
+  near += [row | {"passage": " ".join([row["passage"]] * 20) + end} for row in rows[200:210] for end in ("", " more")]
+  path = write(tmp_path / "a.jsonl", [*rows, b"broken", *rows[50:150], rows[0] | {"length": 0}, *near])
   engine.prepare(ToySource((other,)), Settings("other"), processes=1, say=quiet)
-  source, settings = ToySource((path,), joins), Settings(validation_share=0.2, without=("other",))
+  source = ToySource((path,), joins)
+  settings = Settings(validation_share=0.2, without=("other",), near_duplicates=near_duplicates)
   folder = Path(on_beam.prepare(source, settings, "direct", say=quiet))
   assert sorted(p.name for p in data_dir.iterdir()) == ["other", "toy"]
   folder.rename(data_dir / "beam")
@@ -42,6 +45,7 @@ def test_the_same_bytes_as_the_engine(data_dir, tmp_path, joins):
   ours, beams = ({p.name: p.read_bytes() for p in (data_dir / name).iterdir() if p.name != "dropped.jsonl"}
                  for name in ("toy", "beam"))
   assert len(beams) > 100 and beams == ours
+  assert (b'"near_duplicate"' in ours["manifest.json"]) == near_duplicates
   assert sorted((data_dir / "toy/dropped.jsonl").read_text().splitlines()) == sorted(
       (data_dir / "beam/dropped.jsonl").read_text().splitlines())
 

@@ -111,7 +111,7 @@ def test_kept_parts_are_read_no_more(data, archives, tmp_path, monkeypatch):  # 
 
 
 def shards_in(found):
-  return {name: data for name, data in found.items() if name.endswith(".tfrecord")}
+  return {name: content for name, content in found.items() if name.endswith(".tfrecord")}
 
 
 def test_a_file_that_is_named_twice_is_read_once_and_counted_twice(data, archives, tmp_path):  # noqa: F811

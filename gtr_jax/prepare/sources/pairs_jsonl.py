@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from gtr_jax.errors import InputError
@@ -119,6 +119,7 @@ class PairsJsonl:
     if not self.paths:
       raise InputError("no file is named; give .jsonl files or tables of pairs")
     parts = [part for path in self.paths for part in tables.parts(path)]
+    kinds: dict[Meaning | str, dict[str, None]] = {}  # With all fields that lines of the kind have.
     for part in parts:
       if part.start:
         continue
@@ -138,7 +139,24 @@ class PairsJsonl:
         if not any(isinstance(row, dict) and name in row for _, row in first):
           raise InputError(f"{place}: no field {name!r}, nor in the lines behind it, only "
                            f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
+      for _, row in first[:_SHOWN_LINES]:
+        with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
+          self._pairs(row)
+          kinds.setdefault(self._kind(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
+    vars(self)["_said"] = self._all_described(kinds)
     return parts
+
+  def fields(self) -> list[str]:
+    """What is taken for what in the first lines of each file, for the user: a text for every kind of line.
+
+    What `parts` has read is not read again.
+
+    Raises:
+      InputError: as `parts`.
+    """
+    if "_said" not in vars(self):
+      self.parts()
+    return list(vars(self)["_said"])
 
   def _rows(self, part: Part, counts: Counts) -> Generator[tuple[str, Any]]:
     """(place, value); what is broken is counted."""
@@ -155,21 +173,8 @@ class PairsJsonl:
   def _named(self) -> Named:
     return Named(self.query, self.passage, self.negatives, self.ignore)
 
-  def fields(self) -> list[str]:
-    """What is taken for what in the first lines of each file, for the user: a text for every kind of line.
-
-    Raises:
-      InputError: a file is missing or damaged.
-    """
-    kinds: dict[Meaning | str, dict[str, None]] = {}  # With all fields that lines of the kind have.
-    for part in (part for path in self.paths for part in tables.parts(path)):
-      if part.start:
-        continue
-      with contextlib.closing(self._rows(part._replace(stop=None), Counts())) as rows:
-        for _, row in itertools.islice(rows, _SHOWN_LINES):
-          with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
-            self._pairs(row)
-            kinds.setdefault(self._kind(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
+  def _all_described(self, kinds: Mapping[Meaning | str, dict[str, None]]) -> list[str]:
+    """A text for every kind of line, the first ones."""
     # What is alike but for the negatives, which some lines have not.
     alike: dict[Meaning | str, tuple[Meaning | str, dict[str, None]]] = {}
     for kind, there in kinds.items():
