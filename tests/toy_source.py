@@ -21,6 +21,7 @@ class ToySource:
   wait for its end.
   """
 
+  licence: ClassVar[str] = ""
   listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   joins: bool = False

@@ -354,7 +354,8 @@ def _check_broken(job: Job, max_broken: float) -> None:
 def _finish(job: Job, description: dict, final: epath.Path) -> None:
   """Names the shards, writes the manifest, and gives the folder its name."""
   tally, filled = transforms.Tally(), {split: list[int]() for split in manifests.SPLITS}
-  stages = [("read", len(job.parts)), *([("join", job.buckets)] if job.is_done("join", 0) else []), ("write", job.buckets)]
+  joined = [("join", job.buckets)] if job.is_done("join", 0) else []
+  stages = [("read", len(job.parts)), *joined, ("write", job.buckets)]
   for stage, count in stages:
     for i, task in enumerate(job.tallies(stage, count)):
       tally.update(task["reasons"], task["places"])

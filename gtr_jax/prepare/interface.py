@@ -43,6 +43,7 @@ class Source(Protocol):
 
   __dataclass_fields__: ClassVar[dict[str, Any]]
   name: str  # The default of --name.
+  licence: str  # Of the raw files, as the data card says it; "": not known.
   listed: ClassVar[tuple[str, ...]]  # Fields that list files, and decide which parts there are, but nothing in `read`.
 
   def parts(self) -> list[Part]:

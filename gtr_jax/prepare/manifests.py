@@ -1,13 +1,14 @@
-"""What a folder of prepared data says of itself: manifest.json and dropped.jsonl."""
+"""What a folder of prepared data says of itself: manifest.json, dropped.jsonl and README.md."""
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from etils import epath
@@ -19,7 +20,7 @@ from gtr_jax.io.atomic import write_json, write_text
 from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare import decontaminate, transforms
+from gtr_jax.prepare import card, decontaminate, records, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.values.ranges import Range
 
@@ -87,7 +88,8 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   filters["name"] = name
   described = [{"name": os.path.basename(path), "bytes": lines.size_of(path), "sha256": content_hash(epath.Path(path))}
                for path in inputs]
-  description = {"format": FORMAT, "gtr_jax": __version__, "filters": dict(filters), "inputs": described}
+  description = {"format": FORMAT, "gtr_jax": __version__, "filters": dict(filters), "inputs": described,
+                 "licence": source.licence}
   # Of content alone: data that have moved, or have only been touched, are the same.
   others = [read(other)["fingerprint"] for other in settings.without]
   filters |= {"without": others, "decontaminate": len(settings.decontaminate)}
@@ -200,7 +202,11 @@ def check_broken(counts: Counts, max_broken: float) -> None:
 
 def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms.Tally,
           splits: Mapping[str, Mapping[str, int]]) -> None:
-  """Writes dropped.jsonl, then manifest.json. Raises InputError where there is nothing to train on."""
+  """Writes dropped.jsonl and README.md (`card`), then manifest.json, beside the shards, which are there.
+
+  Raises:
+    InputError: there is nothing to train on.
+  """
   reasons = dict(sorted(tally.reasons.items()))
   examples = {split: reasons[f"written_{split}"] for split in SPLITS if f"written_{split}" in reasons}
   if "train" not in examples:
@@ -213,4 +219,16 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
   manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
                                   "splits": {split: splits[split] for split in examples}}
+  write_text(new / "README.md", card.text(manifest, _first_records(new, manifest["splits"]["train"])))
   write_json(new / "manifest.json", manifest)
+
+
+def _first_records(folder: epath.Path, files: Iterable[str]) -> list[bytes]:
+  """Of shards, whose order is a random one."""
+  found: list[bytes] = []
+  for file in files:
+    with (folder / file).open("rb") as f:
+      found += itertools.islice(records.read_records(f, file), card.EXAMPLES - len(found))
+    if len(found) == card.EXAMPLES:
+      break
+  return found

@@ -97,8 +97,8 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
     joined = [pair for key, values in of_keys.items() for pair in transforms.join(plan, key, values, tally)]
     kept = _kept(plan, sorted([*pairs, *joined], key=lambda pair: pair.digest), tally)
     after = time.perf_counter() - began
-  counts = {reason: n for reason, n in sorted(tally.reasons.items()) if not reason.startswith("written_")}
-  say("counts: " + ", ".join(f"{reason} {n:,}" for reason, n in ({"read": 0} | counts | {"written": len(kept)}).items()))
+  counts = {"read": 0} | {reason: n for reason, n in sorted(tally.reasons.items()) if reason[:8] != "written_"}
+  say("counts: " + ", ".join(f"{reason} {n:,}" for reason, n in (counts | {"written": len(kept)}).items()))
   for place in tally.places[:_EXAMPLES]:
     say(f"broken: {place}")
   for pair in kept[:_EXAMPLES]:
@@ -107,8 +107,8 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
   if settings.without:
     say(f"what {', '.join(settings.without)} has already was not looked up")
   if of_keys:
-    say(f"of {len(of_keys):,} keys in these lines, {len(joined):,} pairs could be joined; in whole files more meet what "
-        "belongs to them")
+    say(f"of {len(of_keys):,} keys in these lines, {len(joined):,} pairs could be joined; in whole files more meet "
+        "what belongs to them")
   factor = _mean_factor(samples)
   count = factor * len(kept)
   seconds = [sample.factor * sample.seconds for sample in samples]

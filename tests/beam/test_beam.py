@@ -30,7 +30,7 @@ def quiet(line):
 
 @pytest.mark.parametrize("joins, near_duplicates", [(False, False), (True, False), (False, True), (True, True)])
 def test_the_same_bytes_as_the_engine(data_dir, tmp_path, joins, near_duplicates):
-  rows = toy_source.rows(600)
+  rows = toy_source.rows(800)
   other = write(tmp_path / "b.jsonl", rows[:100])
   near = [row | {"passage": row["passage"] + ", "} for row in rows[100:120]]
   near += [row | {"passage": " ".join([row["passage"]] * 20) + end} for row in rows[200:210] for end in ("", " more")]

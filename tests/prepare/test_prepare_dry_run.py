@@ -1,4 +1,4 @@
-"""`gtr-jax prepare … --dry_run`: what is said of each source's files, that it is about right, and nothing is written."""
+"""`gtr-jax prepare … --dry_run`: what is said of each source's files is about right, and nothing is written."""
 
 import bz2
 import gzip
@@ -69,7 +69,7 @@ def test_pairs(dry_run, tmp_path, form):
   assert lines[0] == 'fields: query: "query"; passage: "positive"; not read: topic'
   looked_at = "all 100" if form == "small" else "the first 1,000 of about 5,000"
   assert lines[1] == f"{path}{' (parquet)' * (form == 'parquet')}: {looked_at} lines or records"
-  assert "query_is_passage 1" in lines[2] and lines[2].startswith(f"counts: read {'100' if form == 'small' else '1,000'},")
+  assert lines[2].startswith(f"counts: read {'100' if form == 'small' else '1,000'}, query_is_passage 1, ")
   assert sum(line.startswith("--- train") for line in lines) == 3
   assert sum(line.startswith("passage ") for line in lines) == 3
   assert 0.9 * len(rows) < in_all(said) < 1.1 * len(rows) and lines[-1].endswith("nothing was written")
@@ -127,7 +127,8 @@ def test_dpr_and_what_is_looked_up_by_id(dry_run, tmp_path):
   assert 2500 < in_all(said) < 3500 and "(train array): the first 1,000 of about" in said
   (tmp_path / "nq.jsonl").write_text("".join(
       json.dumps({"question": f"question {i}", "answer": [f"x{i}x"]}) + "\n" for i in range(100)))
-  toy_source.write(tmp_path / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": f"it is x{i}x"} for i in range(100)])
+  documents = [{"_id": f"d{i}", "title": "", "text": f"it is x{i}x"} for i in range(100)]
+  toy_source.write(tmp_path / "corpus.jsonl", documents)
   (tmp_path / "run").write_text("".join(f"{i} Q0 d{i} 1 1.0 bm25\n" for i in range(100)))
   said = dry_run("nq_open", tmp_path / "nq.jsonl", "--run", tmp_path / "run", "--passages", tmp_path / "corpus.jsonl")
   assert in_all(said) == 100 and "corpus.jsonl (passages): looked up by id" in said

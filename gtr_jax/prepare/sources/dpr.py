@@ -40,6 +40,8 @@ class Dpr:
     num_negatives: of a question at most; 0: all.
   """
 
+  licence: ClassVar[str] = (
+      "that of the questions: Natural Questions, CC BY-SA 3.0; of TriviaQA, SQuAD and others their own")
   listed: ClassVar[tuple[str, ...]] = ("paths", "validation")
   paths: tuple[str, ...]
   validation: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ class NqOpen:
     num_negatives: the same; 0: all within the depth.
   """
 
+  licence: ClassVar[str] = "Natural Questions, CC BY-SA 3.0 (https://ai.google.com/research/NaturalQuestions)"
   listed: ClassVar[tuple[str, ...]] = ("questions", "run")
   questions: str
   run: str

@@ -71,6 +71,12 @@ class JudgedPairs:
   def __post_init__(self):
     check_fields(self)
 
+  @property
+  def licence(self) -> str:
+    """MS MARCO's terms, where it is MS MARCO by its name."""
+    return ("MS MARCO's terms, for non-commercial research alone (https://microsoft.github.io/msmarco)"
+            if "msmarco" in self.name.lower() else "")
+
   def parts(self) -> list[Part]:
     if self.scores and not self.negatives:
       raise InputError(f"{self.scores}: scores of negatives, and no negatives; give --negatives FILE too")

@@ -93,6 +93,7 @@ class PairsJsonl:
   """
 
   name: ClassVar[str] = "pairs"
+  licence: ClassVar[str] = ""
   listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   query: tuple[str, ...] = ()

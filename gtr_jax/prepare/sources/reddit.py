@@ -53,6 +53,7 @@ class Reddit:
   """
 
   name: ClassVar[str] = "reddit"
+  licence: ClassVar[str] = ""
   listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   pairs: tuple[str, ...] = PAIRS

@@ -27,6 +27,9 @@ class RocketQA:
     num_negatives: for each query at most, in file order; 0: all.
   """
 
+  licence: ClassVar[str] = (
+      "that of the questions: MS MARCO's terms, for non-commercial research alone "
+      "(https://microsoft.github.io/msmarco); Natural Questions, CC BY-SA 3.0")
   listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   name: str = "rocketqa"

@@ -49,6 +49,9 @@ class StackExchange:
   """
 
   name: ClassVar[str] = "stack_exchange"
+  licence: ClassVar[str] = (
+      "Stack Exchange's contributors, CC BY-SA: 2.5 of what was written before 8 April 2011, 3.0 until 1 May 2018, 4.0 "
+      "since (https://stackoverflow.com/help/licensing); attribution is due to each author")
   listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   pairs: tuple[str, ...] = PAIRS
