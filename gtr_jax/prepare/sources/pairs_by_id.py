@@ -75,7 +75,7 @@ class JudgedPairs:
   def licence(self) -> str:
     """MS MARCO's terms, where it is MS MARCO by its name."""
     return ("MS MARCO's terms, for non-commercial research alone (https://microsoft.github.io/msmarco)"
-            if "msmarco" in self.name.lower() else "")
+            if "msmarco" in self.name else "")
 
   def parts(self) -> list[Part]:
     if self.scores and not self.negatives:
