@@ -112,7 +112,7 @@ def _command(manifest: Mapping[str, Any], sample: Sequence[bytes]) -> Iterator[s
   batch = min(256, 1 << pairs.bit_length() - 1)
   more = " --gin.NEGATIVES_PER_EXAMPLE=1" * any(records.texts_of(record)["negatives"] for record in sample)
   more += " --gin.VALIDATION=None" * ("validation" not in manifest["examples"])
-  yield "gtr-jax train --gin_file=models/t5_small.gin --gin_file=runs/train.gin \\"
+  yield "gtr-jax train --gin_file=models/t5_small.gin --gin_file=runs/train.gin --gin.MIXTURE_OR_TASK_MODULE=None \\"
   yield f"""    --gin.MIXTURE_OR_TASK_NAME="'{name}'" --gin.MODEL_DIR="'runs/{name}'" \\"""
   yield """    --gin.VOCABULARY="'t5_vocab/spiece.model'" --gin.EXTRA_IDS=100 \\"""
   yield f"    --gin.BATCH_SIZE={batch} --gin.TRAIN_STEPS=1000{more}"

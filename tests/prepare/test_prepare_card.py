@@ -74,17 +74,28 @@ def test_licences_are_those_of_the_sources():
   assert not PairsJsonl(("a",)).licence
 
 
-@pytest.mark.parametrize("negatives", [[], ["a negative", "and another"]])
-def test_its_command_trains(data, tmp_path, vocabulary, monkeypatch, negatives):  # noqa: F811
-  rows = [row | {"negatives": negatives} for row in toy_source.rows(40)]
-  folder = prepare(ToySource((write(tmp_path / "a.jsonl", rows),)), validation_share=0.3 * bool(negatives))
-  command = re.search(r"```\n(gtr-jax train.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-  name, *arguments = shlex.split(command)
-  assert name == "gtr-jax" and ("--gin.NEGATIVES_PER_EXAMPLE=1" in arguments) == bool(negatives)
-  assert ("--gin.VALIDATION=None" in arguments) != bool(negatives)
+def command_of(folder):
+  """As a shell reads it."""
+  text = re.search(r"```\n(gtr-jax train.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+  return shlex.split(text.replace("\\\n", ""))
+
+
+def test_its_command_trains(data, tmp_path, vocabulary, monkeypatch):  # noqa: F811
+  rows = [row | {"negatives": ["a negative", "and another"]} for row in toy_source.rows(40)]
+  name, command, *arguments = command_of(prepare(ToySource((write(tmp_path / "a.jsonl", rows),))))
+  assert (name, command) == ("gtr-jax", "train") and {
+      "--gin.NEGATIVES_PER_EXAMPLE=1", "--gin.VALIDATION=None", "--gin.BATCH_SIZE=32"} < set(arguments)
   (data / "t5_vocab").mkdir()
   shutil.copy(vocabulary, data / "t5_vocab/spiece.model")
   monkeypatch.chdir(tmp_path)
-  smaller = [of.replace("t5_small", "t5_tiny") for of in arguments]
-  assert main([*smaller, "--data_dir", str(data), "--gin.TRAIN_STEPS=1", "--gin.BATCH_SIZE=8"]) == 0
+  tiny = [of.replace("t5_small", "t5_tiny") for of in arguments]
+  tiny += [f"--gin.{of}" for of in ("TRAIN_STEPS=1", "BATCH_SIZE=8", "t5.T5Config.num_layers=1",
+                                    "t5.T5Config.vocab_size=512", "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}")]
+  assert main(["train", *tiny, "--data_dir", str(data)]) == 0
   assert (tmp_path / "runs/toy/model.json").exists()
+
+
+def test_its_command_for_plain_pairs_with_some_held_out(data, tmp_path):  # noqa: F811
+  source = ToySource((write(tmp_path / "a.jsonl", toy_source.rows(40)),))
+  command = command_of(prepare(source, validation_share=0.3))
+  assert not {"--gin.NEGATIVES_PER_EXAMPLE=1", "--gin.VALIDATION=None"} & set(command)
