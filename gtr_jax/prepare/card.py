@@ -65,7 +65,8 @@ def _header(manifest):
 
 def _language(filters: Mapping[str, Any]) -> str:
   """The code, where the settings say it."""
-  return filters.get("language") or ("en" if filters.get("any_language") is False else "")
+  named = filters.get("language") or ("en" if filters.get("any_language") is False else "any")
+  return "" if named == "any" else named
 
 
 def _body(manifest: Mapping[str, Any], sample: Sequence[bytes]) -> Iterator[str]:

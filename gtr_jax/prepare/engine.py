@@ -83,7 +83,7 @@ def _with_places(counts: dict, path: str, other: str) -> dict:
   """With another path where places begin with this one."""
   place = lambda text: other + text[len(path):] if text.startswith(path) else text  # noqa: E731
   return counts | {"places": list(map(place, counts["places"])),
-                   "dropped": [row | {"place": place(row["place"])} for row in counts["dropped"]]}
+                   "dropped": [row | {"place": place(row.get("place", ""))} for row in counts["dropped"]]}
 
 
 def prepare(source: Source, settings: manifests.Settings, *, processes: int | None = None, max_broken: float = 0.001,

@@ -26,6 +26,7 @@ from gtr_jax.values.ranges import Range
 
 FORMAT = 6  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
+_NOT_OF_PARTS = ("name", "without", "decontaminate", "near_duplicates")  # What is read does not depend on them by name.
 _NAME = re.compile(r"[\w-][\w.-]*")
 
 
@@ -106,7 +107,8 @@ def part_keys(source: Source, settings: Settings, parts: Sequence[transforms.Sha
   fields = {name: value for name, value in dataclasses.asdict(source).items() if name not in ("name", *source.listed)}
   tested = [[path.split("/")[-2:], content_hash(epath.Path(path))]  # Their names are in what dropped.jsonl says.
             for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
-  common = [FORMAT, __version__, type(source).__name__, _by_content(fields), settings.validation_share, tested]
+  others = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_OF_PARTS}
+  common = [FORMAT, __version__, type(source).__name__, _by_content(fields), others, tested]
 
   def content(part: transforms.Shard | Part) -> list[Any]:
     if isinstance(part, transforms.Shard):

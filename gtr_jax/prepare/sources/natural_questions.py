@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gtr_jax.io import flags, jsonl, lines
 from gtr_jax.io.lines import Part
@@ -35,6 +35,8 @@ class NaturalQuestions:
     kinds: which long answers: of `KINDS`.
   """
 
+  licence: ClassVar[str] = "Natural Questions, CC BY-SA 3.0 (https://ai.google.com/research/NaturalQuestions)"
+  listed: ClassVar[tuple[str, ...]] = ("paths",)
   paths: tuple[str, ...]
   kinds: tuple[str, ...] = KINDS
   name: str = "natural_questions"
