@@ -188,6 +188,7 @@ FOLDS = {
     "prepare/sources/reddit_text.py": "words of English, and bots by name",
     "prepare/sources/reddit.py": "names of authors and communities",
     "prepare/sources/html_text.py": "names of tags",
+    "prepare/sources/natural_questions.py": "names of tags",
     "collections/qrels.py": "names of columns",
     "io/paths.py": "schemes of URLs",
     "evaluation/report.py": "names of files",
