@@ -42,7 +42,7 @@ class ToySource:
       if "error" in row:
         raise KeyError(row["error"])
       if row.get("length") == 0:
-        counts.add("too_short")
+        counts.drop("too_short", query=row["query"], passage=row["passage"])
       elif self.joins:
         yield row["key"], row
       else:

@@ -48,7 +48,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   show.add_argument("--examples", type=flags.positive, default=_SHOWN, metavar="N", help="so many (default: 5)")
   show.add_argument("--skip", type=flags.non_negative, default=0, metavar="N", help="begin behind so many")
   show.add_argument("--whole", action="store_true", help="all of long texts")
-  show.add_argument("--dropped", action="store_true", help="of prepared data, examples of what was left out")
+  show.add_argument("--dropped", action="store_true", help="of prepared data, examples of what was left out, by reason")
   stats.add_argument("--plot", type=flags.path, metavar="PATH", help="write PATH.png and PATH.svg: the lengths")
 
 
@@ -86,9 +86,9 @@ def _show_dropped(args: argparse.Namespace) -> None:
   from gtr_jax.io import data_root, jsonl
   from gtr_jax.prepare import manifests
   from gtr_jax.survey import show
-  manifests.read(args.source)
+  counts = manifests.read(args.source)["counts"]
   rows = [row for _, row, _ in jsonl.read_objects(data_root.resolve(args.source) / "dropped.jsonl")]
-  for line in (map(json.dumps, rows) if args.json else show.dropped(iter(rows))):
+  for line in (map(json.dumps, rows) if args.json else show.dropped(rows, counts)):
     print(line)
 
 

@@ -60,9 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--without", action="append", default=[], type=flags.path, metavar="NAME",
                        help="drop pairs that this prepared data has; repeatable")
     group.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
-                       help="train on nothing that has a test or dev query of this collection (also as one line of "
-                       "its query), or 13 words in a row of one or of a document judged relevant; a folder in BEIR "
-                       "layout, also below the data folder (beir/scifact); repeatable")
+                       help="train on nothing that asks a test or dev query of this collection, in the same or nearly "
+                       "the same words, has one of 6 words or more within it, or 13 words in a row of one or of a "
+                       "document judged relevant; a folder in BEIR layout, also below the data folder (beir/scifact); "
+                       "repeatable")
+    group.add_argument("--language", default="en" if name == "reddit" else "any", metavar="CODE",
+                       help="drop pairs whose query or passage is in another language, as py3langid guesses it: en, "
+                       "de, ...; any: none (default: %(default)s)")
     group.add_argument("--near_duplicates", action="store_true",
                        help="drop pairs whose query and passage are nearly those of another pair: each shares 0.8 of "
                        "its runs of 8 words (of a shorter text all words). One of them stays, a held-out one first")
@@ -112,7 +116,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
     raise InputError("--beam belongs to --runner; add that, or leave it out")
   from gtr_jax.prepare import manifests, preview
   settings = manifests.Settings(args.name, args.validation_share, tuple(args.without), tuple(args.decontaminate),
-                                args.near_duplicates)
+                                args.near_duplicates, args.language)
   if args.dry_run:
     with preview.nothing_written():
       preview.show(_source(args, say), settings, args.workers, say)

@@ -2,6 +2,7 @@
 
 Some packages train. A part of what they document is held out, as the in-domain collection; packages that never train
 are the zero-shot collections. In every collection a query is a first sentence and its answer is all that follows it.
+Sentences are told apart by `text.same_text`, what repeats a tested text in part by `text.near_text` (`near_copies`).
 """
 
 import collections
@@ -20,12 +21,13 @@ from etils import epath
 from gtr_jax.data.vocabulary import train_vocabulary
 from gtr_jax.demo import docstrings
 from gtr_jax.demo.docstrings import Documentation
-from gtr_jax.demo.near_copies import NearCopies, contains
+from gtr_jax.demo.near_copies import NearCopies
 from gtr_jax.demo.packages import Packages, fingerprint, installed_packages
 from gtr_jax.demo.read import read_packages
 from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, data_root
 from gtr_jax.io.json_file import read_json
+from gtr_jax.text.near_text import contains
 from gtr_jax.text.same_text import distinct, folded
 
 IN_DOMAIN = "numpy_jax_tensorflow"

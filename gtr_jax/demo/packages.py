@@ -41,7 +41,7 @@ _ZERO_SHOT = {
 
 # What makes a corpus of packages: below gtr_jax.
 _CODE = ("demo/corpus.py", "demo/docstrings.py", "demo/near_copies.py", "demo/packages.py", "demo/read.py",
-         "text/same_text.py", "data/vocabulary.py")
+         "text/near_text.py", "text/same_text.py", "data/vocabulary.py")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ Input and output are files that every worker of the runner can reach (`gs://…`
 import collections
 import functools
 import itertools
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ _RUNNERS = {"direct": "DirectRunner", "dataflow": "DataflowRunner", "flink": "Fl
 
 def prepare(source: Source, settings: manifests.Settings, runner: str, options: Sequence[str] = (), *,
             max_broken: float = 0.001, say: Callable[[str], None] = print) -> epath.Path:
-  """As `engine.prepare`; which broken and dropped examples are shown may differ, and nothing is kept to go on from.
+  """As `engine.prepare`, with the same bytes; nothing is kept to go on from.
 
   Args:
     source: what to prepare.
@@ -61,8 +60,9 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
       why = failures.reason(e) or first_line(e)
       raise InputError(f"the pipeline failed: {why}") from e
     tally = transforms.Tally()
-    tally.reasons, tally.places, tally.dropped = read_json(new / "tally.json", list, "start again")
-    tally.reasons = collections.Counter(tally.reasons)
+    reasons, places, dropped = read_json(new / "tally.json", list, "start again")
+    tally.update(reasons, (place for _, place in places))
+    tally.keep(row for _, row in dropped)
     manifests.check_broken(tally, max_broken)
     manifests.write(new, description, tally, _name_shards(new))
     if "://" in os.fspath(final):
@@ -105,7 +105,7 @@ def _read(job: engine.Job, numbered: tuple[int, Any]) -> Iterator[Any]:
       yield buckets.bucket_of(item.digest, job.buckets), (item.digest, order, *item[1:])
     else:
       yield beam.pvalue.TaggedOutput("values", (item.key, (order, item.value)))
-  yield beam.pvalue.TaggedOutput("tallies", _plain(tally))
+  yield beam.pvalue.TaggedOutput("tallies", _plain(tally, 0, f"{part_number:08d}"))
 
 
 def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
@@ -116,7 +116,7 @@ def _join(job: engine.Job, group: tuple[str, Iterable[Any]]) -> Iterator[Any]:
     order = (1, buckets.hash_of(key), number)
     yield buckets.bucket_of(pair.digest, job.buckets), (pair.digest, order, *pair[1:])
   if tally.reasons:
-    yield beam.pvalue.TaggedOutput("tallies", _plain(tally))
+    yield beam.pvalue.TaggedOutput("tallies", _plain(tally, 1, buckets.hash_of(key).hex()))
 
 
 def _in_order(pairs: Iterable[Any]) -> list[Pair]:
@@ -146,20 +146,35 @@ def _write(job: engine.Job, group: tuple[int, dict[str, Iterable[Any]]]) -> Any:
     with atomic.replacing(epath.Path(job.work) / "shards" / f"{split}-{bucket:06d}") as f:  # May be done twice at once.
       for pair in chosen:
         records.write_record(f, pair.record)
-  return _plain(tally)
+  return _plain(tally, 2, f"{bucket:08d}")
 
 
-def _plain(tally: transforms.Tally) -> tuple[dict[str, int], list[str], list[dict]]:
-  return dict(tally.reasons), tally.places, tally.dropped
+def _plain(tally: transforms.Tally, stage: int, task: str) -> tuple[dict[str, int], list, list]:
+  """With the order in which the engine comes to what is shown."""
+  places, dropped = ([((stage, task, number), of) for number, of in enumerate(shown)]
+                     for shown in (tally.places, tally.dropped))
+  return dict(tally.reasons), places, dropped
 
 
 def _merge(tallies: Iterable[Any]) -> Any:
-  merged = transforms.Tally()
-  for reasons, places, dropped in tallies:
+  merged, places, dropped = transforms.Tally(), list[Any](), list[Any]()
+  for reasons, of_places, of_dropped in tallies:
     merged.update(reasons, ())
-    merged.places = sorted([*merged.places, *places])[:KEPT_PLACES]
-    merged.dropped = sorted([*merged.dropped, *dropped], key=json.dumps)[:transforms.MOST_DROPPED]
-  return _plain(merged)
+    places = _first([*places, *of_places])[:KEPT_PLACES]
+    dropped = _first([*dropped, *of_dropped])
+    of_reason = collections.Counter[str]()
+    kept = []
+    for order, row in dropped:
+      reason = row["reason"].partition(" ")[0]
+      of_reason[reason] += 1
+      if of_reason[reason] <= transforms.KEPT_EXAMPLES:
+        kept.append((order, row))
+    dropped = kept
+  return dict(merged.reasons), places, dropped
+
+
+def _first(shown: list) -> list:
+  return sorted(shown, key=lambda ordered: tuple(ordered[0]))
 
 
 def _write_tally(work: str, tally: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gtr_jax.prepare import records
+from gtr_jax.text import language
 
 EXAMPLES = 3
 _WIDTH = 400  # Characters of a text.
@@ -58,15 +59,9 @@ def text(manifest: Mapping[str, Any], sample: Sequence[bytes]) -> str:
 def _header(manifest):
   whole = sum(manifest["examples"].values())
   yield from ("---", "size_categories:", f"- {next((size for most, size in _SIZES if whole < most), _LARGEST)}")
-  if language := _language(manifest["filters"]):
-    yield from ("language:", f"- {language}")
+  if (named := manifest["filters"]["language"]) != language.ANY:
+    yield from ("language:", f"- {named}")
   yield "---"
-
-
-def _language(filters: Mapping[str, Any]) -> str:
-  """The code, where the settings say it."""
-  named = filters.get("language") or ("en" if filters.get("any_language") is False else "any")
-  return "" if named == "any" else named
 
 
 def _body(manifest: Mapping[str, Any], sample: Sequence[bytes]) -> Iterator[str]:

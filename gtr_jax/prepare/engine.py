@@ -22,7 +22,7 @@ from gtr_jax.io import atomic, data_root, lock, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
-from gtr_jax.prepare import buckets, manifests, near_pairs, records, transforms, workers
+from gtr_jax.prepare import buckets, decontaminate, manifests, near_pairs, records, transforms, workers
 from gtr_jax.prepare.interface import RetryableError, Source
 from gtr_jax.prepare.records import Pair
 
@@ -225,10 +225,10 @@ def make_job(source: Source, settings: manifests.Settings, parts: tuple[transfor
   """The number of buckets, whoever does it; writes into the work folder what is tested."""
   tested = os.path.join(work, "tested.npz")
   if settings.decontaminate and not epath.Path(tested).exists():
-    from gtr_jax.prepare import decontaminate
     decontaminate.write_tested(settings.decontaminate, tested)
-  plan = transforms.Plan(source, settings.validation_share, tested if settings.decontaminate else None,
-                         settings.near_duplicates)
+  plan = transforms.Plan(
+      source, settings.validation_share, decontaminate.File.at(tested) if settings.decontaminate else None,
+      settings.near_duplicates, settings.language)
   size = sum(transforms.size_of(part) * (COMPRESSION if _is_packed(part) else 1) for part in parts)
   number = 1 << (max(0, size - 1) // _BUCKET_BYTES).bit_length()
   return Job(plan, parts, os.fspath(data_root.data_dir()), os.fspath(work),
@@ -359,7 +359,7 @@ def _finish(job: Job, description: dict, final: epath.Path) -> None:
   for stage, count in stages:
     for i, task in enumerate(job.tallies(stage, count)):
       tally.update(task["reasons"], task["places"])
-      tally.dropped += task["dropped"][:transforms.MOST_DROPPED - len(tally.dropped)]
+      tally.keep(task["dropped"])
       for split, shards in filled.items():
         shards += [i] * (f"written_{split}" in task["reasons"])
   new = pathlib.Path(job.work) / "new"

@@ -68,10 +68,26 @@ class Counts:
   def __init__(self):
     self.reasons: collections.Counter[str] = collections.Counter()
     self.places: list[str] = []
+    self.place = ""  # What is read or joined, for what is dropped there.
 
   def add(self, reason: str, n: int = 1) -> None:
-    """`reason` in snake_case, such as "too_short"; it goes into the manifest."""
+    """`reason` in snake_case, such as "too_short"; it goes into the manifest. What is left out is for `drop`."""
     self.reasons[reason] += n
+
+  def drop(self, reason: str, place: str = "", n: int = 1, **texts: str) -> None:
+    """Counts what is left out. The engine also keeps the first examples of each reason (`transforms.Tally`).
+
+    Args:
+      reason: as in `add`; what comes behind a space is not part of what is counted ("contaminated by a query").
+      place: where it is, if that is known.
+      n: how many are left out, of which this is one.
+      texts: what shows it, under names of fields such as query, passage, negative, text, title and id.
+    """
+    self.add(reason.partition(" ")[0], n)
+
+  def wants(self, reason: str) -> bool:
+    """Whether the texts of one more example are worth finding."""
+    return False
 
   def broken(self, place: str, why: str) -> None:
     """A line or record that is not as its format says. The engine stops the run where there are too many of them."""
@@ -99,7 +115,7 @@ def newest(values: Iterable[list[Any]], counts: Counts) -> dict[tuple[str, str],
   for value in values:
     at = value[0], value[1]
     if at in found:
-      counts.add("copy_of_another_dump")
+      counts.drop("copy_of_another_dump", text=found[at][3] or "", id=value[1])
     if at not in found or (value[2], value[3] is None) > (found[at][2], found[at][3] is None):
       found[at] = value
   return found

@@ -22,9 +22,10 @@ from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import card, decontaminate, records, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
+from gtr_jax.text import language
 from gtr_jax.values.ranges import Range
 
-FORMAT = 6  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 7  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NOT_OF_PARTS = ("name", "without", "decontaminate", "near_duplicates")  # What is read does not depend on them by name.
 _NAME = re.compile(r"[\w-][\w.-]*")
@@ -53,6 +54,7 @@ class Settings:
     without: names of prepared data; pairs of theirs are dropped.
     decontaminate: folders of collections; examples with what these test are dropped.
     near_duplicates: whether pairs that are nearly the same as another are dropped (`near_pairs`).
+    language: examples with a query or passage in another one are dropped (`text.language`); "any": none.
   """
 
   name: str | None = None
@@ -60,12 +62,14 @@ class Settings:
   without: tuple[str, ...] = ()
   decontaminate: tuple[str, ...] = ()
   near_duplicates: bool = False
+  language: str = language.ANY
 
   def __post_init__(self):
     if not 0 <= self.validation_share < 1:
       raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
     if self.name is not None:
       _check_name(self.name)
+    language.check(self.language)
 
 
 def _check_name(name: str) -> None:
@@ -94,6 +98,7 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   # Of content alone: data that have moved, or have only been touched, are the same.
   others = [read(other)["fingerprint"] for other in settings.without]
   filters |= {"without": others, "decontaminate": len(settings.decontaminate)}
+  filters["language"] = language.identity(settings.language)
   whole = [FORMAT, __version__, _by_content(filters),
            [of["sha256"] for of in described[:len(inputs) - len(others)]],
            [_by_content([part.path, *part[1:]]) for part in parts]]
@@ -108,7 +113,8 @@ def part_keys(source: Source, settings: Settings, parts: Sequence[transforms.Sha
   tested = [[path.split("/")[-2:], content_hash(epath.Path(path))]  # Their names are in what dropped.jsonl says.
             for collection in settings.decontaminate for path in decontaminate.files_of(collection)]
   others = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_OF_PARTS}
-  common = [FORMAT, __version__, type(source).__name__, _by_content(fields), others, tested]
+  common = [FORMAT, __version__, type(source).__name__, _by_content(fields), others,
+            language.identity(settings.language), tested]
 
   def content(part: transforms.Shard | Part) -> list[Any]:
     if isinstance(part, transforms.Shard):

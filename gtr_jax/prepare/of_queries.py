@@ -56,7 +56,8 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
     yield from positives
     return
   if not positives:
-    counts.add("negative_without_positive", len(pairs))
+    counts.drop("negative_without_positive", n=len(pairs), **_shown(pairs[0]) if counts.wants(
+        "negative_without_positive") else {})
     return
   examples = [records.example_in(pair.record) for pair in positives]
   others = [Negative(example.passage, example.passage_id, *example.scores[:1]) for example in (
@@ -67,7 +68,8 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
     kept = distinct((*found, *others), lambda negative: negative.text)
     right = [negative for text, negative in kept.items() if text not in answers]
     if dropped := len(kept) - len(right):
-      counts.add("negative_is_positive", dropped)
+      counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
+          negative.text for text, negative in kept.items() if text in answers))
     own = folded(example.passage)
     known = [key for text, key in answers.items() if text != own]
     if known:
@@ -78,6 +80,11 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
       example = with_negatives(example, right)._replace(positives=tuple(known[:MOST_POSITIVES]))
       pair = pair._replace(record=records.serialize(example, records.id_in(pair.record)))
     yield pair
+
+
+def _shown(pair: Pair) -> dict[str, str]:
+  example = records.example_in(pair.record)
+  return {"query": example.query, "negative": example.passage}
 
 
 def most_positives(counts: Mapping[str, int]) -> int:

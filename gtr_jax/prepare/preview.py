@@ -82,10 +82,11 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
   workers = processes or os.cpu_count() or 1
   tally = transforms.Tally()
   with tempfile.TemporaryDirectory(prefix="gtr-jax-dry-run-") as folder:
-    tested = os.path.join(folder, "tested.npz") if settings.decontaminate else None
-    if tested:
-      decontaminate.write_tested(settings.decontaminate, tested)
-    plan = transforms.Plan(source, settings.validation_share, tested, settings.near_duplicates)
+    tested = None
+    if settings.decontaminate:
+      decontaminate.write_tested(settings.decontaminate, path := os.path.join(folder, "tested.npz"))
+      tested = decontaminate.File.at(path)
+    plan = transforms.Plan(source, settings.validation_share, tested, settings.near_duplicates, settings.language)
     samples = []
     for part in source.parts():
       if not part.start:
@@ -147,7 +148,7 @@ def _sample(plan: transforms.Plan, part: Part, tally: transforms.Tally) -> _Samp
   number = lines.progress.lines or len(items) + own.reasons["broken"]
   own.reasons["read"] = number
   tally.update(own.reasons, own.places)
-  tally.dropped += own.dropped
+  tally.keep(own.dropped)
   size = lines.size_of(part.path)
   if ended:
     whole: float = number

@@ -1,10 +1,11 @@
 """What is done with each part, key and pair, whether the engine of this machine does it or Apache Beam."""
 
+import collections
 import dataclasses
 import itertools
 import marshal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -12,11 +13,12 @@ from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, near_pairs, records
 from gtr_jax.prepare.interface import Counts, Example, Source
-from gtr_jax.prepare.of_queries import by_query, joined, negatives_of, with_negatives
+from gtr_jax.prepare.of_queries import Negative, by_query, joined, negatives_of, with_negatives
 from gtr_jax.prepare.records import Pair
+from gtr_jax.text import language
 from gtr_jax.text.same_text import distinct, folded
 
-MOST_DROPPED = 1000  # That dropped.jsonl shows.
+KEPT_EXAMPLES = 20  # Of a reason, in a task and in dropped.jsonl.
 _SHOWN = 300  # Characters of a text that it shows.
 
 
@@ -40,23 +42,44 @@ class Plan:
 
   source: Source
   validation_share: float = 0.0
-  tested: str | None = None  # A file of `decontaminate.write_tested`.
+  tested: decontaminate.File | None = None
   near_duplicates: bool = False
+  language: str = language.ANY
 
 
 class Tally(Counts):
-  """Also the first examples that were dropped because they are somewhere else."""
+  """Also the first examples of each reason for which something was dropped: what dropped.jsonl shows."""
 
   def __init__(self):
     super().__init__()
-    self.dropped = []
+    self.dropped: list[dict[str, str]] = []
+    self._kept = collections.Counter[str]()
 
-  def drop(self, reason: str, place: str, **texts: str) -> None:
-    """Counts an example and keeps it for dropped.jsonl."""
-    self.add(reason.split(" ")[0])
-    if len(self.dropped) < MOST_DROPPED:
-      shown = {name: text[:_SHOWN] for name, text in texts.items() if text}
-      self.dropped.append({"reason": reason, "place": place} | shown)
+  def drop(self, reason: str, place: str = "", n: int = 1, **texts: str) -> None:
+    super().drop(reason, place, n)
+    if self.wants(reason):
+      shown = {name: _beginning(text) for name, text in texts.items() if text}
+      self.keep([{"reason": reason, "place": place or self.place} | shown])
+
+  def broken(self, place: str, why: str) -> None:
+    super().broken(place, why)
+    if self.wants("broken"):
+      self.keep([{"reason": "broken", "place": place, "why": _beginning(why)}])
+
+  def wants(self, reason: str) -> bool:
+    return self._kept[reason.partition(" ")[0]] < KEPT_EXAMPLES
+
+  def keep(self, dropped: Iterable[dict[str, str]]) -> None:
+    """Takes in examples, of this task or of the next one, as long as those of a reason are few."""
+    for example in dropped:
+      if self.wants(example["reason"]):
+        self._kept[example["reason"].partition(" ")[0]] += 1
+        self.dropped.append(example)
+
+
+def _beginning(text: str) -> str:
+  """The beginning, as it can be written: half characters by their numbers."""
+  return text[:_SHOWN].encode(errors="backslashreplace").decode()
 
 
 def place_of(part: Part | Shard) -> str:
@@ -81,65 +104,77 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
         lines.progress.on_bytes(len(record) + 16)
         yield Pair(bytes.fromhex(records.id_in(record)), "", f"in_{part.name}".encode())
     return
-  lines.progress.lines, yielded, place = 0, 0, place_of(part)
+  lines.progress.lines, yielded, tally.place = 0, 0, place_of(part)
   for key, value in plan.source.read(part, tally):
     yielded += 1
     if not isinstance(value, Example):
       yield Value(key, marshal.dumps(value))
-    elif (pair := pair_of(plan, value, place, tally)) is not None:
+    elif (pair := pair_of(plan, value, tally)) is not None:
       yield pair
   tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
 
 
 def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
   """All that comes of the values of a key."""
+  tally.place = f"key {key}"
   for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
-    if (pair := pair_of(plan, example, f"key {key}", tally)) is not None:
+    if (pair := pair_of(plan, example, tally)) is not None:
       yield pair
 
 
-def pair_of(plan: Plan, example: Example, place: str, tally: Tally) -> Pair | None:
-  """None, and a reason counted, where the example is not to train on."""
+def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
+  """None, and dropped for a reason, where the example is not to train on: what gives a test away by
+  `prepare.decontaminate`, what is in another language by `text.language`, and equal texts by `text.same_text`."""
   if len(example.negative_ids) not in (0, len(example.negatives)):
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
   if len(example.scores) not in (0, 1 + len(example.negatives)):
     raise ValueError(f"{len(example.scores)} scores for a passage and {len(example.negatives)} negatives")
   query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
+  shown: dict[str, Any] = {"query": example.query, "passage": example.passage, "query_id": example.query_id,
+                           "passage_id": example.passage_id}
   if not query or not passage:
-    tally.add("empty")
+    tally.drop("empty", **shown)
     return None
   if query == passage:
-    tally.add("query_is_passage")
+    tally.drop("query_is_passage", **shown)
     return None
   digest = records.digest_of(query, passage)
   split = example.split
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
     if what := find(example.query, example.passage):
-      tally.drop(f"contaminated by {what}", place, query=example.query, passage=example.passage,
-                 query_id=example.query_id, passage_id=example.passage_id)
+      tally.drop(f"contaminated by {what}", **shown)
       return None
     example = _clean_negatives(example, find, tally)
+  if not language.pair_is_in(plan.language, example.query, example.passage):
+    tally.drop("language", **shown)
+    return None
   group = example.group.encode(errors="surrogatepass") or query
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
     return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
-    tally.add("not_unicode")
+    tally.drop("not_unicode", **shown)
     return None
 
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
   """The example without the negatives that have what is tested."""
-  negatives = negatives_of(example)
-  clean = [negative for negative in negatives if not find("", negative.text)]
-  clean_queries = tuple(text for text in example.negative_queries if not find(text, ""))
-  dropped = len(negatives) - len(clean) + len(example.negative_queries) - len(clean_queries)
-  if not dropped:
+  clean, clean_queries = list[Negative](), list[str]()
+  for negative in negatives_of(example):
+    if what := find("", negative.text):
+      tally.drop(f"contaminated_negative by {what}", query=example.query, negative=negative.text)
+    else:
+      clean.append(negative)
+  for text in example.negative_queries:
+    if what := find(text, ""):
+      tally.drop(f"contaminated_negative by {what}", passage=example.passage, negative_query=text)
+    else:
+      clean_queries.append(text)
+  if len(clean) == len(example.negatives) and len(clean_queries) == len(example.negative_queries):
     return example
-  tally.add("contaminated_negative", dropped)
-  return with_negatives(example, clean)._replace(negative_queries=clean_queries)
+  return with_negatives(example, clean)._replace(negative_queries=tuple(clean_queries))
 
 
 def kept(pairs: Iterable[tuple], tally: Tally,
@@ -162,7 +197,7 @@ def kept(pairs: Iterable[tuple], tally: Tally,
   for of_query in by_query(map(Pair._make, pairs)):
     for pair in joined(list(_unique(of_query, tally)), tally):
       if pair.digest in others and (other := near_pairs.near_to(pair.record, others[pair.digest])):
-        tally.drop("near_duplicate", "", **_shown(pair.record, tally), near_id=other.rank[1:].hex(),
+        tally.drop("near_duplicate", **_texts(pair.record, "near_duplicate", tally), near_id=other.rank[1:].hex(),
                    near_query=other.query, near_passage=other.passage)
         continue
       tally.add(f"written_{pair.split}")
@@ -173,16 +208,16 @@ def kept(pairs: Iterable[tuple], tally: Tally,
 def different(pairs: Iterable[tuple]) -> Iterator[Pair]:
   """Of pairs in order of their digests those that `kept` writes, where none is near to another."""
   for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
-    yield from (pair for pair in _unique(list(group), Tally()) if pair.split != records.NEGATIVE)
+    yield from (pair for pair in _unique(list(group), Counts()) if pair.split != records.NEGATIVE)
 
 
-def _shown(record: bytes, tally: Tally) -> dict[str, str]:
+def _texts(record: bytes, reason: str, tally: Counts) -> dict[str, Any]:
   """What dropped.jsonl shows of a pair, where it still shows some."""
-  texts = records.texts_of(record) if len(tally.dropped) < MOST_DROPPED else {}
+  texts = records.texts_of(record) if tally.wants(reason) else {}
   return {name: texts[name][0] for name in ("query", "passage", "query_id", "passage_id") if name in texts}
 
 
-def _unique(pairs: Sequence[Pair], tally: Tally) -> Iterator[Pair]:
+def _unique(pairs: Sequence[Pair], tally: Counts) -> Iterator[Pair]:
   """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
   of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay."""
   if len(pairs) == 1 and pairs[0].split:
@@ -205,10 +240,11 @@ def _unique(pairs: Sequence[Pair], tally: Tally) -> Iterator[Pair]:
         first = _with_negatives_of(first, copies, tally)
       yield first
     for pair in others:
-      tally.drop(mark.record.decode() if mark else "duplicate", "", **_shown(pair.record, tally))
+      reason = mark.record.decode() if mark else "duplicate"
+      tally.drop(reason, **_texts(pair.record, reason, tally))
 
 
-def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Tally) -> Pair:
+def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Counts) -> Pair:
   """A pair with the negatives that its copies have beside its own."""
   whole = records.example_in(first.record)
   every = [whole, *(records.example_in(copy.record) for copy in copies)]

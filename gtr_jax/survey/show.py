@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gtr_jax.prepare.interface import Example
@@ -11,6 +11,7 @@ from gtr_jax.prepare.of_queries import negatives_of
 from gtr_jax.text.tokenizer import Tokenizer
 
 _WIDTH, _NAME = 120, 12
+_SHOWN_DROPPED = 3  # Of each reason.
 _LONGEST = 400  # Characters of a text that are shown, and as many pieces behind the cut as fit about as many.
 
 
@@ -52,16 +53,18 @@ def as_json(place: str, example: Example) -> str:
   return json.dumps(row, ensure_ascii=False)
 
 
-def dropped(rows: Iterator[Mapping[str, Any]]) -> Iterator[str]:
-  """What dropped.jsonl shows of each reason, the first ones."""
-  seen: dict[str, int] = {}
+def dropped(rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int]) -> Iterator[str]:
+  """What dropped.jsonl shows of each reason, the first ones, and how many there are in all by the manifest's counts."""
+  by_reason: dict[str, list[Mapping[str, Any]]] = {}
   for row in rows:
-    reason = row["reason"].split(" ")[0]
-    seen[reason] = seen.get(reason, 0) + 1
-    if seen[reason] <= 3:
-      yield f"--- {row['reason']}"
-      texts = {name: " ".join(row[name].split()) for name in ("query", "passage") if name in row}
-      yield from (f"{name:{_NAME}}{text[:_WIDTH]}" for name, text in texts.items())
+    by_reason.setdefault(row["reason"].partition(" ")[0], []).append(row)
+  for reason, examples in sorted(by_reason.items()):
+    yield f"=== {reason}: {counts.get(reason, 0):,}"
+    for row in examples[:_SHOWN_DROPPED]:
+      yield f"--- {row['reason']}{', ' * bool(row['place'])}{row['place']}"
+      for name, text in row.items():
+        if name not in ("reason", "place"):
+          yield f"{name:{_NAME}}{' '.join(text.split())[:_WIDTH]}"
 
 
 def _of(identifier, score=math.nan):

@@ -50,9 +50,19 @@ def distinct(items: Iterable[T], text_of: Callable[[T], str]) -> dict[str, T]:
 
 def text_key(text: str) -> int:
   """64 bits of a hash that equal texts share."""
-  return hash_key("text " + folded(text))
+  return folded_key(folded(text))
+
+
+def folded_key(folded_text: str) -> int:
+  """The `text_key` of a text that has been folded."""
+  return hash_key("text " + folded_text)
 
 
 def hash_key(text: str) -> int:
   """64 bits of a hash."""
-  return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+  return bytes_key(text.encode(errors="surrogatepass"))
+
+
+def bytes_key(data: bytes) -> int:
+  """64 bits of a hash."""
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

@@ -55,9 +55,9 @@ def test_what_it_says(data, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("number, size", [
     (999, "n<1K"), (1000, "1K<n<10K"), (25_959, "10K<n<100K"), (700_000_000, "100M<n<1B"), (2 * 10**9, "n>1B")])
 def test_header(number, size):
-  found = {"examples": {"train": number}, "filters": {"any_language": False}}
+  found = {"examples": {"train": number}, "filters": {"language": "en"}}
   assert yaml.safe_load("\n".join(list(card._header(found))[1:-1])) == {"size_categories": [size], "language": ["en"]}
-  assert yaml.safe_load("\n".join(list(card._header(found | {"filters": {}}))[1:-1])) == {"size_categories": [size]}
+  assert yaml.safe_load("\n".join(list(card._header(found | {"filters": {"language": "any"}}))[1:-1])) == {"size_categories": [size]}
 
 
 def test_markup_is_shown_as_it_is():

@@ -82,7 +82,8 @@ def test_what_was_dropped(data_dir, capsys, monkeypatch):
   monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
   path = write_jsonl(data_dir / "my.jsonl", [{"query": "a", "positive": "b"}, {"query": "A", "positive": "b."}])
   assert main(["prepare", "pairs", str(path), "--name", "mine", "--workers", "1"]) == 0
-  assert run(capsys, "show", "mine", "--dropped").splitlines() == ["--- duplicate", "query       A", "passage     b."]
+  assert run(capsys, "show", "mine", "--dropped").splitlines() == [
+      "=== duplicate: 1", "--- duplicate", "query       A", "passage     b."]
   many = [{"query": "q", "positive": f"p{i}"} for i in range(5)]
   path = write_jsonl(data_dir / "many.jsonl", many)
   assert main(["prepare", "pairs", str(path), "--name", "many", "--workers", "1"]) == 0

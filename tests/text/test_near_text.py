@@ -1,8 +1,13 @@
 """When two texts are nearly the same."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from gtr_jax.text.near_text import are_near, words
+from gtr_jax.text.near_text import Sums, are_near, contains, content_of, hashes_of, runs, tokens_of, words
+from gtr_jax.text.same_text import folded
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 
@@ -21,3 +26,41 @@ def test_near(one, other, near):
 
 def test_words_keep_what_bears_meaning():
   assert words('He said: "C++ > C#", (twice) …') == ["he", "said", "c++", "c#", "twice"]
+
+def test_hashes_of_runs_are_those_of_their_words_wherever_they_stand():
+  text = LONG.split() + ["C++", "C", "-1", "<", "1", r"\d+", r"\d*"]
+  sums = Sums(hashes_of(text))
+  assert sums.words == 23  # "<" is no word.
+  other = Sums(hashes_of(["before", *text]))
+  for length in (1, 2, 8, 13):
+    assert sums.runs(length).tolist() == other.runs(length)[1:].tolist()
+    assert len(set(other.runs(length).tolist())) == 25 - length
+    assert sums.run(3, 3 + length) == Sums(hashes_of(text[3:3 + length])).runs(length)
+  assert len(sums.runs(24)) == 0 and len(Sums(b"").runs(1)) == 0
+  many = Sums(hashes_of([str(i % 3000) for i in range(5000)]))
+  assert (many.runs(13)[:1988] == many.runs(13)[3000:]).all()
+
+
+def test_hashes_are_the_same_in_another_process():
+  code = "from gtr_jax.text.near_text import runs; print(sorted(runs('one two (three)')), sorted(runs('?')))"
+  other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONHASHSEED": "1"})
+  assert other.stdout.strip() == f"{sorted(runs('One two, three.'))} {sorted(runs('!'))}"
+
+
+@pytest.mark.parametrize("text, part, there", [
+    ("One two, three!", "two three", True), ("one two three", "one three", False), ("one two", "", True),
+    ("learn C++ now", "C", False), ("learn C++ now", "c++", True), ("if -1 < 0", "1 < 0", False), ("", "a", False),
+    ("a—b", "b", True), ("twotwo", "two", False)])
+def test_contains(text, part, there):
+  assert contains(text, part) is there
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("What causes a rainbow?", "what is the cause of a rainbow, please", True),
+    ("Who lived next to this house", "who is living next to the houses", True),
+    ("why C is fast", "why C++ is fast", False),
+    ("flights from Rome to Oslo", "flights to Oslo from Rome", False), ("who can vote", "who can not vote", False),
+    ("symptoms of measles", "symptoms of mumps", False), (r"what does \d+ match", r"what does \d* match", False)])
+def test_content_of_questions(one, other, same):
+  assert (content_of(tokens_of(folded(one))) == content_of(tokens_of(folded(other)))) is same

@@ -135,13 +135,13 @@ def of_collection(a, b, folder):
 
 
 def prepared(example_of):
-  return lambda a, b, _: len({transforms.pair_of(transforms.Plan(None), example_of(t), "", transforms.Tally()).digest
+  return lambda a, b, _: len({transforms.pair_of(transforms.Plan(None), example_of(t), transforms.Tally()).digest
                               for t in (a, b)}) == 1
 
 
 def negatives_of_copies(a, b, _):
   plan, tally = transforms.Plan(None), transforms.Tally()
-  pairs = [transforms.pair_of(plan, Example("q", "p", negatives=(t,)), "", tally) for t in (a, b)]
+  pairs = [transforms.pair_of(plan, Example("q", "p", negatives=(t,)), tally) for t in (a, b)]
   return len(transforms.kept(pairs, tally)) == 1 and tally.reasons["negative_of_duplicate"] == 0
 
 
@@ -149,7 +149,7 @@ ASK = {
     "prepared queries": prepared(lambda text: Example(text, "a passage")),
     "prepared passages": prepared(lambda text: Example("a query", text)),
     "a query that is its passage": lambda a, b, _: transforms.pair_of(
-        transforms.Plan(None), Example(a, b), "", transforms.Tally()) is None,
+        transforms.Plan(None), Example(a, b), transforms.Tally()) is None,
     "negatives of copies": negatives_of_copies,
     "negatives of pairs": negatives(lambda path: PairsJsonl((path,)),
                                     '{"query": "q", "pos": ["POSITIVE"], "neg": ["NEGATIVE", "another"]}'),

@@ -65,7 +65,7 @@ class Dpr:
     split, _, array = part.kind.partition(" ")
     for place, record in array_records(part.path) if array else jsonl.read_values(part, counts.broken):
       try:
-        examples = list(self._examples(record, split, counts))
+        examples = list(self._examples(record, split, place, counts))
         "".join(text for e in examples for text in (e.query, e.passage, *e.negatives)).encode()
       except UnicodeEncodeError:
         counts.broken(place, "not UTF-8, or not valid Unicode")
@@ -75,19 +75,20 @@ class Dpr:
       else:
         yield from (("", example) for example in examples)
 
-  def _examples(self, record, split, counts):
+  def _examples(self, record, split, place, counts):
     query = (record["question"] if "question" in record else record["query"]).strip()
     positives = _passages(record["positive_ctxs"] if "positive_ctxs" in record else record["positive_passages"])
     known = {value for passage in positives for value in _same(passage) if value}
     positives = _distinct(p for p in positives if p[1])
     if not query or not positives:
-      counts.add("empty_question" if not query else "without_positive")
+      counts.drop("empty_question" if not query else "without_positive", place, query=query, passage=next(
+          (p[1] for p in positives), ""))
       return
     negatives = [p for kind in self.negatives for name in _NEGATIVES[kind] for p in _passages(record.get(name) or [])]
-    others = [p for p in negatives if known.isdisjoint(_same(p))]
-    kept = _distinct(p for p in others if p[1])
-    if dropped := len(negatives) - len(others):
-      counts.add("negative_is_positive", dropped)
+    same = [p for p in negatives if not known.isdisjoint(_same(p))]
+    kept = _distinct(p for p in negatives if p[1] and p not in same)
+    if same:
+      counts.drop("negative_is_positive", place, len(same), query=query, negative=same[0][1])
     if self.negatives and not kept:
       counts.add("question_without_negatives")
     kept = kept[:self.num_negatives or None]

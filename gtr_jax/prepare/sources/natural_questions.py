@@ -62,12 +62,12 @@ class NaturalQuestions:
         counts.broken(place, f"not an example of Natural Questions ({what_is_wrong(e)})")
         continue
       if not found:
-        counts.add("no_long_answer")
+        counts.drop("no_long_answer", place, query=question, query_id=query_id)
       for kind, text in found:
         if kind not in self.kinds:
-          counts.add("another_kind_of_answer")
+          counts.drop("another_kind_of_answer", place, query=question, passage=text)
         elif not text:
-          counts.add("empty_answer")
+          counts.drop("empty_answer", place, query=question, query_id=query_id)
         else:
           yield "", Example(question, titled(title, text), query_id)
 

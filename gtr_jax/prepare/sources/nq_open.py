@@ -76,7 +76,8 @@ class NqOpen:
     questions = [value for value in values if isinstance(value[0], str)]
     found = sorted(value for value in values if not isinstance(value[0], str))
     if not questions or not found:
-      counts.add("unknown_question" if found else "question_without_passages")
+      counts.drop("unknown_question" if found else "question_without_passages", id=key,
+                  query=questions[0][0] if questions else "")
       return
     question, answers = questions[0]
     table = open_table(self.passages, self.cache, self.columns)
@@ -84,12 +85,12 @@ class NqOpen:
     negatives: list[tuple[str, str]] = []
     for _, passage_id in found:
       if (row := table.get(passage_id)) is None:
-        counts.add("unknown_passage")
+        counts.drop("unknown_passage", id=passage_id, query=question)
       else:
         found_in = positives if contains_answer_as_dpr(row.text, answers) else negatives
         found_in.append((passage_id, titled(row.title, row.text)))
     if not positives:
-      counts.add("question_without_positive")
+      counts.drop("question_without_positive", query=question, id=key)
     ids, texts = zip(*negatives[:self.num_negatives or None], strict=True) if negatives else ((), ())
     for passage_id, text in positives[:self.num_positives]:
       yield Example(question, text, key, passage_id, texts, ids)

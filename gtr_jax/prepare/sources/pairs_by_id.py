@@ -141,24 +141,25 @@ class JudgedPairs:
       else:
         scores |= zip(*rest, strict=True)
     if not judged:
-      counts.add("query_without_judgement" if query is not None else "negatives_of_unknown_query")
+      counts.drop("query_without_judgement" if query is not None else "negatives_of_unknown_query", query=query or "",
+                  id=key)
       return
     if not query:
-      counts.add("unknown_query" if query is None else "empty_query", sum(map(len, judged.values())))
+      counts.drop("unknown_query" if query is None else "empty_query", n=sum(map(len, judged.values())), id=key)
       return
     known.update(p for grades in judged.values() for p, grade in grades.items() if grade > 0)
     for split in _SPLITS:
       grades = judged.get(split, {})
       relevant = [p for p, grade in grades.items() if grade >= self.min_grade]
-      if low := sum(0 < grade < self.min_grade for grade in grades.values()):
-        counts.add("grade_too_low", low)
-      positives, negatives = list(self._texts(relevant, "passage", counts)), list[tuple[str, str]]()
+      if low := [p for p, grade in grades.items() if 0 < grade < self.min_grade]:
+        counts.drop("grade_too_low", n=len(low), query=query, passage_id=low[0])
+      positives, negatives = list(self._texts(relevant, "passage", query, counts)), list[tuple[str, str]]()
       if split == "train" and positives:
         irrelevant = [p for p, grade in grades.items() if grade <= 0]
         ranks = itertools.chain(*itertools.zip_longest(*ranked))  # The best of each system, the second ones, ...
-        hard = self._hard(_once([*ranks, *_sample(key, sampled)]), known | set(irrelevant), scores, counts)
+        hard = self._hard(_once([*ranks, *_sample(key, sampled)]), known | set(irrelevant), scores, query, counts)
         texts = {folded(text) for _, text in positives}
-        found = ((p, text) for p, text in self._texts(itertools.chain(irrelevant, hard), "negative", counts)
+        found = ((p, text) for p, text in self._texts(itertools.chain(irrelevant, hard), "negative", query, counts)
                  if folded(text) not in texts)
         negatives = list(itertools.islice(found, self.num_negatives or None))
         if self.negatives and not negatives:
@@ -171,7 +172,7 @@ class JudgedPairs:
     titles = open_table(self.titles, self.cache, "id,text") if self.titles else None
     return open_table(self.passages, self.cache, self.columns), titles
 
-  def _texts(self, passage_ids: Iterable[str], what: str, counts: Counts) -> Iterator[tuple[str, str]]:
+  def _texts(self, passage_ids: Iterable[str], what: str, query: str, counts: Counts) -> Iterator[tuple[str, str]]:
     """(id, text with title) of those that are in the table and not empty."""
     table, titles = self._tables()
     for passage_id in passage_ids:
@@ -179,25 +180,26 @@ class JudgedPairs:
       if row is not None and titles is not None and (title := titles.get(passage_id)):
         row = row._replace(title=title.text)
       if row is None or not row.text.strip():
-        counts.add(f"unknown_{what}" if row is None else f"empty_{what}")
+        counts.drop(f"unknown_{what}" if row is None else f"empty_{what}", query=query, id=passage_id)
       else:
         yield passage_id, titled(row.title, row.text)
 
   def _hard(self, candidates: Iterable[str | None], known: set[str], scores: Mapping[str, float],
-            counts: Counts) -> Iterator[str]:
+            query: str, counts: Counts) -> Iterator[str]:
     """The candidates that are not known to be positive, and that the scores do not tell to be likely so."""
     worst = min((scores[p] for p in known if p in scores), default=None)
     for passage_id in candidates:
       if passage_id is None:  # A shorter list's place.
         continue
       if passage_id in known:
-        counts.add("negative_is_positive")
+        counts.drop("negative_is_positive", query=query, negative_id=passage_id)
       elif not self.scores and not scores:
         yield passage_id
       elif worst is None or passage_id not in scores:
-        counts.add("negative_without_score")
+        counts.drop("negative_without_score", query=query, negative_id=passage_id)
       elif not scores[passage_id] <= worst - self.margin:
-        counts.add("negative_scores_too_high")
+        counts.drop("negative_scores_too_high", query=query, negative_id=passage_id, scores=(
+            f"{scores[passage_id]:g} of {worst:g}"))
       else:
         yield passage_id
 
@@ -216,7 +218,7 @@ class JudgedPairs:
         counts.broken(place, f"not {{qid, pos: [pid], neg: {{system: [pid]}}}} ({what_is_wrong(e)})")
         continue
       if not ranked:
-        counts.add("query_of_other_systems")
+        counts.drop("query_of_other_systems", place, id=query_id)
       yield query_id, value
 
   def _triples(self, part, counts):

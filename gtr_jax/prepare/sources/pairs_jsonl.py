@@ -201,15 +201,17 @@ class PairsJsonl:
     for place, row in self._rows(part, counts):
       try:
         pairs = self._pairs(row)
-        examples = self._examples(pairs, counts)
+        examples = self._examples(pairs, place, counts)
       except ValueError as e:
         counts.broken(place, str(e))
         continue
       if len(pairs) > len(examples):
-        counts.add("more_pairs_in_a_line", len(pairs) - len(examples))
+        more = pairs[len(examples)]
+        counts.drop("more_pairs_in_a_line", place, len(pairs) - len(examples), query=str(more.query), passage=str(
+            passage_text(more.passage)))
       for example in examples:
         if reason := self._reason(example):
-          counts.add(reason)
+          counts.drop(reason, place, query=example.query, passage=example.passage)
         else:
           yield "", example
 
@@ -259,7 +261,7 @@ class PairsJsonl:
       pairs = [pair._replace(negatives=(), scores=pair.scores[:1]) for pair in pairs]
     return pairs
 
-  def _examples(self, pairs, counts):
+  def _examples(self, pairs, place, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
     several = any(pair.negatives for pair in pairs)
     positives = {folded(self._text(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
@@ -270,7 +272,8 @@ class PairsJsonl:
       there = [Negative(text, score=score) for text, score in zip(found, scores, strict=True) if text]
       right = [negative for negative in there if folded(negative.text) not in positives]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
-        counts.add("negative_is_positive", dropped)
+        counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
+            negative.text for negative in there if folded(negative.text) in positives))
       example = Example(query, passage, pair.query_id, pair.passage_id, group=pair.group, scores=tuple(pair.scores[:1]),
                         is_negative=pair.is_negative)
       examples.append(with_negatives(example, right))

@@ -47,7 +47,6 @@ class Reddit:
     over_18: keep posts for adults, posts in communities that are, and comments on them (where the post is known).
     quarantined: keep what is in quarantined communities.
     official: keep what is pinned, is an advertisement, or is said in the office of a moderator or administrator.
-    any_language: keep what does not look like English (`reddit_text.is_english`).
     bots: more authors to drop.
     without_subreddits: communities to drop.
   """
@@ -67,7 +66,6 @@ class Reddit:
   over_18: bool = False
   quarantined: bool = False
   official: bool = False
-  any_language: bool = False
   bots: tuple[str, ...] = ()
   without_subreddits: tuple[str, ...] = ()
 
@@ -100,9 +98,9 @@ class Reddit:
         if not isinstance(row["id"], str):
           raise ValueError(f"id {row['id']!r}")
         if "title" in row and "link_id" not in row:
-          yield row["id"], self._post(row, counts)
+          yield row["id"], self._post(row, place, counts)
         else:
-          yield row["link_id"].removeprefix("t3_"), self._comment(row, counts)
+          yield row["link_id"].removeprefix("t3_"), self._comment(row, place, counts)
       except KeyError as e:
         counts.broken(place, f"no field {e.args[0]!r}, only {', '.join(row)[:200]}")
       except (TypeError, ValueError, AttributeError, OverflowError) as e:
@@ -135,44 +133,38 @@ class Reddit:
       return "subreddit"
     return "score" if _score(row) < score_needed else None
 
-  def _post(self, row, counts):
+  def _post(self, row, place, counts):
     title, body = reddit_text.plain_title(row["title"]), (row.get("selftext") or "").strip()
     counts.add("posts")
     reason = "deleted" if reddit_text.taken_away(title) else self._reason(row, body, self.min_post_score)
     if not reason and len(title.split(None, self.min_title_words)) < self.min_title_words:
       reason = "title_too_short"
-    if not reason:
-      body = reddit_text.plain_text(body, quotes=True)
-      if not self.any_language and not reddit_text.is_english(f"{title} {body}"):
-        reason = "language"
     if reason:  # Copies in other dumps must learn of it, and so must comments.
-      counts.add(f"post_{reason}")
+      counts.drop(f"post_{reason}", place, title=title, text=body)
       return [_POST, row["id"], _time(row), None, reason, ""]
-    return [_POST, row["id"], _time(row), title, body, row.get("author") or ""]
+    return [_POST, row["id"], _time(row), title, reddit_text.plain_text(body, quotes=True), row.get("author") or ""]
 
-  def _comment(self, row, counts):
+  def _comment(self, row, place, counts):
     text, parent = row["body"].strip(), row["parent_id"]
     if not row["link_id"].startswith("t3_") or not parent.startswith(("t1_", "t3_")):
       raise ValueError(f"parent_id {parent!r}, link_id {row['link_id']!r}")
     counts.add("comments")
     reason = self._reason(row, text, self.min_comment_score)
-    if not reason:
-      text = reddit_text.plain_text(text, quotes=False)
-      if not self.any_language and not reddit_text.is_english(text):
-        reason = "language"
     if reason:
-      counts.add(f"comment_{reason}")
-    if reason or not self._fits(text, "comment", counts):  # Copies in other dumps must learn of it.
+      counts.drop(f"comment_{reason}", place, text=text)
+    else:
+      text = reddit_text.plain_text(text, quotes=False)
+    if reason or not self._fits(text, "comment", counts, place):  # Copies in other dumps must learn of it.
       return [_COMMENT, row["id"], _time(row), None]
     created = int(float(row.get("created_utc") or 0))
     return [_COMMENT, row["id"], _time(row), text, row.get("author") or "", parent, _score(row), created]
 
-  def _fits(self, text, what, counts):
+  def _fits(self, text, what, counts, place="", **texts):
     words = len(text.split())
     if words < self.min_words or len(text) < self.min_characters:
-      counts.add(f"{what}_too_short" if text else f"{what}_empty")
+      counts.drop(f"{what}_too_short" if text else f"{what}_empty", place, **texts, text=text)
     elif words > self.max_words or len(text) > self.max_characters:
-      counts.add(f"{what}_too_long")
+      counts.drop(f"{what}_too_long", place, **texts, text=text)
     else:
       return True
     return False
@@ -185,7 +177,7 @@ class Reddit:
     if post is not None and post[3] is None:
       if post[4] in _WHOLE_THREAD:
         if things:
-          counts.add(f"comment_on_{post[4]}", len(things))
+          counts.drop(f"comment_on_{post[4]}", n=len(things), text=next(iter(things.values()))[3])
         return
       post = None
     elif post is None and things and "post_comment" in self.pairs:
@@ -198,20 +190,20 @@ class Reddit:
     if "comment_reply" in self.pairs:
       for parent, of in replies.items():
         if parent.startswith("t1_") and (_COMMENT, parent[3:]) not in things:
-          counts.add("reply_without_comment", len(of))
+          counts.drop("reply_without_comment", n=len(of), text=of[0][3])
       for _, comment, _, text, author, *_ in things.values():
         if reply := _best(replies.get(f"t1_{comment}", ()), author):
           yield Example(text, reply[3], f"t1_{comment}", f"t1_{reply[1]}", group=key)
 
   def _pairs_of_post(self, post, comments, counts):
     _, number, _, title, body, author = post
-    if "title_body" in self.pairs and self._fits(body, "body", counts):
+    if "title_body" in self.pairs and self._fits(body, "body", counts, title=title):
       yield Example(title, body, f"t3_{number}", f"t3_{number}", group=number)
     if "post_comment" in self.pairs:
       if comment := _best(comments, author):
         yield Example(f"{title}\n{body}".strip(), comment[3], f"t3_{number}", f"t1_{comment[1]}", group=number)
       else:
-        counts.add("post_without_comment")
+        counts.drop("post_without_comment", title=title, text=body)
 
 
 def _best(comments: Iterable[list], asker: str) -> list | None:
@@ -271,8 +263,7 @@ The dumps: https://github.com/ArthurHeitmann/arctic_shift (download_links.md).""
                         help=f"{what} (default: %(default)s)")
   for name, what in (
       ("over_18", "keep posts for adults and comments on them"), ("quarantined", "keep quarantined communities"),
-      ("official", "keep pinned posts, advertisements and what moderators say as such"),
-      ("any_language", "keep what does not look like English")):
+      ("official", "keep pinned posts, advertisements and what moderators say as such")):
     parser.add_argument(f"--{name}", action="store_true", help=what)
   parser.add_argument("--bots", type=flags.path, metavar="FILE",
                       help="more authors to drop, one a line; AutoModerator, names that end in bot and texts that say "

@@ -29,29 +29,6 @@ _RULE = re.compile(r"[\s*_=:|`~+-]*")  # A line of nothing else: a rule, a fence
 _HEADING = re.compile(r"#{1,6}\s*(?=\S)")
 _BULLET = re.compile(r"[*+-]\s+")
 
-# The most frequent words of English, and (less what is English) of German, French, Spanish, Portuguese, Italian, Dutch,
-# the Nordic languages, Polish, and a few each of Turkish, Finnish, Indonesian, Hungarian, Romanian and Tagalog.
-_ENGLISH_WORDS = (
-    "the and that you this with are have not but they would there about how your what from when can just like has "
-    "because who than think don't it's which people know their been will get should could some other only more any "
-    "them then out if my we he she his her why does did were i'm i've can't doesn't that's really even much make good "
-    "where these those being after before want need help anyone someone it or is to of in for on as at by be an a i "
-    "was had do all so up one me our us its into over new first most got here no now best ever off down")
-_OTHER_WORDS = (
-    "und der das ist nicht ich du wir ein eine mit von zu auf auch sich den dem für wie wenn er sie ihr aus noch "
-    "le la les des et est une un pas que qui dans pour sur ce je vous nous il elle avec plus mais sont "
-    "el los las del y en con por para se su como pero más muy este esta lo te mi es de "
-    "não uma os com mais foi ele ela isso eu você no na "
-    "che di non per sono anche della del gli ho hai questo perché "
-    "het een van ik niet je dat zijn met voor op maar ook wel naar dan nog wat "
-    "och att det är jag som på med inte har ikke jeg og til av ett den vi men "
-    "nie się na jest że w z i co jak ale tak to czy "
-    "ve bir bu için ne da çok var ama ben ja ei että se on hän yang dan ini itu untuk dengan tidak "
-    "az és nem hogy egy van si nu cu sunt este pe mga ang ng sa ako")
-_ENGLISH = frozenset(_ENGLISH_WORDS.split())
-_OTHERS = frozenset(_OTHER_WORDS.split()) - _ENGLISH
-_LETTERS_SHARE, _WORDS_SHARE, _ENOUGH_WORDS = 0.9, 0.1, 10
-
 
 def taken_away(text: str) -> bool:
   """Whether "[deleted]", "[removed]" or the like stands in the place of a text."""
@@ -61,20 +38,6 @@ def taken_away(text: str) -> bool:
 def by_bot(author: str, bots: frozenset[str], text: str) -> bool:
   """Whether the author is among `bots` (lower case), is called ...bot, or the text says so."""
   return author.lower() in bots or _BOT_NAME.search(author) is not None or _BOT_SAYS.search(text) is not None
-
-
-def is_english(text: str) -> bool:
-  """A guess: 90 % of the letters are ASCII, and of 10 words or more 10 % are frequent in English, and more of them than
-  in other languages."""
-  if not text.isascii():
-    others = sum(c > "\x7f" and c.isalpha() for c in text)
-    if others and others > (1 - _LETTERS_SHARE) * (others + sum(c.isalpha() for c in text if c <= "\x7f")):
-      return False
-  words = text.lower().replace("’", "'").split()
-  if len(words) < _ENOUGH_WORDS:
-    return True
-  english = sum(w in _ENGLISH for w in words)
-  return english >= _WORDS_SHARE * len(words) and english > sum(w in _OTHERS for w in words)
 
 
 def plain_title(text: str) -> str:

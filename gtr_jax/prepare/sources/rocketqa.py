@@ -57,9 +57,11 @@ class RocketQA:
     positives, negatives = (distinct(filter(None, texts), str) for texts in zip(*values, strict=True))
     kept = [text for same, text in negatives.items() if same not in positives]
     if len(kept) < len(negatives):
-      counts.add("negative_is_positive", len(negatives) - len(kept))
+      counts.drop("negative_is_positive", n=len(negatives) - len(kept), query=key, negative=next(
+          text for same, text in negatives.items() if same in positives))
     if not key or not positives:
-      counts.add("query_without_positive" if key else "empty_query")
+      counts.drop("query_without_positive" if key else "empty_query", query=key, passage=next(
+          iter(positives.values()), ""), negative=next(iter(negatives.values()), ""))
     elif not kept:
       counts.add("query_without_negatives")
     for text in positives.values() if key else ():

@@ -83,13 +83,13 @@ class StackExchange:
         post = _attributes(row)
         kind, number = post["PostTypeId"], post["Id"]
         if kind == _QUESTION:
-          yield f"{part.kind}/{number}", self._question(post, counts)
+          yield f"{part.kind}/{number}", self._question(post, place, counts)
         elif kind == _ANSWER:
           question = post["ParentId"]
           if "question_answer" in self.pairs:
-            yield f"{part.kind}/{question}", self._answer(post, counts)
+            yield f"{part.kind}/{question}", self._answer(post, place, counts)
         else:
-          counts.add("not_a_question_or_answer")
+          counts.drop("not_a_question_or_answer", place, text=post.get("Body", ""), id=number)
       except expat.ExpatError as e:
         counts.broken(place, lines.not_utf8(row) or f"not a row of XML ({e})")
       except KeyError as e:
@@ -97,7 +97,7 @@ class StackExchange:
       except ValueError:
         counts.broken(place, f"score {post['Score']!r} is not a number")
 
-  def _question(self, post, counts):
+  def _question(self, post, place, counts):
     counts.add("questions")
     reason = ("deleted" if "DeletionDate" in post else
               "question_closed" if "ClosedDate" in post and not self.closed else
@@ -106,26 +106,25 @@ class StackExchange:
     if not reason and not title:
       reason = "question_without_title"
     if reason:  # Answers must learn of it, and so must older dumps' copies.
-      counts.add(reason)
+      counts.drop(reason, place, title=title, text=post.get("Body", ""), id=post["Id"])
       return [_QUESTION, post["Id"], _date(post), None, "", ""]
     return [_QUESTION, post["Id"], _date(post), title, html_to_text(post["Body"]), post.get("AcceptedAnswerId", "")]
 
-  def _answer(self, post, counts):
+  def _answer(self, post, place, counts):
     counts.add("answers")
     score = int(post["Score"])
-    if "DeletionDate" in post:
-      counts.add("deleted")
-    elif score < min(0, self.min_answer_score):
-      counts.add("answer_score")
-    elif self._fits(text := html_to_text(post["Body"]), "answer", counts):
+    reason = "deleted" if "DeletionDate" in post else "answer_score" if score < min(0, self.min_answer_score) else None
+    if reason:
+      counts.drop(reason, place, text=post.get("Body", ""), id=post["Id"])
+    elif self._fits(text := html_to_text(post["Body"]), "answer", counts, place):
       return [_ANSWER, post["Id"], _date(post), text, score]
     return [_ANSWER, post["Id"], _date(post), None, score]  # Older dumps' copies must learn of it.
 
-  def _fits(self, text, what, counts):
+  def _fits(self, text, what, counts, place="", **texts):
     if len(text) > self.max_characters:
-      counts.add(f"{what}_too_long")
+      counts.drop(f"{what}_too_long", place, **texts, text=text)
     elif len(text.split(None, self.min_words)) < self.min_words:
-      counts.add(f"{what}_too_short")
+      counts.drop(f"{what}_too_short", place, **texts, text=text)
     else:
       return True
     return False
@@ -138,10 +137,11 @@ class StackExchange:
     posts = {at: answer for at, answer in posts.items() if answer[3] is not None}
     if question is None or question[3] is None:
       if posts:
-        counts.add("answer_without_question" if question is None else "answer_of_dropped_question", len(posts))
+        counts.drop("answer_without_question" if question is None else "answer_of_dropped_question", n=len(posts),
+                    text=next(iter(posts.values()))[3])
       return
     _, _, _, title, body, accepted = question
-    if "title_body" in self.pairs and self._fits(body, "body", counts):
+    if "title_body" in self.pairs and self._fits(body, "body", counts, title=title):
       yield Example(title, body, key, key, group=key)
     if "question_answer" in self.pairs:
       answer = posts.get((_ANSWER, accepted))
@@ -149,7 +149,7 @@ class StackExchange:
         enough = [a for a in posts.values() if a[4] >= self.min_answer_score]
         answer = min(enough, key=lambda a: (-a[4], len(a[1]), a[1]), default=None)
       if answer is None:
-        counts.add("question_without_answer")
+        counts.drop("question_without_answer", title=title, text=body)
       else:
         yield Example(f"{title}\n{body}".strip(), answer[3], key, f"{site}/{answer[1]}", group=key)
 
