@@ -26,6 +26,7 @@ _REASONS = {
     "deleted": "posts and comments that were deleted or removed",
     "duplicate": "pairs whose texts were there already; their negatives were put together",
     "empty": "pairs with an empty query or passage",
+    "language": "pairs with a text in another language",
     "more_pairs_in_a_line": "pairs of a line beyond the most that are taken",
     "more_positives": "other answers beyond the most that a pair knows of",
     "near_duplicate": "pairs that are nearly the same as another",
