@@ -1,11 +1,10 @@
 """`gtr-jax mine`: hard negatives for training pairs."""
 
 import argparse
-import collections
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gtr_jax.cli import process_flags, shared_flags
@@ -34,35 +33,48 @@ From a corpus instead of the passages of the pairs: a folder in BEIR layout, or 
 
   gtr-jax mine --model runs/first --collection data/msmarco --output msmarco_hard.jsonl --last_rank 200
 
-The passages' embeddings are kept (--embeddings), so that a second call, or one after an interruption, encodes none
-again. docs/mining.md says what a corpus of 8.8 million passages takes."""
+A second model looks at what was found: --margin and --max_score_ratio then compare its scores, and they are written as
+a teacher's (`scores`), for the pair's passage and each negative:
+
+  gtr-jax mine --model runs/first --pairs train.jsonl --output train_hard.jsonl --rescore sentence-transformers/gtr-t5-large
+
+The passages' embeddings and the rankings are kept (--embeddings): a second call with other filters encodes and searches
+nothing again, one with worse ranks searches, and one after an interruption goes on. docs/mining.md says what a corpus
+of 8.8 million passages takes."""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
-                 help="JSONL(.gz) of training pairs, or a table of them (.parquet, .arrow, .csv, .tsv, a folder of "
-                 "these); without --collection, their passages are what is searched")
+                 help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in all "
+                 "forms that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, "
+                 "their passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
   p.add_argument("--min_grade", type=flags.positive, metavar="N",
-                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1)")
+                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1); "
+                 "one judged lower, but above 0, is no negative either")
   p.add_argument("--output", required=True, type=flags.path, metavar="FILE",
                  help="the JSONL to write, gzipped if it ends in .gz")
   p.add_argument("--model", type=flags.path,
                  help="rank with this model instead of BM25; in any form that `gtr-jax encode` reads")
   p.add_argument("--embeddings", type=flags.path, metavar="DIR", help="with --model: where the passages' embeddings "
-                 "are kept, one folder for each corpus and each model's weights (default: embeddings beside --output)")
-  fields = p.add_argument_group("fields of a pair")
-  fields.add_argument("--query_field", metavar="NAME", help="(default: query)")
-  fields.add_argument("--passage_field", metavar="NAME", help="(default: positive)")
+                 "and the rankings are kept, one folder for each corpus and each model's weights (default: embeddings "
+                 "beside --output)")
+  fields = p.add_argument_group("fields of a pair", "They are found by their names, as gtr-jax prepare pairs does; "
+                                "ids are those of query_id, and of passage_id or positive_id.")
+  fields.add_argument("--query_field", metavar="NAME,...", help="several are joined with a space (default with "
+                      "--passage_field: query)")
+  fields.add_argument("--passage_field", metavar="NAME,...", help="(default with --query_field: positive)")
   fields.add_argument("--query_id_field", metavar="NAME", help="pairs with the same query id share their passages")
   fields.add_argument("--passage_id_field", metavar="NAME", help="passages with the same id are one, and with "
-                      "--collection it is the id there; also writes `negative_ids`")
+                      "--collection it is the id there")
   fields.add_argument("--answers_field", metavar="NAME", help="a string or a list of them: a passage that contains one "
                       "(case, punctuation and articles aside) is no negative")
+  fields.add_argument("--ignore", default="", metavar="NAME,...", help="fields that mean nothing here, whatever their "
+                      "names say")
   choice = p.add_argument_group("which passages are negatives")
   choice.add_argument("--num_negatives", type=flags.positive, default=1, metavar="N",
                       help="so many for each pair, drawn at random, reproducibly (default: 1)")
@@ -73,6 +85,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                       "pair's own passage less X")
   choice.add_argument("--max_score_ratio", type=flags.above_0, metavar="X",
                       help="only with scores of at most X times the score of the pair's own passage")
+  choice.add_argument("--rescore", type=flags.path, metavar="MODEL", help="score what is drawn with this model, in any "
+                      "form that `gtr-jax encode` reads: these scores are compared, and written as a teacher's")
+  choice.add_argument("--rescore_cross_encoder", type=flags.path, metavar="MODEL", help="likewise, with a cross-encoder "
+                      "of sentence-transformers (pip install sentence-transformers)")
   choice.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
                       help="leave out pairs that have what this collection tests, and draw no passage that has it, as "
                       "gtr-jax prepare does; repeatable")
@@ -89,46 +105,74 @@ def run(args: argparse.Namespace) -> None:
   """Mines, and says what came of it. Raises InputError."""
   shared_flags.set_data_dir(args)
   choice = check(args)
-  from gtr_jax.mining import mine as mining
-  fields = mining.Fields(args.query_field or "query", args.passage_field or "positive", args.query_id_field,
-                         args.passage_id_field, args.answers_field)
-  if args.model:
-    from gtr_jax.inference.load import check_model
-    check_model(args.model, shared_flags.tokenization(args))
-
-  def read_pairs():
-    return mining.read_pairs(args.pairs, fields, own_passages=not args.collection)
-
-  id_of: Callable[[str], str | None] | None = None
-  unknown, protocol = 0, None
-  if args.collection:
-    if args.pairs:
-      next(read_pairs())  # Raises before the corpus, which may take minutes to read.
-    protocol, documents, judged = _read_collection(args)
-    if args.passage_id_field:
-      unknown = _unknown_ids(args, (pair.query.passage_id for pair in read_pairs()), documents.ids)
-    id_of = str if args.passage_id_field or not args.pairs else None
-  else:
-    documents, ids = mining.passages_of(read_pairs(), args.passage_id_field)
-    id_of = ids.get if args.passage_id_field else None
-  if args.model:
-    ranker = _model_ranker(args, documents, protocol)
-    del documents  # The store has them, on disk.
-  else:
-    from gtr_jax.mining.rankers import Bm25Ranker
-    ranker = Bm25Ranker(documents)
-  if not args.pairs:
-    query_ids, queries, qrels = judged
-    pairs = mining.judged_pairs(ranker, query_ids, queries, qrels, args.min_grade or 1)
-  mined = mining.mine(read_pairs if args.pairs else lambda: pairs, ranker, args.output, choice, id_of=id_of,
-                      tested=_tested(args.decontaminate))
+  from gtr_jax.io import atomic
+  from gtr_jax.mining import mine, on_disk, pairs
+  models = [path for path in (args.model, args.rescore) if path]
+  tokenization = shared_flags.tokenization(args)
+  if models:
+    from gtr_jax.inference.load import check_model, for_several
+    if len(models) > 1:
+      tokenization = for_several(tokenization, models)
+    for path in models:
+      check_model(path, tokenization)
+  read = _reader(args)
+  if args.pairs:
+    _check_first(args, choice, next(iter(read()), None))  # Before the corpus, which may take minutes to read.
+  rescorer = _rescorer(args, tokenization)
+  with atomic.scratch_folder(args.output) as folder:
+    unknown, protocol = 0, None
+    if args.collection:
+      protocol, documents, judged = _read_collection(args)
+      unknown = _unknown_ids(args, read, on_disk.IdRows(documents.ids)) if args.pairs else 0
+      ranker = _ranker(args, documents, protocol, tokenization)
+      del documents  # A store has them, on disk.
+      if not args.pairs:
+        read = _judged(judged, ranker, args.min_grade or 1)
+      gathered = on_disk.gather(read, folder, own_passages=False)
+    else:
+      gathered = on_disk.gather(read, folder, own_passages=True)
+      ranker = _ranker(args, gathered.passages.documents, None, tokenization)
+    if not gathered.pairs:
+      raise InputError(f"{args.pairs or args.collection}: no pair in it whose passage answers its query")
+    mined = mine.mine(read, gathered, ranker, args.output, choice, tested=_tested(args.decontaminate),
+                      rescorer=rescorer)
   said = [f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
           "negatives"]
   if unknown:
     said.append(f"{unknown:,} have a passage id that {args.collection} does not have")
   if args.decontaminate:
     said.append(f"{mined.left_out:,} are left out, for they have what is tested")
+  if args.model:
+    said.append(ranker.kept.description())
   print_once("; ".join(said))
+
+
+def _reader(args: argparse.Namespace) -> Callable[[], Iterator[Any]]:
+  """Gives the pairs of --pairs, anew with each call."""
+  from gtr_jax.mining import pairs
+  from gtr_jax.prepare.sources.pairs_jsonl import field_names
+  if args.pairs and pairs.is_prepared(args.pairs):
+    return lambda: pairs.prepared_pairs(args.pairs)
+  query, passage = field_names(args.query_field or ""), field_names(args.passage_field or "")
+  if query or passage:
+    query, passage = query or ("query",), passage or ("positive",)
+  fields = pairs.Fields(query, passage, args.query_id_field or "", args.passage_id_field or "",
+                        args.answers_field or "", field_names(args.ignore))
+  return lambda: pairs.read_pairs(args.pairs, fields)
+
+
+def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
+  if (args.collection and not args.model and choice.compares_scores and not _rescores(args)
+      and not args.passage_id_field and not (pair and pair.passage_id)):
+    raise InputError("--margin and --max_score_ratio compare with the score of the pair's own passage: say with "
+                     "--passage_id_field which of --collection that is")
+
+
+def _judged(judged: Any, ranker: Any, min_grade: int) -> Callable[[], Iterator[Any]]:
+  from gtr_jax.collections.corpus import full_text
+  from gtr_jax.mining import pairs
+  return lambda: pairs.judged_pairs(
+      *judged, lambda doc_id: full_text(*ranker.passage(ranker.row_of(doc_id))[1:]), min_grade)
 
 
 def _tested(collections: Sequence[str]) -> Any:
@@ -142,32 +186,38 @@ def _tested(collections: Sequence[str]) -> Any:
     return decontaminate.Tested(path)
 
 
-def _unknown_ids(args: argparse.Namespace, of_pairs: Iterable[str | None], document_ids: Sequence[str]) -> int:
+def _unknown_ids(args: argparse.Namespace, read: Callable[[], Iterator[Any]], rows: Any) -> int:
   """How many pairs have a passage id that no document has. Raises InputError where more than half of them do."""
-  counts = collections.Counter(passage_id for passage_id in of_pairs if passage_id is not None)
-  whole = counts.total()
-  if not whole:
-    raise InputError(f"{args.pairs}: no pair has a {args.passage_id_field!r}; name the field of their ids in "
-                     f"{args.collection} with --passage_id_field, or leave it out")
-  for document_id in document_ids:
-    counts.pop(document_id, None)
-  if counts.total() > whole / 2:
-    raise InputError(f"{args.pairs}: unknown {args.passage_id_field} {next(iter(counts))!r}; it is not in "
-                     f"{args.collection}, as for {counts.total():,} of {whole:,} pairs; give the collection that the "
-                     "ids are of, or leave --passage_id_field out")
-  return counts.total()
+  name, count, unknown, first = args.passage_id_field or "passage id", 0, 0, ""
+  for pair in read():
+    if pair.passage_id:
+      count += 1
+      if rows.get(pair.passage_id) is None:
+        unknown, first = unknown + 1, first or pair.passage_id
+  leave_out = "leave --passage_id_field out" if args.passage_id_field else (
+      "say that they mean nothing here: --ignore passage_id,positive_id")
+  if args.passage_id_field and not count:
+    raise InputError(f"{args.pairs}: no pair has a {name!r}; name the field of their ids in {args.collection} with "
+                     "--passage_id_field, or leave it out")
+  if unknown > count / 2:
+    raise InputError(f"{args.pairs}: unknown {name} {first!r}; it is not in {args.collection}, as for {unknown:,} of "
+                     f"{count:,} pairs; give the collection that the ids are of, or {leave_out}")
+  return unknown
+
+
+def _rescores(args: argparse.Namespace) -> bool:
+  return bool(args.rescore or args.rescore_cross_encoder)
 
 
 def check(args: argparse.Namespace) -> Any:
-  """The choice of negatives. Raises InputError where flags do not go together; nothing is read."""
+  """The choice of negatives. Raises InputError where flags do not go together; no pair is read."""
+  from gtr_jax.mining.mine import Choice
+  from gtr_jax.mining.pairs import is_prepared
   if not args.pairs and not args.collection:
     raise InputError("give --pairs, training pairs as JSONL or a table, or --collection, a corpus with judgements, or "
                      "both")
-  if args.pairs and os.path.exists(os.path.join(args.pairs, "manifest.json")):
-    raise InputError(f"--pairs {args.pairs}: what gtr-jax prepare wrote (TFRecord); mine reads pairs as JSONL: give "
-                     "the file that they were prepared from")
   check_output(args.output, {"--pairs": args.pairs, "--collection": args.collection, "--model": args.model,
-                             "--vocabulary": args.vocabulary})
+                             "--rescore": args.rescore, "--vocabulary": args.vocabulary})
   if os.path.isdir(args.output):
     raise InputError(f"--output {args.output}: is a folder; name the file to write, for instance "
                      f"{os.path.join(args.output, 'mined.jsonl')}")
@@ -175,22 +225,22 @@ def check(args: argparse.Namespace) -> Any:
     raise InputError("--min_grade is of the judgements of --collection; with --pairs, leave it out")
   if args.pairs and args.split:
     raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
-  for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field"):
-    if getattr(args, name) and not args.pairs:
-      raise InputError(f"--{name} is a field of --pairs; the judgements of a collection have none, leave it out")
-  from gtr_jax.mining.mine import Choice
+  prepared = args.pairs and is_prepared(args.pairs)
+  for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field", "ignore"):
+    if getattr(args, name) and (prepared or not args.pairs):
+      has_none = f"what gtr-jax prepare wrote in {args.pairs} has" if prepared else "the judgements of a collection have"
+      raise InputError(f"--{name} is a field of --pairs; {has_none} none, leave it out")
   choice = Choice(args.num_negatives, args.first_rank, args.last_rank, args.margin, args.max_score_ratio, args.seed)
+  if args.rescore and args.rescore_cross_encoder:
+    raise InputError("--rescore and --rescore_cross_encoder each score what is drawn; leave one out")
   if args.model:
     return choice
   if args.embeddings:
     raise InputError("--embeddings keeps those of --model; BM25 has none, leave it out")
-  if args.margin is not None and args.margin < 0 or args.max_score_ratio is not None and args.max_score_ratio > 1:
+  if not _rescores(args) and (args.margin is not None and args.margin < 0
+                              or args.max_score_ratio is not None and args.max_score_ratio > 1):
     raise InputError("BM25 knows the score of the pair's own passage only where it ranks high: give a --margin of at "
                      "least 0 and a --max_score_ratio of at most 1")
-  by_score = args.margin is not None or args.max_score_ratio is not None
-  if by_score and args.collection and args.pairs and not args.passage_id_field:
-    raise InputError("--margin and --max_score_ratio compare with the score of the pair's own passage: say with "
-                     "--passage_id_field which of --collection that is")
   return choice
 
 
@@ -208,10 +258,26 @@ def _read_collection(args: argparse.Namespace) -> tuple[Any, Any, Any]:
   return task.protocol, whole.documents, (whole.query_ids, whole.queries, whole.qrels)
 
 
-def _model_ranker(args: argparse.Namespace, documents: Any, protocol: Any) -> Any:
-  from gtr_jax.mining.rankers import ModelRanker
+def _load(args: argparse.Namespace, path: str, tokenization: Any) -> Any:
+  from gtr_jax.inference.load import load_model
+  from gtr_jax.parallel.partitioning import make_mesh
+  return load_model(path, make_mesh(model=args.model_parallel), tokenization)
+
+
+def _rescorer(args: argparse.Namespace, tokenization: Any) -> Any:
+  """Of the flags; None where nothing is rescored."""
+  from gtr_jax.mining import rescore
+  if args.rescore_cross_encoder:
+    return rescore.CrossEncoderRescorer(args.rescore_cross_encoder)
+  return rescore.BiEncoderRescorer(_load(args, args.rescore, tokenization)) if args.rescore else None
+
+
+def _ranker(args: argparse.Namespace, documents: Any, protocol: Any, tokenization: Any) -> Any:
+  from gtr_jax.mining.rankers import Bm25Ranker, ModelRanker
+  if not args.model:
+    return Bm25Ranker(documents)
   from gtr_jax.retrieval.encode import encode_corpus
-  model = shared_flags.load_model(args)
+  model = _load(args, args.model, tokenization)
   path = os.path.realpath(args.collection or args.pairs)
   name = os.path.basename(path).removesuffix(".gz").removesuffix(".jsonl")
   of_path = hashlib.sha256(path.encode()).hexdigest()[:6]  # There may be several of the name.

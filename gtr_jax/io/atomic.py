@@ -114,6 +114,27 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
     raise
 
 
+@contextlib.contextmanager
+def scratch_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """A new empty folder beside `path`, on this machine's disk, which is removed when the block ends.
+
+  Where `path` is in a bucket, the folder lies where temporary files do.
+  """
+  path = location(path)
+  if is_remote(path):
+    with tempfile.TemporaryDirectory() as folder:
+      yield epath.Path(folder)
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = _beside(path)
+  try:
+    new.mkdir()
+    with naming(path, hidden=new):
+      yield new
+  finally:
+    remove(new)
+
+
 def check_writable(folder: epath.PathLike) -> None:
   """Raises InputError where a folder, there or not, could not be made or written to: before what takes long.
 

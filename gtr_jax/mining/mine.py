@@ -7,53 +7,28 @@ import json
 import math
 import os
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from gtr_jax.collections.corpus import Documents, full_text
+from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, jsonl, tables
+from gtr_jax.io import atomic
 from gtr_jax.io.bars import Bar
+from gtr_jax.mining.on_disk import Gathered, IdRows, PassagesOfPairs
+from gtr_jax.mining.pairs import Pair, id_key
 from gtr_jax.mining.rankers import Query, Ranked, Ranker
+from gtr_jax.mining.rescore import Rescorer
 from gtr_jax.parallel import processes
 from gtr_jax.prepare.decontaminate import Tested
-from gtr_jax.prepare.sources.pair_fields import texts_of
 from gtr_jax.text.answers import answer_forms, contains_answer
 from gtr_jax.text.near_text import are_near
-from gtr_jax.text.same_text import hash_key, text_key
+from gtr_jax.text.same_text import text_key
 
-PAIRS_AT_ONCE = 1 << 17  # ranked together: a model's search reads the whole corpus for each such block
-
-
-@dataclass(frozen=True)
-class Fields:
-  """Where a pair has what: its query, its passage, and if it has them their ids and the strings that answer it."""
-
-  query: str = "query"
-  passage: str = "positive"
-  query_id: str | None = None
-  passage_id: str | None = None
-  answers: str | None = None
-
-
-class Pair(NamedTuple):
-  """A training pair: as it was read, and what it is compared by; `query_id` is "" where it has none."""
-
-  record: dict[str, Any]
-  query: Query
-  query_id: str
-  answers: tuple[str, ...] = ()
-
-  @property
-  def query_keys(self) -> tuple[int, ...]:
-    """What the same queries share: their text, and their id."""
-    by_id = (hash_key(f"id {self.query_id}"),) if self.query_id else ()
-    return text_key(self.query.text), *by_id
+_DRAWN_AT_ONCE = 256  # Pairs that are in memory with their negatives, where nothing is rescored.
 
 
 @dataclass(frozen=True)
@@ -93,19 +68,17 @@ class Choice:
       raise InputError(f"a score ratio of {self.max_score_ratio:g}: give a number above 0, such as 0.95")
 
   @property
-  def scores_positives(self) -> bool:
+  def compares_scores(self) -> bool:
     return self.margin is not None or self.max_score_ratio is not None
 
-  def rows(self, ranked: Ranked) -> np.ndarray:
-    """Of a ranking, the rows whose rank and score allow them, best first."""
-    window = slice(self.first_rank - 1, self.last_rank)
-    rows, scores = ranked.rows[window], ranked.scores[window]
-    most = np.inf
+  def most(self, positive_score: float) -> float:
+    """The highest score of a negative; NaN, which no score is below, where the positive's is not known."""
+    most = math.inf
     if self.margin is not None:
-      most = ranked.positive_score - self.margin
+      most = positive_score - self.margin
     if self.max_score_ratio is not None:
-      most = np.minimum(most, ranked.positive_score - (1 - self.max_score_ratio) * abs(ranked.positive_score))
-    return rows[scores <= most]  # None where the positive's score is not known.
+      most = np.minimum(most, positive_score - (1 - self.max_score_ratio) * abs(positive_score))
+    return most
 
 
 class Mined(NamedTuple):
@@ -117,143 +90,174 @@ class Mined(NamedTuple):
   left_out: int = 0
 
 
-def read_pairs(path: epath.PathLike, fields: Fields, own_passages: bool) -> Iterator[Pair]:
-  """Yields the pairs of a file of JSON lines or of tables.
-
-  Args:
-    path: of the file, or of a folder of tables.
-    fields: of an object.
-    own_passages: the passages of the pairs are what is searched (see `passages_of`), and not a corpus of which
-      `fields.passage_id` names the documents.
-
-  Raises:
-    InputError: a line is malformed, or has no query or no passage; or there is none, or none has the ids asked for.
-  """
-  number, without = 0, {name for name in (fields.query_id, fields.passage_id) if name is not None}
-  for number, (place, record) in enumerate(tables.read_objects(path), start=1):  # noqa: B007  (read below)
-    try:
-      query, passage = jsonl.text_of(record, fields.query), jsonl.text_of(record, fields.passage)
-      if not query.strip() or not passage.strip():
-        raise ValueError(f'"{fields.passage if query.strip() else fields.query}" is empty')
-      query_id, passage_id = ("" if name is None else jsonl.id_of(record, name)
-                              for name in (fields.query_id, fields.passage_id))
-      answers = _answers(record, fields.answers)
-    except ValueError as e:
-      raise InputError(f"{place}: {e}; correct or remove the line") from e
-    without -= record.keys()
-    document_id = passage_id or None
-    if own_passages:
-      document_id = f"{hash_key(f'id {passage_id}') if passage_id else text_key(passage):016x}"
-    yield Pair(record, Query(query, passage, document_id), query_id, answers)
-  if not number:
-    raise InputError(f"{path}: no pairs")
-  if without:
-    raise InputError(f"{path}: no pair has a {min(without)!r}; name the field of their ids, or leave it out")
+class _Negative(NamedTuple):
+  rank: int  # From 1.
+  score: float  # The ranker's.
+  doc_id: str
+  text: str
 
 
-def _answers(record: Mapping[str, Any], name: str | None) -> tuple[str, ...]:
-  value = [] if name is None else record.get(name)
-  if isinstance(value, str) and name is not None:
-    value = texts_of(record, name)
-  if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
-    raise ValueError(f'"{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
-  return tuple(value)
+@dataclass
+class _Draw:
+  """A pair, and what is drawn for it."""
+
+  pair: Pair
+  found: Ranked
+  candidates: Iterator[_Negative]
+  negatives: list[_Negative] = field(default_factory=list)
+  scores: dict[int, float] = field(default_factory=dict)  # The rescorer's: 0 is the pair's own passage, else by rank.
 
 
-def judged_pairs(ranker: Ranker, query_ids: list[str], queries: list[str],
-                 qrels: Mapping[str, Mapping[str, int]], min_grade: int = 1) -> list[Pair]:
-  """Pairs of each query and each document that is judged relevant to it, with the texts of the corpus."""
-  relevant = {query_id: [doc_id for doc_id, grade in grades.items() if grade >= min_grade]
-              for query_id, grades in qrels.items()}
-  texts = ranker.passages(list(dict.fromkeys(itertools.chain(*relevant.values()))))
-  pairs = []
-  for query_id, query in zip(query_ids, queries, strict=True):
-    for doc_id in relevant.get(query_id, ()):
-      record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": texts[doc_id]}
-      pairs.append(Pair(record, Query(query, texts[doc_id], doc_id), query_id))
-  return pairs
-
-
-def passages_of(pairs: Iterable[Pair], passage_id_field: str | None) -> tuple[Documents, dict[str, str | None]]:
-  """The different passages of pairs as a corpus, and the id of each document in the pairs (None where it has none)."""
-  texts: dict[str, str] = {}
-  ids: dict[str, str | None] = {}
-  for pair in pairs:
-    document_id = pair.query.passage_id
-    if document_id is not None and document_id not in texts:
-      texts[document_id] = pair.query.passage
-      ids[document_id] = (passage_id_field and jsonl.id_of(pair.record, passage_id_field)) or None
-  return Documents(list(texts), [""] * len(texts), list(texts.values())), ids
-
-
-def mine(pairs: Callable[[], Iterable[Pair]], ranker: Ranker, output: epath.PathLike, choice: Choice, *,
-         id_of: Callable[[str], Any] | None = None, tested: Tested | None = None, progress: bool = True) -> Mined:
+def mine(pairs: Callable[[], Iterable[Pair]], gathered: Gathered, ranker: Ranker, output: epath.PathLike,
+         choice: Choice, *, tested: Tested | None = None, rescorer: Rescorer | None = None, progress: bool = True) -> (
+    Mined):
   """Gives each training pair hard negatives.
 
   For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
   are known to answer it (the passages of all pairs with the same query, by id or equal text; passages too, by id and by
   equal text), those that are nearly the pair's own passage (`text.near_text`), those that are the query itself (by its
-  id or an equal text, as where queries are documents), and those that contain one of its answers. The draw depends on
-  the seed and the query alone.
+  id or an equal text, as where queries are documents; where the pair's passage is named as a part of it, d7#3 of d7,
+  all that are named so), and those that contain one of its answers. The draw depends on the seed and the query alone.
 
   Args:
-    pairs: called twice; gives the same pairs in the same order.
+    pairs: called twice; gives the same pairs in the same order as when they were gathered.
+    gathered: what all pairs say; with passages, these are what the ranker ranks, else it is a corpus, whose documents
+      `Pair.passage_id` names.
     ranker: of the passages.
-    output: the JSONL(.gz) to write: each pair as it was, with "negatives" (a list of passages, best ranked first; short
-      or empty where there are too few), and "negative_ids" if `id_of` is given. Appears when whole.
-    choice: which, and how many.
-    id_of: from a document's id to the one that is written, or None where it has none.
+    output: the JSONL(.gz) to write: the record of each pair, with "negatives" (a list of passages, best ranked first;
+      short or empty where there are too few), "negative_ids" where passages have ids, "scores" (the rescorer's, of the
+      passage and of the negatives) where there is one, and "mined": "ranks" and "scores" of the negatives in the
+      ranking, and "positive_score" (None: not known). Appears when whole.
+    choice: which, and how many; with a rescorer, scores are compared with its own.
     tested: what evaluation collections test: pairs that have it are left out, and passages that have it not drawn.
+    rescorer: scores what is drawn, and draws on for what its scores do not allow.
     progress: show progress bars on stderr.
   """
-  known: dict[int, set[int | str | None]] = defaultdict(set)  # a query's key -> ids and text keys of its passages
-  count = left_out = 0
-  for pair in pairs():
-    for key in pair.query_keys:
-      known[key] |= {text_key(pair.query.passage), pair.query.passage_id}
-    count += 1
-  short, remaining = 0, iter(pairs())
+  ids = _Ids(gathered.passages)
+  short = left_out = 0
+  ahead, behind = (filter(lambda pair: not pair.is_negative, pairs()) for _ in range(2))
+  draws = processes.is_first() or rescorer is not None and rescorer.takes_all_processes
+  at_once = rescorer.pairs_at_once if rescorer else _DRAWN_AT_ONCE
   with (_written(output) as write,
-        Bar(count, "mining", " pairs", shown=progress and processes.is_first()) as bar):
-    while block := list(itertools.islice(remaining, PAIRS_AT_ONCE)):
-      ranked = ranker.rank([pair.query for pair in block], choice.last_rank, choice.scores_positives)
-      for pair, found in zip(block, ranked, strict=True):
-        if tested is not None and tested.find(pair.query.text, pair.query.passage):
-          left_out += 1
-        elif processes.is_first():
-          wrong = set().union(*(known[key] for key in pair.query_keys))
-          wrong.add(text_key(pair.query.text))
-          drawn = _draw(pair, choice.rows(found), ranker, wrong, choice, id_of or str,
-                        lambda text: tested is not None and tested.find("", text) is not None)
-          short += len(drawn) < choice.num_negatives
-          ids = {} if id_of is None else {"negative_ids": [id_of(doc_id) for doc_id, _ in drawn]}
-          write({**pair.record, "negatives": [text for _, text in drawn], **ids})
-        bar.update()
-  return Mined(count - left_out, processes.from_first(lambda: short), left_out)
+        Bar(gathered.pairs, "mining", " pairs", shown=progress and processes.is_first()) as bar):
+    while queries := [ids.query_of(pair) for pair in itertools.islice(ahead, ranker.pairs_at_once)]:
+      ranked = ranker.rank(queries, choice.last_rank, choice.compares_scores and rescorer is None)
+      block = zip(itertools.islice(behind, len(queries)), ranked, strict=True)
+      while part := list(itertools.islice(block, at_once)):
+        drawn = []
+        for pair, found in part:
+          if tested is not None and tested.find(pair.query, pair.passage):
+            left_out += 1
+          elif draws:
+            drawn.append(_Draw(pair, found, _candidates(pair, found, gathered, ranker, ids, choice, tested,
+                                                        rescorer is not None)))
+        if rescorer is None:
+          for draw in drawn:
+            draw.negatives = list(itertools.islice(draw.candidates, choice.num_negatives))
+        else:
+          _rescore(drawn, rescorer, choice)
+        for draw in drawn:
+          short += len(draw.negatives) < choice.num_negatives
+          write(_record(draw, ids, rescorer is not None))
+        bar.update(len(part))
+  return Mined(gathered.pairs - left_out, processes.from_first(lambda: short), left_out)
 
 
-def _draw(pair: Pair, rows: np.ndarray, ranker: Ranker, wrong: set, choice: Choice,
-          id_of: Callable[[str], str | None], is_tested: Callable[[str], bool]) -> list[tuple[str, str]]:
-  """(id, text) of the negatives, best ranked first. Texts are read until there are enough, and no more.
+class _Ids:
+  """What documents are called: those of a corpus by their ids, those of pairs by the pairs' ids, if they have some."""
 
-  `wrong` holds ids and text keys of passages that must not be drawn.
+  def __init__(self, passages: PassagesOfPairs | None):
+    self._passages = passages
+    self._rows = IdRows(passages.documents.ids) if passages is not None and passages.have_ids else None
+    self.are_written = passages is None or passages.have_ids
+
+  def query_of(self, pair: Pair) -> Query:
+    """For the ranker."""
+    if self._passages is None:
+      return Query(pair.query, pair.passage, pair.passage_id or None)
+    return Query(pair.query, "", f"{pair.passage_key:016x}")
+
+  def key_of(self, doc_id: str) -> int:
+    """The `passage_key` of a document that has an id; of one that has none, that of its text."""
+    return id_key(doc_id) if self._passages is None else int(doc_id, 16)
+
+  def given(self, doc_id: str) -> str | None:
+    """The id that the user knows."""
+    if self._passages is None:
+      return doc_id
+    row = None if self._rows is None else self._rows.get(doc_id)
+    return None if row is None else self._passages.given_ids[row]
+
+
+def _candidates(pair: Pair, found: Ranked, gathered: Gathered, ranker: Ranker, ids: _Ids, choice: Choice,
+                tested: Tested | None, any_score: bool) -> Iterator[_Negative]:
+  """All possible negatives, in the order of the draw; the text of one is read when it is asked for.
+
+  Args:
+    any_score: scores are not compared.
   """
+  places = np.arange(choice.first_rank - 1, min(choice.last_rank, len(found.rows)))
+  if not any_score:
+    places = places[found.scores[places] <= choice.most(found.positive_score)]
+  wrong = {text_key(pair.query), *pair.others}.union(*map(gathered.known.of, pair.query_keys))
   forms = answer_forms(pair.answers)
-  rng = random.Random(f"{choice.seed} {pair.query.text}")
-  drawn, texts = {}, set[int]()
-  for place in rng.sample(range(len(rows)), len(rows)):
-    doc_id, title, text = ranker.passage(int(rows[place]))
+  texts = set[int]()
+  for i in random.Random(f"{choice.seed} {pair.query}").sample(range(len(places)), len(places)):
+    place = int(places[i])
+    doc_id, title, text = ranker.passage(int(found.rows[place]))
+    if ids.key_of(doc_id) in wrong or _is_of_query(pair, ids.given(doc_id)):
+      continue
     whole = full_text(title, text)
     keys = {text_key(whole), text_key(text)}  # A pair may have its passage without the title.
-    if doc_id in wrong or (pair.query_id and id_of(doc_id) == pair.query_id):
-      continue
     if (wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms)
-        and not are_near(whole, pair.query.passage) and not is_tested(whole)):
-      drawn[place] = doc_id, whole
+        and not are_near(whole, pair.passage) and not (tested is not None and tested.find("", whole))):
       texts.add(text_key(whole))
-      if len(drawn) == choice.num_negatives:
-        break
-  return [drawn[place] for place in sorted(drawn)]
+      yield _Negative(place + 1, float(found.scores[place]), doc_id, whole)
+
+
+def _is_of_query(pair: Pair, doc_id: str | None) -> bool:
+  """Whether a document is the query itself, by its id; or a part of it, where the pair's passage is named as one."""
+  if not pair.query_id or not doc_id:
+    return False
+  part = pair.passage_id.removeprefix(pair.query_id)
+  is_part = 0 < len(part) < len(pair.passage_id) and not part[0].isalnum()
+  return doc_id == pair.query_id or is_part and doc_id.startswith(pair.query_id + part[0])
+
+
+def _rescore(draws: Sequence[_Draw], rescorer: Rescorer, choice: Choice) -> None:
+  """Draws until each has its negatives, and as many at once as are missing: what need not be is not scored."""
+  own = rescorer.score([(draw.pair.query, draw.pair.passage) for draw in draws])
+  for draw, score in zip(draws, own.tolist(), strict=True):
+    draw.scores[0] = score
+  waiting = list(draws)
+  while waiting:
+    coming = [(draw, negative) for draw in waiting
+              for negative in itertools.islice(draw.candidates, choice.num_negatives - len(draw.negatives))]
+    scores = rescorer.score([(draw.pair.query, negative.text) for draw, negative in coming])
+    for (draw, negative), score in zip(coming, scores.tolist(), strict=True):
+      if score <= choice.most(draw.scores[0]):
+        draw.negatives.append(negative)
+        draw.scores[negative.rank] = score
+    asked = {id(draw) for draw, _ in coming}
+    waiting = [draw for draw in waiting if id(draw) in asked and len(draw.negatives) < choice.num_negatives]
+
+
+def _record(draw: _Draw, ids: _Ids, rescored: bool) -> dict[str, Any]:
+  negatives = sorted(draw.negatives)  # By rank.
+  record = {**draw.pair.record, "negatives": [negative.text for negative in negatives]}
+  if ids.are_written:
+    record["negative_ids"] = [ids.given(negative.doc_id) for negative in negatives]
+  if rescored:
+    record["scores"] = [_rounded(draw.scores[rank]) for rank in (0, *(negative.rank for negative in negatives))]
+  positive = draw.found.positive_score
+  return record | {"mined": {
+      "ranks": [negative.rank for negative in negatives], "scores": [_rounded(n.score) for n in negatives],
+      "positive_score": None if math.isnan(positive) else _rounded(positive)}}
+
+
+def _rounded(score: float) -> float:
+  """To the digits that a float32 has."""
+  return float(f"{score:.7g}")
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ class Store:
     ids: document ids by row.
     shape: (documents, D).
     settings: what the embeddings were made with: "weights_hash", "max_length", "prompt".
+    documents_hash: hexadecimal sha256 of the documents.
   """
 
   def __init__(self, path: epath.PathLike):
@@ -62,7 +63,7 @@ class Store:
     manifest = _read_manifest(self.path)
     if not (self.path / _COMPLETE).exists():
       raise InputError(f"{self.path}: not complete; run the same command again, and it goes on where it stopped")
-    self.settings = manifest["settings"]
+    self.settings, self.documents_hash = manifest["settings"], manifest["documents_hash"]
     self.shape = (manifest["documents"], manifest["dim"])
     self._chunk_rows = manifest["chunk_rows"]
     self.ids = _read_ids(self.path / _IDS)

@@ -1,0 +1,174 @@
+"""What mining has to know of all pairs at once, on disk: which passages answer a query, and the different passages.
+
+Both are sorted through buckets (`prepare.buckets`), so that memory does not grow with the pairs. What grows is a few
+bytes for each different passage: where it lies, and its id.
+"""
+
+import array
+import functools
+import json
+import os
+import struct
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from gtr_jax.collections.corpus import Documents, View
+from gtr_jax.io import atomic, jsonl
+from gtr_jax.io.bars import Bar
+from gtr_jax.io.line_table import LineTable
+from gtr_jax.mining.pairs import Pair
+from gtr_jax.parallel import processes
+from gtr_jax.prepare import buckets
+from gtr_jax.text.same_text import hash_key, text_key
+
+_BUCKETS = 256
+_TWO = struct.Struct(">QQ")  # Big-endian: bytes are in the order of the numbers.
+_ROWS = 512  # Of a table, that are read at once.
+_QUERIES = 1024  # Whose passages are remembered.
+
+
+class IdRows:
+  """Where ids are among many; 16 bytes for each.
+
+  Args:
+    ids: different ones, which are asked for again where hashes are equal.
+  """
+
+  def __init__(self, ids: Sequence[str]):
+    keys = np.fromiter(map(hash_key, ids), np.uint64, len(ids))
+    self._ids, self._order = ids, np.argsort(keys, kind="stable")
+    self._keys = keys[self._order]
+
+  def get(self, wanted: str | None) -> int | None:
+    """The row of an id, None where there is none."""
+    if wanted is None:
+      return None
+    key = np.uint64(hash_key(wanted))
+    place = int(np.searchsorted(self._keys, key))
+    while place < len(self._keys) and self._keys[place] == key:
+      if self._ids[row := int(self._order[place])] == wanted:
+        return row
+      place += 1
+    return None
+
+
+class KnownPassages:
+  """Which passages answer a query: a table of (key of a query, key of a passage), sorted, on a local disk.
+
+  In memory is the first key of every 512 rows: 1/64 byte for each.
+  """
+
+  def __init__(self, path: epath.PathLike):
+    self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    weakref.finalize(self, os.close, self._file)
+    self._rows = os.fstat(self._file).st_size // _TWO.size
+    self._firsts = np.array([struct.unpack(">Q", os.pread(self._file, 8, row * _TWO.size))[0]
+                             for row in range(0, self._rows, _ROWS)], np.uint64)
+    self.of = functools.lru_cache(_QUERIES)(self._of)
+
+  def _of(self, query_key: int) -> frozenset[int]:
+    """The keys of its passages."""
+    key, found = np.uint64(query_key), []
+    block = max(int(np.searchsorted(self._firsts, key)) - 1, 0)
+    while block < len(self._firsts) and self._firsts[block] <= key:
+      table = np.frombuffer(os.pread(self._file, _ROWS * _TWO.size, block * _ROWS * _TWO.size), ">u8").reshape(-1, 2)
+      start, stop = (np.searchsorted(table[:, 0], key, side) for side in ("left", "right"))
+      found += table[start:stop, 1].tolist()
+      if stop < len(table):
+        break
+      block += 1
+    return frozenset(found)
+
+
+class PassagesOfPairs(NamedTuple):
+  """The different passages of pairs, in the order in which they come first: those with the same id, or without one the
+  same text, are one.
+
+  Attributes:
+    documents: whose ids are `passage_key` of each, 16 hexadecimal digits; texts are on disk.
+    given_ids: gives by row the id that the pairs have for it, None where they have none.
+    have_ids: whether there is one that has.
+  """
+
+  documents: Documents
+  given_ids: Sequence[str | None]
+  have_ids: bool
+
+
+class Gathered(NamedTuple):
+  """What was found out of all pairs: how many there are, those that are none aside; which passages answer a query; and
+  the passages, if they were asked for."""
+
+  pairs: int
+  known: KnownPassages
+  passages: PassagesOfPairs | None
+
+
+def gather(pairs: Callable[[], Iterable[Pair]], folder: epath.Path, own_passages: bool, progress: bool = True) -> (
+    Gathered):
+  """Reads all pairs, once, and once more where the passages are wanted.
+
+  Args:
+    pairs: gives the same ones each time.
+    folder: an empty one on a local disk, for the files.
+    own_passages: whether the passages are wanted.
+    progress: show progress bars on stderr.
+  """
+  dealt, first, number, count = os.fspath(folder / "known.buckets"), os.fspath(folder / "first.buckets"), 0, 0
+  with (buckets.Writer(dealt, _BUCKETS) as known, buckets.Writer(first, _BUCKETS) as firsts,
+        Bar(None, "reading the pairs", " pairs", shown=progress and processes.is_first(), leave=False) as bar):
+    for number, pair in enumerate(pairs()):
+      if own_passages:
+        firsts.add(_TWO.pack(pair.passage_key, number))
+      if not pair.is_negative:
+        count += 1
+        for query_key in pair.query_keys:
+          for passage_key in {text_key(pair.passage), pair.passage_key}:
+            known.add(_TWO.pack(query_key, passage_key))
+      bar.update()
+  table = folder / "known"
+  with atomic.replacing(table) as file:
+    for digests in _sorted(dealt):
+      file.write(b"".join(dict.fromkeys(digests)))
+  epath.Path(dealt).unlink(missing_ok=True)
+  return Gathered(count, KnownPassages(table), _passages(pairs, first, folder) if own_passages else None)
+
+
+def _sorted(path: str) -> Iterator[list[bytes]]:
+  for bucket in range(_BUCKETS):
+    for found in buckets.read([path], bucket, _BUCKETS):
+      if found:
+        yield [digest for digest, *_ in found]
+
+
+def _passages(pairs: Callable[[], Iterable[Pair]], dealt: str, folder: epath.Path) -> PassagesOfPairs:
+  numbers = []  # Of the pairs whose passage is there for the first time.
+  before = -1
+  for digests in _sorted(dealt):
+    table = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
+    is_first = np.diff(table[:, 0], prepend=np.uint64(0)) != 0
+    is_first[0] = int(table[0, 0]) != before  # A bucket may be read in parts.
+    before = int(table[-1, 0])
+    numbers.append(table[is_first, 1].astype(np.int64))
+  os.unlink(dealt)
+  order = iter(np.sort(np.concatenate(numbers)).tolist())
+  keys, starts, path, have_ids = array.array("Q"), array.array("q", [0]), folder / "passages", False
+  with atomic.replacing(path) as file:
+    wanted = next(order, None)
+    for number, pair in enumerate(pairs()):
+      if number == wanted:
+        keys.append(pair.passage_key)
+        have_ids = have_ids or bool(pair.passage_id)
+        line = json.dumps([pair.passage_id or None, pair.passage], ensure_ascii=False).encode() + b"\n"
+        file.write(line)
+        starts.append(starts[-1] + len(line))
+        wanted = next(order, None)
+  lines = LineTable(path, starts)
+  ids = View(len(keys), lambda row: f"{keys[row]:016x}")
+  texts = View(len(keys), lambda row: jsonl.parse(lines[row])[1])
+  given = View(len(keys), lambda row: jsonl.parse(lines[row])[0])
+  return PassagesOfPairs(Documents(ids, View(len(keys), lambda row: ""), texts), given, have_ids)

@@ -1,0 +1,234 @@
+"""The training pairs that get negatives: of files in all the forms that `gtr-jax prepare pairs` reads, of what it has
+prepared, and of a collection's judgements.
+
+All are read as often as they are needed, so that no more than a few of them are in memory.
+"""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, tables
+from gtr_jax.io.lines import Part
+from gtr_jax.io.paths import absolute, location
+from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare.sources.pair_fields import Meaning, texts_of
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.text.same_text import hash_key, text_key
+
+QUERY_IDS, PASSAGE_IDS = ("query_id",), ("passage_id", "positive_id")
+"""Names of the fields of ids, which are found by themselves."""
+_WRITTEN = ("negatives", "negative_ids", "scores", "mined")  # By `mine`, whatever was there.
+
+
+class Fields(NamedTuple):
+  """Names that the user gives, or none.
+
+  Attributes:
+    query: fields that make the query; several are joined with a space.
+    passage: likewise. The two go together.
+    query_id: field of the query's id.
+    passage_id: field of the passage's id.
+    answers: field of the strings that answer the query.
+    ignored: fields that mean nothing.
+  """
+
+  query: tuple[str, ...] = ()
+  passage: tuple[str, ...] = ()
+  query_id: str = ""
+  passage_id: str = ""
+  answers: str = ""
+  ignored: tuple[str, ...] = ()
+
+
+class Pair(NamedTuple):
+  """A training pair.
+
+  Attributes:
+    record: what is written of it beside its negatives.
+    query: its text.
+    passage: its text.
+    query_id: "" where it has none.
+    passage_id: "" where it has none.
+    answers: strings that answer the query.
+    others: keys of passages that are no negatives either, for what is known beside the pairs themselves.
+    is_negative: it is none: the passage does not answer the query.
+  """
+
+  record: dict[str, Any]
+  query: str
+  passage: str
+  query_id: str = ""
+  passage_id: str = ""
+  answers: tuple[str, ...] = ()
+  others: tuple[int, ...] = ()
+  is_negative: bool = False
+
+  @property
+  def query_keys(self) -> tuple[int, ...]:
+    """What the same queries share: their text, and their id."""
+    return text_key(self.query), *((id_key(self.query_id),) if self.query_id else ())
+
+  @property
+  def passage_key(self) -> int:
+    """What makes two passages one: their id, else their text."""
+    return id_key(self.passage_id) if self.passage_id else text_key(self.passage)
+
+
+def id_key(identifier: str) -> int:
+  """64 bits of a hash, unlike those of any text."""
+  return hash_key(f"id {identifier}")
+
+
+class _Rows(PairsJsonl):
+  """What a line of `gtr-jax prepare pairs` means."""
+
+  def meant(self, row: Any) -> tuple[list[Any], Meaning]:
+    """The pairs of a line, and the fields that they are read from. Raises ValueError, in words."""
+    kind = self._kind(row)
+    return self._pairs(row), kind if isinstance(kind, Meaning) else Meaning((kind,), (kind,))
+
+  def text(self, value: Any, names: Sequence[str]) -> str:
+    """Of a query or passage in fields of such names. Raises ValueError, in words."""
+    name = " + ".join(names)
+    if value is None:
+      raise ValueError(f'"{name}" is null; every line needs one')
+    text = self._text(value)
+    if not text:
+      raise ValueError(f'"{name}" is empty')
+    return text
+
+
+def read_pairs(path: epath.PathLike, fields: Fields = Fields()) -> Iterator[Pair]:
+  """Yields the pairs of a file or a folder of tables, those that are none too.
+
+  Args:
+    path: JSON lines or tables, as `io.tables` reads.
+    fields: which are what, where their names do not say it.
+
+  Raises:
+    InputError: a line is malformed, or its query or passage is empty; or there is none, or none has the ids asked for.
+  """
+  # Of fields that the user names, those that are written anew are not asked about: whatever they hold, it is replaced.
+  ignored = (*fields.ignored, *(_WRITTEN if fields.query else _WRITTEN[1:2]))
+  rows = _Rows((os.fspath(path),), fields.query, fields.passage, ignore=ignored)
+  number, without = 0, set(filter(None, (fields.query_id, fields.passage_id)))
+  for number, (place, row) in enumerate(_values(path), start=1):  # noqa: B007  (read below)
+    try:
+      yield from _pairs_of(rows, row, fields)
+    except ValueError as e:
+      said = str(e).replace("(--query, --passage)", "(--query_field, --passage_field)").replace(
+          "name it (--negatives), or ", "")
+      if number == 1 and "of no kind that is known" in said:
+        said += "; name those of the query and the passage (--query_field, --passage_field)"
+      raise InputError(f"{place}: {said}; correct or remove the line") from e
+    without -= set(row)
+  if not number:
+    raise InputError(f"{path}: no pairs")
+  if without:
+    raise InputError(f"{path}: no pair has a {min(without)!r}; name the field of their ids, or leave it out")
+
+
+def _values(path):
+  for file in tables.files(path):
+    for part in tables.parts(file) if tables.kind(file) else [Part(file)]:
+      yield from tables.read_values(part)
+
+
+def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
+  meant, kind = rows.meant(row)
+  query_field = passage_field = ""
+  rest: dict[str, Any] = {}
+  if isinstance(row, dict):
+    query_field = _id_field(row, fields.query_id, QUERY_IDS, fields.ignored)
+    passage_field = _id_field(row, fields.passage_id, PASSAGE_IDS, fields.ignored)
+    rest = {name: value for name, value in row.items()
+            if name not in {*kind.fields, *_WRITTEN, query_field, passage_field}}
+  answers = _answers(row, fields.answers)
+  positives = [pair for pair in meant if not pair.is_negative]
+  ids = [None] * len(meant)
+  if passage_field and len(positives) <= 1:
+    ids[0] = row[passage_field]
+  elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
+    ids = row[passage_field]
+  for pair, passage_id in zip(meant, ids, strict=True):
+    query, passage = rows.text(pair.query, kind.query), rows.text(pair.passage, kind.passage)
+    record: dict[str, Any] = {}
+    if query_field:
+      record[query_field if query_field in QUERY_IDS else QUERY_IDS[0]] = row[query_field]
+    record["query"] = query
+    if passage_field and (passage_id is not None or len(meant) == 1):
+      record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
+    record["positive"] = passage
+    yield Pair(record | rest, query, passage,
+               jsonl.id_of(row, query_field) if query_field else pair.query_id,
+               jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else pair.passage_id,
+               answers, is_negative=pair.is_negative)
+
+
+def _id_field(row: Mapping[str, Any], given: str, names: Sequence[str], ignored: Collection[str]) -> str:
+  if given:
+    return given if given in row else ""
+  return next((name for name in names if name in row and name not in ignored), "")
+
+
+def _answers(row: Any, name: str) -> tuple[str, ...]:
+  value = row.get(name) if name and isinstance(row, dict) else [] if not name else None
+  if isinstance(value, str):
+    value = texts_of(row, name)
+  if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+    raise ValueError(f'"{name}" is {json.dumps(value)[:40]}; give a string or a list of strings, [] for none')
+  return tuple(value)
+
+
+def is_prepared(path: epath.PathLike) -> bool:
+  """Whether this is a folder that `gtr-jax prepare` wrote."""
+  return (location(path) / "manifest.json").exists()
+
+
+def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
+  """Yields the pairs to train on of a folder that `gtr-jax prepare` wrote, in their order.
+
+  Raises:
+    InputError: the folder is of another version, or something in it is missing or damaged.
+  """
+  place = absolute(folder)
+  for file in manifests.read(os.fspath(place))["splits"]["train"]:
+    with (place / file).open("rb") as f:
+      for record in records.read_records(f, os.fspath(place / file)):
+        yield _prepared(records.example_in(record))
+
+
+def _prepared(example):
+  ids = {"query_id": example.query_id} if example.query_id else {}
+  passage_ids = {"passage_id": example.passage_id} if example.passage_id else {}
+  return Pair({**ids, "query": example.query, **passage_ids, "positive": example.passage}, example.query,
+              example.passage, example.query_id, example.passage_id,
+              others=tuple(int(key) % 2**64 for key in example.positives))  # `records.key_of` writes them signed.
+
+
+def judged_pairs(query_ids: Sequence[str], queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]],
+                 text_of: Callable[[str], str], min_grade: int = 1) -> Iterator[Pair]:
+  """Yields a pair of each query and each document that is judged relevant to it.
+
+  A document judged relevant, but below `min_grade`, is neither a pair's passage nor a negative of the query.
+
+  Args:
+    query_ids: in their order.
+    queries: their texts.
+    qrels: grades by query and document id.
+    text_of: gives the text of a document by its id.
+    min_grade: of a pair's passage, from 1.
+  """
+  for query_id, query in zip(query_ids, queries, strict=True):
+    grades = qrels.get(query_id, {})
+    others = tuple(id_key(doc_id) for doc_id, grade in grades.items() if 0 < grade < min_grade)
+    for doc_id, grade in grades.items():
+      if grade >= min_grade:
+        text = text_of(doc_id)
+        record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": text}
+        yield Pair(record, query, text, query_id, doc_id, others=others)

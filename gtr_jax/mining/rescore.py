@@ -1,0 +1,91 @@
+"""A second model's scores of what was found: of (query, passage), to compare, and to write as a teacher's."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from gtr_jax.errors import InputError, first_line
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import Model
+from gtr_jax.text.same_text import hash_key
+
+_KEPT_BYTES = 1 << 30  # of passages' embeddings
+
+
+class Rescorer(Protocol):
+  """Scores of pairs of texts.
+
+  Attributes:
+    pairs_at_once: training pairs whose candidates are scored together.
+    takes_all_processes: whether all processes of a run compute a score together, and so have to ask for the same.
+  """
+
+  pairs_at_once: int
+  takes_all_processes: bool
+
+  def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """float32 `[pairs]`, of (query, passage)."""
+
+
+class BiEncoderRescorer:
+  """A dual encoder: the inner product of the embeddings of query and passage. Each text is encoded once, of passages
+  as long as their embeddings stay in memory, up to 1 GiB."""
+
+  pairs_at_once = 8192
+  takes_all_processes = True
+
+  def __init__(self, model: Model, progress: bool = True):
+    self._model, self._progress = model, progress
+    self._passages: dict[int, np.ndarray] = {}  # By a hash of the text.
+    self._most = _KEPT_BYTES // (4 * model.encoder.dim)
+
+  def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    of_query = dict(zip(queries, self._embed(queries, "query"), strict=True))
+    passages = {hash_key(passage): passage for _, passage in pairs}
+    new = passages.keys() - self._passages.keys()
+    if len(self._passages) + len(new) > self._most:
+      self._passages, new = {}, passages.keys()
+    texts = {key: text for key, text in passages.items() if key in new}
+    self._passages |= zip(texts, self._embed(list(texts.values()), "passage"), strict=True)
+    return np.asarray([of_query[query] @ self._passages[hash_key(passage)] for query, passage in pairs], np.float32)
+
+  def _embed(self, texts: list[str], tower: str) -> Any:
+    return embed(self._model, texts, tower, progress=self._progress) if texts else []
+
+
+class CrossEncoderRescorer:
+  """A cross-encoder of sentence-transformers: what its `predict` gives, with the activation that it was saved with.
+
+  Raises:
+    InputError: sentence-transformers is not installed, or reads no cross-encoder of one score at the path.
+  """
+
+  pairs_at_once = 1024
+  takes_all_processes = False
+
+  def __init__(self, path: epath.PathLike, progress: bool = True):
+    try:
+      from sentence_transformers import CrossEncoder
+    except ImportError as e:
+      raise InputError("--rescore_cross_encoder: sentence-transformers is not installed; install it: pip install "
+                       "sentence-transformers") from e
+    self._path, self._progress = path, progress
+    try:
+      self._model = CrossEncoder(str(path))
+    except (OSError, ValueError, KeyError) as e:
+      raise InputError(f"--rescore_cross_encoder {path}: no cross-encoder that sentence-transformers reads "
+                       f"({first_line(e)})") from e
+    if self._model.num_labels != 1:
+      raise InputError(f"--rescore_cross_encoder {path}: gives {self._model.num_labels} numbers for a pair; one that "
+                       "gives a single score is needed")
+
+  def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    different = list(dict.fromkeys(pairs))
+    scores = np.asarray(self._model.predict(different, show_progress_bar=False), np.float32) if different else []
+    if not np.isfinite(scores).all():
+      raise InputError(f"--rescore_cross_encoder {self._path}: a score is not finite; the weights are damaged")
+    of_pair = dict(zip(different, scores, strict=True))
+    return np.asarray([of_pair[pair] for pair in pairs], np.float32)
