@@ -36,7 +36,8 @@ From a corpus instead of the passages of the pairs: a folder in BEIR layout, or 
 A second model looks at what was found: --margin and --max_score_ratio then compare its scores, and they are written as
 a teacher's (`scores`), for the pair's passage and each negative:
 
-  gtr-jax mine --model runs/first --pairs train.jsonl --output train_hard.jsonl --rescore sentence-transformers/gtr-t5-large
+  gtr-jax mine --model runs/first --pairs train.jsonl --output train_hard.jsonl \\
+      --rescore sentence-transformers/gtr-t5-large
 
 The passages' embeddings and the rankings are kept (--embeddings): a second call with other filters encodes and searches
 nothing again, one with worse ranks searches, and one after an interruption goes on. docs/mining.md says what a corpus
@@ -46,16 +47,16 @@ of 8.8 million passages takes."""
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
-                 help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in all "
-                 "forms that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, "
-                 "their passages are what is searched")
+                 help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in any form "
+                 "that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, their "
+                 "passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
   p.add_argument("--min_grade", type=flags.positive, metavar="N",
-                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1); "
-                 "one judged lower, but above 0, is no negative either")
+                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1); one "
+                 "judged lower, but above 0, is no negative either")
   p.add_argument("--output", required=True, type=flags.path, metavar="FILE",
                  help="the JSONL to write, gzipped if it ends in .gz")
   p.add_argument("--model", type=flags.path,
@@ -87,8 +88,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                       help="only with scores of at most X times the score of the pair's own passage")
   choice.add_argument("--rescore", type=flags.path, metavar="MODEL", help="score what is drawn with this model, in any "
                       "form that `gtr-jax encode` reads: these scores are compared, and written as a teacher's")
-  choice.add_argument("--rescore_cross_encoder", type=flags.path, metavar="MODEL", help="likewise, with a cross-encoder "
-                      "of sentence-transformers (pip install sentence-transformers)")
+  choice.add_argument("--rescore_cross_encoder", type=flags.path, metavar="MODEL", help="likewise, with a "
+                      "cross-encoder of sentence-transformers (pip install sentence-transformers)")
   choice.add_argument("--decontaminate", action="append", default=[], type=flags.path, metavar="COLLECTION",
                       help="leave out pairs that have what this collection tests, and draw no passage that has it, as "
                       "gtr-jax prepare does; repeatable")
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
   shared_flags.set_data_dir(args)
   choice = check(args)
   from gtr_jax.io import atomic
-  from gtr_jax.mining import mine, on_disk, pairs
+  from gtr_jax.mining import mine, on_disk
   models = [path for path in (args.model, args.rescore) if path]
   tokenization = shared_flags.tokenization(args)
   if models:
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     _check_first(args, choice, next(iter(read()), None))  # Before the corpus, which may take minutes to read.
   rescorer = _rescorer(args, tokenization)
   with atomic.scratch_folder(args.output) as folder:
-    unknown, protocol = 0, None
+    unknown = 0
     if args.collection:
       protocol, documents, judged = _read_collection(args)
       unknown = _unknown_ids(args, read, on_disk.IdRows(documents.ids)) if args.pairs else 0
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace) -> None:
       gathered = on_disk.gather(read, folder, own_passages=False)
     else:
       gathered = on_disk.gather(read, folder, own_passages=True)
+      assert gathered.passages is not None
       ranker = _ranker(args, gathered.passages.documents, None, tokenization)
     if not gathered.pairs:
       raise InputError(f"{args.pairs or args.collection}: no pair in it whose passage answers its query")
@@ -168,11 +170,16 @@ def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
                      "--passage_id_field which of --collection that is")
 
 
-def _judged(judged: Any, ranker: Any, min_grade: int) -> Callable[[], Iterator[Any]]:
+def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Callable[[], Iterator[Any]]:
   from gtr_jax.collections.corpus import full_text
   from gtr_jax.mining import pairs
-  return lambda: pairs.judged_pairs(
-      *judged, lambda doc_id: full_text(*ranker.passage(ranker.row_of(doc_id))[1:]), min_grade)
+
+  def text_of(doc_id):
+    row = ranker.row_of(doc_id)
+    return None if row is None else full_text(*ranker.passage(row)[1:])
+
+  query_ids, queries, qrels = judged
+  return lambda: pairs.judged_pairs(query_ids, queries, qrels, text_of, min_grade)
 
 
 def _tested(collections: Sequence[str]) -> Any:
@@ -228,8 +235,8 @@ def check(args: argparse.Namespace) -> Any:
   prepared = args.pairs and is_prepared(args.pairs)
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field", "ignore"):
     if getattr(args, name) and (prepared or not args.pairs):
-      has_none = f"what gtr-jax prepare wrote in {args.pairs} has" if prepared else "the judgements of a collection have"
-      raise InputError(f"--{name} is a field of --pairs; {has_none} none, leave it out")
+      without = "what gtr-jax prepare wrote has" if prepared else "the judgements of a collection have"
+      raise InputError(f"--{name} is a field of --pairs; {without} none, leave it out")
   choice = Choice(args.num_negatives, args.first_rank, args.last_rank, args.margin, args.max_score_ratio, args.seed)
   if args.rescore and args.rescore_cross_encoder:
     raise InputError("--rescore and --rescore_cross_encoder each score what is drawn; leave one out")

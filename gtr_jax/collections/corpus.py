@@ -31,7 +31,7 @@ class Document(NamedTuple):
 class Documents(NamedTuple):
   """A corpus: three sequences of the same length. Titles and texts may lie on disk until they are asked for."""
 
-  ids: list[str]
+  ids: Sequence[str]
   titles: Sequence[str]
   texts: Sequence[str]
 

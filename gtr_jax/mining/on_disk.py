@@ -146,27 +146,26 @@ def _sorted(path: str) -> Iterator[list[bytes]]:
 
 
 def _passages(pairs: Callable[[], Iterable[Pair]], dealt: str, folder: epath.Path) -> PassagesOfPairs:
-  numbers = []  # Of the pairs whose passage is there for the first time.
-  before = -1
+  parts, before = [], -1  # Of the numbers of the pairs whose passage is there for the first time.
   for digests in _sorted(dealt):
     table = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
     is_first = np.diff(table[:, 0], prepend=np.uint64(0)) != 0
     is_first[0] = int(table[0, 0]) != before  # A bucket may be read in parts.
     before = int(table[-1, 0])
-    numbers.append(table[is_first, 1].astype(np.int64))
+    parts.append(table[is_first, 1].astype(np.int64))
   os.unlink(dealt)
-  order = iter(np.sort(np.concatenate(numbers)).tolist())
+  numbers = np.concatenate(parts)
+  del parts
+  numbers.sort()
   keys, starts, path, have_ids = array.array("Q"), array.array("q", [0]), folder / "passages", False
   with atomic.replacing(path) as file:
-    wanted = next(order, None)
     for number, pair in enumerate(pairs()):
-      if number == wanted:
+      if len(keys) < len(numbers) and number == numbers[len(keys)]:
         keys.append(pair.passage_key)
         have_ids = have_ids or bool(pair.passage_id)
         line = json.dumps([pair.passage_id or None, pair.passage], ensure_ascii=False).encode() + b"\n"
         file.write(line)
         starts.append(starts[-1] + len(line))
-        wanted = next(order, None)
   lines = LineTable(path, starts)
   ids = View(len(keys), lambda row: f"{keys[row]:016x}")
   texts = View(len(keys), lambda row: jsonl.parse(lines[row])[1])

@@ -45,6 +45,9 @@ class Fields(NamedTuple):
   ignored: tuple[str, ...] = ()
 
 
+_FOUND = Fields()  # By their names.
+
+
 class Pair(NamedTuple):
   """A training pair.
 
@@ -103,7 +106,7 @@ class _Rows(PairsJsonl):
     return text
 
 
-def read_pairs(path: epath.PathLike, fields: Fields = Fields()) -> Iterator[Pair]:
+def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
   """Yields the pairs of a file or a folder of tables, those that are none too.
 
   Args:
@@ -155,6 +158,7 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
     ids[0] = row[passage_field]
   elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
     ids = row[passage_field]
+  of_set = {text_key(rows.text(text, kind.query)) for pair in meant if pair.group for text in pair[:2]}
   for pair, passage_id in zip(meant, ids, strict=True):
     query, passage = rows.text(pair.query, kind.query), rows.text(pair.passage, kind.passage)
     record: dict[str, Any] = {}
@@ -165,9 +169,9 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
       record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
     record["positive"] = passage
     yield Pair(record | rest, query, passage,
-               jsonl.id_of(row, query_field) if query_field else pair.query_id,
-               jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else pair.passage_id,
-               answers, is_negative=pair.is_negative)
+               jsonl.id_of(row, query_field) if query_field else "",
+               jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else "",
+               answers, tuple(of_set), pair.is_negative)
 
 
 def _id_field(row: Mapping[str, Any], given: str, names: Sequence[str], ignored: Collection[str]) -> str:
@@ -212,7 +216,7 @@ def _prepared(example):
 
 
 def judged_pairs(query_ids: Sequence[str], queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]],
-                 text_of: Callable[[str], str], min_grade: int = 1) -> Iterator[Pair]:
+                 text_of: Callable[[str], str | None], min_grade: int = 1) -> Iterator[Pair]:
   """Yields a pair of each query and each document that is judged relevant to it.
 
   A document judged relevant, but below `min_grade`, is neither a pair's passage nor a negative of the query.
@@ -221,14 +225,13 @@ def judged_pairs(query_ids: Sequence[str], queries: Sequence[str], qrels: Mappin
     query_ids: in their order.
     queries: their texts.
     qrels: grades by query and document id.
-    text_of: gives the text of a document by its id.
+    text_of: gives the text of a document by its id, None where it is not there.
     min_grade: of a pair's passage, from 1.
   """
   for query_id, query in zip(query_ids, queries, strict=True):
     grades = qrels.get(query_id, {})
     others = tuple(id_key(doc_id) for doc_id, grade in grades.items() if 0 < grade < min_grade)
     for doc_id, grade in grades.items():
-      if grade >= min_grade:
-        text = text_of(doc_id)
+      if grade >= min_grade and (text := text_of(doc_id)) is not None:
         record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": text}
         yield Pair(record, query, text, query_id, doc_id, others=others)

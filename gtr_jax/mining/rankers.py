@@ -76,7 +76,7 @@ class Bm25Ranker:
     for query in queries:
       rows, scores = found[query.text]
       row = None if query.passage_id is None else self.row_of(query.passage_id)
-      positive = [] if row is None else np.flatnonzero(rows == row)
+      positive = np.flatnonzero(rows == (-1 if row is None else row))
       yield Ranked(rows, scores, float(scores[positive[0]]) if len(positive) else np.nan)
 
   def passage(self, row: int) -> tuple[str, str, str]:

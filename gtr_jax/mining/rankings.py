@@ -1,4 +1,4 @@
-"""What a model's search has found, kept on disk for a next call: the rows and scores of the best passages of each query.
+"""What a model's search has found, kept on disk for a next call: rows and scores of the best passages.
 
     KEY/rows.npy              int32 [Q, K], rows of the store, best first
     KEY/scores.npy            float32 [Q, K]

@@ -45,10 +45,9 @@ class BiEncoderRescorer:
     queries = list(dict.fromkeys(query for query, _ in pairs))
     of_query = dict(zip(queries, self._embed(queries, "query"), strict=True))
     passages = {hash_key(passage): passage for _, passage in pairs}
-    new = passages.keys() - self._passages.keys()
-    if len(self._passages) + len(new) > self._most:
-      self._passages, new = {}, passages.keys()
-    texts = {key: text for key, text in passages.items() if key in new}
+    if len(self._passages) + len(passages.keys() - self._passages.keys()) > self._most:
+      self._passages = {}
+    texts = {key: text for key, text in passages.items() if key not in self._passages}
     self._passages |= zip(texts, self._embed(list(texts.values()), "passage"), strict=True)
     return np.asarray([of_query[query] @ self._passages[hash_key(passage)] for query, passage in pairs], np.float32)
 
@@ -84,7 +83,9 @@ class CrossEncoderRescorer:
 
   def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     different = list(dict.fromkeys(pairs))
-    scores = np.asarray(self._model.predict(different, show_progress_bar=False), np.float32) if different else []
+    scores = np.zeros(0, np.float32)
+    if different:
+      scores = np.asarray(self._model.predict(different, show_progress_bar=self._progress), np.float32)
     if not np.isfinite(scores).all():
       raise InputError(f"--rescore_cross_encoder {self._path}: a score is not finite; the weights are damaged")
     of_pair = dict(zip(different, scores, strict=True))

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import table_files
+from mining_runs import mine, mined_from, write
 from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 
 from gtr_jax.cli.main import main
@@ -29,23 +30,8 @@ PAIRS = [
 ]
 
 
-def write(path, pairs):
-  path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-  return path
-
-
-def mine(folder, **flags):
-  """`gtr-jax mine` with its output in `folder`; returns its exit code, and what it wrote."""
-  output = folder / flags.pop("output", "out.jsonl")
-  words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-  code = main(["mine", f"--output={output}", *words])
-  return code, [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else None
-
-
 def mined(tmp_path, pairs=PAIRS, **flags):
-  code, records = mine(tmp_path, pairs=write(tmp_path / "pairs.jsonl", pairs), **flags)
-  assert code == 0
-  return records
+  return mined_from(tmp_path, pairs, **flags)
 
 
 def test_answers_of_the_same_query_are_no_negatives(tmp_path):
@@ -126,14 +112,6 @@ def test_ids_that_are_null_are_none(tmp_path):
   assert [len(record["negatives"]) for record in records] == [3, 3, 2, 2]
   assert [sorted(record["negative_ids"], key=str) for record in records] == [
       ["1", "2", None], ["1", "2", None], [None, None], [None, None]]
-
-
-def test_what_prepare_wrote_is_no_file_of_pairs(tmp_path, capsys):
-  folder = tmp_path / "prepared"
-  folder.mkdir()
-  (folder / "manifest.json").write_text('{"splits": {"train": {"train-00000.tfrecord": 9}}}')
-  assert mine(tmp_path, pairs=folder)[0] == 2
-  assert "what gtr-jax prepare wrote" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "link.jsonl"])

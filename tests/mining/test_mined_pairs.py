@@ -1,0 +1,208 @@
+"""One form of records: what is read of pairs, what of them is written, and that all of gtr_jax reads it again."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import seqio
+from mining_runs import mine, mined_from, write
+from tiny_model_dir import corpus
+
+from gtr_jax.cli.main import main
+from gtr_jax.from_pairs import data as from_pairs
+from gtr_jax.io import data_root, tables
+from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare.interface import Counts
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+
+FILLING = [{"query": f"lion {i}", "positive": f"lion number {i}"} for i in range(4)]
+FORMS = {
+    "names": [{"question": "lion food", "answer": "the lion eats zebra"}],
+    "negatives": [{"anchor": "lion food", "positive": "the lion eats zebra", "negative": "a lion sleeps", "hard": 1}],
+    "lists": [["lion food", "the lion eats zebra", "a lion sleeps"], ["lion den", "a lion's den"]],
+    "set": [{"set": ["lion one two", "two lion one", "one two of lion"]}],
+    "texts": [{"texts": ["lion food", "the lion eats zebra"]}],
+    "several": [{"query": "lion food", "pos": ["the lion eats zebra", "lion and antelope"], "neg": ["lion den", "x"],
+                 "pos_scores": [3, 2.5], "neg_scores": [1, 0], "type": "a"}],
+    "objects": [{"question": "lion food", "positive_ctxs": [{"title": "Lion", "text": "eats zebra"}],
+                 "hard_negative_ctxs": [], "dataset": "x"}],
+    "labels": [{"query": "lion food", "passage": "the lion eats zebra", "label": 1},
+               {"query": "lion food", "passage": "a lion sleeps", "label": 0},
+               {"query": "lion den", "passage": "lion and sheep", "label": "0"}],
+    "score": [{"query": "lion food", "positive": "the lion eats zebra", "score": 7.5, "negatives": ["a"]}],
+}
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path):
+  data_root.set_data_dir(str(tmp_path / "data"))
+  yield
+  data_root.set_data_dir(None)
+
+
+def examples_of(path):
+  """What `gtr-jax prepare pairs` reads."""
+  source, counts = PairsJsonl((str(path),)), Counts()
+  found = [example for part in tables.parts(path) for _, example in source.read(part, counts)]
+  assert counts.reasons["broken"] == 0, counts.places
+  return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_that_prepare_reads(tmp_path, form):
+  path = write(tmp_path / "pairs.jsonl", FORMS[form] + FILLING)
+  pairs = [(example.query, example.passage) for example in examples_of(path) if not example.is_negative]
+  code, mined = mine(tmp_path, pairs=path, num_negatives=9)
+  assert code == 0 and [(record["query"], record["positive"]) for record in mined] == pairs
+  assert all(set(record) <= {"query", "positive", "negatives", "mined", "hard", "type", "dataset"} for record in mined)
+  assert all(record["negatives"] for record in mined)
+  again = examples_of(tmp_path / "out.jsonl")
+  assert [(e.query, e.passage, list(e.negatives)) for e in again] == [
+      (r["query"], r["positive"], r["negatives"]) for r in mined]
+  assert not any(example.scores for example in again)  # What a ranker says is no teacher's score.
+
+
+def test_what_a_label_calls_no_answer_is_searched_and_not_written(tmp_path):
+  mined = mined_from(tmp_path, FORMS["labels"] + FILLING, num_negatives=9)
+  assert mined[0]["query"] == "lion food" and len(mined) == 5
+  assert {"a lion sleeps", "lion and sheep"} < set(mined[0]["negatives"])
+  assert mine(tmp_path, pairs=write(tmp_path / "none.jsonl", FORMS["labels"][1:]), output="x.jsonl") == (2, None)
+
+
+def test_all_answers_of_a_line_are_known(tmp_path):
+  negatives = [record["negatives"] for record in mined_from(tmp_path, FORMS["several"] + FILLING, num_negatives=9)]
+  assert negatives[0] == negatives[1] and not {"the lion eats zebra", "lion and antelope"} & set(negatives[0])
+
+
+WITH_IDS = [{"query": f"lion place {i}", "positive": f"a lion lives in place {i}", "query_id": f"q{i}",
+             "positive_id": i, "url": f"u{i}"} for i in range(5)] + [
+                 {"query": "lion place, please", "positive": "no such place has a lion", "query_id": "q0"}]
+
+
+def test_ids_are_found_by_their_names_and_stay(tmp_path):
+  mined = mined_from(tmp_path, WITH_IDS, num_negatives=9)
+  for pair, record in zip(WITH_IDS, mined, strict=True):
+    assert {name: record[name] for name in pair} == pair
+    assert "0" not in record["negative_ids"] or pair["query_id"] != "q0"
+    assert [f"a lion lives in place {i}" if i else "no such place has a lion" for i in record["negative_ids"]] == (
+        record["negatives"])
+  assert mined[0]["negative_ids"] and mined[-1]["negative_ids"]
+  # Ids that mean nothing are not read, and what has another name gets this one.
+  without = mined_from(tmp_path, WITH_IDS, num_negatives=9, ignore="query_id,positive_id")
+  assert "negative_ids" not in without[0] and len(without[0]["negatives"]) == 5
+  renamed = [{"q": p["query"], "p": p["positive"], "qid": p["query_id"], "pid": p.get("positive_id")} for p in WITH_IDS]
+  of_names = mined_from(tmp_path, renamed, num_negatives=9, query_field="q", passage_field="p", query_id_field="qid",
+                        passage_id_field="pid")
+  assert [{**record, "passage_id": record.get("positive_id")} | {"url": 0, "positive_id": 0} for record in mined] == [
+      record | {"url": 0, "positive_id": 0} for record in of_names]
+
+
+def test_what_was_mined_is_read_by_all(tmp_path, capsys):
+  """By `mine`, `prepare pairs`, `train --pairs`, and as a task, all without a word about its fields."""
+  pairs = [{name: value for name, value in pair.items() if name in ("query", "positive", "url")} for pair in WITH_IDS]
+  mined = mined_from(tmp_path, pairs, num_negatives=3, output="data/mined/a.jsonl")
+  path = tmp_path / "data/mined/a.jsonl"
+  again = mine(tmp_path, pairs=path, num_negatives=3, output="again.jsonl")
+  assert again == (0, mined)
+  assert main(["prepare", "pairs", str(path), "--name=prepared", f"--data_dir={tmp_path}/data"]) == 0
+  assert "not read: url, mined" in capsys.readouterr().out
+  trained = from_pairs.prepare(PairsJsonl((str(path),)), 0.0)
+  negatives = {record["query"]: record["negatives"] for record in mined}
+  for name in ("prepared", trained.name):
+    found = [example for example in in_folder(name)]
+    assert {example.query: list(example.negatives) for example in found} == negatives
+
+
+def in_folder(name):
+  """The pairs to train on that were prepared under a name."""
+  for shard in manifests.shards(name):
+    with open(shard.path, "rb") as f:
+      yield from (records.example_in(record) for record in records.read_records(f, shard.path))
+
+
+def test_ids_in_the_task_of_what_was_mined(tmp_path):
+  mined = mined_from(tmp_path, WITH_IDS[:5], num_negatives=2, output="data/mined/with_ids.jsonl")
+  spec = importlib.util.spec_from_file_location("mined_tasks", Path(__file__).parents[2] / "tasks/mined.py")
+  try:
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    task = seqio.get_mixture_or_task("mined_with_ids")
+    of = {row["query"].decode(): row for row in task.source.get_dataset("train", shuffle=False).as_numpy_iterator()}
+    for record in mined:
+      row = of[record["query"]]
+      assert row["query_id"].decode() == record["query_id"]
+      assert row["passage_id"].decode() == str(record["positive_id"])
+      assert [i.decode() for i in row["negative_ids"]] == record["negative_ids"]
+  finally:
+    seqio.TaskRegistry.remove("mined_with_ids")
+
+
+def test_what_prepare_wrote(tmp_path):
+  pairs = FORMS["several"] + FORMS["labels"] + FILLING + [{"query": "other", "positive": "goat and lion"}]
+  path = write(tmp_path / "pairs.jsonl", pairs)
+  assert main(["prepare", "pairs", str(path), "--name=p", f"--data_dir={tmp_path}/data"]) == 0
+  code, mined = mine(tmp_path, pairs=tmp_path / "data/p", num_negatives=9)
+  assert code == 0
+  of_lines = mined_from(tmp_path, [pair for pair in pairs if pair.get("label") not in (0, "0")], num_negatives=9)
+  assert {(r["query"], r["positive"]): set(r["negatives"]) for r in mined} == {
+      (r["query"], r["positive"]): set(r["negatives"]) for r in of_lines}
+  assert mine(tmp_path, pairs=tmp_path / "data/p", query_field="q", output="x.jsonl") == (2, None)
+
+
+def test_what_was_prepared_knows_of_answers_that_are_not_there(tmp_path):
+  """Where a part was held out, the others' keys are in the records."""
+  example = next(iter(examples_of(write(tmp_path / "one.jsonl", FILLING[:1]))))
+  known = example._replace(positives=(records.key_of("lion number 1"), records.key_of("lion number 2")))
+  folder = tmp_path / "data/p"
+  assert main(["prepare", "pairs", str(write(tmp_path / "pairs.jsonl", FILLING)), "--name=p",
+               f"--data_dir={tmp_path}/data"]) == 0
+  for shard in manifests.shards("p"):
+    with open(shard.path, "rb") as f:
+      there = list(records.read_records(f, shard.path))
+    with open(shard.path, "wb") as f:
+      for record in there:
+        is_first = records.example_in(record).query == example.query
+        records.write_record(f, records.serialize(known, records.id_in(record)) if is_first else record)
+  manifest = json.loads((folder / "manifest.json").read_text())
+  for files in manifest["splits"].values():
+    for name in files:
+      files[name] = (folder / name).stat().st_size
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  mined = {record["query"]: record["negatives"] for record in mine(tmp_path, pairs=folder, num_negatives=9)[1]}
+  assert mined["lion 0"] == ["lion number 3"] and len(mined["lion 3"]) == 3
+
+
+@pytest.mark.parametrize("chunks", [True, False])
+def test_parts_of_the_querys_own_document(tmp_path, chunks):
+  """A pair's passage that is named as a part of its query says what the other parts are called."""
+  documents = corpus(40)
+  folder = tmp_path / "chunked"
+  folder.mkdir()
+  write(folder / "corpus.jsonl", [{"_id": f"d{i // 4}#{i % 4}", "text": f"{text} number {i} lion"}
+                                  for i, text in enumerate(documents.texts)])
+  pairs = [{"query": f"lion number {i} of all", "positive": f"{documents.texts[4 * i]} number {4 * i} lion",
+            "query_id": f"d{i}", "passage_id": f"d{i if chunks else (i + 1) % 10}#0"} for i in range(10)]
+  code, mined = mine(tmp_path, pairs=write(tmp_path / "pairs.jsonl", pairs), collection=folder, num_negatives=39)
+  assert code == 0
+  for i, record in enumerate(mined):
+    of_query = {doc_id for doc_id in record["negative_ids"] if doc_id.startswith(f"d{i}#")}
+    assert len(record["negative_ids"]) >= 20 and bool(of_query) is not chunks
+
+
+def test_least_grade_of_a_passage(tmp_path):
+  folder = tmp_path / "graded"
+  (folder / "qrels").mkdir(parents=True)
+  write(folder / "corpus.jsonl", [{"_id": f"x{i}", "text": f"lion number {i}"} for i in range(6)])
+  write(folder / "queries.jsonl", [{"_id": "a", "text": "lion a"}, {"_id": "b", "text": "lion b"}])
+  (folder / "qrels/train.tsv").write_text(
+      "query-id\tcorpus-id\tscore\na\tx0\t2\na\tx1\t1\na\tx2\t0\nb\tx3\t1\nb\tx4\t3\n")
+
+  def negatives(**flags):
+    records = mine(tmp_path, collection=folder, num_negatives=6, last_rank=6, **flags)[1]
+    return {(r["query_id"], r["passage_id"]): set(r["negative_ids"]) for r in records}
+
+  of_a, of_b = {"x2", "x3", "x4", "x5"}, {"x0", "x1", "x2", "x5"}
+  assert negatives() == {("a", "x0"): of_a, ("a", "x1"): of_a, ("b", "x3"): of_b, ("b", "x4"): of_b}
+  # What is judged relevant, though less than is asked for, is no negative.
+  assert negatives(min_grade=2) == {("a", "x0"): of_a, ("b", "x4"): of_b}
+  assert negatives(min_grade=3) == {("b", "x4"): of_b}

@@ -1,0 +1,76 @@
+"""What mining knows of all pairs, on disk: the same as sets in memory, and memory that does not grow."""
+
+import random
+import tracemalloc
+
+import pytest
+
+from gtr_jax.mining import on_disk
+from gtr_jax.mining.pairs import Pair, id_key
+from gtr_jax.prepare import buckets
+from gtr_jax.text.same_text import text_key
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  """Many chunks, buckets that are read in parts, and tables of several blocks."""
+  monkeypatch.setattr(buckets, "_MEMORY", 1 << 15)
+  monkeypatch.setattr(buckets, "_MOST_AT_ONCE", 1 << 12)
+  monkeypatch.setattr(on_disk, "_ROWS", 4)
+
+
+def made_up(number, rng):
+  """A query of few, often with an id; a passage of few, sometimes with one."""
+  query, passage = int(rng.random() ** 3 * 50), rng.randrange(200)
+  return Pair({}, f"query {query}", f"Passage  {passage}", f"q{query // 2}" if rng.random() < 0.5 else "",
+              f"p{passage // 2}" if passage < 40 else "", is_negative=number % 7 == 3)
+
+
+def test_as_sets_in_memory(tmp_path):
+  rng = random.Random(1)
+  pairs = [made_up(number, rng) for number in range(3000)]
+  gathered = on_disk.gather(lambda: iter(pairs), tmp_path, own_passages=True, progress=False)
+  assert gathered.pairs == sum(not pair.is_negative for pair in pairs)
+  known, passages, ids = {}, {}, {}
+  for pair in pairs:
+    passages.setdefault(pair.passage_key, pair.passage)
+    ids.setdefault(pair.passage_key, pair.passage_id or None)
+    if not pair.is_negative:
+      for key in pair.query_keys:
+        known.setdefault(key, set()).update({text_key(pair.passage), pair.passage_key})
+  assert max(map(len, known.values())) > 100
+  for key in [*known, 0, 2**64 - 1, text_key("nothing"), id_key("q0")]:
+    assert gathered.known.of(key) == known.get(key, set())
+  documents = gathered.passages.documents
+  assert list(documents.ids) == [f"{key:016x}" for key in passages] and list(documents.texts) == list(passages.values())
+  assert list(gathered.passages.given_ids) == list(ids.values()) and gathered.passages.have_ids
+  rows = on_disk.IdRows(documents.ids)
+  assert [rows.get(doc_id) for doc_id in documents.ids] == list(range(len(passages)))
+  assert rows.get("x") is None and rows.get(None) is None
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "passages"]
+
+
+def test_ids_whose_hashes_are_equal(monkeypatch):
+  monkeypatch.setattr(on_disk, "hash_key", len)
+  rows = on_disk.IdRows(["aa", "b", "cc", "dd"])
+  assert [rows.get(doc_id) for doc_id in ("aa", "b", "cc", "dd", "ee", "e", "eee")] == [0, 1, 2, 3, None, None, None]
+
+
+def test_memory_does_not_grow_with_the_pairs(tmp_path):
+  def peak(number):
+    def pairs():
+      for i in range(number):
+        yield Pair({}, f"query {i}", f"passage {i} " + "with many words " * 30)
+
+    (folder := tmp_path / str(number)).mkdir()
+    tracemalloc.start()
+    try:
+      gathered = on_disk.gather(pairs, folder, own_passages=True, progress=False)
+      assert len(gathered.passages.documents.ids) == number
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  peak(100)  # What is made once.
+  fewer, more = peak(2000), peak(10_000)
+  assert (more - fewer) / 8000 < 50  # Bytes a pair, whose texts have 500.
