@@ -47,16 +47,16 @@ of 8.8 million passages takes."""
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
-                 help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in any form "
-                 "that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, their "
-                 "passages are what is searched")
+                 help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in any "
+                 "form that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, "
+                 "their passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
                  "train)")
   p.add_argument("--min_grade", type=flags.positive, metavar="N",
-                 help="without --pairs: the least grade of a judgement whose document is a pair's passage (default: 1); one "
-                 "judged lower, but above 0, is no negative either")
+                 help="without --pairs: the least grade of a judgement that makes a document a pair's passage "
+                 "(default: 1); one judged lower, but above 0, is no negative either")
   p.add_argument("--output", required=True, type=flags.path, metavar="FILE",
                  help="the JSONL to write, gzipped if it ends in .gz")
   p.add_argument("--model", type=flags.path,

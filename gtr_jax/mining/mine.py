@@ -225,17 +225,18 @@ def _is_of_query(pair: Pair, doc_id: str | None) -> bool:
 
 
 def _rescore(draws: Sequence[_Draw], rescorer: Rescorer, choice: Choice) -> None:
-  """Draws until each has its negatives, and as many at once as are missing: what need not be is not scored."""
+  """Draws until each has its negatives: first as many as it needs, for what need not be is not scored; then ever more
+  at once, so that pairs that have few take no more than some rounds."""
   own = rescorer.score([(draw.pair.query, draw.pair.passage) for draw in draws])
   for draw, score in zip(draws, own.tolist(), strict=True):
     draw.scores[0] = score
-  waiting = list(draws)
+  waiting, number = list(draws), choice.num_negatives
   while waiting:
-    coming = [(draw, negative) for draw in waiting
-              for negative in itertools.islice(draw.candidates, choice.num_negatives - len(draw.negatives))]
+    coming = [(draw, negative) for draw in waiting for negative in itertools.islice(draw.candidates, number)]
+    number *= 2
     scores = rescorer.score([(draw.pair.query, negative.text) for draw, negative in coming])
     for (draw, negative), score in zip(coming, scores.tolist(), strict=True):
-      if score <= choice.most(draw.scores[0]):
+      if len(draw.negatives) < choice.num_negatives and score <= choice.most(draw.scores[0]):
         draw.negatives.append(negative)
         draw.scores[negative.rank] = score
     asked = {id(draw) for draw, _ in coming}

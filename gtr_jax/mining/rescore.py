@@ -36,8 +36,8 @@ class BiEncoderRescorer:
   pairs_at_once = 8192
   takes_all_processes = True
 
-  def __init__(self, model: Model, progress: bool = True):
-    self._model, self._progress = model, progress
+  def __init__(self, model: Model):
+    self._model = model
     self._passages: dict[int, np.ndarray] = {}  # By a hash of the text.
     self._most = _KEPT_BYTES // (4 * model.encoder.dim)
 
@@ -52,7 +52,7 @@ class BiEncoderRescorer:
     return np.asarray([of_query[query] @ self._passages[hash_key(passage)] for query, passage in pairs], np.float32)
 
   def _embed(self, texts: list[str], tower: str) -> Any:
-    return embed(self._model, texts, tower, progress=self._progress) if texts else []
+    return embed(self._model, texts, tower, progress=False) if texts else []
 
 
 class CrossEncoderRescorer:
@@ -65,18 +65,22 @@ class CrossEncoderRescorer:
   pairs_at_once = 1024
   takes_all_processes = False
 
-  def __init__(self, path: epath.PathLike, progress: bool = True):
+  def __init__(self, path: epath.PathLike):
     try:
       from sentence_transformers import CrossEncoder
     except ImportError as e:
       raise InputError("--rescore_cross_encoder: sentence-transformers is not installed; install it: pip install "
                        "sentence-transformers") from e
-    self._path, self._progress = path, progress
+    self._path = path
     try:
       self._model = CrossEncoder(str(path))
     except (OSError, ValueError, KeyError) as e:
       raise InputError(f"--rescore_cross_encoder {path}: no cross-encoder that sentence-transformers reads "
                        f"({first_line(e)})") from e
+    loaded, saved = type(self._model.model).__name__, self._model.config.architectures or []
+    if loaded.endswith("ForSequenceClassification") and loaded not in saved:  # It would get a random one.
+      raise InputError(f"--rescore_cross_encoder {path}: saved as {', '.join(saved) or 'no model'}, without the head "
+                       "that scores a pair; a bi-encoder is for --rescore")
     if self._model.num_labels != 1:
       raise InputError(f"--rescore_cross_encoder {path}: gives {self._model.num_labels} numbers for a pair; one that "
                        "gives a single score is needed")
@@ -85,7 +89,7 @@ class CrossEncoderRescorer:
     different = list(dict.fromkeys(pairs))
     scores = np.zeros(0, np.float32)
     if different:
-      scores = np.asarray(self._model.predict(different, show_progress_bar=self._progress), np.float32)
+      scores = np.asarray(self._model.predict(different, show_progress_bar=False), np.float32)
     if not np.isfinite(scores).all():
       raise InputError(f"--rescore_cross_encoder {self._path}: a score is not finite; the weights are damaged")
     of_pair = dict(zip(different, scores, strict=True))

@@ -110,8 +110,7 @@ def test_what_was_mined_is_read_by_all(tmp_path, capsys):
   trained = from_pairs.prepare(PairsJsonl((str(path),)), 0.0)
   negatives = {record["query"]: record["negatives"] for record in mined}
   for name in ("prepared", trained.name):
-    found = [example for example in in_folder(name)]
-    assert {example.query: list(example.negatives) for example in found} == negatives
+    assert {example.query: list(example.negatives) for example in in_folder(name)} == negatives
 
 
 def in_folder(name):

@@ -1,5 +1,7 @@
 """What a model has ranked is kept: filters encode and search nothing again, more ranks encode no passage."""
 
+import contextlib
+
 import pytest
 from mining_runs import mine, mined_from, write
 from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
@@ -99,10 +101,8 @@ def test_goes_on_after_an_interruption(tmp_path, model, work, monkeypatch):
   monkeypatch.setattr(rankers.ModelRanker, "_search", interrupted)
   pairs = write(tmp_path / "pairs.jsonl", PAIRS)
   (tmp_path / "out.jsonl").unlink()
-  try:
+  with contextlib.suppress(KeyboardInterrupt):
     mine(tmp_path, pairs=pairs, **flags)
-  except KeyboardInterrupt:
-    pass
   assert not (tmp_path / "out.jsonl").exists() and work == ["passage", *["query", "search of 20"] * 2]
   assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
   monkeypatch.setattr(rankers.ModelRanker, "_search", search_of)
