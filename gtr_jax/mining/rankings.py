@@ -1,11 +1,11 @@
 """What a model's search has found, kept on disk for a next call: rows and scores of the best passages.
 
-    KEY/rows.npy              int32 [Q, K], rows of the store, best first
-    KEY/scores.npy            float32 [Q, K]
-    KEY/positive_scores.npy   float32 [P], of each pair's own passage
+    KEY-K/rows.npy              int32 [Q, K], rows of the store, best first
+    KEY-K/scores.npy            float32 [Q, K]
+    KEY-K/positive_scores.npy   float32 [P], of each pair's own passage; written last
 
 A folder is of one block of pairs; KEY is a hash of all that decides it but for K, the number of ranks. More ranks take
-its place. 8 bytes for each rank of each query, 4 for each pair.
+the place of fewer. 8 bytes for each rank of each query, 4 for each pair.
 """
 
 import os
@@ -28,6 +28,9 @@ class Rankings(NamedTuple):
   positive_scores: np.ndarray
 
 
+_COLUMNS = Rankings._fields
+
+
 class KeptRankings:
   """A folder of rankings; all processes see it.
 
@@ -44,39 +47,46 @@ class KeptRankings:
     Raises:
       InputError: what is kept is damaged.
     """
-    self._used.add(key)
-    place = self._folder / key
-    if not processes.from_first(lambda: place.exists() and self._opened(key).rows.shape[1] >= k):
-      found = search()
+    name = processes.from_first(lambda: self._name(key, k))
+    if name is None:
+      found, name = search(), f"{key}-{k}"
       if processes.is_first():
-        if place.exists():
-          atomic.set_aside_and_remove(place)  # It has fewer ranks.
-        with atomic.new_folder(place, same=lambda: self._opened(key).rows.shape[1] >= k) as new:
-          for name, array in found._asdict().items():
-            with atomic.replacing(new / f"{name}.npy") as file:
-              np.save(file, array)
-      processes.wait_for_all()
+        for column, array in zip(_COLUMNS, found, strict=True):
+          with atomic.replacing(self._folder / name / f"{column}.npy") as file:
+            np.save(file, array)
+        for fewer in self._names(key) - {name}:
+          atomic.remove(self._folder / fewer)
       del found
-    kept = self._opened(key)
+      processes.wait_for_all()
+    self._used.add(name)
+    kept = self._opened(name)
     return kept._replace(rows=kept.rows[:, :k], scores=kept.scores[:, :k])
 
-  def _opened(self, key: str) -> Rankings:
+  def _names(self, key: str = "") -> set[str]:
+    """Of all folders, or of those of a key."""
+    there = self._folder.iterdir() if self._folder.exists() else ()
+    return {place.name for place in there if place.name.startswith(key) and place.is_dir()}
+
+  def _name(self, key: str, k: int) -> str | None:
+    """Of a whole folder with so many ranks."""
+    return next((name for name in sorted(self._names(key)) if int(name.rpartition("-")[2]) >= k
+                 and (self._folder / name / f"{_COLUMNS[-1]}.npy").exists()), None)
+
+  def _opened(self, name: str) -> Rankings:
     """Arrays that are read when they are looked at."""
+    place = self._folder / name
     try:
-      rows, scores, positive_scores = (
-          _open(self._folder / key / f"{name}.npy") for name in ("rows", "scores", "positive_scores"))
-      if rows.shape != scores.shape or (rows.ndim, positive_scores.ndim) != (2, 1):
+      found = Rankings(*(_open(place / f"{column}.npy") for column in _COLUMNS))
+      if found.rows.shape != found.scores.shape or (found.rows.ndim, found.positive_scores.ndim) != (2, 1):
         raise ValueError("other shapes")
     except (OSError, ValueError, EOFError) as e:
-      raise InputError(f"{self._folder / key}: damaged or cut off ({first_line(e)}); remove the folder, and run it "
-                       "again") from e
-    return Rankings(rows, scores, positive_scores)
+      raise InputError(f"{place}: damaged or cut off ({first_line(e)}); remove the folder, and run it again") from e
+    return found
 
   def description(self) -> str:
     """Where they lie and how large they are, and what of it nobody has asked this object for."""
-    of = {place.name: sum(file.stat().length for file in place.iterdir())
-          for place in (self._folder.iterdir() if self._folder.exists() else ()) if not place.name.startswith(".")}
-    others = sum(size for key, size in of.items() if key not in self._used)
+    of = {name: sum(file.stat().length for file in (self._folder / name).iterdir()) for name in self._names()}
+    others = sum(size for name, size in of.items() if name not in self._used)
     more = f", {others / 1e6:,.1f} of them of other pairs, which may be removed" if others else ""
     return f"rankings in {self._folder}: {sum(of.values()) / 1e6:,.1f} MB{more}"
 

@@ -13,6 +13,7 @@ from tiny_model_dir import corpus, sentence, write_collection, write_model_dir
 from gtr_jax.cli.main import main
 from gtr_jax.inference import embed
 from gtr_jax.inference.embedder import load
+from gtr_jax.io import failures
 from gtr_jax.mining import rankers
 from gtr_jax.retrieval import encode
 from gtr_jax.retrieval.bm25 import BM25Index
@@ -341,6 +342,15 @@ def test_two_runs_at_the_same_output(tmp_path, monkeypatch):
   monkeypatch.setattr(rankers.Bm25Ranker, "rank", interrupted)
   assert mine(tmp_path, pairs=pairs, num_negatives=2) == (0, expected)
   assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_a_killed_run_has_left_is_removed(tmp_path):
+  """Tables on disk may be large."""
+  left = tmp_path / f".out.jsonl.{failures.HOST}-{2**22 + 1}-0.tmp"  # No process has such a number.
+  left.mkdir()
+  (left / "known").write_bytes(b"x")
+  mined(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
 
 
 def test_ids_of_another_collection(tmp_path, capsys):
