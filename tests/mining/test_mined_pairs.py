@@ -98,6 +98,44 @@ def test_ids_are_found_by_their_names_and_stay(tmp_path):
       record | {"url": 0, "positive_id": 0} for record in of_names]
 
 
+def test_ids_of_several_passages(tmp_path):
+  """A list has one for each; one id is that of none of them."""
+  pairs = [{"query": "lion a", "pos": ["first lion", "second lion"], "passage_id": ["x", "y"]},
+           {"query": "lion b", "pos": ["third lion", "fourth lion"], "passage_id": "z"}]
+  mined = mined_from(tmp_path, pairs, num_negatives=9)
+  assert [record.get("passage_id") for record in mined] == ["x", "y", None, None]
+  assert [set(record["negative_ids"]) for record in mined] == [{None}, {None}, {"x", "y"}, {"x", "y"}]
+
+
+def test_ids_that_were_found_and_are_of_no_document(tmp_path, capsys):
+  folder = tmp_path / "c"
+  folder.mkdir()
+  write(folder / "corpus.jsonl", [{"_id": f"x{i}", "text": f"lion number {i}"} for i in range(9)])
+  pairs = write(tmp_path / "pairs.jsonl", [{"query": "lion", "positive": "lion number 3", "passage_id": "p3"}])
+  flags = {"pairs": pairs, "collection": folder, "num_negatives": 3}
+  assert mine(tmp_path, **flags) == (2, None)
+  assert "give the collection that the ids are of, or say that they mean nothing here: --ignore passage_id" in (
+      capsys.readouterr().err.splitlines()[-1])
+  (record,) = mine(tmp_path, **flags, ignore="passage_id")[1]
+  assert record["passage_id"] == "p3" and len(record["negatives"]) == 3 and "x3" not in record["negative_ids"]
+  # BM25 looks for the pair's own passage by its id.
+  assert mine(tmp_path, **flags, ignore="passage_id", margin=0.0, output="x.jsonl") == (2, None)
+  assert "say with --passage_id_field which" in capsys.readouterr().err.splitlines()[-1]
+  write(pairs, [{"query": "lion three 3", "positive": "lion number 3", "passage_id": "x3"}])
+  (record,) = mine(tmp_path, **flags, margin=0.0)[1]
+  assert len(record["negatives"]) == 3 and all(
+      score <= record["mined"]["positive_score"] for score in record["mined"]["scores"])
+
+
+def test_what_may_be_meant_in_two_ways(tmp_path, capsys):
+  """With the names of this command's flags."""
+  pairs = write(tmp_path / "pairs.jsonl", [{"title": "a lion", "body": "x", "query": "lion", "positive": "a lion eats"}])
+  assert mine(tmp_path, pairs=pairs) == (2, None)
+  assert "name those that are (--query_field, --passage_field)" in capsys.readouterr().err.splitlines()[-1]
+  assert mine(tmp_path, pairs=pairs, query_field="query")[1][0]["positive"] == "a lion eats"
+  assert mine(tmp_path, pairs=pairs, query_field="title,query", passage_field="body")[1][0]["query"] == "a lion lion"
+
+
 def test_what_was_mined_is_read_by_all(tmp_path, capsys):
   """By `mine`, `prepare pairs`, `train --pairs`, and as a task, all without a word about its fields."""
   pairs = [{name: value for name, value in pair.items() if name in ("query", "positive", "url")} for pair in WITH_IDS]
