@@ -129,7 +129,8 @@ def test_ids_that_were_found_and_are_of_no_document(tmp_path, capsys):
 
 def test_what_may_be_meant_in_two_ways(tmp_path, capsys):
   """With the names of this command's flags."""
-  pairs = write(tmp_path / "pairs.jsonl", [{"title": "a lion", "body": "x", "query": "lion", "positive": "a lion eats"}])
+  pair = {"title": "a lion", "body": "x", "query": "lion", "positive": "a lion eats"}
+  pairs = write(tmp_path / "pairs.jsonl", [pair])
   assert mine(tmp_path, pairs=pairs) == (2, None)
   assert "name those that are (--query_field, --passage_field)" in capsys.readouterr().err.splitlines()[-1]
   assert mine(tmp_path, pairs=pairs, query_field="query")[1][0]["positive"] == "a lion eats"
