@@ -22,7 +22,7 @@ LAYERS = (
     {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},
     {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
-    {"mining": "etils numpy sentence_transformers", "evaluation": "etils ir_measures jax matplotlib numpy"},
+    {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy"},
     {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy"},
     {"cli": ""},
 )

@@ -127,17 +127,15 @@ def run(args: argparse.Namespace) -> None:
       unknown = _unknown_ids(args, read, on_disk.IdRows(documents.ids)) if args.pairs else 0
       ranker = _ranker(args, documents, protocol, tokenization)
       del documents  # A store has them, on disk.
-      if not args.pairs:
-        read = _judged(judged, ranker, args.min_grade or 1)
-      gathered = on_disk.gather(read, folder, own_passages=False)
+      pairs = read() if args.pairs else _judged(judged, ranker, args.min_grade or 1)
+      gathered = on_disk.gather(pairs, folder, own_passages=False)
     else:
-      gathered = on_disk.gather(read, folder, own_passages=True)
+      gathered = on_disk.gather(read(), folder, own_passages=True)
       assert gathered.passages is not None
       ranker = _ranker(args, gathered.passages.documents, None, tokenization)
-    if not gathered.pairs:
+    if not gathered.num_pairs:
       raise InputError(f"{args.pairs or args.collection}: no pair in it whose passage answers its query")
-    mined = mine.mine(read, gathered, ranker, args.output, choice, tested=_tested(args.decontaminate),
-                      rescorer=rescorer)
+    mined = mine.mine(gathered, ranker, args.output, choice, tested=_tested(args.decontaminate), rescorer=rescorer)
   said = [f"{args.output}: {mined.pairs:,} pairs, {mined.short:,} of which got fewer than {args.num_negatives} "
           "negatives"]
   if unknown:
@@ -170,7 +168,7 @@ def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
                      "--passage_id_field which of --collection that is")
 
 
-def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Callable[[], Iterator[Any]]:
+def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Iterator[Any]:
   from gtr_jax.collections.corpus import full_text
   from gtr_jax.mining import pairs
 
@@ -179,7 +177,7 @@ def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Callab
     return None if row is None else full_text(*ranker.passage(row)[1:])
 
   query_ids, queries, qrels = judged
-  return lambda: pairs.judged_pairs(query_ids, queries, qrels, text_of, min_grade)
+  return pairs.judged_pairs(query_ids, queries, qrels, text_of, min_grade)
 
 
 def _tested(collections: Sequence[str]) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -108,9 +108,8 @@ class _Draw:
   scores: dict[int, float] = field(default_factory=dict)  # The rescorer's: 0 is the pair's own passage, else by rank.
 
 
-def mine(pairs: Callable[[], Iterable[Pair]], gathered: Gathered, ranker: Ranker, output: epath.PathLike,
-         choice: Choice, *, tested: Tested | None = None, rescorer: Rescorer | None = None, progress: bool = True) -> (
-    Mined):
+def mine(gathered: Gathered, ranker: Ranker, output: epath.PathLike, choice: Choice, *, tested: Tested | None = None,
+         rescorer: Rescorer | None = None, progress: bool = True) -> Mined:
   """Gives each training pair hard negatives.
 
   For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
@@ -120,8 +119,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], gathered: Gathered, ranker: Ranker
   all that are named so), and those that contain one of its answers. The draw depends on the seed and the query alone.
 
   Args:
-    pairs: called twice; gives the same pairs in the same order as when they were gathered.
-    gathered: what all pairs say; with passages, these are what the ranker ranks, else it is a corpus, whose documents
+    gathered: the pairs; with passages, these are what the ranker ranks, else it is a corpus, whose documents
       `Pair.passage_id` names.
     ranker: of the passages.
     output: the JSONL(.gz) to write: the record of each pair, with "negatives" (a list of passages, best ranked first;
@@ -135,11 +133,11 @@ def mine(pairs: Callable[[], Iterable[Pair]], gathered: Gathered, ranker: Ranker
   """
   ids = _Ids(gathered.passages)
   short = left_out = 0
-  ahead, behind = (filter(lambda pair: not pair.is_negative, pairs()) for _ in range(2))
+  ahead, behind = gathered.pairs(), gathered.pairs()
   draws = processes.is_first() or rescorer is not None and rescorer.takes_all_processes
   at_once = rescorer.pairs_at_once if rescorer else _DRAWN_AT_ONCE
   with (_written(output) as write,
-        Bar(gathered.pairs, "mining", " pairs", shown=progress and processes.is_first()) as bar):
+        Bar(gathered.num_pairs, "mining", " pairs", shown=progress and processes.is_first()) as bar):
     while queries := [ids.query_of(pair) for pair in itertools.islice(ahead, ranker.pairs_at_once)]:
       ranked = ranker.rank(queries, choice.last_rank, choice.compares_scores and rescorer is None)
       block = zip(itertools.islice(behind, len(queries)), ranked, strict=True)
@@ -160,7 +158,7 @@ def mine(pairs: Callable[[], Iterable[Pair]], gathered: Gathered, ranker: Ranker
           short += len(draw.negatives) < choice.num_negatives
           write(_record(draw, ids, rescorer is not None))
         bar.update(len(part))
-  return Mined(gathered.pairs - left_out, processes.from_first(lambda: short), left_out)
+  return Mined(gathered.num_pairs - left_out, processes.from_first(lambda: short), left_out)
 
 
 class _Ids:

@@ -1,19 +1,23 @@
-"""What mining has to know of all pairs at once, on disk: which passages answer a query, and the different passages.
+"""All pairs of a mining on disk, and what has to be known of them at once: which passages answer a query, and the
+different passages.
 
-Both are sorted through buckets (`prepare.buckets`), so that memory does not grow with the pairs. What grows is a few
-bytes for each different passage: where it lies, and its id.
+The latter are sorted through buckets (`prepare.buckets`), so that memory does not grow with the pairs. What grows is a
+few bytes for each different passage: where it lies, and its id.
 """
 
 import array
 import functools
+import itertools
 import json
+import marshal
 import os
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
+import zstandard
 from etils import epath
 
 from gtr_jax.collections.corpus import Documents, View
@@ -26,6 +30,8 @@ from gtr_jax.prepare import buckets
 from gtr_jax.text.same_text import hash_key, text_key
 
 _BUCKETS = 256
+_PAIRS = 256  # Written together.
+_LENGTH = struct.Struct("<Q")
 _TWO = struct.Struct(">QQ")  # Big-endian: bytes are in the order of the numbers.
 _ROWS = 512  # Of a table, that are read at once.
 _QUERIES = 1024  # Whose passages are remembered.
@@ -100,28 +106,36 @@ class PassagesOfPairs(NamedTuple):
 
 
 class Gathered(NamedTuple):
-  """What was found out of all pairs: how many there are, those that are none aside; which passages answer a query; and
-  the passages, if they were asked for."""
+  """All pairs, and what was found out of them.
 
-  pairs: int
+  Attributes:
+    num_pairs: how many there are, those that are none aside.
+    pairs: gives these, in their order, with each call.
+    known: which passages answer a query.
+    passages: the different ones, if they were asked for.
+  """
+
+  num_pairs: int
+  pairs: Callable[[], Iterator[Pair]]
   known: KnownPassages
   passages: PassagesOfPairs | None
 
 
-def gather(pairs: Callable[[], Iterable[Pair]], folder: epath.Path, own_passages: bool, progress: bool = True) -> (
-    Gathered):
-  """Reads all pairs, once, and once more where the passages are wanted.
+def gather(pairs: Iterable[Pair], folder: epath.Path, own_passages: bool, progress: bool = True) -> Gathered:
+  """Reads all pairs, once.
 
   Args:
-    pairs: gives the same ones each time.
+    pairs: those that are none too.
     folder: an empty one on a local disk, for the files.
     own_passages: whether the passages are wanted.
     progress: show progress bars on stderr.
   """
-  dealt, first, number, count = os.fspath(folder / "known.buckets"), os.fspath(folder / "first.buckets"), 0, 0
+  dealt, first = (os.fspath(folder / f"{name}.buckets") for name in ("known", "first"))
+  whole, count = folder / "pairs", 0
   with (buckets.Writer(dealt, _BUCKETS) as known, buckets.Writer(first, _BUCKETS) as firsts,
+        atomic.replacing(whole) as file,
         Bar(None, "reading the pairs", " pairs", shown=progress and processes.is_first(), leave=False) as bar):
-    for number, pair in enumerate(pairs()):
+    for number, pair in enumerate(_written(pairs, file)):
       if own_passages:
         firsts.add(_TWO.pack(pair.passage_key, number))
       if not pair.is_negative:
@@ -135,7 +149,24 @@ def gather(pairs: Callable[[], Iterable[Pair]], folder: epath.Path, own_passages
     for digests in _sorted(dealt):
       file.write(b"".join(dict.fromkeys(digests)))
   epath.Path(dealt).unlink(missing_ok=True)
-  return Gathered(count, KnownPassages(table), _passages(pairs, first, folder) if own_passages else None)
+  return Gathered(count, lambda: (pair for pair in _read(whole) if not pair.is_negative), KnownPassages(table),
+                  _passages(whole, first, folder) if own_passages else None)
+
+
+def _written(pairs: Iterable[Pair], file: IO[bytes]) -> Iterator[Pair]:
+  """The pairs, on their way into a file: some at a time, as marshal has them, compressed, after their length."""
+  compressor, pairs = zstandard.ZstdCompressor(level=1), iter(pairs)
+  while some := list(itertools.islice(pairs, _PAIRS)):
+    data = compressor.compress(marshal.dumps(list(map(tuple, some))))
+    file.write(_LENGTH.pack(len(data)) + data)
+    yield from some
+
+
+def _read(path: epath.Path) -> Iterator[Pair]:
+  with path.open("rb") as file:
+    while length := file.read(_LENGTH.size):
+      data = zstandard.ZstdDecompressor().decompress(file.read(_LENGTH.unpack(length)[0]))
+      yield from itertools.starmap(Pair, marshal.loads(data))
 
 
 def _sorted(path: str) -> Iterator[list[bytes]]:
@@ -145,7 +176,7 @@ def _sorted(path: str) -> Iterator[list[bytes]]:
         yield [digest for digest, *_ in found]
 
 
-def _passages(pairs: Callable[[], Iterable[Pair]], dealt: str, folder: epath.Path) -> PassagesOfPairs:
+def _passages(pairs: epath.Path, dealt: str, folder: epath.Path) -> PassagesOfPairs:
   parts, before = [], -1  # Of the numbers of the pairs whose passage is there for the first time.
   for digests in _sorted(dealt):
     table = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
@@ -159,7 +190,7 @@ def _passages(pairs: Callable[[], Iterable[Pair]], dealt: str, folder: epath.Pat
   numbers.sort()
   keys, starts, path, have_ids = array.array("Q"), array.array("q", [0]), folder / "passages", False
   with atomic.replacing(path) as file:
-    for number, pair in enumerate(pairs()):
+    for number, pair in enumerate(_read(pairs)):
       if len(keys) < len(numbers) and number == numbers[len(keys)]:
         keys.append(pair.passage_key)
         have_ids = have_ids or bool(pair.passage_id)

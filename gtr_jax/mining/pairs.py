@@ -1,7 +1,5 @@
 """The training pairs that get negatives: of files in all the forms that `gtr-jax prepare pairs` reads, of what it has
 prepared, and of a collection's judgements.
-
-All are read as often as they are needed, so that no more than a few of them are in memory.
 """
 
 import json
@@ -149,12 +147,11 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
   if isinstance(row, dict):
     query_field = _id_field(row, fields.query_id, QUERY_IDS, fields.ignored)
     passage_field = _id_field(row, fields.passage_id, PASSAGE_IDS, fields.ignored)
-    rest = {name: value for name, value in row.items()
-            if name not in {*kind.fields, *_WRITTEN, query_field, passage_field}}
+    read = {*kind.fields, *_WRITTEN, "query", "positive", query_field, passage_field}
+    rest = {name: value for name, value in row.items() if name not in read}
   answers = _answers(row, fields.answers)
-  positives = [pair for pair in meant if not pair.is_negative]
   ids = [None] * len(meant)
-  if passage_field and len(positives) <= 1:
+  if passage_field and meant and sum(not pair.is_negative for pair in meant) <= 1:
     ids[0] = row[passage_field]
   elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
     ids = row[passage_field]

@@ -101,7 +101,8 @@ def test_ids_are_found_by_their_names_and_stay(tmp_path):
 def test_ids_of_several_passages(tmp_path):
   """A list has one for each; one id is that of none of them."""
   pairs = [{"query": "lion a", "pos": ["first lion", "second lion"], "passage_id": ["x", "y"]},
-           {"query": "lion b", "pos": ["third lion", "fourth lion"], "passage_id": "z"}]
+           {"query": "lion b", "pos": ["third lion", "fourth lion"], "passage_id": "z"},
+           {"query": "lion c", "pos": [], "passage_id": "0"}]
   mined = mined_from(tmp_path, pairs, num_negatives=9)
   assert [record.get("passage_id") for record in mined] == ["x", "y", None, None]
   assert [set(record["negative_ids"]) for record in mined] == [{None}, {None}, {"x", "y"}, {"x", "y"}]
@@ -134,6 +135,7 @@ def test_what_may_be_meant_in_two_ways(tmp_path, capsys):
   assert mine(tmp_path, pairs=pairs) == (2, None)
   assert "name those that are (--query_field, --passage_field)" in capsys.readouterr().err.splitlines()[-1]
   assert mine(tmp_path, pairs=pairs, query_field="query")[1][0]["positive"] == "a lion eats"
+  assert mine(tmp_path, pairs=pairs, query_field="title", passage_field="body")[1][0]["query"] == "a lion"
   assert mine(tmp_path, pairs=pairs, query_field="title,query", passage_field="body")[1][0]["query"] == "a lion lion"
 
 

@@ -22,15 +22,18 @@ def small(monkeypatch):
 def made_up(number, rng):
   """A query of few, often with an id; a passage of few, sometimes with one."""
   query, passage = int(rng.random() ** 3 * 50), rng.randrange(200)
-  return Pair({}, f"query {query}", f"Passage  {passage}", f"q{query // 2}" if rng.random() < 0.5 else "",
+  record = {"other": [number, None, "é\ud800", {"x": 2**70}]}
+  return Pair(record, f"query {query}", f"Passage  {passage}", f"q{query // 2}" if rng.random() < 0.5 else "",
               f"p{passage // 2}" if passage < 40 else "", is_negative=number % 7 == 3)
 
 
 def test_as_sets_in_memory(tmp_path):
   rng = random.Random(1)
   pairs = [made_up(number, rng) for number in range(3000)]
-  gathered = on_disk.gather(lambda: iter(pairs), tmp_path, own_passages=True, progress=False)
-  assert gathered.pairs == sum(not pair.is_negative for pair in pairs)
+  gathered = on_disk.gather(iter(pairs), tmp_path, own_passages=True, progress=False)
+  answering = [pair for pair in pairs if not pair.is_negative]
+  assert gathered.num_pairs == len(answering)
+  assert list(gathered.pairs()) == list(gathered.pairs()) == answering
   known, passages, ids = {}, {}, {}
   for pair in pairs:
     passages.setdefault(pair.passage_key, pair.passage)
@@ -47,7 +50,7 @@ def test_as_sets_in_memory(tmp_path):
   rows = on_disk.IdRows(documents.ids)
   assert [rows.get(doc_id) for doc_id in documents.ids] == list(range(len(passages)))
   assert rows.get("x") is None and rows.get(None) is None
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "passages"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "pairs", "passages"]
 
 
 def test_ids_whose_hashes_are_equal(monkeypatch):
@@ -65,7 +68,7 @@ def test_memory_does_not_grow_with_the_pairs(tmp_path):
     (folder := tmp_path / str(number)).mkdir()
     tracemalloc.start()
     try:
-      gathered = on_disk.gather(pairs, folder, own_passages=True, progress=False)
+      gathered = on_disk.gather(pairs(), folder, own_passages=True, progress=False)
       assert len(gathered.passages.documents.ids) == number
       return tracemalloc.get_traced_memory()[1]
     finally:
