@@ -139,15 +139,18 @@ def test_what_may_be_meant_in_two_ways(tmp_path, capsys):
   assert mine(tmp_path, pairs=pairs, query_field="title,query", passage_field="body")[1][0]["query"] == "a lion lion"
 
 
-def test_what_was_mined_is_read_by_all(tmp_path, capsys):
-  """By `mine`, `prepare pairs`, `train --pairs`, and as a task, all without a word about its fields."""
-  pairs = [{name: value for name, value in pair.items() if name in ("query", "positive", "url")} for pair in WITH_IDS]
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_what_was_mined_is_read_by_all(tmp_path, capsys, with_ids):
+  """By `mine`, `prepare pairs` and `train --pairs`, all without a word about its fields."""
+  pairs = WITH_IDS if with_ids else [
+      {name: value for name, value in pair.items() if name in ("query", "positive", "url")} for pair in WITH_IDS]
   mined = mined_from(tmp_path, pairs, num_negatives=3, output="data/mined/a.jsonl")
   path = tmp_path / "data/mined/a.jsonl"
   again = mine(tmp_path, pairs=path, num_negatives=3, output="again.jsonl")
   assert again == (0, mined)
   assert main(["prepare", "pairs", str(path), "--name=prepared", f"--data_dir={tmp_path}/data"]) == 0
-  assert "not read: url, mined" in capsys.readouterr().out
+  read = 'ids: "query_id" + "positive_id" + "negative_ids"; ' * with_ids
+  assert f"{read}not read: url, mined" in capsys.readouterr().out
   trained = from_pairs.prepare(PairsJsonl((str(path),)), 0.0)
   negatives = {record["query"]: record["negatives"] for record in mined}
   for name in ("prepared", trained.name):

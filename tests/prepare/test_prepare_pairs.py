@@ -111,6 +111,27 @@ def test_scores_stay_with_their_texts(file, row, scores):
   assert [e.scores for e in _of_rows(file, [row])] == scores
 
 
+@pytest.mark.parametrize(("row", "ids"), [
+    ({"query_id": 7, "positive_id": "p", "negatives": ["n", "m"], "negative_ids": ["x", None]}, ("7", "p", ("x", ""))),
+    ({"query_id": "q", "passage_id": "p", "negative": "n"}, ("q", "p", ())),
+    ({"query_id": "q", "negatives": ["n", "b", "m"], "negative_ids": [1, 2, 3]}, ("q", "", ("1", "3"))),
+    ({"negatives": ["n"], "negative_ids": None}, ("", "", ())),
+    ({"pos": ["c"], "positive_id": "p", "neg": [], "negative_ids": []}, ("", "", ())),
+])
+def test_ids_are_found_by_their_names(file, row, ids):
+  passage = {} if "pos" in row else {"positive": "b"}
+  example, = _of_rows(file, [{"query": "a"} | passage | row])
+  assert (example.query_id, example.passage_id, example.negative_ids) == ids
+  ignored, = _of_rows(file, [{"query": "a"} | passage | row],
+                      ignore=("query_id", "passage_id", "positive_id", "negative_ids"))
+  assert (ignored.query_id, ignored.passage_id, ignored.negative_ids) == ("", "", ())
+
+
+def test_as_many_ids_as_negatives(file):
+  with pytest.raises(InputError, match=r"'negative_ids' has 1 ids for 2 negatives; .* \(--ignore negative_ids\)"):
+    PairsJsonl((file([{"query": "a", "positive": "b", "negatives": ["n", "m"], "negative_ids": ["x"]}]),)).parts()
+
+
 def test_of_posts_a_score_is_what_readers_think(file):
   examples = _of_rows(file, [{"title": "a", "body": "b", "score": 312}])
   assert examples[0].scores == ()

@@ -28,6 +28,7 @@ _NEGATIVES = re.compile(r"(hard_)?negatives?(_\d+)?|neg|(hard_)?negative_(passag
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
+_IDS = (("query_id",), ("passage_id", "positive_id"), ("negative_ids",))
 # Whose score is that of a teacher; a score of two sentences says how alike they are, one of a post what its readers
 # think of it.
 _SCORED = {"positive", "passage", "document", *_POSITIVES}
@@ -67,6 +68,9 @@ class Meaning(NamedTuple):
     scores: of the passage, or of all passages, or of the passage and the negatives behind it.
     negative_scores: of the negatives.
     several: whether there are several passages.
+    query_id: of the query.
+    passage_id: of the passage, where there are not several.
+    negative_ids: of the negatives, where one field has them all.
   """
 
   query: tuple[str, ...]
@@ -76,16 +80,20 @@ class Meaning(NamedTuple):
   scores: str = ""
   negative_scores: str = ""
   several: bool = False
+  query_id: str = ""
+  passage_id: str = ""
+  negative_ids: str = ""
 
   @property
   def fields(self) -> list[str]:
     """All that are read."""
     return list(filter(None, (*self.query, *self.passage, *self.negatives, self.label, self.scores,
-                              self.negative_scores)))
+                              self.negative_scores, self.query_id, self.passage_id, self.negative_ids)))
 
   def __str__(self) -> str:
     of_each = {"query": self.query, "passage": self.passage, "negatives": self.negatives,
-               "label (0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores)}
+               "label (0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores),
+               "ids": (self.query_id, self.passage_id, self.negative_ids)}
     return "; ".join(f"{what}: {' + '.join(f'{chr(34)}{name}{chr(34)}' for name in names if name)}"
                      for what, names in of_each.items() if any(names))
 
@@ -121,7 +129,11 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
     if len(several) > 1:
       raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
-  found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives)
+  query_id, passage_id, negative_ids = (
+      next((name for name in known if name in there and name not in found.fields), "") for known in _IDS)
+  found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives, query_id=query_id,
+                         passage_id="" if found.several else passage_id,
+                         negative_ids=negative_ids if len(found.negatives) == 1 else "")
   check_meaning([name for name in there if name not in found.fields], (), named.query != ())
   return found
 

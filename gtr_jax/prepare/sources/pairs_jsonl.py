@@ -59,6 +59,7 @@ class _Pair(NamedTuple):
   group: str = ""
   scores: Sequence[float] = ()  # Of the passage and of all negatives, or none.
   is_negative: bool = False
+  negative_ids: Sequence[str] = ()  # Of all negatives, or none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ class PairsJsonl:
     # What is alike but for the negatives, which some lines have not.
     alike: dict[Meaning | str, tuple[Meaning | str, dict[str, None]]] = {}
     for kind, there in kinds.items():
-      key = kind if isinstance(kind, str) else kind._replace(negatives=())
+      key = kind if isinstance(kind, str) else kind._replace(negatives=(), negative_ids="")
       known, before = alike.get(key, (kind, {}))
       if isinstance(kind, Meaning) and isinstance(known, Meaning):
         known = kind._replace(negatives=tuple(dict.fromkeys(known.negatives + kind.negatives)))
@@ -252,13 +253,14 @@ class PairsJsonl:
     negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
     of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
     is_negative = bool(kind.label) and row[kind.label] is not None and not label_of(row[kind.label], kind.label)
-    ids = _identifier(row, self.query_id), _identifier(row, self.passage_id)
-    pairs = [_Pair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative)
-             for passage, of_passage in zip(passages, of_passages, strict=True)]
+    ids = _identifier(row, self.query_id or kind.query_id), _identifier(row, self.passage_id or kind.passage_id)
+    negative_ids = _identifiers(row, kind.negative_ids, len(negatives))
+    pairs = [_Pair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative,
+                   negative_ids=negative_ids) for passage, of_passage in zip(passages, of_passages, strict=True)]
     if is_negative:  # And what else the line calls a negative is one as well.
-      pairs += [_Pair(query, negative, (), ids[0], scores=(score,), is_negative=True)
-                for negative, score in zip(negatives, of_negatives, strict=True)]
-      pairs = [pair._replace(negatives=(), scores=pair.scores[:1]) for pair in pairs]
+      pairs += [_Pair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True)
+                for negative, score, negative_id in zip(negatives, of_negatives, negative_ids, strict=True)]
+      pairs = [pair._replace(negatives=(), negative_ids=(), scores=pair.scores[:1]) for pair in pairs]
     return pairs
 
   def _examples(self, pairs, place, counts):
@@ -269,7 +271,8 @@ class PairsJsonl:
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
       scores = pair.scores[1:] or (math.nan,) * len(found)
-      there = [Negative(text, score=score) for text, score in zip(found, scores, strict=True) if text]
+      ids = pair.negative_ids or ("",) * len(found)
+      there = [Negative(*negative) for negative in zip(found, ids, scores, strict=True) if negative[0]]
       right = [negative for negative in there if folded(negative.text) not in positives]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
@@ -311,6 +314,17 @@ def _identifier(row, name):
     return jsonl.identifier(row.get(name))
   except ValueError as e:
     raise ValueError(f"field {name!r}: {e}") from e
+
+
+def _identifiers(row, name, count):
+  """Of the negatives; null is none."""
+  if not name or row[name] is None:
+    return ("",) * count
+  found = texts_of(row, name)
+  if len(found) != count:
+    raise ValueError(f"field {name!r} has {len(found)} ids for {count} negatives; correct it, or if it means nothing "
+                     f"here, say so (--ignore {name})")
+  return tuple(_identifier({name: value}, name) for value in found)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
