@@ -1,6 +1,7 @@
 """Figures of training pairs: how many, how long, how much is cut, how often there, how full rows will be."""
 
 import collections
+import heapq
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -8,13 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gtr_jax.prepare.interface import Example
+from gtr_jax.text import language
 from gtr_jax.text.packing import best_fit
 from gtr_jax.text.same_text import text_key
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 _AT_ONCE = 1000  # Examples that are tokenised together.
 _BINS = 20
+_SHOWN_LANGUAGES = 6
 _QUANTILES = (0.5, 0.9, 0.99)
+_LOOKED_AT = 2000  # Passages, whose languages are guessed.
 _PACKED = 128  # Pairs of a part, whose rows are filled.
 
 
@@ -54,6 +58,7 @@ class Stats(NamedTuple):
     pairs_of_query: how many queries have so many pairs: "1", "2", .., "10 or more".
     negatives_of_pair: how many pairs have so many hard negatives.
     scored: pairs with a teacher's score.
+    languages: of 2,000 of the passages, drawn by a hash, how many are in which most likely, by its code.
     fill: share of the slots of packed rows that hold tokens, of queries and passages; None without tokens and lengths.
   """
 
@@ -67,6 +72,7 @@ class Stats(NamedTuple):
   pairs_of_query: dict[str, int]
   negatives_of_pair: dict[str, int]
   scored: int
+  languages: dict[str, int]
   fill: float | None
 
 
@@ -86,6 +92,7 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
   negatives: collections.Counter[int] = collections.Counter()
   count = same = scored = 0
   waiting: dict[str, list[str]] = {name: [] for name in lengths}
+  drawn: list[tuple[int, str]] = []
 
   def measured():
     for name, texts in waiting.items():
@@ -103,6 +110,7 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
     pairs.add(pair)
     negatives[len(example.negatives)] += 1
     scored += bool(example.scores)
+    (heapq.heappush if len(drawn) < _LOOKED_AT else heapq.heappushpop)(drawn, (passage, example.passage))
     waiting["query"].append(example.query)
     waiting["passage"].append(example.passage)
     waiting["negative"] += example.negatives
@@ -114,6 +122,7 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
       count, "tokens" if tokenizer else "words", _side(of_query, limits["query"]),
       _side(np.concatenate([of_passage, of_negative]), limits["document"]), len(queries), len(passages), same,
       _counted(collections.Counter(queries.values())), _counted(negatives), scored,
+      dict(collections.Counter(language.most_likely(text) for _, text in drawn).most_common()),
       _fill(of_query, of_passage, limits, row_lengths) if tokenizer and count else None)
 
 
@@ -165,6 +174,10 @@ def as_lines(stats: Stats) -> list[str]:
     lines.append(f"{name}: " + ", ".join(f"{number}: {times:,}" for number, times in counts.items()))
   if stats.scored:
     lines.append(f"{stats.scored:,} pairs have scores of a teacher")
+  if total := sum(stats.languages.values()):
+    most_first = [f"{code} {times / total:.1%}" for code, times in [*stats.languages.items()][:_SHOWN_LANGUAGES]]
+    others = len(stats.languages) - len(most_first)
+    lines.append(f"languages   of {total:,} passages: {', '.join(most_first)}{f' and {others} more' if others else ''}")
   if stats.fill is not None:
     lines.append(f"packed      rows are filled to {stats.fill:.1%} where parts have {_PACKED} pairs")
   for name, side in (("queries", stats.queries), ("documents", stats.documents)):

@@ -37,6 +37,11 @@ def pair_is_in(code: str, query: str, passage: str) -> bool:
   return is_in(code, passage) and is_in(code, query, _LEAST_OF_QUERY)
 
 
+def most_likely(text: str) -> str:
+  """The code of the language that a text is in most likely."""
+  return _identifier().classify(text[:_READ].encode(errors="ignore").decode())[0]
+
+
 def identity(code: str) -> str:
   """All that decides whether texts are in a language: other versions guess otherwise."""
   if code == ANY:

@@ -78,6 +78,15 @@ def test_pieces_and_the_cut(data_dir, vocabulary, rows, capsys):
   assert "40; 20 different queries" in said and f"{found['queries']['cut']:.1%} are cut at 4" in said
 
 
+def test_languages(data_dir, capsys):
+  texts = ["The weather is fine today, and the children are playing in the garden.",
+           "Das Wetter ist heute schön, und die Kinder spielen im Garten."]
+  path = write_jsonl(data_dir / "my.jsonl", [{"query": f"q {i}", "positive": texts[i % 4 == 3] + f" {i}"}
+                                             for i in range(40)])
+  assert json.loads(run(capsys, "stats", str(path), "--json"))["languages"] == {"en": 30, "de": 10}
+  assert "languages   of 40 passages: en 75.0%, de 25.0%\n" in run(capsys, "stats", str(path))
+
+
 def test_what_was_dropped(data_dir, capsys, monkeypatch):
   monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
   path = write_jsonl(data_dir / "my.jsonl", [{"query": "a", "positive": "b"}, {"query": "A", "positive": "b."}])
