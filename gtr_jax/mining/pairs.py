@@ -16,6 +16,7 @@ from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.sources.pair_fields import Meaning, texts_of
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.same_text import hash_key, text_key
 
 QUERY_IDS, PASSAGE_IDS = ("query_id",), ("passage_id", "positive_id")
@@ -148,6 +149,7 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
     query_field = _id_field(row, fields.query_id, QUERY_IDS, fields.ignored)
     passage_field = _id_field(row, fields.passage_id, PASSAGE_IDS, fields.ignored)
     read = {*kind.fields, *_WRITTEN, "query", "positive", query_field, passage_field}
+    read -= set(kind.vectors[:1 if kind.several else 2])  # Of the negatives that are replaced there is no use.
     rest = {name: value for name, value in row.items() if name not in read}
   answers = _answers(row, fields.answers)
   ids = [None] * len(meant)
@@ -207,7 +209,9 @@ def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
 def _prepared(example):
   ids = {"query_id": example.query_id} if example.query_id else {}
   passage_ids = {"passage_id": example.passage_id} if example.passage_id else {}
-  return Pair({**ids, "query": example.query, **passage_ids, "positive": example.passage}, example.query,
+  vectors = {name: unpacked(vector).tolist() for name, vector in zip(
+      ("query_vector", "positive_vector"), example.vectors, strict=False) if vector}
+  return Pair({**ids, "query": example.query, **passage_ids, "positive": example.passage, **vectors}, example.query,
               example.passage, example.query_id, example.passage_id,
               others=tuple(int(key) % 2**64 for key in example.positives))  # `records.key_of` writes them signed.
 

@@ -22,6 +22,8 @@ class Example(NamedTuple):
   `scores`, a teacher's, is empty, or the passage's and those of the negatives behind it, NaN where there is none. Of a
   pair that `is_negative` the passage does not answer the query: it is a negative of the query's other pairs.
   `positives` are `text_key`s of other passages that answer the query, in decimal; the engine finds them.
+  `vectors`, a teacher's, is empty, or the query's, the passage's and those of the negatives behind them, each as
+  `vectors.packed` writes it, "" where there is none.
   """
 
   query: str
@@ -36,6 +38,7 @@ class Example(NamedTuple):
   scores: tuple[float, ...] = ()
   is_negative: bool = False
   positives: tuple[str, ...] = ()
+  vectors: tuple[str, ...] = ()
 
 
 class Source(Protocol):

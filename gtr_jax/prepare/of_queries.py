@@ -20,26 +20,29 @@ _FEW, _MANY = f"with_up_to_{_FEW_POSITIVES}_other_answers", f"with_up_to_{MOST_P
 
 
 class Negative(NamedTuple):
-  """A hard negative; "" and NaN where it has no id or score."""
+  """A hard negative; "" and NaN where it has no id, score or vector."""
 
   text: str
   id: str = ""
   score: float = math.nan
+  vector: str = ""
 
 
 def negatives_of(example: Example) -> list[Negative]:
   """With what is known of each."""
   count = len(example.negatives)
   return list(map(Negative, example.negatives, example.negative_ids or ("",) * count,
-                  example.scores[1:] or (math.nan,) * count))
+                  example.scores[1:] or (math.nan,) * count, example.vectors[2:] or ("",) * count))
 
 
 def with_negatives(example: Example, negatives: Sequence[Negative]) -> Example:
   """The example with these in the place of its own."""
-  texts, ids, scores = zip(*negatives, strict=True) if negatives else ((), (), ())
+  texts, ids, scores, vectors = zip(*negatives, strict=True) if negatives else ((), (), (), ())
   scores = (example.scores[0] if example.scores else math.nan, *scores)
+  vectors = (*(example.vectors[:2] or ("", "")), *vectors)
   return example._replace(negatives=texts, negative_ids=ids if any(ids) else (),
-                          scores=() if all(map(math.isnan, scores)) else scores)
+                          scores=() if all(map(math.isnan, scores)) else scores,
+                          vectors=vectors if any(vectors) else ())
 
 
 def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
@@ -60,8 +63,8 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
         "negative_without_positive") else {})
     return
   examples = [records.example_in(pair.record) for pair in positives]
-  others = [Negative(example.passage, example.passage_id, *example.scores[:1]) for example in (
-      records.example_in(pair.record) for pair in pairs if pair.split == records.NEGATIVE)]
+  others = [Negative(example.passage, example.passage_id, (*example.scores, math.nan)[0], (*example.vectors, "", "")[1])
+            for example in (records.example_in(pair.record) for pair in pairs if pair.split == records.NEGATIVE)]
   answers = {folded(example.passage): records.key_of(example.passage) for example in examples}
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)

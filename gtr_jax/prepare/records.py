@@ -39,7 +39,8 @@ def share_of(text: bytes) -> float:
 
 
 def serialize(example: Example, example_id: str) -> bytes:
-  """tf.train.Example with the features of `shards.TEXTS` and `shards.LISTS`.
+  """tf.train.Example with the features of `shards.TEXTS` and `shards.LISTS`, and a teacher's `vectors` where there are
+  some.
 
   Raises UnicodeEncodeError where a text has half a surrogate pair, as JSON allows.
   """
@@ -50,7 +51,8 @@ def serialize(example: Example, example_id: str) -> bytes:
       _feature(b"passage", (example.passage,)), _feature(b"passage_id", (example.passage_id,)),
       _feature(b"passage_key", (key_of(example.passage),)), _feature(b"positives", example.positives),
       _feature(b"query", (example.query,)), _feature(b"query_id", (example.query_id,)),
-      _feature(b"query_key", (key_of(example.query),)), _feature(b"scores", tuple(map(repr, example.scores))))))
+      _feature(b"query_key", (key_of(example.query),)), _feature(b"scores", tuple(map(repr, example.scores))),
+      _feature(b"vectors", example.vectors) if example.vectors else b"")))
 
 
 def key_of(text: str) -> str:
@@ -94,7 +96,8 @@ def example_in(record: bytes) -> Example:
       query=texts["query"][0], passage=texts["passage"][0], query_id=texts["query_id"][0],
       passage_id=texts["passage_id"][0], negatives=tuple(texts["negatives"]),
       negative_ids=tuple(texts["negative_ids"]), negative_queries=tuple(texts["negative_queries"]),
-      scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]))
+      scores=tuple(map(float, texts["scores"])), positives=tuple(texts["positives"]),
+      vectors=tuple(texts.get("vectors", ())))
 
 
 def id_in(record: bytes) -> str:

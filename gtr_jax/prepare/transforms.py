@@ -129,6 +129,8 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
   if len(example.scores) not in (0, 1 + len(example.negatives)):
     raise ValueError(f"{len(example.scores)} scores for a passage and {len(example.negatives)} negatives")
+  if len(example.vectors) not in (0, 2 + len(example.negatives)):
+    raise ValueError(f"{len(example.vectors)} vectors for a query, a passage and {len(example.negatives)} negatives")
   query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
   shown: dict[str, Any] = {"query": example.query, "passage": example.passage, "query_id": example.query_id,
                            "passage_id": example.passage_id}

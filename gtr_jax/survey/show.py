@@ -8,6 +8,7 @@ from typing import Any
 
 from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.of_queries import negatives_of
+from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.tokenizer import Tokenizer
 
 _WIDTH, _NAME = 120, 12
@@ -41,6 +42,9 @@ def as_text(place: str, example: Example, tokenizer: Tokenizer | None, lengths: 
     line("negative", negative.text, _of(negative.id, negative.score))
   for text in example.negative_queries:
     line("not asked", text, side="query")
+  if any(example.vectors):
+    there = [vector for vector in example.vectors if vector]
+    lines.append(f"{'vectors':{_NAME}}{len(there)}, of {len(unpacked(there[0])):,} numbers")
   if example.positives:
     lines.append(f"{'known':{_NAME}}{len(example.positives)} other passages that answer it")
   return lines
@@ -50,6 +54,8 @@ def as_json(place: str, example: Example) -> str:
   """An example as one line of JSON, of the fields that it has."""
   row: dict[str, Any] = {"place": place} | {name: value for name, value in example._asdict().items() if value not in (
       "", (), False)}
+  if example.vectors:
+    row["vectors"] = [unpacked(vector).tolist() for vector in example.vectors]
   return json.dumps(row, ensure_ascii=False)
 
 

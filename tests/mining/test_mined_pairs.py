@@ -15,6 +15,7 @@ from gtr_jax.io import data_root, tables
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.prepare.vectors import unpacked
 
 FILLING = [{"query": f"lion {i}", "positive": f"lion number {i}"} for i in range(4)]
 FORMS = {
@@ -155,6 +156,21 @@ def test_what_was_mined_is_read_by_all(tmp_path, capsys, with_ids):
   negatives = {record["query"]: record["negatives"] for record in mined}
   for name in ("prepared", trained.name):
     assert {example.query: list(example.negatives) for example in in_folder(name)} == negatives
+
+
+def test_a_teachers_vectors_stay(tmp_path):
+  """Through `prepare` and `mine`, but for those of negatives that are replaced."""
+  pairs = [pair | {"query_vector": [i, 0.5], "positive_vector": [0.25, i], "negatives": ["n"],
+                   "negative_vectors": [[8, 8]]} for i, pair in enumerate(WITH_IDS)]
+  of_query = {pair["query"]: (pair["query_vector"], pair["positive_vector"]) for pair in pairs}
+  path = write(tmp_path / "vectors.jsonl", pairs)
+  assert main(["prepare", "pairs", str(path), "--name=vectors", f"--data_dir={tmp_path}/data"]) == 0
+  found = {e.query: [unpacked(vector).tolist() for vector in e.vectors] for e in in_folder("vectors")}
+  assert found == {query: [*two, [8, 8]] for query, two in of_query.items()}
+  for given in (path, tmp_path / "data/vectors"):
+    for record in mine(tmp_path, pairs=given, num_negatives=2)[1]:
+      assert (record["query_vector"], record["positive_vector"]) == of_query[record["query"]]
+      assert "negative_vectors" not in record
 
 
 def in_folder(name):

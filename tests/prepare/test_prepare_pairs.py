@@ -24,6 +24,7 @@ from gtr_jax.io import lines
 from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.sources import pairs_jsonl
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.prepare.vectors import unpacked
 
 
 @pytest.fixture
@@ -125,6 +126,34 @@ def test_ids_are_found_by_their_names(file, row, ids):
   ignored, = _of_rows(file, [{"query": "a"} | passage | row],
                       ignore=("query_id", "passage_id", "positive_id", "negative_ids"))
   assert (ignored.query_id, ignored.passage_id, ignored.negative_ids) == ("", "", ())
+
+
+def vectors_of(example):
+  return [unpacked(vector).tolist() for vector in example.vectors]
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"positive": "b", "negatives": ["n", "m"], "query_vector": [1, 0.5], "positive_vector": [2, 0],
+      "negative_vectors": [[3, 0], None]}, [[[1, 0.5], [2, 0], [3, 0], []]]),
+    ({"pos": ["b", "c"], "neg": ["C", "n"], "pos_embeddings": [[1], [2]], "neg_embeddings": [[3], [4]]},
+     [[[], [1], [4]], [[], [2], [4]]]),
+    ({"positive": "b", "query_embedding": "[0.25, 4]"}, [[[0.25, 4], []]]),
+    ({"positive": "b", "query_vector": None}, [[]]),
+    ({"positive": "b", "negatives": ["n"], "label": 0, "query_vector": [1], "negative_vectors": [[2]]},
+     [[[1], []], [[1], [2]]]),
+])
+def test_vectors_stay_with_their_texts(file, row, expected):
+  assert [vectors_of(example) for example in _of_rows(file, [{"query": "a"} | row])] == expected
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"query_vector": [1, 2], "positive_vector": [1]}, "vectors of 1 and 2 numbers"),
+    ({"negatives": ["n"], "negative_vectors": [[1], [2]]}, "'negative_vectors' is no list of 1 vectors"),
+    ({"query_vector": ["x"]}, "'query_vector' has a text"), ({"query_vector": [1e39]}, "not finite in float32"),
+])
+def test_vectors_that_are_none(file, row, message):
+  with pytest.raises(InputError, match=message):
+    PairsJsonl((file([{"query": "a", "positive": "b"} | row]),)).parts()
 
 
 def test_as_many_ids_as_negatives(file):

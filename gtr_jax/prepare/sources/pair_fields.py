@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from gtr_jax.io import jsonl
 from gtr_jax.prepare.passages import titled
+from gtr_jax.prepare.vectors import packed
 
 # Query, passage: where an object has both of one of these.
 _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
@@ -29,6 +30,9 @@ _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_rele
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
 _IDS = (("query_id",), ("passage_id", "positive_id"), ("negative_ids",))
+_VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
+            re.compile(r"(positive|passage|document|answer|pos)_(vector|embedding)s?"),
+            re.compile(r"((hard_)?negative|neg)_(vector|embedding)s"))
 # Whose score is that of a teacher; a score of two sentences says how alike they are, one of a post what its readers
 # think of it.
 _SCORED = {"positive", "passage", "document", *_POSITIVES}
@@ -71,6 +75,7 @@ class Meaning(NamedTuple):
     query_id: of the query.
     passage_id: of the passage, where there are not several.
     negative_ids: of the negatives, where one field has them all.
+    vectors: a teacher's: fields of the query's, of the passage's (or of all passages') and of all negatives'.
   """
 
   query: tuple[str, ...]
@@ -83,17 +88,19 @@ class Meaning(NamedTuple):
   query_id: str = ""
   passage_id: str = ""
   negative_ids: str = ""
+  vectors: tuple[str, str, str] = ("", "", "")
 
   @property
   def fields(self) -> list[str]:
     """All that are read."""
     return list(filter(None, (*self.query, *self.passage, *self.negatives, self.label, self.scores,
-                              self.negative_scores, self.query_id, self.passage_id, self.negative_ids)))
+                              self.negative_scores, self.query_id, self.passage_id, self.negative_ids,
+                              *self.vectors)))
 
   def __str__(self) -> str:
     of_each = {"query": self.query, "passage": self.passage, "negatives": self.negatives,
                "label (0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores),
-               "ids": (self.query_id, self.passage_id, self.negative_ids)}
+               "ids": (self.query_id, self.passage_id, self.negative_ids), "vectors": self.vectors}
     return "; ".join(f"{what}: {' + '.join(f'{chr(34)}{name}{chr(34)}' for name in names if name)}"
                      for what, names in of_each.items() if any(names))
 
@@ -131,6 +138,9 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
   query_id, passage_id, negative_ids = (
       next((name for name in known if name in there and name not in found.fields), "") for known in _IDS)
+  of_query, of_passage, of_negative = (
+      next((name for name in there if known.fullmatch(name) and name not in found.fields), "") for known in _VECTORS)
+  found = found._replace(vectors=(of_query, of_passage, of_negative if found.negatives else ""))
   found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives, query_id=query_id,
                          passage_id="" if found.several else passage_id,
                          negative_ids=negative_ids if len(found.negatives) == 1 else "")
@@ -196,6 +206,30 @@ def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int)
       raise ValueError(f"field {name!r} has {len(values)} scores for {passages} passages and {negatives} negatives; "
                        f"correct it, or {_leave_out(name)}")
   return of_passages or [math.nan] * passages, of_negatives or [math.nan] * negatives
+
+
+def vectors(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int) -> tuple[str, list[str], list[str]]:
+  """A teacher's vectors of the query, of each passage and of each negative, packed; "" where there is none.
+
+  Raises:
+    ValueError: there are as many as of neither, or what is none, or they have different lengths.
+  """
+  of_query, of_passage, of_negatives = kind.vectors
+  found = [[row.get(of_query)], row.get(of_passage) if kind.several else [row.get(of_passage)], row.get(of_negatives)]
+  every: list[list[str]] = []
+  lengths = set()
+  for name, values, count in zip(kind.vectors, found, (1, passages, negatives), strict=True):
+    values = _parsed(values, name) if isinstance(values, str) else values
+    if values is not None and (not isinstance(values, list) or len(values) != count):
+      raise ValueError(f"field {name!r} is no list of {count} vectors, as there are texts; correct it, or "
+                       + _leave_out(name))
+    numbers = [_numbers(value, name) for value in values or [None] * count]
+    lengths |= {len(vector) for vector in numbers if vector}
+    every.append(list(map(packed, numbers)))
+  if len(lengths) > 1:
+    raise ValueError(f"vectors of {' and '.join(map(str, sorted(lengths)))} numbers; correct them, or "
+                     + _leave_out(next(filter(None, kind.vectors))))
+  return every[0][0], every[1], every[2]
 
 
 def _numbers(value: Any, name: str) -> list[float]:

@@ -31,6 +31,7 @@ from gtr_jax.prepare.sources.pair_fields import (
     passage_text,
     scores,
     texts_of,
+    vectors,
 )
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
@@ -60,6 +61,7 @@ class _Pair(NamedTuple):
   scores: Sequence[float] = ()  # Of the passage and of all negatives, or none.
   is_negative: bool = False
   negative_ids: Sequence[str] = ()  # Of all negatives, or none.
+  vectors: Sequence[str] = ()  # Of the query, the passage and all negatives, or none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +257,16 @@ class PairsJsonl:
     is_negative = bool(kind.label) and row[kind.label] is not None and not label_of(row[kind.label], kind.label)
     ids = _identifier(row, self.query_id or kind.query_id), _identifier(row, self.passage_id or kind.passage_id)
     negative_ids = _identifiers(row, kind.negative_ids, len(negatives))
+    of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
     pairs = [_Pair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative,
-                   negative_ids=negative_ids) for passage, of_passage in zip(passages, of_passages, strict=True)]
+                   negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
+             for passage, of_passage, vector in zip(passages, of_passages, passage_vectors, strict=True)]
     if is_negative:  # And what else the line calls a negative is one as well.
-      pairs += [_Pair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True)
-                for negative, score, negative_id in zip(negatives, of_negatives, negative_ids, strict=True)]
-      pairs = [pair._replace(negatives=(), negative_ids=(), scores=pair.scores[:1]) for pair in pairs]
+      pairs += [_Pair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True,
+                      vectors=(of_query, vector)) for negative, score, negative_id, vector in zip(
+                          negatives, of_negatives, negative_ids, negative_vectors, strict=True)]
+      pairs = [pair._replace(negatives=(), negative_ids=(), scores=pair.scores[:1], vectors=pair.vectors[:2])
+               for pair in pairs]
     return pairs
 
   def _examples(self, pairs, place, counts):
@@ -272,13 +278,14 @@ class PairsJsonl:
       query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
       scores = pair.scores[1:] or (math.nan,) * len(found)
       ids = pair.negative_ids or ("",) * len(found)
-      there = [Negative(*negative) for negative in zip(found, ids, scores, strict=True) if negative[0]]
+      vectors = pair.vectors[2:] or ("",) * len(found)
+      there = [Negative(*negative) for negative in zip(found, ids, scores, vectors, strict=True) if negative[0]]
       right = [negative for negative in there if folded(negative.text) not in positives]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
             negative.text for negative in there if folded(negative.text) in positives))
       example = Example(query, passage, pair.query_id, pair.passage_id, group=pair.group, scores=tuple(pair.scores[:1]),
-                        is_negative=pair.is_negative)
+                        is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]))
       examples.append(with_negatives(example, right))
     return examples
 
