@@ -12,7 +12,6 @@ from gtr_jax.demo.corpus import _unique_summaries
 from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.io.lines import Part
 from gtr_jax.mining.mine import Pair
-from gtr_jax.mining.rankers import Query
 from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import key_of
@@ -160,8 +159,7 @@ ASK = {
                                        "q\t\tPOSITIVE\t\tanother\t0"),
     "negatives that were judged": judged,
     "queries of test collections": of_collection,
-    "mined queries": lambda a, b, _: Pair({}, Query(a, "p", None), "").query_keys == Pair(
-        {}, Query(b, "p", None), "").query_keys,
+    "mined queries": lambda a, b, _: Pair({}, a, "p").query_keys == Pair({}, b, "p").query_keys,
     "the demo's corpus": lambda a, b, _: len(list(_unique_summaries(
         [Documentation("a", a, ""), Documentation("b", b, "")]))) == 1,
     "the loss": lambda a, b, _: len({key_of(a), key_of(b)}) == 1,
