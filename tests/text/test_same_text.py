@@ -11,7 +11,7 @@ import tensorflow_text
 from gtr_jax.demo.corpus import _unique_summaries
 from gtr_jax.demo.docstrings import Documentation
 from gtr_jax.io.lines import Part
-from gtr_jax.mining.mine import Pair
+from gtr_jax.mining.pairs import Pair
 from gtr_jax.prepare import decontaminate, transforms
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import key_of
