@@ -21,6 +21,12 @@ from gtr_jax.prepare.sources.rocketqa import RocketQA
 from gtr_jax.prepare.sources.stack_exchange import StackExchange
 
 
+@pytest.fixture(autouse=True)
+def few_shards(monkeypatch):
+  """Each is a task, and several files."""
+  monkeypatch.setattr(engine, "_MIN_BUCKETS", 8)
+
+
 @pytest.fixture
 def data(tmp_path):
   data_root.set_data_dir(str(tmp_path / "data"))

@@ -12,7 +12,13 @@ import toy_source
 from test_prepare_engine import contents, data, dropped, examples, manifest, pairs, prepare, shards  # noqa: F401
 from toy_source import ToySource, write
 
-from gtr_jax.prepare import buckets, near_pairs, records
+from gtr_jax.prepare import buckets, engine, near_pairs, records
+
+
+@pytest.fixture(autouse=True)
+def few_shards(monkeypatch):
+  """Each is a task, and several files."""
+  monkeypatch.setattr(engine, "_MIN_BUCKETS", 8)
 
 
 def edited(rng, text, changes):
@@ -80,7 +86,7 @@ def test_what_is_left_is_what_all_pairs_leave(data, tmp_path):  # noqa: F811
   reference = contents(folder)
   shutil.rmtree(folder)
   assert contents(prepare(source, processes=3, near_duplicates=True)) == reference
-  other = dataclasses.replace(source, paths=(write(tmp_path / "b.jsonl", rows[::-1]),), part_bytes=2000)
+  other = dataclasses.replace(source, paths=(write(tmp_path / "b.jsonl", rows[::-1]),), part_bytes=20_000)
   assert shards(prepare(other, name="other", near_duplicates=True)) == {
       name: data for name, data in reference.items() if name.endswith(".tfrecord")}
   assert sorted(pairs(prepare(source, name="all"))) == sorted((row["query"], row["passage"]) for row in rows)

@@ -17,6 +17,12 @@ from gtr_jax.prepare import engine
 from gtr_jax.prepare.manifests import Settings
 
 
+@pytest.fixture(autouse=True)
+def few_shards(monkeypatch):
+  """Each is a task, and several files."""
+  monkeypatch.setattr(engine, "_MIN_BUCKETS", 8)
+
+
 @pytest.fixture
 def archives(tmp_path):
   """Paths of four archives, and a source of them that logs each part that it reads."""
@@ -67,8 +73,9 @@ def test_one_cut_archive_costs_no_other(data, archives, cut, read_before, joins)
 
 
 def test_kept_parts_are_read_no_more(data, archives, tmp_path, monkeypatch):  # noqa: F811
-  monkeypatch.setattr(engine, "_BUCKET_BYTES", 600)  # So that one more file makes more buckets.
   paths, source = archives
+  # Three files make 8 buckets, and one more 16.
+  monkeypatch.setattr(engine, "_BUCKET_BYTES", int(0.45 * engine.COMPRESSION * paths[0].stat().st_size))
   said = []
 
   def kept(source, **settings):
