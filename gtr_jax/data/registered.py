@@ -10,6 +10,7 @@ from typing import Any
 
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from gtr_jax.data import run_vocabulary
 from gtr_jax.data.examples import RunVocabulary, add_pair_task, prepared
@@ -100,7 +101,12 @@ def made_of(task: Any, split: str, use_cached: bool) -> list[str]:
   not there."""
   if isinstance(task.source, RecordSource) and not (use_cached and task.supports_caching):
     return list(map(os.fspath, task.source.made_of(split)))
-  return [path for path in files_of(task, split, use_cached and task.supports_caching) if os.path.isfile(path)]
+  return there(files_of(task, split, use_cached and task.supports_caching))
+
+
+def there(files: Sequence[str]) -> list[str]:
+  """Those that are files: what stands for one where a function makes the examples has an empty name."""
+  return [file for file in files if file and epath.Path(file).is_file()]
 
 
 def vocabulary_file_of(provider: Any) -> run_vocabulary.VocabularyFile:

@@ -20,7 +20,7 @@ from etils import epath
 from gtr_jax.data import datasets, shards
 from gtr_jax.data.batch_sizes import Lengths
 from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
-from gtr_jax.data.registered import files_of
+from gtr_jax.data.registered import files_of, there
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.contents import content_hash
 from gtr_jax.prepare import buckets
@@ -50,8 +50,7 @@ def written(task: Any, split: str, use_cached: bool, lengths: Lengths,
   with datasets.input_errors(task.name):
     first = hashlib.sha256(b"".join(
         _serialize(*found) for found in dataset.take(_LOOKED_AT).as_numpy_iterator())).hexdigest()
-  names = files_of(task, split, True) if use_cached else map(os.fspath, task.source.list_shards(split))
-  files = [path for path in map(epath.Path, filter(None, names)) if path.is_file()]  # A function's name is empty.
+  files = list(map(epath.Path, there(files_of(task, split, use_cached))))
   made_of = ["task", task.name, split, use_cached, sorted((name, str(of)) for name, of in spec.items()), first,
              [content_hash(file) for file in files], list(map(_code, task.preprocessors))]
 

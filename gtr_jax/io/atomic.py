@@ -93,10 +93,7 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
     InputError: something else lies there; what was written is removed.
   """
   path = location(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = _beside(path)
-  try:
-    new.mkdir()
+  with _folder_beside(path) as new:
     with naming(path, hidden=new):
       yield new
     try:
@@ -108,10 +105,6 @@ def new_folder(path: epath.PathLike, same: Callable[[], bool] = lambda: False) -
         raise
       if not same():
         raise InputError(f"{path}: exists; choose another folder, or remove it") from e
-      remove(new)
-  except BaseException:
-    remove(new)
-    raise
 
 
 @contextlib.contextmanager
@@ -125,12 +118,18 @@ def scratch_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     with tempfile.TemporaryDirectory() as folder:
       yield epath.Path(folder)
     return
+  with _folder_beside(path) as new, naming(path, hidden=new):
+    yield new
+
+
+@contextlib.contextmanager
+def _folder_beside(path: epath.Path) -> Iterator[epath.Path]:
+  """A new empty folder of a hidden name, which is removed when the block ends, unless it has got another name."""
   path.parent.mkdir(parents=True, exist_ok=True)
   new = _beside(path)
   try:
     new.mkdir()
-    with naming(path, hidden=new):
-      yield new
+    yield new
   finally:
     remove(new)
 

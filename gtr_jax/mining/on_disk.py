@@ -38,25 +38,30 @@ _QUERIES = 1024  # Whose passages are remembered.
 
 
 class IdRows:
-  """Where ids are among many; 16 bytes for each.
+  """Where ids are among many; 16 bytes for each, once one has been asked for.
 
   Args:
     ids: different ones, which are asked for again where hashes are equal.
   """
 
   def __init__(self, ids: Sequence[str]):
-    keys = np.fromiter(map(hash_key, ids), np.uint64, len(ids))
-    self._ids, self._order = ids, np.argsort(keys, kind="stable")
-    self._keys = keys[self._order]
+    self._ids = ids
+
+  @functools.cached_property
+  def _table(self) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes, and the rows that they are of."""
+    keys = np.fromiter(map(hash_key, self._ids), np.uint64, len(self._ids))
+    order = np.argsort(keys, kind="stable")
+    return keys[order], order
 
   def get(self, wanted: str | None) -> int | None:
     """The row of an id, None where there is none."""
     if wanted is None:
       return None
-    key = np.uint64(hash_key(wanted))
-    place = int(np.searchsorted(self._keys, key))
-    while place < len(self._keys) and self._keys[place] == key:
-      if self._ids[row := int(self._order[place])] == wanted:
+    key, (keys, rows) = np.uint64(hash_key(wanted)), self._table
+    place = int(np.searchsorted(keys, key))
+    while place < len(keys) and keys[place] == key:
+      if self._ids[row := int(rows[place])] == wanted:
         return row
       place += 1
     return None

@@ -14,13 +14,11 @@ from gtr_jax.io import jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
-from gtr_jax.prepare.sources.pair_fields import Meaning, texts_of
+from gtr_jax.prepare.sources.pair_fields import PASSAGE_IDS, QUERY_IDS, Meaning, texts_of
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.same_text import hash_key, text_key
 
-QUERY_IDS, PASSAGE_IDS = ("query_id",), ("passage_id", "positive_id")
-"""Names of the fields of ids, which are found by themselves."""
 _WRITTEN = ("negatives", "negative_ids", "scores", "mined")  # By `mine`, whatever was there.
 
 

@@ -67,7 +67,7 @@ class Bm25Ranker:
   def __init__(self, documents: Documents, progress: bool = True):
     self._documents = documents
     self._index = BM25Index(documents.full_texts(), progress=progress)
-    self._rows: IdRows | None = None
+    self._rows = IdRows(documents.ids)
 
   def rank(self, queries: Sequence[Query], k: int, score_positives: bool) -> Iterator[Ranked]:
     different = list(dict.fromkeys(query.text for query in queries))
@@ -75,7 +75,7 @@ class Bm25Ranker:
                      strict=True))
     for query in queries:
       rows, scores = found[query.text]
-      row = None if query.passage_id is None else self.row_of(query.passage_id)
+      row = self._rows.get(query.passage_id)
       positive = np.flatnonzero(rows == (-1 if row is None else row))
       yield Ranked(rows, scores, float(scores[positive[0]]) if len(positive) else np.nan)
 
@@ -84,8 +84,6 @@ class Bm25Ranker:
     return ids[row], titles[row], texts[row]
 
   def row_of(self, passage_id: str) -> int | None:
-    if self._rows is None:
-      self._rows = IdRows(self._documents.ids)
     return self._rows.get(passage_id)
 
 
@@ -103,7 +101,7 @@ class ModelRanker:
     self._model, self._store, self._progress = model, store, progress
     self._lengths = {"query": query_length, "passage": document_length}  # None: the model's own.
     self._searcher: Searcher | None = None
-    self._rows: IdRows | None = None
+    self._rows = IdRows(store.ids)
     self.kept = KeptRankings(store.path / "rankings")
 
   def rank(self, queries: Sequence[Query], k: int, score_positives: bool) -> Iterator[Ranked]:
@@ -137,7 +135,7 @@ class ModelRanker:
   def _positive_scores(self, queries: Sequence[Query], queries_QxD: np.ndarray, place: dict[str, int]) -> np.ndarray:
     """float32 `[P]`, of each query's passage: from the store where that is there, else of its text."""
     scores = np.zeros(len(queries), np.float32)
-    rows = [None if query.passage_id is None else self.row_of(query.passage_id) for query in queries]
+    rows = [self._rows.get(query.passage_id) for query in queries]
     for row, i in sorted((row, i) for i, row in enumerate(rows) if row is not None):  # As they lie on disk.
       scores[i] = queries_QxD[place[queries[i].text]] @ self._store[row:row + 1][0]
     others = iter(sorted((queries[i].passage, i) for i, row in enumerate(rows) if row is None))
@@ -152,6 +150,4 @@ class ModelRanker:
     return self._store.document(row)
 
   def row_of(self, passage_id: str) -> int | None:
-    if self._rows is None:
-      self._rows = IdRows(self._store.ids)
     return self._rows.get(passage_id)

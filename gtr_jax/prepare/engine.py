@@ -221,7 +221,7 @@ def parts_of(source: Source, settings: manifests.Settings) -> tuple[transforms.S
 
 
 def make_job(source: Source, settings: manifests.Settings, parts: tuple[transforms.Shard | Part, ...],
-             work: os.PathLike) -> Job:
+             work: epath.PathLike) -> Job:
   """The number of buckets, whoever does it; writes into the work folder what is tested."""
   tested = os.path.join(work, "tested.npz")
   if settings.decontaminate and not epath.Path(tested).exists():

@@ -13,7 +13,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, lines, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import is_remote
-from gtr_jax.prepare import decontaminate, manifests, near_pairs, records, transforms
+from gtr_jax.prepare import engine, manifests, near_pairs, records, transforms
 from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.records import Pair
 
@@ -82,11 +82,7 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
   workers = processes or os.cpu_count() or 1
   tally = transforms.Tally()
   with tempfile.TemporaryDirectory(prefix="gtr-jax-dry-run-") as folder:
-    tested = None
-    if settings.decontaminate:
-      decontaminate.write_tested(settings.decontaminate, path := os.path.join(folder, "tested.npz"))
-      tested = decontaminate.File.at(path)
-    plan = transforms.Plan(source, settings.validation_share, tested, settings.near_duplicates, settings.language)
+    plan = engine.make_job(source, settings, (), folder).plan
     samples = []
     for part in source.parts():
       if not part.start:

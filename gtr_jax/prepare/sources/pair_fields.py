@@ -29,7 +29,8 @@ _NEGATIVES = re.compile(r"(hard_)?negatives?(_\d+)?|neg|(hard_)?negative_(passag
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
-_IDS = (("query_id",), ("passage_id", "positive_id"), ("negative_ids",))
+QUERY_IDS, PASSAGE_IDS, _NEGATIVE_IDS = ("query_id",), ("passage_id", "positive_id"), ("negative_ids",)
+"""Names of the fields of ids, which are found by themselves."""
 _VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
             re.compile(r"(positive|passage|document|answer|pos)_(vector|embedding)s?"),
             re.compile(r"((hard_)?negative|neg)_(vector|embedding)s"))
@@ -137,7 +138,8 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
       raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
   query_id, passage_id, negative_ids = (
-      next((name for name in known if name in there and name not in found.fields), "") for known in _IDS)
+      next((name for name in known if name in there and name not in found.fields), "")
+      for known in (QUERY_IDS, PASSAGE_IDS, _NEGATIVE_IDS))
   of_query, of_passage, of_negative = (
       next((name for name in there if known.fullmatch(name) and name not in found.fields), "") for known in _VECTORS)
   found = found._replace(vectors=(of_query, of_passage, of_negative if found.negatives else ""))
