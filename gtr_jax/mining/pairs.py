@@ -84,25 +84,6 @@ def id_key(identifier: str) -> int:
   return hash_key(f"id {identifier}")
 
 
-class _Rows(PairsJsonl):
-  """What a line of `gtr-jax prepare pairs` means."""
-
-  def meant(self, row: Any) -> tuple[list[Any], Meaning]:
-    """The pairs of a line, and the fields that they are read from. Raises ValueError, in words."""
-    kind = self._kind(row)
-    return self._pairs(row), kind if isinstance(kind, Meaning) else Meaning((kind,), (kind,))
-
-  def text(self, value: Any, names: Sequence[str]) -> str:
-    """Of a query or passage in fields of such names. Raises ValueError, in words."""
-    name = " + ".join(names)
-    if value is None:
-      raise ValueError(f'"{name}" is null; every line needs one')
-    text = self._text(value)
-    if not text:
-      raise ValueError(f'"{name}" is empty')
-    return text
-
-
 def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
   """Yields the pairs of a file or a folder of tables, those that are none too.
 
@@ -115,7 +96,7 @@ def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
   """
   # Of fields that the user names, those that are written anew are not asked about: whatever they hold, it is replaced.
   ignored = (*fields.ignored, *(_WRITTEN if fields.query else _WRITTEN[1:2]))
-  rows = _Rows((os.fspath(path),), fields.query, fields.passage, ignore=ignored)
+  rows = PairsJsonl((os.fspath(path),), fields.query, fields.passage, ignore=ignored)
   number, without = 0, set(filter(None, (fields.query_id, fields.passage_id)))
   for number, (place, row) in enumerate(_values(path), start=1):  # noqa: B007  (read below)
     try:
@@ -139,8 +120,10 @@ def _values(path):
       yield from tables.read_values(part)
 
 
-def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
-  meant, kind = rows.meant(row)
+def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
+  kind, meant = rows.kind_of(row), rows.pairs_of(row)
+  if not isinstance(kind, Meaning):
+    kind = Meaning((kind,), (kind,))
   query_field = passage_field = ""
   rest: dict[str, Any] = {}
   if isinstance(row, dict):
@@ -155,9 +138,9 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
     ids[0] = row[passage_field]
   elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
     ids = row[passage_field]
-  of_set = {text_key(rows.text(text, kind.query)) for pair in meant if pair.group for text in pair[:2]}
+  of_set = {text_key(_text(rows, text, kind.query)) for pair in meant if pair.group for text in pair[:2]}
   for pair, passage_id in zip(meant, ids, strict=True):
-    query, passage = rows.text(pair.query, kind.query), rows.text(pair.passage, kind.passage)
+    query, passage = _text(rows, pair.query, kind.query), _text(rows, pair.passage, kind.passage)
     record: dict[str, Any] = {}
     if query_field:
       record[query_field if query_field in QUERY_IDS else QUERY_IDS[0]] = row[query_field]
@@ -169,6 +152,17 @@ def _pairs_of(rows: _Rows, row: Any, fields: Fields) -> Iterator[Pair]:
                jsonl.id_of(row, query_field) if query_field else "",
                jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else "",
                answers, tuple(of_set), pair.is_negative)
+
+
+def _text(rows: PairsJsonl, value: Any, names: Sequence[str]) -> str:
+  """Of a query or passage in fields of such names. Raises ValueError, in words."""
+  name = " + ".join(names)
+  if value is None:
+    raise ValueError(f'"{name}" is null; every line needs one')
+  text = rows.text_of(value)
+  if not text:
+    raise ValueError(f'"{name}" is empty')
+  return text
 
 
 def _id_field(row: Mapping[str, Any], given: str, names: Sequence[str], ignored: Collection[str]) -> str:

@@ -76,11 +76,11 @@ def earlier(pairs: Iterable[Pair], later: Iterable[tuple[bytes, bytes]]) -> Iter
 def near_to(record: bytes, others: Sequence[Earlier]) -> Earlier | None:
   """The first of those that a pair is near to."""
   query, passage = _texts(record)
-  return next((other for other in sorted(set(others)) if are_near(query, other.query)
-               and are_near(passage, other.passage)), None)
+  return next((other for other in sorted(set(others)) if are_near_copies(query, other.query)
+               and are_near_copies(passage, other.passage)), None)
 
 
-def are_near(one: str, other: str) -> bool:
+def are_near_copies(one: str, other: str) -> bool:
   """Whether two texts share 0.8 of the runs of both: of texts below 8 words, all words in their order."""
   a, b = _runs(one), _runs(other)
   return len(a & b) >= NEAR * len(a | b)

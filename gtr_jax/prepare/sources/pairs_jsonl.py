@@ -51,7 +51,9 @@ _SHAPES = {"list": "lists: the first text is the query, the second the passage, 
            "texts": 'of "texts", the first is the query, the second the passage'}
 
 
-class _Pair(NamedTuple):
+class RawPair(NamedTuple):
+  """A pair as a line has it: its texts may be of any kind yet."""
+
   query: Any
   passage: Any
   negatives: Sequence[Any] = ()
@@ -134,7 +136,7 @@ class PairsJsonl:
       if row is None and counts.places:
         raise InputError(f"{counts.places[0]}, and no other line is better; expected {_KINDS}")
       try:
-        self._pairs(row)
+        self.pairs_of(row)
       except ValueError as e:
         of_table = "the first line of CSV and TSV names their columns; " * (part.kind in (tables.CSV, tables.TSV))
         raise InputError(f"{place}: {e}; {of_table}expected {_KINDS}, "
@@ -145,8 +147,8 @@ class PairsJsonl:
                            f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
       for _, row in first[:_SHOWN_LINES]:
         with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
-          self._pairs(row)
-          kinds.setdefault(self._kind(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
+          self.pairs_of(row)
+          kinds.setdefault(self.kind_of(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
     vars(self)["_said"] = self._all_described(kinds)
     return parts
 
@@ -203,7 +205,7 @@ class PairsJsonl:
     """Yields ("", example)."""
     for place, row in self._rows(part, counts):
       try:
-        pairs = self._pairs(row)
+        pairs = self.pairs_of(row)
         examples = self._examples(pairs, place, counts)
       except ValueError as e:
         counts.broken(place, str(e))
@@ -218,8 +220,8 @@ class PairsJsonl:
         else:
           yield "", example
 
-  def _kind(self, row: Any) -> Meaning | str:
-    """What a line is: one of `_SHAPES`, or what its fields mean. Raises ValueError that says what is wrong with it."""
+  def kind_of(self, row: Any) -> Meaning | str:
+    """What a line is: "list", "set" or "texts", or what its fields mean. Raises ValueError, in words."""
     if isinstance(row, list):
       return "list"
     if not isinstance(row, dict):
@@ -232,9 +234,9 @@ class PairsJsonl:
           return shape
     return meaning(row, self._named)
 
-  def _pairs(self, row: Any) -> list[_Pair]:
-    """Of one line. Raises ValueError that says what is wrong with it."""
-    kind = self._kind(row)
+  def pairs_of(self, row: Any) -> list[RawPair]:
+    """Of one line, with all that the line says is none. Raises ValueError, in words."""
+    kind = self.kind_of(row)
     if kind == "list":
       if len(row) < 2:
         raise ValueError(f"a list of {len(row)}, where a pair has 2")
@@ -242,14 +244,14 @@ class PairsJsonl:
         if isinstance(text, str) and NUMBER.fullmatch(text.strip()):
           raise ValueError(f"a list with {text!r} behind its pair, which looks like a score or a label and not like a "
                            "negative; write objects, with names for what is in them")
-      return [_Pair(row[0], row[1], row[2:])]
+      return [RawPair(row[0], row[1], row[2:])]
     if kind == "set":
       texts = row["set"]
       mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
-      return [_Pair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
-    return [_Pair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
+      return [RawPair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
+    return [RawPair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
 
-  def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[_Pair]:
+  def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[RawPair]:
     query = _joined(row, kind.query)
     passages = texts_of(row, kind.passage[0]) if kind.several else [_joined(row, kind.passage)]
     negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
@@ -258,11 +260,11 @@ class PairsJsonl:
     ids = _identifier(row, self.query_id or kind.query_id), _identifier(row, self.passage_id or kind.passage_id)
     negative_ids = _identifiers(row, kind.negative_ids, len(negatives))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
-    pairs = [_Pair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative,
+    pairs = [RawPair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative,
                    negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
              for passage, of_passage, vector in zip(passages, of_passages, passage_vectors, strict=True)]
     if is_negative:  # And what else the line calls a negative is one as well.
-      pairs += [_Pair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True,
+      pairs += [RawPair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True,
                       vectors=(of_query, vector)) for negative, score, negative_id, vector in zip(
                           negatives, of_negatives, negative_ids, negative_vectors, strict=True)]
       pairs = [pair._replace(negatives=(), negative_ids=(), scores=pair.scores[:1], vectors=pair.vectors[:2])
@@ -272,10 +274,10 @@ class PairsJsonl:
   def _examples(self, pairs, place, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
     several = any(pair.negatives for pair in pairs)
-    positives = {folded(self._text(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
+    positives = {folded(self.text_of(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
-      query, passage, *found = (self._text(t) for t in (pair.query, pair.passage, *pair.negatives))
+      query, passage, *found = (self.text_of(t) for t in (pair.query, pair.passage, *pair.negatives))
       scores = pair.scores[1:] or (math.nan,) * len(found)
       ids = pair.negative_ids or ("",) * len(found)
       vectors = pair.vectors[2:] or ("",) * len(found)
@@ -289,7 +291,8 @@ class PairsJsonl:
       examples.append(with_negatives(example, right))
     return examples
 
-  def _text(self, value):
+  def text_of(self, value: Any) -> str:
+    """Of a query or passage as a line has it, without what is no text. Raises ValueError, in words."""
     value = passage_text(value)
     if not isinstance(value, str):
       raise ValueError(f"{jsonl.kind_of(value)} ({json.dumps(value)[:40]}), where a text is expected")
