@@ -92,12 +92,13 @@ class Checkpointer:
       tidy(self.directory)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("checkpoints: set aside what is not whole")
+    self._preserves = _LastAndBest(keep, self.best_step, self.directory)
     self._manager = ocp.CheckpointManager(
         self.directory, item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             # Orbax would also remove what only has such a name in it, and in a bucket all without its marker.
             cleanup_tmp_directories=False, step_name_format=WholeSteps(),
-            preservation_policy=_LastAndBest(keep, self.best_step, self.directory)))
+            preservation_policy=self._preserves))
     self._scores = {step: score_of(self.directory / str(step)) for step in self._manager.all_steps()}
 
   def steps(self) -> list[int]:
@@ -183,6 +184,13 @@ class Checkpointer:
   def wait(self) -> None:
     """Returns when what was saved is on disk."""
     self._manager.wait_until_finished()
+
+  def finish(self) -> None:
+    """At the end of a run: waits, and removes the step that was the best until `set_progress` said that another is."""
+    self.wait()
+    for step in set(self.steps()) - self._preserves.of(self.steps()):
+      self._manager.delete(step)
+    self._scores = {step: self._scores[step] for step in self.steps()}
 
   def close(self) -> None:
     """Waits, then frees the threads. What a save that has failed leaves is removed."""
@@ -273,6 +281,10 @@ class _LastAndBest:
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    steps = sorted(info.step for info in checkpoints)
-    kept = {*steps[-self.keep:], self.best_step()}
-    return [info.step in kept or os.path.islink(self.directory / str(info.step)) for info in checkpoints]
+    kept = self.of([info.step for info in checkpoints])
+    return [info.step in kept for info in checkpoints]
+
+  def of(self, steps: Collection[int]) -> set[int]:
+    """Those of the steps that are kept."""
+    kept = {*sorted(steps)[-self.keep:], self.best_step()}
+    return {step for step in steps if step in kept or os.path.islink(self.directory / str(step))}

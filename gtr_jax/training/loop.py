@@ -208,6 +208,8 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       with doing(SAVE, step):
         checkpointer.wait()
   if not loop.gave_evaluation_up and (step >= periods.train_steps or gave_up):
+    with doing(SAVE, step):
+      checkpointer.finish()
     return FitResult(state, None, gave_up, loop.start)
   stopped_by = stop.received or signal.SIGTERM  # of another process
   if jax.process_index() == 0:

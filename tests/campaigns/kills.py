@@ -9,7 +9,8 @@ SIGKILL, or SIGTERM; it is started again on a number of processes that is drawn 
 - the losses are: bit for bit while a run has always had one number of processes and the undisturbed run has it too,
   else to 1e-6 of the loss for each step, as sums are made in another order;
 - what is evaluated is evaluated at the same steps;
-- nothing lies in the folders but what the undisturbed run has there too, and no process is left.
+- nothing lies in the folders but what the undisturbed run has there too, and no process is left. Of checkpoints there
+  are as many, and the same last one: before it may be one that was saved on SIGTERM.
 
 Most processes are forked from this one, which has imported all that they import: of a life that would take half; every
 eighth time they are started as a user does. One line for each kill; at the end, figures.
@@ -181,7 +182,9 @@ class Run:
       name = str(path.relative_to(self.folder))
       if not name.startswith(("watched", "run/tensorboard/")) and not re.search("/array_metadatas|/ocdbt", name):
         names.add(re.sub(r"/[0-9a-f]{32}(\.npz)?$|/_sharding.*|process_\d+", "", name))
-    return names
+    steps = sorted(int(name.name) for name in (self.model_dir / "checkpoints").iterdir() if name.name.isdigit())
+    before = {str(step): f"before_{len(steps) - number}" for number, step in enumerate(steps[:-1])}
+    return {re.sub(r"(?<=^run/checkpoints/)\d+", lambda step: before.get(step[0], step[0]), name) for name in names}
 
 
 def wait(processes: list[Process], seconds: float) -> bool:

@@ -223,6 +223,18 @@ def test_progress_and_metric_can_be_set_later(folder):
   assert again.restore(abstract(make_state())).progress == {"n": 3}
 
 
+def test_a_step_that_is_the_best_no_more_is_removed_at_the_end(folder):
+  """Saved on a signal and evaluated when training goes on, the last step comes up as the best behind the last save."""
+  checkpointer = saved(folder, [1, 2, 3], {1: 0.5})
+  checkpointer.finish()
+  assert checkpointer.steps() == [1, 2, 3]
+  checkpointer.set_progress(3, {"n": 3}, 0.7)
+  checkpointer.finish()
+  assert checkpointer.steps() == [2, 3] and checkpointer.best_step() == 3
+  assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+  checkpointer.close()
+
+
 def test_nothing_on_the_screen(folder, capfd, recwarn):
   saved(folder, [1, 2, 3, 4], {1: 0.5, 3: 0.7}, keep=1).close()
   Checkpointer(folder).restore(abstract(make_state()))
