@@ -23,7 +23,9 @@ from jax.experimental import multihost_utils
 from gtr_jax.checkpoints.steps import (
     ITEMS,
     WholeSteps,
+    begin_removal,
     best_of,
+    end_removal,
     exists,
     find_checkpoint,
     list_steps,
@@ -188,14 +190,19 @@ class Checkpointer:
   def finish(self) -> None:
     """At the end of a run: waits, and removes the step that was the best until `set_progress` said that another is."""
     self.wait()
-    for step in set(self.steps()) - self._preserves.of(self.steps()):
+    others = set(self.steps()) - self._preserves.of(self.steps())
+    self._preserves.begin_removal(others)
+    for step in others:
       self._manager.delete(step)
+    self._preserves.begin_removal(())
     self._scores = {step: self._scores[step] for step in self.steps()}
 
   def close(self) -> None:
     """Waits, then frees the threads. What a save that has failed leaves is removed."""
     try:
       self._manager.close()
+      if jax.process_index() == 0:
+        end_removal(self.directory)
     finally:
       if jax.process_index() == 0:
         remove_unfinished(self.directory)
@@ -282,7 +289,13 @@ class _LastAndBest:
   def should_preserve(self, checkpoints, *, context):
     del context
     kept = self.of([info.step for info in checkpoints])
+    self.begin_removal({info.step for info in checkpoints} - kept)
     return [info.step in kept for info in checkpoints]
+
+  def begin_removal(self, steps: Collection[int]) -> None:
+    """Says on disk which steps Orbax is about to remove; those before are gone."""
+    if jax.process_index() == 0:
+      begin_removal(self.directory, steps)
 
   def of(self, steps: Collection[int]) -> set[int]:
     """Those of the steps that are kept."""

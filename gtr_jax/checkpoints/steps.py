@@ -2,7 +2,8 @@
 
 Orbax takes each folder that has a number for a name for a step, in a bucket each that has its marker. So one is looked
 at here only where it holds something that `checkpointer` saves. Nothing is deleted but what Orbax has begun under a
-temporary name; a step that is not whole, such as a part of a copy, or one of another version, is given another name.
+temporary name, and the rest of a step that was being removed; a step that is not whole, such as a part of a copy, or
+one of another version, is given another name.
 """
 
 import contextlib
@@ -13,17 +14,18 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io import atomic, failures
+from gtr_jax.io import atomic, failures, json_file
 from gtr_jax.io.paths import absolute, is_remote
 
 _TRIES = 20
+_REMOVING = "removing.json"  # The steps that Orbax has been told to remove.
 ITEMS = ("state", "progress")
 _NAMES = ocp.path.step.standard_name_format()  # 5, not 005 or 5.backup
 _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
@@ -116,12 +118,41 @@ def _may_be_checkpoints(directory: epath.Path) -> list[epath.Path]:
   return [*_step_folders(directory), *sorted(filter(_is_ours, aside))]
 
 
+def begin_removal(directory: epath.Path, steps: Collection[int]) -> None:
+  """To be called before Orbax is told to remove these whole steps, and has removed those before.
+
+  Killed then, it leaves parts of them, which `tidy` removes.
+  """
+  if steps:
+    atomic.write_json(directory / _REMOVING, sorted(steps), indent=None)
+  else:
+    end_removal(directory)
+
+
+def end_removal(directory: epath.Path) -> None:
+  """To be called when all that was to be removed is gone."""
+  (directory / _REMOVING).unlink(missing_ok=True)
+
+
+def _finish_removal(directory: epath.Path) -> None:
+  """Removes what is left of the steps of which a killed process has removed a part."""
+  if not (directory / _REMOVING).exists():
+    return
+  for step in json_file.read_json(directory / _REMOVING, list[int], "remove this file"):
+    folder = directory / str(step)
+    if folder.is_dir() and not os.path.islink(folder) and all(
+        part.name.startswith(("_", "commit_success", *ITEMS)) for part in folder.iterdir()) and _fault(folder):
+      folder.rmtree()
+  end_removal(directory)
+
+
 def tidy(directory: epath.Path) -> None:
   """Sets aside the steps that are not whole, and removes what a killed process of Orbax has left.
 
   Raises:
     InputError: nothing is whole.
   """
+  _finish_removal(directory)
   for path in list(directory.iterdir()):
     if _is_orbax_s(path):
       path.rmtree()

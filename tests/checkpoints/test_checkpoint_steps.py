@@ -26,6 +26,39 @@ def copy_of(folder, step, name, without=()):
   return folder / name
 
 
+def killed_while_removing(folder, monkeypatch, part):
+  """Steps 2 and 3, and what is left of step 1: of whose removal only `part` has come to pass."""
+  checkpointer = saved(folder, [1, 2])
+  monkeypatch.setattr(checkpointer._manager._checkpoint_deleter, "delete_steps", lambda steps: shutil.rmtree(
+      folder / "1" / part))
+  checkpointer.save(3, make_state(3), {"n": 3})
+  checkpointer.wait()
+  assert names(folder) == ["1", "2", "3", "removing.json"]
+
+
+@pytest.mark.parametrize("part", ["state", "progress"])
+def test_the_rest_of_a_step_that_was_being_removed_is_removed(folder, part, monkeypatch, capsys):
+  killed_while_removing(folder, monkeypatch, part)
+  checkpointer = Checkpointer(folder)
+  assert names(folder) == ["2", "3"] and checkpointer.steps() == [2, 3]
+  checkpointer.save(4, make_state(4), {})
+  checkpointer.close()
+  assert names(folder) == ["3", "4"] and not capsys.readouterr().err
+
+
+def test_what_else_lies_in_a_step_that_was_being_removed_is_kept(folder, monkeypatch):
+  killed_while_removing(folder, monkeypatch, "progress")
+  (folder / "1" / "notes.txt").write_text("of mine")
+  Checkpointer(folder).close()
+  assert names(folder) == ["1.set-aside-1", "2", "3"] and (folder / "1.set-aside-1" / "notes.txt").exists()
+
+
+def test_a_step_whose_removal_has_not_begun_stays(folder, monkeypatch):
+  killed_while_removing(folder, monkeypatch, "progress")
+  shutil.copytree(folder / "2" / "progress", folder / "1" / "progress")
+  assert Checkpointer(folder).steps() == [1, 2, 3] and names(folder) == ["1", "2", "3"]
+
+
 PARTS = ["state/_METADATA", "state", "progress", "progress/metadata"]
 
 
