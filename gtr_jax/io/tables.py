@@ -26,7 +26,8 @@ PART_BYTES = lines.PART_BYTES // 4  # Of what is compressed, about four times as
 _ROWS = 1000  # In memory as Python's at once.
 _MARKS = {b"PAR1": PARQUET, b"PARE": PARQUET, b"ARROW1": ARROW, b"\xff\xff\xff\xff": ARROW}
 _BINARY = (".parquet", ".arrow", ".feather")
-_ENDINGS = (*_BINARY, ".csv", ".tsv")
+_ENDINGS = (*_BINARY, ".csv", ".tsv", ".jsonl")
+_FEATHER_1 = b"FEA1"
 _NAMES = {PARQUET: "Parquet", ARROW: "Arrow"}
 _COMPRESSED = tuple(diagnose.ARCHIVES.values())
 _FILE_BEGINS = 8  # Where the stream within an Arrow file does.
@@ -54,16 +55,18 @@ def kind(path: str | os.PathLike) -> str:
     what = diagnose.stand_in(begin) or ("is empty; fetch it again" if not begin else f"holds a {archive} archive; "
                                         "unpack it" if archive else "no Parquet or Arrow file, as its name says; give "
                                         "it the ending of what it is (.jsonl, .csv), or write it anew")
+    if begin.startswith(_FEATHER_1):
+      what = "Feather of version 1, which is not read; write it anew with pyarrow.feather.write_feather"
     raise InputError(f"{place}: {what}")
   return found
 
 
 def files(path: str | os.PathLike) -> list[str]:
   """What a path stands for: a file for itself; a pattern such as `train-*.parquet` for the files of such names; a
-  folder for the tables in it, or where `datasets` wrote several splits into it, for those of `train`.
+  folder for the tables and JSON lines in it, or where `datasets` wrote several splits into it, for those of `train`.
 
   Raises:
-    InputError: a folder has none, or those of several splits.
+    InputError: a folder has none, or those of several splits, or of one that is not `train`.
   """
   place = location(path)
   text = os.fspath(place)
@@ -84,10 +87,10 @@ def files(path: str | os.PathLike) -> list[str]:
 def _in_folder(folder: epath.Path) -> list[str]:
   if (folder / "dataset_dict.json").exists():  # Of datasets.DatasetDict.save_to_disk.
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if "train" not in names and len(names) != 1:
+    if "train" not in names:
       raise InputError(f"{folder}: a DatasetDict without a split 'train'; name the folder of one of its splits "
                        f"({', '.join(names) or 'none'})")
-    return _in_folder(folder / ("train" if "train" in names else names[0]))
+    return _in_folder(folder / "train")
   if (folder / "state.json").exists():  # Of datasets.Dataset.save_to_disk.
     state = _object(folder / "state.json")
     if state.get("_indices_data_files") or state.get("_indices_files"):
@@ -101,12 +104,17 @@ def _in_folder(folder: epath.Path) -> list[str]:
       return named
   found = sorted(os.fspath(path) for path in folder.iterdir() if _is_named_as_table(path.name) and not path.is_dir())
   if not found:
-    raise InputError(f"{folder}: a folder, where a file was expected, and no table ({', '.join(_ENDINGS)}) in it; name "
-                     "the files in it")
+    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+                   and any(_is_named_as_table(file.name) for file in path.iterdir()))
+    raise InputError(f"{folder}: a folder, where a file was expected, and nothing to read ({', '.join(_ENDINGS)}) in "
+                     f"it; {f'name its folder {below[0]}/, or files in it' if below else 'name the files in it'}")
   splits = {split for path in found for split in [_split(path)] if split}
   if len(splits) > 1:
     raise InputError(f"{folder}: files of several splits ({', '.join(sorted(splits))}); name those of one, such as "
                      f"'{folder}/*{min(splits, key=_SPLITS.index)}*'")
+  if splits - {"train"}:
+    raise InputError(f"{folder}: files of the split {min(splits)!r} alone; if they are meant, name them: "
+                     f"'{folder}/*{min(splits)}*'")
   return found
 
 
@@ -327,7 +335,7 @@ def _of_parquet(f, part, wanted):
   """(names of all columns, those wanted, batch, bytes of the file)."""
   from pyarrow import parquet
   starts = [start for start, _ in _row_groups(f)]
-  file = parquet.ParquetFile(f, buffer_size=1 << 20)
+  file = parquet.ParquetFile(f, buffer_size=1 << 20, page_checksum_verification=True)
   names, chosen = _chosen(part.path, file.schema_arrow.names, wanted)
   groups = [i for i, start in enumerate(starts) if part.start <= start and (part.stop is None or start < part.stop)]
   rows = sum(file.metadata.row_group(i).num_rows for i in groups)

@@ -204,10 +204,8 @@ def test_folders_of_datasets(tmp_path):
   (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
   assert [row for _, row in read(tmp_path / "all")] == ROWS[:700]
   assert [row for _, row in read(tmp_path / "all" / "test")] == ROWS[:9]
-  (tmp_path / "all" / "train").rename(tmp_path / "elsewhere")
-  assert [row for _, row in read(tmp_path / "all")] == ROWS[:9]
-  (tmp_path / "elsewhere").rename(tmp_path / "all" / "other")
-  assert "without a split 'train'; name the folder of one of its splits (other, test)" in error(read, tmp_path / "all")
+  (tmp_path / "all" / "train").rename(tmp_path / "elsewhere")  # A test set is not trained on unasked.
+  assert "without a split 'train'; name the folder of one of its splits (test)" in error(read, tmp_path / "all")
   (tmp_path / "all" / "test" / "state.json").write_text('{"_data_files": ["x.arrow"]}')
   assert "state.json: not as datasets writes it" in error(read, tmp_path / "all" / "test")
   (tmp_path / "all" / "test" / "state.json").write_text("[")
@@ -232,12 +230,34 @@ def test_folders_and_patterns(tmp_path, monkeypatch):
   (folder / "test-00000-of-00001.parquet").write_bytes(b"")
   assert error(read, folder) == (f"{folder}: files of several splits (test, train); name those of one, such as "
                                  f"'{folder}/*train*'")
+  for file in folder.glob("train*"):
+    file.unlink()
+  assert error(read, folder) == (f"{folder}: files of the split 'test' alone; if they are meant, name them: "
+                                 f"'{folder}/*test*'")
   (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
   assert tables.files("x.jsonl") == ["x.jsonl"] and tables.kind("x.jsonl") == ""
   assert read("x.jsonl") == [("x.jsonl:1", {"a": 1})]
   assert tables.parts("x.jsonl") == [lines.Part("x.jsonl")]
   (tmp_path / "none").mkdir()
   assert error(read, tmp_path / "none").startswith(f"{tmp_path}/none: a folder, where a file was expected")
+  (tmp_path / "none" / "data").mkdir()
+  (tmp_path / "none" / "data" / "train.csv").write_text("a\n1\n")
+  assert error(read, tmp_path / "none").endswith("in it; name its folder data/, or files in it")
+
+
+def test_a_folder_of_tables_and_json_lines_is_read_whole(tmp_path):
+  parquet.write_table(pyarrow.Table.from_pylist([{"a": 1}]), tmp_path / "a.parquet")
+  (tmp_path / "b.jsonl").write_text('{"a": 2}\n')
+  (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"a": 3}\n', mtime=0))
+  assert [row for _, row in read(tmp_path)] == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_a_page_with_another_checksum(tmp_path):
+  path = tmp_path / "x.parquet"
+  parquet.write_table(pyarrow.table({"a": ["some text"] * 3 + ["other text"]}), path, compression="none",
+                      use_dictionary=False, write_page_checksum=True, write_statistics=False)
+  path.write_bytes(path.read_bytes().replace(b"other text", b"Other text", 1))
+  assert "Parquet that cannot be read (" in error(read, path) and "fetch it again" in error(read, path)
 
 
 def cut(share):
@@ -252,6 +272,7 @@ def cut(share):
     (lambda data: b"<!DOCTYPE html><html>", "a web page"),
     (partial(gzip.compress, mtime=0), "holds a .gz archive; unpack it"),
     (lambda data: b'{"query": "a"}\n', "no Parquet or Arrow file, as its name says"),
+    (lambda data: b"FEA1" + data, "Feather of version 1, which is not read; write it anew"),
 ])
 def test_what_is_damaged(tmp_path, name, damage, message):
   path = tmp_path / name
