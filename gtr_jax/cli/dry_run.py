@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of a dry run."""
   group = parser.add_argument_group(
       "dry run", "Compile the training step of this configuration without running it, print what it needs on each "
-      "device and what it takes at least, and stop. Nothing is allocated, and no data is read or written, but that what "
-      "--pairs names is made ready; a model, a run and a mesh are enough of a configuration.")
+      "device and what it takes at least, and stop. Nothing is allocated, and no data is read or written but those "
+      "of --pairs, which are made ready; a model, a run and a mesh are enough of a configuration.")
   group.add_argument("--dry_run", action="store_true", help="do that")
   group.add_argument("--described_devices", type=flags.of(Annotated[int, Range(1, MOST_DEVICES)]), metavar="N",
                      help="for a mesh of N devices that need not be here (default: those of this machine)")
