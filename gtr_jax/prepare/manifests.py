@@ -25,7 +25,7 @@ from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableErr
 from gtr_jax.text import language
 from gtr_jax.values.ranges import Range
 
-FORMAT = 8  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 9  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NOT_OF_PARTS = ("name", "without", "decontaminate", "near_duplicates")  # What is read does not depend on them by name.
 _NAME = re.compile(r"[\w-][\w.-]*")

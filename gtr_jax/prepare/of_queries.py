@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import distinct, folded
+from gtr_jax.text.same_text import distinct
 
 MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
 _FEW_POSITIVES = 4
@@ -52,29 +52,33 @@ def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
-  """The pairs of a query, each knowing of the others: its negatives are none of their passages, but those of pairs that
-  are `NEGATIVE`, which are not among the result."""
-  positives = [pair for pair in pairs if pair.split != records.NEGATIVE]
+  """The pairs of a query, each knowing of the others: its negatives are none of their passages, nor what an `ANSWER` is
+  of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
+  positives = [pair for pair in pairs if pair.is_trained_on]
   if len(pairs) == len(positives) < 2:
     yield from positives
     return
+  negatives = [pair for pair in pairs if pair.split == records.NEGATIVE]
   if not positives:
-    counts.drop("negative_without_positive", n=len(pairs), **_shown(pairs[0]) if counts.wants(
-        "negative_without_positive") else {})
+    if negatives:
+      counts.drop("negative_without_positive", n=len(negatives), **_shown(negatives[0]) if counts.wants(
+          "negative_without_positive") else {})
     return
   examples = [records.example_in(pair.record) for pair in positives]
   others = [Negative(example.passage, example.passage_id, (*example.scores, math.nan)[0], (*example.vectors, "", "")[1])
-            for example in (records.example_in(pair.record) for pair in pairs if pair.split == records.NEGATIVE)]
-  answers = {folded(example.passage): records.key_of(example.passage) for example in examples}
+            for example in (records.example_in(pair.record) for pair in negatives)]
+  answers = {records.key_of(example.passage): None for example in examples}
+  answers |= {pair.record.decode(): None for pair in pairs if pair.split == records.ANSWER}
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)
     kept = distinct((*found, *others), lambda negative: negative.text)
-    right = [negative for text, negative in kept.items() if text not in answers]
+    keys = dict(zip(kept, map(records.key_of, kept), strict=True))
+    right = [negative for text, negative in kept.items() if keys[text] not in answers]
     if dropped := len(kept) - len(right):
       counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
-          negative.text for text, negative in kept.items() if text in answers))
-    own = folded(example.passage)
-    known = [key for text, key in answers.items() if text != own]
+          negative.text for text, negative in kept.items() if keys[text] in answers))
+    own = records.key_of(example.passage)
+    known = [key for key in answers if key != own]
     if known:
       counts.add(_FEW if len(known) <= _FEW_POSITIVES else _MANY)
     if len(known) > MOST_POSITIVES:

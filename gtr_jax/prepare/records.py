@@ -13,9 +13,10 @@ import google_crc32c
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
-from gtr_jax.text.same_text import text_key
+from gtr_jax.text.same_text import folded, text_key
 
 NEGATIVE = "negative"  # The split of a pair that is none: its passage is a negative of the query's pairs.
+ANSWER = "answer"  # Of one that is not trained on, though its passage answers the query. `key_of` that is the record.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
@@ -24,7 +25,18 @@ class Pair(NamedTuple):
 
   digest: bytes  # 16 bytes: 8 that pairs of a query share, 8 in whose order they are put, which is a random one.
   split: str  # Or NEGATIVE.
-  record: bytes  # tf.train.Example; of a mark: the reason, UTF-8.
+  record: bytes  # tf.train.Example; of a mark: the reason and, behind a space, `key_of` the passage, UTF-8.
+
+  @property
+  def is_trained_on(self) -> bool:
+    """Whether it is no mark, no `NEGATIVE` and no `ANSWER`."""
+    return self.split not in ("", NEGATIVE, ANSWER)
+
+
+def answer(query: str, passage: str) -> Pair | None:
+  """What the pairs of a query are told of a passage that answers it, and is in none of them; None of an empty text."""
+  digest = digest_of(*(folded(text).encode(errors="surrogatepass") for text in (query, passage)))
+  return Pair(digest, ANSWER, key_of(passage).encode()) if query.strip() and passage.strip() else None
 
 
 def digest_of(query: bytes, passage: bytes) -> bytes:

@@ -53,6 +53,7 @@ class Tally(Counts):
   def __init__(self):
     super().__init__()
     self.dropped: list[dict[str, str]] = []
+    self._answers: list[Pair] = []
     self._kept = collections.Counter[str]()
 
   def drop(self, reason: str, place: str = "", n: int = 1, **texts: str) -> None:
@@ -60,6 +61,15 @@ class Tally(Counts):
     if self.wants(reason):
       shown = {name: _beginning(text) for name, text in texts.items() if text}
       self.keep([{"reason": reason, "place": place or self.place} | shown])
+
+  def answer(self, query: str, passage: str) -> None:
+    if (pair := records.answer(query, passage)) is not None:
+      self._answers.append(pair)
+
+  def answers(self) -> Iterator[Pair]:
+    """What `answer` was told since the last time."""
+    answers, self._answers = self._answers, []
+    yield from answers
 
   def broken(self, place: str, why: str) -> None:
     super().broken(place, why)
@@ -102,7 +112,8 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
     with epath.Path(part.path).open("rb") as f:
       for record in records.read_records(f, part.path):
         lines.progress.on_bytes(len(record) + 16)
-        yield Pair(bytes.fromhex(records.id_in(record)), "", f"in_{part.name}".encode())
+        texts = records.texts_of(record)
+        yield Pair(bytes.fromhex(texts["example_id"][0]), "", f"in_{part.name} {texts['passage_key'][0]}".encode())
     return
   lines.progress.lines, yielded, tally.place = 0, 0, place_of(part)
   for key, value in plan.source.read(part, tally):
@@ -111,6 +122,8 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
       yield Value(key, marshal.dumps(value))
     elif (pair := pair_of(plan, value, tally)) is not None:
       yield pair
+    yield from tally.answers()
+  yield from tally.answers()
   tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
 
 
@@ -120,11 +133,13 @@ def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterato
   for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
     if (pair := pair_of(plan, example, tally)) is not None:
       yield pair
+  yield from tally.answers()
 
 
 def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
   """None, and dropped for a reason, where the example is not to train on: what gives a test away by
-  `prepare.decontaminate`, what is in another language by `text.language`, and equal texts by `text.same_text`."""
+  `prepare.decontaminate`, what is in another language by `text.language`, and equal texts by `text.same_text`. What
+  answers the query stays known (`Tally.answers`)."""
   if len(example.negative_ids) not in (0, len(example.negatives)):
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
   if len(example.scores) not in (0, 1 + len(example.negatives)):
@@ -141,25 +156,41 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     tally.drop("query_is_passage", **shown)
     return None
   digest = records.digest_of(query, passage)
+  example = _without_copies(example, tally)
   split = example.split
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
     if what := find(example.query, example.passage):
-      tally.drop(f"contaminated by {what}", **shown)
-      return None
+      return _left_out(f"contaminated by {what}", example, shown, tally)
     example = _clean_negatives(example, find, tally)
   if not language.pair_is_in(plan.language, example.query, example.passage):
-    tally.drop("language", **shown)
-    return None
+    return _left_out("language", example, shown, tally)
   group = example.group.encode(errors="surrogatepass") or query
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
     return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
-    tally.drop("not_unicode", **shown)
-    return None
+    return _left_out("not_unicode", example, shown, tally)
 
+
+def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally) -> None:
+  """Counts it; its passage answers the query all the same."""
+  tally.drop(reason, **shown)
+  if not example.is_negative:
+    tally.answer(example.query, example.passage)
+
+
+def _without_copies(example: Example, tally: Tally) -> Example:
+  """The example without negatives that are its query, and with the first of equal ones."""
+  if not example.negatives:
+    return example
+  different = distinct(negatives_of(example), lambda negative: negative.text)
+  if copies := len(example.negatives) - len(different):
+    tally.add("equal_negative", copies)
+  if own := different.pop(folded(example.query), None):
+    tally.drop("negative_is_query", query=example.query, negative=own.text)
+  return with_negatives(example, list(different.values())) if copies or own else example
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
   """The example without the negatives that have what is tested."""
@@ -210,7 +241,7 @@ def kept(pairs: Iterable[tuple], tally: Tally,
 def different(pairs: Iterable[tuple]) -> Iterator[Pair]:
   """Of pairs in order of their digests those that `kept` writes, where none is near to another."""
   for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
-    yield from (pair for pair in _unique(list(group), Counts()) if pair.split != records.NEGATIVE)
+    yield from (pair for pair in _unique(list(group), Counts()) if pair.is_trained_on)
 
 
 def _texts(record: bytes, reason: str, tally: Counts) -> dict[str, Any]:
@@ -220,16 +251,18 @@ def _texts(record: bytes, reason: str, tally: Counts) -> dict[str, Any]:
 
 
 def _unique(pairs: Sequence[Pair], tally: Counts) -> Iterator[Pair]:
-  """Of each digest the first pair for validation, else the first, and none where there is a mark. It gets the negatives
-  of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay."""
+  """Of each digest the first pair for validation, else the first, and where there is a mark an `ANSWER` alone. It gets
+  the negatives of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay."""
   if len(pairs) == 1 and pairs[0].split:
     yield pairs[0]
     return
   for _, group in itertools.groupby(pairs, key=lambda pair: pair.digest):
-    mark, first, others = None, None, []
+    mark, answer, first, others = None, None, None, []
     for pair in group:
       if not pair.split:
         mark = mark or pair
+      elif pair.split == records.ANSWER:
+        answer = pair
       elif pair.split == records.NEGATIVE:
         yield pair
       elif mark or first and not (pair.split == "validation" != first.split):
@@ -241,8 +274,12 @@ def _unique(pairs: Sequence[Pair], tally: Counts) -> Iterator[Pair]:
       if copies := [pair for pair in others if pair.split == first.split]:
         first = _with_negatives_of(first, copies, tally)
       yield first
+    elif answer:
+      yield answer
+    reason, _, key = mark.record.decode().partition(" ") if mark else ("duplicate", "", "")
+    if mark and not answer:
+      yield mark._replace(split=records.ANSWER, record=key.encode())
     for pair in others:
-      reason = mark.record.decode() if mark else "duplicate"
       tally.drop(reason, **_texts(pair.record, reason, tally))
 
 

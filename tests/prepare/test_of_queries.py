@@ -18,13 +18,14 @@ def prepare(tmp_path):
   """Prepares the rows of some files; gives the examples by passage, and the counts."""
   data_root.set_data_dir(str(tmp_path / "data"))
 
-  def prepare(*files, **settings):
+  def prepare(*files, source=None, **settings):
     paths = []
     for number, rows in enumerate(files):
       paths.append(tmp_path / f"{number}.jsonl")
       paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = f"p{len(list(tmp_path.glob('data/p*')))}"
-    folder = Path(engine.prepare(PairsJsonl(tuple(map(str, paths)), max_pairs=99), Settings(name, **settings),
+    read = PairsJsonl(tuple(map(str, paths)), **{"max_pairs": 99} | (source or {}))
+    folder = Path(engine.prepare(read, Settings(name, **settings),
                                  processes=1, say=lambda line: None))
     found = {}
     for path in folder.glob("*.tfrecord"):
@@ -89,3 +90,54 @@ def test_pairs_of_a_query_do_not_lie_together(prepare, tmp_path):
       order += [records.example_in(record).query for record in records.read_records(f, str(path))]
   together = sum(a == b for a, b in zip(order, order[1:], strict=False))
   assert len(order) == 8000 and together < 400  # Of 6,000: about 3 of each 125 that a shard has.
+
+
+@pytest.mark.parametrize(("source", "answer", "reason"), [
+    ({"min_words": 2}, "short", "too_short"), ({"max_characters": 60}, "long " * 20, "too_long"),
+    ({"max_pairs": 1}, "the second of the line", "more_pairs_in_a_line"),
+])
+def test_what_is_not_trained_on_is_an_answer_all_the_same(prepare, source, answer, reason):
+  rows = [{"query": "Is it this?", "pos": ["the first of the line", answer]},
+          {"query": "is it this", "positive": "another answer", "negatives": [answer.upper(), "no answer"]},
+          {"query": "is it this", "positive": answer, "label": 0}, {"query": "alone at all", "positive": "x " * 50}]
+  found, counts = prepare(rows, source=source)
+  assert found["another answer"].negatives == ("no answer",) and counts[reason] >= 1
+  assert set(found["another answer"].positives) == keys("the first of the line", answer)
+  assert found["the first of the line"].negatives == ()
+  assert "negative_without_positive" not in counts
+
+
+def test_also_what_is_in_another_language_gives_a_test_away_or_is_prepared_already(prepare, tmp_path):
+  german = "Das Wetter wird morgen schön und warm, sagen die Leute im Dorf"
+  rows = [{"query": "how is the weather here", "positive": "It will be warm and sunny tomorrow"},
+          {"query": "how is the weather here", "positive": german},
+          {"query": "how is the weather here", "positive": "Look out of the window", "negatives": [german, "No idea"]}]
+  found, counts = prepare(rows, language="en")
+  assert found["Look out of the window"].negatives == ("No idea",) and counts["language"] == 1
+  assert keys(german) < set(found["Look out of the window"].positives)
+  collection = tmp_path / "collection"
+  (collection / "qrels").mkdir(parents=True)
+  (collection / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": german}) + "\n")
+  (collection / "queries.jsonl").write_text('{"_id": "q", "text": "something that nobody has asked"}\n')
+  (collection / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+  found, counts = prepare(rows[1:], decontaminate=(str(collection),))
+  assert set(found["Look out of the window"].positives) == keys(german) and counts["contaminated"] == 1
+  prepare(rows[1:2])
+  found, counts = prepare(rows, [{"query": "another", "positive": "y"}], without=("p2",))
+  assert found["Look out of the window"].negatives == ("No idea",) and counts["in_p2"] == 1
+  assert keys(german) < set(found["Look out of the window"].positives)
+
+
+def test_of_broken_and_empty_pairs_nothing_is_known(prepare):
+  found, _ = prepare([{"query": "q", "positive": "A", "negatives": ["n"]}, {"query": "q", "positive": ""},
+                      {"query": "", "positive": "n"}, {"query": "q", "pos": ["n", 3]}], source={"max_pairs": 1})
+  assert found["A"].negatives == ("n",) and found["A"].positives == ()
+
+
+def test_negatives_that_are_the_query_or_there_twice(prepare):
+  row = {"query": "What is it?", "positive": "A", "negatives": ["n", "what is it", "N.", "m"], "negative_ids": [1, 2, 3, 4],
+         "scores": [0.9, 0.1, 0.2, 0.3, 0.4]}
+  found, counts = prepare([row])
+  assert found["A"].negatives == ("n", "m") and found["A"].scores == (0.9, 0.1, 0.4)
+  assert found["A"].negative_ids == ("1", "4")
+  assert counts["negative_is_query"] == 1 and counts["equal_negative"] == 1

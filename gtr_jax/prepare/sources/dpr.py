@@ -96,6 +96,8 @@ class Dpr:
     for passage_id, text in positives[:self.num_positives or None]:
       yield Example(query, text, _id(record, ("query_id", "id")), passage_id, texts, ids if all(ids) else (),
                     split=split)
+    for _, text in positives[self.num_positives:] if self.num_positives else ():
+      counts.answer(query, text)
 
 
 def _passages(found: list) -> list[tuple[str, str]]:

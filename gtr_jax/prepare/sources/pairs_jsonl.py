@@ -214,9 +214,14 @@ class PairsJsonl:
         more = pairs[len(examples)]
         counts.drop("more_pairs_in_a_line", place, len(pairs) - len(examples), query=str(more.query), passage=str(
             passage_text(more.passage)))
+        for pair in pairs[len(examples):]:
+          if not pair.is_negative:
+            counts.answer(self.text_of(pair.query), self.text_of(pair.passage))
       for example in examples:
         if reason := self._reason(example):
           counts.drop(reason, place, query=example.query, passage=example.passage)
+          if not example.is_negative:
+            counts.answer(example.query, example.passage)
         else:
           yield "", example
 
@@ -273,7 +278,7 @@ class PairsJsonl:
 
   def _examples(self, pairs, place, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
-    several = any(pair.negatives for pair in pairs)
+    several = any(pair.negatives for pair in pairs) or len(pairs) > self.max_pairs
     positives = {folded(self.text_of(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
