@@ -15,6 +15,7 @@ QUERIES = {
     "sky": "Why is the sky blue in the morning?", "c": "C++", "negative": "-1 < 0", "digits": r"what does \d+ match",
     "short": "king's son", "measles": "What are the symptoms of measles?", "five": "where does the king live",
     "long": "a question of more than thirteen words, " + " ".join(f"asked{i}" for i in range(14)), "mark": "?",
+    "lupus": "what is lupus", "stop": "is it this",
     "python": "is it true that python is faster than java",
 }
 LONG = " ".join(f"word{i}" for i in range(30))
@@ -55,10 +56,13 @@ def tested(tmp_path_factory):
     ("Are these symptoms of measles?", "p", None),  # Two words that are no stop words.
     ("tell me: what are the symptoms of measles", "p", "query measles"),
     ("I ask where does the king live now", "p", None),  # Five words stand together in many texts.
-    ("C++.", "p", "query c"), ("C", "p", None), ("C++ please", "p", None), ("C#", "p", None),
+    ("C++.", "p", "query c"), ("C", "p", None), ("C++ please", "p", "query c"), ("C#", "p", None),
     ("-1 < 0", "p", "query negative"), ("1 < 0", "p", None), ("-1 > 0", "p", None),
     (r"What does \d+ match?", "p", "query digits"), (r"What does \d* match?", "p", None),
-    ("King's son!", "p", "query short"), ("the king's son", "p", None), ("?", "p", "query mark"), ("!", "p", None),
+    ("King's son!", "p", "query short"), ("the king's son", "p", "query short"), ("?", "p", "query mark"), ("!", "p", None),
+    ("Is it true that what is lupus?", "p", "query lupus"), ("please tell me what lupus is", "p", "query lupus"),
+    ("q", "So, what is lupus?\nA disease.", "query lupus"), ("who is lupus", "p", None), ("lupus", "p", None),
+    ("q", "What is lupus? A disease", None), ("is that it", "p", None), ("what is lupus nephritis", "p", None),
     ("so, is it true that Python is faster than Java?", "p", "query python"),
     ("python is faster than java", "p", "query python"), ("java is faster than python", "p", None),
     (" ".join(f"asked{i}" for i in range(13)), "p", "query long"),

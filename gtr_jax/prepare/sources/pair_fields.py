@@ -20,17 +20,22 @@ _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("qu
           ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
 # Likewise, where it has none of those: "text" beside "query" and "title" may be either's.
 _LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
-           ("query", "context"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
+           ("query", "context"), ("question1", "question2"), ("text", "text_pair"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
            ("title", "text"))
 _QUERIES = ("query", "question", "anchor")
 _POSITIVES = ("pos", "positives", "positive_passages", "positive_ctxs")  # Several, with one of those.
-_NEGATIVES = re.compile(r"(hard_)?negatives?(_\d+)?|neg|(hard_)?negative_(passages|ctxs|documents|docs|texts)|"
+_NEGATIVES = re.compile(r"(hard_)?negatives?(_?\d+)?|neg|(hard_)?negative_(passages|ctxs|documents|docs|texts)|"
                         "downvoted_answer")
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
-QUERY_IDS, PASSAGE_IDS, _NEGATIVE_IDS = ("query_id",), ("passage_id", "positive_id"), ("negative_ids",)
+QUERY_IDS = ("query_id", "qid")
+PASSAGE_IDS = ("passage_id", "positive_id", "docid", "doc_id", "pid", "corpus_id")
 """Names of the fields of ids, which are found by themselves."""
+_POSITIVE_IDS = ("pos_id", "pos_ids", "positive_ids")  # As many as there are passages.
+_NEGATIVE_IDS = ("negative_ids", "negative_id", "neg_id", "neg_ids", "hard_negative_ids")
+_OBJECT_IDS = ("_id", "id", "docid", "doc_id", "passage_id", "psg_id", "pid", "corpus_id")  # Within a passage.
+_OBJECT_FIELDS = {"title", "text", "score", "title_score"}  # The last of these DPR has of its search, and others none.
 _VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
             re.compile(r"(positive|passage|document|answer|pos)_(vector|embedding)s?"),
             re.compile(r"((hard_)?negative|neg)_(vector|embedding)s"))
@@ -74,7 +79,7 @@ class Meaning(NamedTuple):
     negative_scores: of the negatives.
     several: whether there are several passages.
     query_id: of the query.
-    passage_id: of the passage, where there are not several.
+    passage_id: of the passage, or of all passages.
     negative_ids: of the negatives, where one field has them all.
     vectors: a teacher's: fields of the query's, of the passage's (or of all passages') and of all negatives'.
   """
@@ -112,7 +117,18 @@ def meaning(row: Mapping[str, Any], named: Named) -> Meaning:
   Raises:
     ValueError: they are of no kind that is known, or of several; or one that is not known may change what is meant.
   """
-  return _meaning(tuple(row), named)
+  names = tuple(row)
+  spelled = {name.lower(): name for name in names}
+  if named.query or len(spelled) < len(names) or spelled.keys() == set(names):
+    return _meaning(names, named)
+  return _spelled(_meaning(tuple(spelled), named._replace(ignored=tuple(map(str.lower, named.ignored)))), spelled)
+
+
+def _spelled(found: "Meaning", spelled: Mapping[str, str]) -> "Meaning":
+  """With the fields' names as they are written, of those in small letters."""
+  back = lambda value: (tuple(spelled.get(name, name) for name in value) if isinstance(value, tuple)  # noqa: E731
+                        else spelled.get(value, value) if isinstance(value, str) else value)
+  return Meaning(*map(back, found))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -133,19 +149,22 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
   elif "score" in scores and not _SCORED & {*found.passage}:
     raise ValueError("a pair with a 'score', which may say how alike its texts are, or what somebody thinks of them; "
                      "keep the pairs whose texts belong together, and " + _leave_out("score"))
+  elif "score" in scores and found.negatives and not found.several:
+    raise ValueError("a 'score' beside a passage and its negatives, which may be the passage's or the margin between "
+                     "them; name it positive_score, or give the scores of both as 'scores', or " + _leave_out("score"))
   for several in (labels, scores, negative_scores):
     if len(several) > 1:
       raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
   query_id, passage_id, negative_ids = (
       next((name for name in known if name in there and name not in found.fields), "")
-      for known in (QUERY_IDS, PASSAGE_IDS, _NEGATIVE_IDS))
+      for known in (QUERY_IDS, _POSITIVE_IDS + PASSAGE_IDS if found.several else PASSAGE_IDS + _POSITIVE_IDS,
+                    _NEGATIVE_IDS))
   of_query, of_passage, of_negative = (
       next((name for name in there if known.fullmatch(name) and name not in found.fields), "") for known in _VECTORS)
   found = found._replace(vectors=(of_query, of_passage, of_negative if found.negatives else ""))
   found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives, query_id=query_id,
-                         passage_id="" if found.several else passage_id,
-                         negative_ids=negative_ids if len(found.negatives) == 1 else "")
+                         passage_id=passage_id, negative_ids=negative_ids if len(found.negatives) == 1 else "")
   check_meaning([name for name in there if name not in found.fields], (), named.query != ())
   return found
 
@@ -170,6 +189,10 @@ def _guessed(there: Sequence[str]) -> Meaning:
   strict = [Meaning((query,), (passage,)) for query, passage in _NAMES if query in there and passage in there]
   looser = [Meaning((query,), (passage,)) for query, passage in _LOOSER if query in there and passage in there]
   possible = lists + strict or looser
+  if not possible and {"premise", "hypothesis"} <= {*there}:
+    raise ValueError("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the other "
+                     "(keep such pairs, and name the fields: --query premise --passage hypothesis --ignore label), are "
+                     "of no kind that is known")
   if not possible:
     raise ValueError(f"fields {', '.join(map(repr, there)) or 'none'} are of no kind that is known")
   if len(possible) > 1:
@@ -183,12 +206,14 @@ def label_of(value: Any, name: str) -> bool:
   """Whether the passage answers the query. Raises ValueError where the value does not say it."""
   if isinstance(value, list) and len(value) == 1:
     value, = value
+  if _is_none(value):
+    raise ValueError(f"{name} is {'empty' if isinstance(value, str) else 'null'}: give 0 or 1, or leave it out with "
+                     f"--ignore {name}")
   if isinstance(value, bool | int | float | str):
     text = str(value).strip().lower()
-    if text in ("1", "1.0", "true"):
-      return True
-    if text in ("0", "0.0", "false"):
-      return False
+    number = float(text) if NUMBER.fullmatch(text) else {"true": 1, "false": 0}.get(text)
+    if number in (0, 1):
+      return number == 1
   raise ValueError(f"field {name!r} is {jsonl.kind_of(value)} ({value!r:.40}), where 1 says that the texts belong "
                    f"together and 0 that they do not; keep the pairs that do, or {_leave_out(name)}")
 
@@ -199,8 +224,7 @@ def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int)
   Raises:
     ValueError: there are as many as of neither, or what is none.
   """
-  of_passages = _numbers(row.get(kind.scores), kind.scores)
-  of_negatives = _numbers(row.get(kind.negative_scores), kind.negative_scores)
+  of_passages, of_negatives = (_scores_in(row.get(name), name) for name in (kind.scores, kind.negative_scores))
   if not of_negatives and negatives and len(of_passages) == passages + negatives:
     of_passages, of_negatives = of_passages[:passages], of_passages[passages:]
   for name, values, count in ((kind.scores, of_passages, passages), (kind.negative_scores, of_negatives, negatives)):
@@ -208,6 +232,58 @@ def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int)
       raise ValueError(f"field {name!r} has {len(values)} scores for {passages} passages and {negatives} negatives; "
                        f"correct it, or {_leave_out(name)}")
   return of_passages or [math.nan] * passages, of_negatives or [math.nan] * negatives
+
+
+def _scores_in(value: Any, name: str) -> list[float]:
+  """NaN where there is none: null, NaN or an empty text."""
+  if isinstance(value, str) and value.strip().startswith("["):
+    value = _parsed(value.strip(), name)
+  if isinstance(value, list):
+    return [math.nan if _is_none(one) else _numbers([one], name)[0] for one in value]
+  return [] if _is_none(value) else _numbers(value, name)
+
+
+def _is_none(value: Any) -> bool:
+  """Whether it is no label and no score."""
+  if isinstance(value, str):
+    return value.strip().lower() in ("", "nan")
+  return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def in_objects(texts: Sequence[Any], ignored: Collection[str]) -> tuple[list[str], list[float]]:
+  """The ids and scores within passages that are objects; "" and NaN where there is none.
+
+  Raises:
+    ValueError: one is no id or no number, or a field that is not known may change what is meant.
+  """
+  ids, found = [""] * len(texts), [math.nan] * len(texts)
+  for i, value in enumerate(texts):
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+      check_meaning([name for name in value if name not in _OBJECT_FIELDS], ignored)
+      there = [name for name in _OBJECT_IDS if name in value and name not in ignored]
+      ids[i] = next(filter(None, (identifier_in(value, name) for name in there)), "")
+      if "score" not in ignored and not isinstance(value.get("score"), list):
+        found[i] = (*_scores_in(value.get("score"), "score"), math.nan)[0]
+  return ids, found
+
+
+def identifier_in(row: Mapping[str, Any], name: str) -> str:
+  """The id in a field, "" where it is null or not there. Raises ValueError where it is none."""
+  try:
+    return jsonl.identifier(row.get(name))
+  except ValueError as e:
+    raise ValueError(f"field {name!r}: {e}") from e
+
+
+def identifiers(row: Mapping[str, Any], name: str, count: int, what: str) -> list[str]:
+  """As many ids as texts, of a field with all of them; "" where it is null or not there. Raises ValueError."""
+  if not name or row.get(name) is None:
+    return [""] * count
+  found = texts_of(row, name)
+  if len(found) != count:
+    raise ValueError(f"field {name!r} has {len(found)} ids for {count} {what}; correct it, or if it means nothing "
+                     f"here, say so (--ignore {name})")
+  return [identifier_in({name: value}, name) for value in found]
 
 
 def vectors(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int) -> tuple[str, list[str], list[str]]:
@@ -257,7 +333,7 @@ def texts_of(row: Mapping[str, Any], name: str) -> list[Any]:
     ValueError: it begins as such a list, and is none.
   """
   value = row[name]
-  if isinstance(value, str) and _SEVERAL.fullmatch(name) and _LIST_BEGINS.match(value) and value.rstrip().endswith("]"):
+  if isinstance(value, str) and _SEVERAL.fullmatch(name.lower()) and _LIST_BEGINS.match(value) and value.rstrip().endswith("]"):
     value = _parsed(value, name)
   return [] if value is None else value if isinstance(value, list) else [value]
 

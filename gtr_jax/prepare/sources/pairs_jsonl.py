@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import hashlib
 import itertools
 import json
 import math
@@ -26,6 +27,9 @@ from gtr_jax.prepare.sources.pair_fields import (
     Meaning,
     Named,
     check_meaning,
+    identifier_in,
+    identifiers,
+    in_objects,
     label_of,
     meaning,
     passage_text,
@@ -261,15 +265,19 @@ class PairsJsonl:
     passages = texts_of(row, kind.passage[0]) if kind.several else [_joined(row, kind.passage)]
     negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
     of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
-    is_negative = bool(kind.label) and row[kind.label] is not None and not label_of(row[kind.label], kind.label)
-    ids = _identifier(row, self.query_id or kind.query_id), _identifier(row, self.passage_id or kind.passage_id)
-    negative_ids = _identifiers(row, kind.negative_ids, len(negatives))
+    is_negative = bool(kind.label) and not label_of(row[kind.label], kind.label)
+    query_id = identifier_in(row, self.query_id or kind.query_id)
+    ids = identifiers(row, self.passage_id or kind.passage_id, len(passages), "passages")
+    negative_ids = identifiers(row, kind.negative_ids, len(negatives), "negatives")
+    ids, of_passages = _filled(ids, of_passages, in_objects(passages, self.ignore))
+    negative_ids, of_negatives = _filled(negative_ids, of_negatives, in_objects(negatives, self.ignore))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
-    pairs = [RawPair(query, passage, negatives, *ids, scores=(of_passage, *of_negatives), is_negative=is_negative,
+    pairs = [RawPair(query, passage, negatives, query_id, passage_id, scores=(of_passage, *of_negatives), is_negative=is_negative,
                    negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
-             for passage, of_passage, vector in zip(passages, of_passages, passage_vectors, strict=True)]
+             for passage, passage_id, of_passage, vector in zip(passages, ids, of_passages, passage_vectors,
+                                                                strict=True)]
     if is_negative:  # And what else the line calls a negative is one as well.
-      pairs += [RawPair(query, negative, (), ids[0], negative_id, scores=(score,), is_negative=True,
+      pairs += [RawPair(query, negative, (), query_id, negative_id, scores=(score,), is_negative=True,
                       vectors=(of_query, vector)) for negative, score, negative_id, vector in zip(
                           negatives, of_negatives, negative_ids, negative_vectors, strict=True)]
       pairs = [pair._replace(negatives=(), negative_ids=(), scores=pair.scores[:1], vectors=pair.vectors[:2])
@@ -324,22 +332,14 @@ def _joined(row, names):
   return next((row[name] for name in names if not isinstance(row[name], str)), row[names[0]])
 
 
-def _identifier(row, name):
-  try:
-    return jsonl.identifier(row.get(name))
-  except ValueError as e:
-    raise ValueError(f"field {name!r}: {e}") from e
-
-
-def _identifiers(row, name, count):
-  """Of the negatives; null is none."""
-  if not name or row[name] is None:
-    return ("",) * count
-  found = texts_of(row, name)
-  if len(found) != count:
-    raise ValueError(f"field {name!r} has {len(found)} ids for {count} negatives; correct it, or if it means nothing "
-                     f"here, say so (--ignore {name})")
-  return tuple(_identifier({name: value}, name) for value in found)
+def _filled(ids: Sequence[str], scores: Sequence[float], within: tuple[list[str], list[float]]) -> tuple[
+    list[str], list[float]]:
+  """Ids and scores from the fields of a line, or from within its passages. Raises ValueError where both have others."""
+  for of_line, of_text in (*zip(ids, within[0], strict=True), *zip(scores, within[1], strict=True)):
+    if of_line and of_text and of_line == of_line and of_text == of_text and of_line != of_text:  # NaN is unlike itself.
+      raise ValueError(f"{of_line!r} in the line and {of_text!r} within a passage; take one of them away")
+  return ([one or other for one, other in zip(ids, within[0], strict=True)],
+          [other if math.isnan(one) else one for one, other in zip(scores, within[1], strict=True)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
