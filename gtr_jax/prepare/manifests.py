@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from etils import epath
@@ -28,6 +28,7 @@ from gtr_jax.values.ranges import Range
 FORMAT = 9  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NOT_OF_PARTS = ("name", "without", "decontaminate", "near_duplicates")  # What is read does not depend on them by name.
+_SHOWN, _WIDTH = 3, 60  # Files or lines, and characters of a setting, in a message.
 _NAME = re.compile(r"[\w-][\w.-]*")
 
 
@@ -83,6 +84,8 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   _check_name(name)
   parts = source.parts()
   files = list(dict.fromkeys(part.path for part in parts))
+  of_collections = {path: os.path.basename(collection.rstrip("/")) for collection in settings.decontaminate
+                    for path in decontaminate.files_of(collection)}
   inputs = [*files, *(path for collection in settings.decontaminate for path in decontaminate.files_of(collection))]
   for other in settings.without:
     if other == name:
@@ -92,7 +95,7 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   filters = {"source": type(source).__name__} | dataclasses.asdict(source) | dataclasses.asdict(settings)
   filters["name"] = name
   described = [{"name": os.path.basename(path), "bytes": lines.size_of(path), "sha256": content_hash(epath.Path(path))}
-               for path in inputs]
+               | ({"collection": of_collections[path]} if path in of_collections else {}) for path in inputs]
   description = {"format": FORMAT, "gtr_jax": __version__, "filters": dict(filters), "inputs": described,
                  "licence": source.licence}
   # Of content alone: data that have moved, or have only been touched, are the same.
@@ -153,9 +156,49 @@ def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: flo
     counts = Counts()
     counts.update(there["counts"], there["broken_places"])
     check_broken(counts, max_broken)
+    _check_sizes(folder, there["splits"], f"remove {folder}, and prepare it again")
     return True
   raise InputError(f"{folder} holds what was prepared from other files or settings, or before one of the files "
-                   "changed; remove it, or give another --name")
+                   f"changed{_differences(there, description)}; remove it, or give another --name")
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  """What two descriptions differ in, in words; "" where they do not say it."""
+  if (there.get("format"), there.get("gtr_jax")) != (now["format"], now["gtr_jax"]):
+    return f": by gtr_jax {there.get('gtr_jax')}, in format {there.get('format')}, which is now {now['format']}"
+  found = list[str]()
+  before, after = ([(f"{of.get('collection', '')} {of['name']}".strip(), of["sha256"]) for of in side["inputs"]]
+                   for side in (there, now))
+  gone, new = ([name for name, sha256 in one if (name, sha256) not in other]
+               for one, other in ((before, after), (after, before)))
+  changed = [name for name in gone if name in new]
+  for what, names in (("has changed", changed), ("is new", [name for name in new if name not in changed]),
+                      ("is not among them any more", [name for name in gone if name not in changed])):
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    found += [f"{', '.join(names[:_SHOWN])}{more} {what}"] * bool(names)
+  if not found and before != after:
+    found.append("the same files in another order, by which of equal pairs the first is kept")
+  settings = there.get("filters", {})
+  inputs = {of["name"] for of in (*there["inputs"], *now["inputs"])}
+  for name, value in now["filters"].items():
+    was = settings.get(name)
+    if was != value and not (_has_path(was, inputs) or _has_path(value, inputs)):
+      found.append(f"{name} was {json.dumps(was)[:_WIDTH]}, and is {json.dumps(value)[:_WIDTH]}")
+  return f": {'; '.join(found)}" if found else ""
+
+
+def _has_path(value: Any, names: Collection[str]) -> bool:
+  """Whether a setting is of files: these are told apart by what is in them."""
+  return any(isinstance(of, str) and ("/" in of or of in names or os.path.exists(of)) for of in (
+      value if isinstance(value, list) else [value]))
+
+
+def _check_sizes(folder: epath.Path, splits: Mapping[str, Mapping[str, int]], hint: str) -> None:
+  """Raises InputError where a file is missing or cut off."""
+  for files in splits.values():
+    for file, size in files.items():
+      if not (folder / file).exists() or (folder / file).stat().length != size:
+        raise InputError(f"{folder / file}: missing, or not of the {size:,} bytes in the manifest; {hint}")
 
 
 def read(name: str, prepare: str | None = None) -> dict[str, Any]:
@@ -180,11 +223,7 @@ def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
   if manifest.get("format") != FORMAT:
     raise InputError(f"{folder}: not prepared data of this version of gtr_jax; remove it, then {hint}")
   check_json(path, manifest, _Manifest, f"remove {folder}, then {hint}")
-  for files in manifest["splits"].values():
-    for file, size in files.items():
-      if not (folder / file).exists() or (folder / file).stat().length != size:
-        raise InputError(f"{folder / file}: missing, or not of the {size:,} bytes in the manifest; remove {folder}, "
-                         f"then {hint}")
+  _check_sizes(folder, manifest["splits"], f"remove {folder}, then {hint}")
   return manifest
 
 
@@ -220,7 +259,8 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms
   if "train" not in examples:
     counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "nothing was read"
     left = "is left to train on" if examples else "is left"
-    raise InputError(f"no example {left} ({counted}); are these the right files and settings?")
+    first = f"; the first broken ones: {' | '.join(tally.places[:_SHOWN])}" * bool(tally.places)
+    raise InputError(f"no example {left} ({counted}{first}); are these the right files and settings?")
   new = epath.Path(folder)
   write_text(new / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.dropped))
   counts = {name: n for name, n in reasons.items() if not name.startswith("written_")}

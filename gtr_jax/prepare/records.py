@@ -5,6 +5,7 @@ buffers and of TensorFlow's record_writer.h; tests/prepare/test_prepare_engine.p
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -148,12 +149,14 @@ def _checksum(data: bytes) -> bytes:
   return _CHECKSUM.pack(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def read_records(file: IO[bytes], path: str, hint: str = "prepare it again") -> Iterator[bytes]:
-  """The records of a TFRecord file. Raises InputError where it is cut off or damaged, which ends with the hint."""
+def read_records(file: IO[bytes], path: str, hint: str = "") -> Iterator[bytes]:
+  """The records of a TFRecord file. Raises InputError where it is cut off or damaged, which ends with the hint, or says
+  how prepared data are made again."""
   while header := file.read(12):
     try:
       record, _ = record_at(header + file.read(_size_in(header) + 4), 0)
     except ValueError:
+      hint = hint or f"remove the folder {os.path.dirname(path)}, and give the command again that made it"
       raise InputError(f"{path}: a record is damaged or cut off; {hint}") from None
     yield record
 

@@ -161,17 +161,20 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
     if what := find(example.query, example.passage):
-      return _left_out(f"contaminated by {what}", example, shown, tally)
+      _left_out(f"contaminated by {what}", example, shown, tally)
+      return None
     example = _clean_negatives(example, find, tally)
   if not language.pair_is_in(plan.language, example.query, example.passage):
-    return _left_out("language", example, shown, tally)
+    _left_out("language", example, shown, tally)
+    return None
   group = example.group.encode(errors="surrogatepass") or query
   if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
     split = "validation"
   try:
     return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
-    return _left_out("not_unicode", example, shown, tally)
+    _left_out("not_unicode", example, shown, tally)
+    return None
 
 
 def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally) -> None:

@@ -135,8 +135,8 @@ def test_of_broken_and_empty_pairs_nothing_is_known(prepare):
 
 
 def test_negatives_that_are_the_query_or_there_twice(prepare):
-  row = {"query": "What is it?", "positive": "A", "negatives": ["n", "what is it", "N.", "m"], "negative_ids": [1, 2, 3, 4],
-         "scores": [0.9, 0.1, 0.2, 0.3, 0.4]}
+  row = {"query": "What is it?", "positive": "A", "negatives": ["n", "what is it", "N.", "m"],
+         "negative_ids": [1, 2, 3, 4], "scores": [0.9, 0.1, 0.2, 0.3, 0.4]}
   found, counts = prepare([row])
   assert found["A"].negatives == ("n", "m") and found["A"].scores == (0.9, 0.1, 0.4)
   assert found["A"].negative_ids == ("1", "4")

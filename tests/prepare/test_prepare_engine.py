@@ -398,8 +398,29 @@ def test_what_is_there_is_kept(data, tmp_path):
   (tmp_path / "log").unlink()
   engine.prepare(source, Settings(), processes=1, say=said.append)
   assert said == [f"{folder} is up to date"] and not (tmp_path / "log").exists()
-  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings, or"):
+  with pytest.raises(InputError, match="toy holds what was prepared from other files or settings, or .* changed: "
+                     "validation_share was 0.0, and is 0.5; remove it"):
     prepare(source, validation_share=0.5)
+  second = write(tmp_path / "b.jsonl", toy_source.rows(3))
+  with pytest.raises(InputError, match="changed: b.jsonl is new; remove it"):
+    prepare(ToySource((*source.paths, second), log=source.log))
+  with pytest.raises(InputError, match="changed: b.jsonl is new; a.jsonl is not among them any more; remove it"):
+    prepare(ToySource((second,), log=source.log))
+  write(tmp_path / "a.jsonl", toy_source.rows(21))
+  with pytest.raises(InputError, match="changed: a.jsonl has changed; remove it"):
+    prepare(source)
+  both = prepare(ToySource((*source.paths, second)), name="both")
+  with pytest.raises(InputError, match="changed: the same files in another order, by which of equal pairs the first"):
+    prepare(ToySource((second, *source.paths)), name="both")
+  shard = next(both.glob("*.tfrecord"))
+  shard.write_bytes(shard.read_bytes()[:-1])
+  with pytest.raises(InputError, match=r"tfrecord: missing, or not of the .* remove .*both, and prepare it again"):
+    prepare(ToySource((*source.paths, second)), name="both")
+  shard.write_bytes(shard.read_bytes() + b"?")
+  with pytest.raises(InputError, match="damaged or cut off; remove the folder .*both, and give the command again"), \
+      shard.open("rb") as f:
+    list(records.read_records(f, str(shard)))
+
   os.utime(tmp_path / "a.jsonl", (1, 1))
   (tmp_path / "a.jsonl").rename(tmp_path / "moved.jsonl")
   moved = dataclasses.replace(source, paths=(str(tmp_path / "moved.jsonl"),))
@@ -422,3 +443,10 @@ def test_what_is_there_is_kept(data, tmp_path):
   (data / "b.tmp/description.json").write_text('{"fingerprint": "other"}')
   (data / "b.tmp/read/000000.json").write_text("{}")
   assert len(pairs(prepare(source, name="b"))) == 19
+
+
+def test_nothing_but_broken_lines_are_shown(data, tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text("{\n" * 2)
+  with pytest.raises(InputError, match=r"no example is left \(broken 2, read 2; the first broken ones: .*a.jsonl:1: "):
+    prepare(ToySource((str(path),)))

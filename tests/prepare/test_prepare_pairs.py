@@ -12,6 +12,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from prepared_in_memory import prepared
 from gtr_jax.errors import InputError
 from gtr_jax.io import lines
 from gtr_jax.prepare.interface import Example
-from gtr_jax.prepare.sources import pairs_jsonl
+from gtr_jax.prepare.sources import pair_fields, pairs_jsonl
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
 
@@ -68,6 +69,10 @@ def _made(source):
     ({"sentence_1": "a", "sentence_2": "b"}, [("a", "b", ())]),
     ({"text1": "a", "text2": "b"}, [("a", "b", ())]),
     ({"title": "a", "text": "b", "score": 3}, [("a", "b", ())]),
+    ({"question1": "a", "question2": "b", "is_duplicate": "1"}, [("a", "b", ())]),
+    ({"text": "a", "text_pair": "b"}, [("a", "b", ())]),
+    ({"query": "a", "positive": "b", "negative1": "n", "negative2": "m"}, [("a", "b", ("n", "m"))]),
+    ({"Query": "a", "Positive": "b", "Negatives": '["n", "m"]', "Source": "x"}, [("a", "b", ("n", "m"))]),
     ({"query": "a", "pos": []}, []),
     ({"query": "a", "passage": "b", "label": True}, [("a", "b", ())]),
     ({"query": "a", "positive": "b", "hard_negatives": ["n"], "negative": "m"}, [("a", "b", ("n", "m"))]),
@@ -87,7 +92,7 @@ def _of_rows(file, rows, **given):
   return examples
 
 
-@pytest.mark.parametrize("no", [0, "0", 0.0, False, [0]], ids=repr)
+@pytest.mark.parametrize("no", [0, "0", 0.0, False, [0], "0.00", " False "], ids=repr)
 def test_a_label_says_which_pairs_are_none(file, no):
   rows = [{"query": "a", "passage": "b", "label": 1}, {"query": "a", "passage": "c", "label": no, "negatives": ["d"]}]
   for given in ({}, {"query": ("query",), "passage": ("passage",), "negatives": "negatives"}):
@@ -106,10 +111,19 @@ def test_a_label_says_which_pairs_are_none(file, no):
     ({"query": "a", "positive": "b", "negatives": ["n"], "scores": [3, -2.5]}, [(3.0, -2.5)]),
     ({"query": "a", "positive": "b", "score": 0.5}, [(0.5,)]),
     ({"query": "a", "passage": "b", "score": None}, [()]),
+    ({"query": "a", "pos": ["b", "c"], "neg": ["n"], "pos_scores": [None, 0.5], "neg_scores": [math.nan]},
+     [(), (0.5, math.nan)]),
+    ({"query": "a", "pos": ["b"], "neg": ["n"], "pos_scores": [0.5], "neg_scores": "nan"}, [(0.5, math.nan)]),
+    ({"query": "a", "passage": "b", "score": "nan"}, [()]), ({"query": "a", "passage": "b", "score": math.nan}, [()]),
+    ({"query": "a", "positive": {"id": "d", "text": "b", "score": 1.5}, "neg": [{"text": "n", "score": 0.5}, "m"]},
+     [(1.5, 0.5, math.nan)]),
+    ({"question": "a", "positive_ctxs": [{"title": "", "text": "b", "score": 1000, "title_score": 1, "psg_id": "7"}],
+      "hard_negative_ctxs": [{"title": "", "text": "n", "score": "2", "passage_id": "8"}]}, [(1000.0, 2.0)]),
+    ({"query": "a", "positive": "b", "negative": "n", "positive_score": 3, "negative_score": 1}, [(3.0, 1.0)]),
     ({"query": "a", "pos": ["b"], "neg": ["B", "n"], "neg_scores": [0.7, 0.2], "pos_scores": [0.9]}, [(0.9, 0.2)]),
 ])
 def test_scores_stay_with_their_texts(file, row, scores):
-  assert [e.scores for e in _of_rows(file, [row])] == scores
+  assert repr([e.scores for e in _of_rows(file, [row])]) == repr(scores)
 
 
 @pytest.mark.parametrize(("row", "ids"), [
@@ -117,14 +131,22 @@ def test_scores_stay_with_their_texts(file, row, scores):
     ({"query_id": "q", "passage_id": "p", "negative": "n"}, ("q", "p", ())),
     ({"query_id": "q", "negatives": ["n", "b", "m"], "negative_ids": [1, 2, 3]}, ("q", "", ("1", "3"))),
     ({"negatives": ["n"], "negative_ids": None}, ("", "", ())),
-    ({"pos": ["c"], "positive_id": "p", "neg": [], "negative_ids": []}, ("", "", ())),
+    ({"pos": ["c"], "positive_id": "p", "neg": [], "negative_ids": []}, ("", "p", ())),
+    ({"qid": "q", "docid": "d"}, ("q", "d", ())), ({"doc_id": 7}, ("", "7", ())), ({"pid": 7}, ("", "7", ())),
+    ({"corpus_id": "d"}, ("", "d", ())), ({"passage_id": "p", "docid": "d"}, ("", "p", ())),
+    ({"pos": ["c"], "pos_id": ["d"], "neg": ["n", "m"], "neg_id": ["e", "f"]}, ("", "d", ("e", "f"))),
+    ({"pos": ["c"], "positive_ids": ["d"]}, ("", "d", ())), ({"positive_ids": ["d"]}, ("", "d", ())),
+    ({"query_id": "q", "positive_passages": [{"docid": "d", "title": "", "text": "c"}],
+      "negative_passages": [{"docid": "e", "text": "n"}, {"docid": "f", "text": "m"}]}, ("q", "d", ("e", "f"))),
+    ({"pos": [{"_id": "d", "text": "c"}], "neg": [{"id": 3, "text": "n"}]}, ("", "d", ("3",))),
 ])
 def test_ids_are_found_by_their_names(file, row, ids):
-  passage = {} if "pos" in row else {"positive": "b"}
+  passage = {} if {"pos", "positive_passages"} & {*row} else {"positive": "b"}
   example, = _of_rows(file, [{"query": "a"} | passage | row])
   assert (example.query_id, example.passage_id, example.negative_ids) == ids
   ignored, = _of_rows(file, [{"query": "a"} | passage | row],
-                      ignore=("query_id", "passage_id", "positive_id", "negative_ids"))
+                      ignore=(*pair_fields.QUERY_IDS, *pair_fields.PASSAGE_IDS, *pair_fields._POSITIVE_IDS,
+                              *pair_fields._NEGATIVE_IDS, *pair_fields._OBJECT_IDS))
   assert (ignored.query_id, ignored.passage_id, ignored.negative_ids) == ("", "", ())
 
 
@@ -168,18 +190,18 @@ def test_of_posts_a_score_is_what_readers_think(file):
 
 
 def test_what_is_taken_for_what_is_said(file):
-  first = [{"query": "a", "positive": "b", "title": "t", "id": "7", "doc_id": "8", "rank": 3},
+  first = [{"query": "a", "positive": "b", "title": "t", "id": "7", "doc": "8", "rank": 3},
            {"query": "a", "positive": "b", "negative": "n"}, {"query": "a", "positive": 3, "other": "x"}, "broken"]
   second = [["a", "b"], {"set": ["a", "b"]}, {"texts": ["a", "b"]}, {"query": "a", "pos": ["b"], "neg": ["n"]}]
   paths = file(first, "first.jsonl"), file(second, "second.jsonl.gz")
   assert PairsJsonl(paths[:1]).fields() == [
-      'query: "query"; passage: "positive"; negatives: "negative"; not read: title, id, doc_id, rank, other']
+      'query: "query"; passage: "positive"; negatives: "negative"; not read: title, id, doc, rank, other']
   said = PairsJsonl(paths).fields()
   assert [line.split()[0] for line in said] == ["query:", "lists:", "of", "and"]
   assert said[3] == "and 2 other kinds of lines"
   assert PairsJsonl(paths[1:]).fields()[3] == "and 1 other kind of lines"
   named = PairsJsonl(paths[:1], query=("title", "query"), passage=("positive",))
-  assert named.fields() == ['query: "title" + "query"; passage: "positive"; not read: id, doc_id, rank']
+  assert named.fields() == ['query: "title" + "query"; passage: "positive"; not read: id, doc, rank']
   many = PairsJsonl((file([{"query": "a", "positive": "b", **{f"x{i}": "t" for i in range(10)}}]),))
   assert many.fields()[0].endswith("not read: x0, x1, x2, x3, x4, x5, x6, x7 and 2 more")
 
@@ -251,6 +273,15 @@ def test_named_fields(file):
      "and 2 negatives; correct it"),
     ({"query": "a", "pos": ["b"], "pos_scores": ["high"]}, r"'pos_scores' has a text \('high'\), where a number is"),
     (["a", "b", "0.2"], "a list with '0.2' behind its pair, which looks like a score or a label"),
+    ({"query": "a", "positive": "b", "label": None}, "label is null: give 0 or 1, or leave it out with --ignore label"),
+    ({"query": "a", "positive": "b", "Label": math.nan}, "Label is null: give 0 or 1"),
+    ({"query": "a", "positive": "b", "is_duplicate": ""}, "is_duplicate is empty: give 0 or 1"),
+    ({"query": "a", "positive": "b", "negative": "n", "score": 3.2}, "a 'score' beside a passage and its negatives"),
+    ({"premise": "a", "hypothesis": "b", "label": 0}, "whose labels 0 often says that .*--ignore label"),
+    ({"query": "a", "pos": [{"text": "b", "label": 0}]}, "a field 'label', which may change what the pair means"),
+    ({"query": "a", "pos": [{"text": "b", "docid": "d"}], "pos_id": ["e"]}, "'e' in the line and 'd' within a passage"),
+    ({"query": "a", "pos": ["b", "c"], "pos_id": ["e"]}, "'pos_id' has 1 ids for 2 passages"),
+    ({"query": "a", "pos": [{"text": "b", "score": "high"}]}, "'score' has a text"),
     (["a", "b", "n", " -1e3"], "which looks like a score or a label"),
 ])
 def test_a_file_of_another_kind_is_refused(file, row, says):
@@ -267,6 +298,14 @@ def test_broken_lines_are_counted(file, tmp_path):
   assert counts.reasons == {"broken": 6}
   assert [int(place.split(":")[1]) for place in counts.places] == [2, 3, 4, 5, 6, 8]
   assert "a number (3), where a text is expected" in counts.places[1].replace("'", "")
+
+
+def test_a_label_that_is_null_makes_no_pair(file):
+  rows = [{"query": "a", "passage": "b", "label": 1.0}, {"query": "a", "passage": "c", "label": None},
+          '{"query": "a", "passage": "d", "label": NaN}', {"query": "a", "passage": "e", "label": "1.00"}]
+  examples, counts = prepared(PairsJsonl((file(rows),)))
+  assert [e.passage for e in examples] == ["b", "e"] and counts.reasons == {"broken": 2}
+  assert all("label is null: give 0 or 1, or leave it out with --ignore label" in place for place in counts.places)
 
 
 def test_filters_are_counted(file):

@@ -20,7 +20,8 @@ _NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("qu
           ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
 # Likewise, where it has none of those: "text" beside "query" and "title" may be either's.
 _LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
-           ("query", "context"), ("question1", "question2"), ("text", "text_pair"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"),
+           ("query", "context"), ("question1", "question2"), ("text", "text_pair"), ("sentence1", "sentence2"),
+           ("sentence_1", "sentence_2"), ("text1", "text2"),
            ("title", "text"))
 _QUERIES = ("query", "question", "anchor")
 _POSITIVES = ("pos", "positives", "positive_passages", "positive_ctxs")  # Several, with one of those.
@@ -126,9 +127,12 @@ def meaning(row: Mapping[str, Any], named: Named) -> Meaning:
 
 def _spelled(found: "Meaning", spelled: Mapping[str, str]) -> "Meaning":
   """With the fields' names as they are written, of those in small letters."""
-  back = lambda value: (tuple(spelled.get(name, name) for name in value) if isinstance(value, tuple)  # noqa: E731
-                        else spelled.get(value, value) if isinstance(value, str) else value)
-  return Meaning(*map(back, found))
+  back: dict[str, Any] = {}
+  for name, value in found._asdict().items():
+    several = isinstance(value, tuple)
+    names = tuple(spelled.get(field, field) for field in (value if several else (value,)))
+    back[name] = names if several else names[0]
+  return found._replace(**back)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -190,9 +194,9 @@ def _guessed(there: Sequence[str]) -> Meaning:
   looser = [Meaning((query,), (passage,)) for query, passage in _LOOSER if query in there and passage in there]
   possible = lists + strict or looser
   if not possible and {"premise", "hypothesis"} <= {*there}:
-    raise ValueError("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the other "
-                     "(keep such pairs, and name the fields: --query premise --passage hypothesis --ignore label), are "
-                     "of no kind that is known")
+    raise ValueError("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the "
+                     "other (keep such pairs, and name the fields: --query premise --passage hypothesis --ignore "
+                     "label), are of no kind that is known")
   if not possible:
     raise ValueError(f"fields {', '.join(map(repr, there)) or 'none'} are of no kind that is known")
   if len(possible) > 1:
@@ -333,7 +337,8 @@ def texts_of(row: Mapping[str, Any], name: str) -> list[Any]:
     ValueError: it begins as such a list, and is none.
   """
   value = row[name]
-  if isinstance(value, str) and _SEVERAL.fullmatch(name.lower()) and _LIST_BEGINS.match(value) and value.rstrip().endswith("]"):
+  if (isinstance(value, str) and _SEVERAL.fullmatch(name.lower()) and _LIST_BEGINS.match(value)
+      and value.rstrip().endswith("]")):
     value = _parsed(value, name)
   return [] if value is None else value if isinstance(value, list) else [value]
 

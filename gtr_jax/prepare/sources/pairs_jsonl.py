@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import hashlib
 import itertools
 import json
 import math
@@ -272,8 +271,8 @@ class PairsJsonl:
     ids, of_passages = _filled(ids, of_passages, in_objects(passages, self.ignore))
     negative_ids, of_negatives = _filled(negative_ids, of_negatives, in_objects(negatives, self.ignore))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
-    pairs = [RawPair(query, passage, negatives, query_id, passage_id, scores=(of_passage, *of_negatives), is_negative=is_negative,
-                   negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
+    pairs = [RawPair(query, passage, negatives, query_id, passage_id, scores=(of_passage, *of_negatives),
+                     is_negative=is_negative, negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
              for passage, passage_id, of_passage, vector in zip(passages, ids, of_passages, passage_vectors,
                                                                 strict=True)]
     if is_negative:  # And what else the line calls a negative is one as well.
@@ -336,7 +335,7 @@ def _filled(ids: Sequence[str], scores: Sequence[float], within: tuple[list[str]
     list[str], list[float]]:
   """Ids and scores from the fields of a line, or from within its passages. Raises ValueError where both have others."""
   for of_line, of_text in (*zip(ids, within[0], strict=True), *zip(scores, within[1], strict=True)):
-    if of_line and of_text and of_line == of_line and of_text == of_text and of_line != of_text:  # NaN is unlike itself.
+    if of_line and of_text and of_line == of_line and of_text == of_text and of_line != of_text:  # NaN equals nothing.
       raise ValueError(f"{of_line!r} in the line and {of_text!r} within a passage; take one of them away")
   return ([one or other for one, other in zip(ids, within[0], strict=True)],
           [other if math.isnan(one) else one for one, other in zip(scores, within[1], strict=True)])
