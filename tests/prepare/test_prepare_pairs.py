@@ -13,6 +13,7 @@ import gzip
 import json
 import lzma
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -358,3 +359,27 @@ def test_flags_are_the_fields():
       ("a", "b"), ("t", "s"), ("p",), "n", "i", "j", ("x", "y"), True, 2, 3, 4)
   with pytest.raises(InputError, match="no such file"):
     PairsJsonl(("none.jsonl",)).parts()
+
+
+def test_the_documentation_names_every_field():
+  text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+  text = text.partition("### All names")[2].partition("\n## ")[0]
+  found = {cells[1].strip(): re.findall("`([^`]+)`", cells[2]) for cells in (
+      line.split("|") for line in text.splitlines() if "`" in line and line.startswith("|"))}
+  for row, names in {
+      "query and passage": [name for pair in pair_fields._NAMES for name in pair],
+      "the same, where none of those is there": [name for pair in pair_fields._LOOSER for name in pair],
+      "query, beside several passages": pair_fields._QUERIES, "several passages": pair_fields._POSITIVES,
+      "label": pair_fields._LABELS, "scores of passages": pair_fields._SCORES,
+      "scores of negatives": pair_fields._NEGATIVE_SCORES, "id of the query": pair_fields.QUERY_IDS,
+      "id of the passage": pair_fields.PASSAGE_IDS, "ids of all passages": pair_fields._POSITIVE_IDS,
+      "ids of all negatives": pair_fields._NEGATIVE_IDS,
+      "id within a passage that is an object": pair_fields._OBJECT_IDS, "score there": ["score"]}.items():
+    assert found.pop(row) == list(names), row
+  patterns = dict(zip(("hard negatives", "vector of the query", "vectors of passages", "vectors of negatives"),
+                      (pair_fields._NEGATIVES, *pair_fields._VECTORS), strict=True))
+  assert found.keys() == patterns.keys()
+  named = set(re.findall("[a-z]+", text))
+  assert {part for pattern in patterns.values() for part in re.findall("(?<!\\\\)[a-z]{2,}", pattern.pattern)} <= named
+  for row, pattern in patterns.items():
+    assert all(map(pattern.fullmatch, found[row])), row
