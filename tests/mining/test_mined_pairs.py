@@ -31,7 +31,7 @@ FORMS = {
     "labels": [{"query": "lion food", "passage": "the lion eats zebra", "label": 1},
                {"query": "lion food", "passage": "a lion sleeps", "label": 0},
                {"query": "lion den", "passage": "lion and sheep", "label": "0"}],
-    "score": [{"query": "lion food", "positive": "the lion eats zebra", "score": 7.5, "negatives": ["a"]}],
+    "score": [{"query": "lion food", "positive": "the lion eats zebra", "positive_score": 7.5, "negatives": ["a"]}],
 }
 
 
@@ -92,9 +92,9 @@ def test_ids_are_found_by_their_names_and_stay(tmp_path):
   # Ids that mean nothing are not read, and what has another name gets this one.
   without = mined_from(tmp_path, WITH_IDS, num_negatives=9, ignore="query_id,positive_id")
   assert "negative_ids" not in without[0] and len(without[0]["negatives"]) == 5
-  renamed = [{"q": p["query"], "p": p["positive"], "qid": p["query_id"], "pid": p.get("positive_id")} for p in WITH_IDS]
-  of_names = mined_from(tmp_path, renamed, num_negatives=9, query_field="q", passage_field="p", query_id_field="qid",
-                        passage_id_field="pid")
+  renamed = [{"q": p["query"], "p": p["positive"], "nr": p["query_id"], "p_nr": p.get("positive_id")} for p in WITH_IDS]
+  of_names = mined_from(tmp_path, renamed, num_negatives=9, query_field="q", passage_field="p", query_id_field="nr",
+                        passage_id_field="p_nr")
   assert [{**record, "passage_id": record.get("positive_id")} | {"url": 0, "positive_id": 0} for record in mined] == [
       record | {"url": 0, "positive_id": 0} for record in of_names]
 

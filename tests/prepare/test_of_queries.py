@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from gtr_jax.io import data_root
+from gtr_jax.io.lines import Part
 from gtr_jax.prepare import engine, records
+from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.manifests import Settings
 from gtr_jax.prepare.of_queries import MOST_POSITIVES
+from gtr_jax.prepare.sources.dpr import Dpr
+from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.text.same_text import text_key
 
@@ -141,3 +145,32 @@ def test_negatives_that_are_the_query_or_there_twice(prepare):
   assert found["A"].negatives == ("n", "m") and found["A"].scores == (0.9, 0.1, 0.4)
   assert found["A"].negative_ids == ("1", "4")
   assert counts["negative_is_query"] == 1 and counts["equal_negative"] == 1
+
+
+class _Heard(Counts):
+  """Keeps what a source says of answers that it makes no pair of."""
+
+  def __init__(self):
+    super().__init__()
+    self.answers = []
+
+  def answer(self, query, passage):
+    self.answers.append((query, passage))
+
+
+def test_sources_that_take_some_answers_name_the_others(tmp_path):
+  questions = tmp_path / "questions.jsonl"
+  questions.write_text(json.dumps({"question": "q", "hard_negative_ctxs": [], "positive_ctxs": [
+      {"title": "", "text": text} for text in ("first", "second", "third")]}) + "\n")
+  for number, others in ((1, ["second", "third"]), (2, ["third"]), (0, [])):
+    heard = _Heard()
+    list(Dpr((str(questions),), num_positives=number).read(Part(str(questions), kind="train"), heard))
+    assert heard.answers == [("q", text) for text in others]
+  for name, text in (("passages", "1\tgood\n2\tfair\n3\tbad\n"), ("queries", "7\twhat\n"),
+                     ("qrels", "7\t0\t1\t2\n7\t0\t2\t1\n7\t0\t3\t0\n")):
+    (tmp_path / f"{name}.tsv").write_text(text)
+  source = JudgedPairs("judged", str(tmp_path / "passages.tsv"), (str(tmp_path / "queries.tsv"),),
+                       str(tmp_path / "qrels.tsv"), str(tmp_path / "cache"), min_grade=2)
+  heard = _Heard()
+  values = [value for part in source.parts() for _, value in source.read(part, heard)]
+  assert [e.passage for e in source.join("7", values, heard)] == ["good"] and heard.answers == [("what", "fair")]

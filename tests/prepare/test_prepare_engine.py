@@ -20,6 +20,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.prepare import buckets, engine, records
 from gtr_jax.prepare.manifests import Settings
+from gtr_jax.prepare.sources.natural_questions import NaturalQuestions
 
 
 @pytest.fixture
@@ -420,6 +421,7 @@ def test_what_is_there_is_kept(data, tmp_path):
   with pytest.raises(InputError, match="damaged or cut off; remove the folder .*both, and give the command again"), \
       shard.open("rb") as f:
     list(records.read_records(f, str(shard)))
+  write(tmp_path / "a.jsonl", toy_source.rows(20))
 
   os.utime(tmp_path / "a.jsonl", (1, 1))
   (tmp_path / "a.jsonl").rename(tmp_path / "moved.jsonl")
@@ -446,7 +448,6 @@ def test_what_is_there_is_kept(data, tmp_path):
 
 
 def test_nothing_but_broken_lines_are_shown(data, tmp_path):
-  path = tmp_path / "a.jsonl"
-  path.write_text("{\n" * 2)
+  path = write(tmp_path / "a.jsonl", [{"x": 1}, {"y": 2}])
   with pytest.raises(InputError, match=r"no example is left \(broken 2, read 2; the first broken ones: .*a.jsonl:1: "):
-    prepare(ToySource((str(path),)))
+    engine.prepare(NaturalQuestions((path,)), Settings(), processes=1, say=lambda line: None)

@@ -284,6 +284,8 @@ def identifiers(row: Mapping[str, Any], name: str, count: int, what: str) -> lis
   if not name or row.get(name) is None:
     return [""] * count
   found = texts_of(row, name)
+  if count != 1 and name in PASSAGE_IDS and not isinstance(row[name], list):
+    return [""] * count  # One id is that of none of several passages.
   if len(found) != count:
     raise ValueError(f"field {name!r} has {len(found)} ids for {count} {what}; correct it, or if it means nothing "
                      f"here, say so (--ignore {name})")
