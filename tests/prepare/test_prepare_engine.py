@@ -432,7 +432,7 @@ def test_what_is_there_is_kept(data, tmp_path):
   text = (tmp_path / "a.jsonl").read_bytes()
   (tmp_path / "a.jsonl").write_bytes(text.replace(b"a", b"b", 1) if b"a" in text else text.upper())
   os.utime(tmp_path / "a.jsonl", (1, 1))
-  with pytest.raises(InputError, match="before one of the files changed; remove it, or give another --name"):
+  with pytest.raises(InputError, match="before one of the files changed: a.jsonl has changed; remove it, or give"):
     prepare(source)
   write(tmp_path / "a.jsonl", toy_source.rows(19))
   with pytest.raises(InputError, match="toy holds what was prepared from other files or settings"):
