@@ -1,6 +1,7 @@
 """`gtr-jax mine`: hard negatives for training pairs."""
 
 import argparse
+import functools
 import hashlib
 import os
 import tempfile
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
       unknown = _unknown_ids(args, read, on_disk.IdRows(documents.ids)) if args.pairs else 0
       ranker = _ranker(args, documents, protocol, tokenization)
       del documents  # A store has them, on disk.
-      pairs = read() if args.pairs else _judged(judged, ranker, args.min_grade or 1)
+      pairs = _with_documents(read(), ranker) if args.pairs else _judged(judged, ranker, args.min_grade or 1)
       gathered = on_disk.gather(pairs, folder, own_passages=False)
     else:
       gathered = on_disk.gather(read(), folder, own_passages=True)
@@ -169,15 +170,19 @@ def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
 
 
 def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Iterator[Any]:
-  from gtr_jax.collections.corpus import full_text
   from gtr_jax.mining import pairs
-
-  def text_of(doc_id):
-    row = ranker.row_of(doc_id)
-    return None if row is None else full_text(*ranker.passage(row)[1:])
-
   query_ids, queries, qrels = judged
-  return pairs.judged_pairs(query_ids, queries, qrels, text_of, min_grade)
+  return pairs.judged_pairs(query_ids, queries, qrels, functools.partial(_document, ranker), min_grade)
+
+
+def _with_documents(found: Iterator[Any], ranker: Any) -> Iterator[Any]:
+  from gtr_jax.mining import pairs
+  return pairs.with_documents(found, functools.partial(_document, ranker))
+
+
+def _document(ranker: Any, doc_id: str) -> tuple[str, str] | None:
+  row = ranker.row_of(doc_id)
+  return None if row is None else ranker.passage(row)[1:]
 
 
 def _tested(collections: Sequence[str]) -> Any:

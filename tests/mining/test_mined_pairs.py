@@ -109,6 +109,65 @@ def test_ids_of_several_passages(tmp_path):
   assert [set(record["negative_ids"]) for record in mined] == [{None}, {None}, {"x", "y"}, {"x", "y"}]
 
 
+WORDS = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen lion sheep "
+         "goat zebra").split()
+TEXT = {name: " ".join(f"{name}{word}" for word in WORDS) + " lion" for name in "abcd"}
+
+
+@pytest.mark.parametrize("by", ["query", "id", "lists", "set", "label"])
+def test_copies_of_the_querys_other_passages(tmp_path, by):
+  """Nearly so, and whatever their title: by whatever the pairs are of one query."""
+  first, second = TEXT["a"], TEXT["b"]
+  pairs = {"query": [{"query": "lion", "positive": first}, {"query": "Lion", "positive": second}],
+           "id": [{"query": "lion", "positive": first, "query_id": 7}, {"query": "a lion", "positive": second,
+                                                                        "query_id": 7}],
+           "lists": [{"query": "lion", "pos": [first, second]}],
+           "set": [{"set": ["the lion", first, second]}],
+           "label": [{"query": "lion", "passage": text, "label": label} for text, label in (
+               (first, 1), (TEXT["d"], 0), (second, 1))]}[by]
+  others = [{"query": f"lion {i}", "positive": text} for i, text in enumerate((
+      f"{first} here", f"Title {second}", f"{second} there", TEXT["c"], "the lion and more"))]
+  mined = mined_from(tmp_path, pairs + others, num_negatives=9)
+  right = {TEXT["c"], "the lion and more", *([TEXT["d"]] if by == "label" else [])}
+  assert [set(record["negatives"]) for record in mined[:2]] == [right] * 2
+  assert {first, second} < set(mined[-1]["negatives"])
+
+
+@pytest.mark.parametrize("pairs", [
+    None, [{"query": "lion", "positive": TEXT["a"], "passage_id": "a", "query_id": "q"},
+           {"query": "lion", "positive": "as the pair has it", "passage_id": "b", "query_id": "q"}]])
+def test_copies_in_a_collection(tmp_path, pairs):
+  """Of what is judged relevant, lower grades too, or of what pairs name: short ones without their title as well."""
+  (folder := tmp_path / "c").mkdir()
+  (folder / "qrels").mkdir()
+  documents = [("a", "Alpha", TEXT["a"]), ("b", "Beta", TEXT["b"]), ("low", "Short", "a lion"), ("a1", "", TEXT["a"]),
+               ("b1", "", TEXT["b"] + " here"), ("b2", "Other", TEXT["b"]), ("low1", "", "a lion"), ("zero", "", "lion"),
+               ("z", "Z", "another lion"), ("empty", "Cat of a lion", "")]
+  write(folder / "corpus.jsonl", [{"_id": i, "title": title, "text": text} for i, title, text in documents])
+  write(folder / "queries.jsonl", [{"_id": "q", "text": "lion and others"}])
+  (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t2\nq\tlow\t1\nq\tzero\t0\n")
+  flags = {"min_grade": 2} if pairs is None else {"pairs": write(tmp_path / "pairs.jsonl", pairs)}
+  code, mined = mine(tmp_path, collection=folder, num_negatives=9, **flags)
+  right = {"zero", "z", "empty"} if pairs is None else {"low", "z"}  # The query itself is none.
+  assert code == 0 and len(mined) == 2
+  for record in mined:
+    found = set(record["negative_ids"])
+    if pairs is not None:
+      assert len(found & {"low", "low1"}) == 1  # Nor two of one text.
+      found = found - {"low1", "zero", "empty"} | {"low"}
+    assert found == right
+
+
+def test_title_and_text_of_pairs(tmp_path):
+  """Passages that are objects are known without their title too."""
+  pairs = [{"query": "what is a lion", "passage": {"title": "Lion", "text": "a big cat"}},
+           {"query": "big lion cat", "passage": "a big cat"}, {"query": "lion cat", "passage": "no lion, but a cat"}]
+  mined = mined_from(tmp_path, pairs, num_negatives=9)
+  assert [record["positive"] for record in mined] == ["Lion a big cat", "a big cat", "no lion, but a cat"]
+  assert [record["negatives"] for record in mined[:2]] == [["no lion, but a cat"]] * 2
+  assert len(mined[2]["negatives"]) == 1  # One of the two, which have one text.
+
+
 def test_ids_that_were_found_and_are_of_no_document(tmp_path, capsys):
   folder = tmp_path / "c"
   folder.mkdir()
