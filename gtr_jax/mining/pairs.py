@@ -4,6 +4,7 @@ prepared, and of a collection's judgements.
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from etils import epath
 
 from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, tables
+from gtr_jax.io import data_root, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
@@ -20,6 +21,9 @@ from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.same_text import hash_key, text_key
 
+# Names of lists beside several passages, or beside negatives, that have an entry for each: pos_ids, negative_titles.
+_OF_PASSAGES = re.compile(r"(pos|positives?|passages?)_\w+")
+_OF_NEGATIVES = re.compile(r"(hard_)?(neg|negatives?)_\w+")
 _WRITTEN = ("negatives", "negative_ids", "scores", "mined")  # By `mine`, whatever was there.
 
 
@@ -145,6 +149,11 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     read = {*kind.fields, *_WRITTEN, "query", "positive", query_field, passage_field}
     read -= set(kind.vectors[:1 if kind.several else 2])  # Of the negatives that are replaced there is no use.
     rest = {name: value for name, value in row.items() if name not in read}
+    if kind.negatives:  # What goes with those that are replaced is of nothing.
+      rest = {name: value for name, value in rest.items()
+              if not (isinstance(value, list) and _OF_NEGATIVES.fullmatch(name))}
+  of_each = {name: value for name, value in rest.items() if kind.several and isinstance(value, list)
+             and len(value) == len(meant) and _OF_PASSAGES.fullmatch(name)}
   answers = _answers(row, fields.answers)
   ids = [None] * len(meant)
   if passage_field and meant and sum(not pair.is_negative for pair in meant) <= 1:
@@ -155,7 +164,7 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
   if of_set is not None:  # Its other texts are passages.
     first = _text(rows, of_set.query, kind.query)
     yield Pair({}, first, first, group=of_set.group, is_known=True)
-  for pair, passage_id in zip(meant, ids, strict=True):
+  for number, (pair, passage_id) in enumerate(zip(meant, ids, strict=True)):
     query, passage = _text(rows, pair.query, kind.query), _text(rows, pair.passage, kind.passage)
     record: dict[str, Any] = {}
     if query_field:
@@ -164,7 +173,10 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     if passage_field and (passage_id is not None or len(meant) == 1):
       record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
     record["positive"] = passage
-    yield Pair(record | rest, query, passage,
+    record |= rest | {name: value[number] for name, value in of_each.items()}
+    if kind.several and pair.vectors and pair.vectors[1]:
+      record["positive_vector"] = unpacked(pair.vectors[1]).tolist()
+    yield Pair(record, query, passage,
                jsonl.id_of(row, query_field) if query_field else "",
                jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else "",
                answers, is_negative=pair.is_negative, bare=_without_title(rows, pair.passage, passage, kind, row),
@@ -223,9 +235,10 @@ def _answers(row: Any, name: str) -> tuple[str, ...]:
   return tuple(value)
 
 
-def is_prepared(path: epath.PathLike) -> bool:
-  """Whether this is a folder that `gtr-jax prepare` wrote."""
-  return (location(path) / "manifest.json").exists()
+def prepared_folder(path: epath.PathLike) -> epath.Path | None:
+  """The folder that `gtr-jax prepare` wrote, by its path or its name; None where it is none, or a file has the name."""
+  places = [absolute(path)] + ([] if location(path).exists() else [data_root.resolve(path)])
+  return next((place for place in places if (place / "manifest.json").exists()), None)
 
 
 def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
@@ -234,7 +247,7 @@ def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
   Raises:
     InputError: the folder is of another version, or something in it is missing or damaged.
   """
-  place = absolute(folder)
+  place = absolute(folder)  # A relative one would be looked for in the data root.
   for file in manifests.read(os.fspath(place))["splits"]["train"]:
     with (place / file).open("rb") as f:
       for record in records.read_records(f, os.fspath(place / file)):

@@ -168,6 +168,20 @@ def test_title_and_text_of_pairs(tmp_path):
   assert len(mined[2]["negatives"]) == 1  # One of the two, which have one text.
 
 
+def test_lists_that_go_with_the_passages(tmp_path):
+  """Are divided as these are; what goes with negatives goes with them."""
+  pairs = [{"query": "lion a", "pos": ["first lion", "second lion"], "neg": ["no lion"], "pos_ids": ["x", "y"],
+            "positive_titles": [["t"], None], "pos_notes": ["of all"], "neg_ids": ["n"], "tags": ["p", "q"],
+            "pos_vectors": [[1, 2], [3, 4]], "neg_vectors": [[5, 6]], "query_vector": [7, 8]}]
+  first, second, *_ = mined_from(tmp_path, pairs + FILLING, num_negatives=2, ignore="neg_ids")
+  rest = {"query": "lion a", "pos_notes": ["of all"], "tags": ["p", "q"], "query_vector": [7, 8]}
+  for record in (first, second):
+    assert len(record.pop("negatives")) == 2 and record.pop("mined")
+  assert first == rest | {"positive": "first lion", "pos_ids": "x", "positive_titles": ["t"], "positive_vector": [1, 2]}
+  assert second == rest | {"positive": "second lion", "pos_ids": "y", "positive_titles": None,
+                           "positive_vector": [3, 4]}
+
+
 def test_ids_that_were_found_and_are_of_no_document(tmp_path, capsys):
   folder = tmp_path / "c"
   folder.mkdir()
@@ -265,6 +279,8 @@ def test_what_prepare_wrote(tmp_path):
   assert {(r["query"], r["positive"]): set(r["negatives"]) for r in mined} == {
       (r["query"], r["positive"]): set(r["negatives"]) for r in of_lines}
   assert mine(tmp_path, pairs=tmp_path / "data/p", query_field="q", output="x.jsonl") == (2, None)
+  assert mine(tmp_path, pairs="p", data_dir=tmp_path / "data", num_negatives=9, output="named.jsonl") == (0, mined)
+  assert mine(tmp_path, pairs="p", query_field="q", data_dir=tmp_path / "data", output="x.jsonl") == (2, None)
 
 
 def test_what_was_prepared_knows_of_answers_that_are_not_there(tmp_path):
@@ -307,7 +323,7 @@ def test_parts_of_the_querys_own_document(tmp_path, chunks):
     assert len(record["negative_ids"]) >= 20 and bool(of_query) is not chunks
 
 
-def test_least_grade_of_a_passage(tmp_path):
+def test_least_grade_of_a_passage(tmp_path, capsys):
   folder = tmp_path / "graded"
   (folder / "qrels").mkdir(parents=True)
   write(folder / "corpus.jsonl", [{"_id": f"x{i}", "text": f"lion number {i}"} for i in range(6)])
@@ -324,3 +340,6 @@ def test_least_grade_of_a_passage(tmp_path):
   # What is judged relevant, though less than is asked for, is no negative.
   assert negatives(min_grade=2) == {("a", "x0"): of_a, ("b", "x4"): of_b}
   assert negatives(min_grade=3) == {("b", "x4"): of_b}
+  assert mine(tmp_path, collection=folder, min_grade=4, output="x.jsonl") == (2, None)
+  assert f"--min_grade 4: no judgement of {folder} is so high; the grades there are 0 (1), 1 (2), 2 (1), 3 (1); " in (
+      capsys.readouterr().err.splitlines()[-1])
