@@ -50,8 +50,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
                  help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in any "
-                 "form that gtr-jax prepare pairs reads; or the name or folder of what gtr-jax prepare wrote. Without --collection, "
-                 "their passages are what is searched")
+                 "form that gtr-jax prepare pairs reads; or the name or folder of what gtr-jax prepare wrote. Without "
+                 "--collection, their passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
@@ -278,8 +278,8 @@ def _check_grade(args: argparse.Namespace, qrels: Mapping[str, Mapping[str, int]
   counts = collections.Counter(grade for grades in qrels.values() for grade in grades.values())
   if args.min_grade and args.min_grade > max(counts, default=0):
     there = ", ".join(f"{grade} ({count:,})" for grade, count in sorted(counts.items()))
-    raise InputError(f"--min_grade {args.min_grade}: no judgement of {args.collection} is so high; the grades there are "
-                     f"{there}; give one of them that is above 0")
+    raise InputError(f"--min_grade {args.min_grade}: no judgement of {args.collection} is so high; the grades there "
+                     f"are {there}; give one of them that is above 0")
 
 
 def _load(args: argparse.Namespace, path: str, tokenization: Any) -> Any:

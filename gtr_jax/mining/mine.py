@@ -117,7 +117,8 @@ def mine(gathered: Gathered, ranker: Ranker, output: epath.PathLike, choice: Cho
   are known to answer it (the passages of all pairs with the same query, by id or equal text; passages too, by id and by
   equal text, whatever their title), those that are near to one of these (`text.near_text`), those that are the query
   itself (by its id or an equal text, as where queries are documents; where the pair's passage is named as a part of it,
-  d7#3 of d7, all that are named so), and those that contain one of its answers. The draw depends on the seed and the query alone.
+  d7#3 of d7, all that are named so), and those that contain one of its answers. The draw depends on the
+  seed and the query alone.
 
   Args:
     gathered: the pairs; with passages, these are what the ranker ranks, else it is a corpus, whose documents
