@@ -1,10 +1,12 @@
 """`gtr-jax mine`: hard negatives for training pairs."""
 
 import argparse
+import collections
+import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gtr_jax.cli import process_flags, shared_flags
@@ -48,8 +50,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
   p.add_argument("--pairs", type=flags.path, metavar="FILE",
                  help="training pairs: JSONL(.gz) or a table (.parquet, .arrow, .csv, .tsv, a folder of these), in any "
-                 "form that gtr-jax prepare pairs reads; or a folder that gtr-jax prepare wrote. Without --collection, "
-                 "their passages are what is searched")
+                 "form that gtr-jax prepare pairs reads; or the name or folder of what gtr-jax prepare wrote. Without "
+                 "--collection, their passages are what is searched")
   p.add_argument("--collection", type=flags.path, metavar="DIR",
                  help="search this corpus: a folder in BEIR layout, or with MS MARCO's collection.tsv; or beir/NAME")
   p.add_argument("--split", help="without --pairs: the judgements whose relevant documents are the pairs (default: "
@@ -106,6 +108,9 @@ def run(args: argparse.Namespace) -> None:
   """Mines, and says what came of it. Raises InputError."""
   shared_flags.set_data_dir(args)
   choice = check(args)
+  from gtr_jax.mining.pairs import prepared_folder
+  if args.pairs and (folder_of_name := prepared_folder(args.pairs)):
+    args.pairs = os.fspath(folder_of_name)
   from gtr_jax.io import atomic
   from gtr_jax.mining import mine, on_disk
   models = [path for path in (args.model, args.rescore) if path]
@@ -127,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
       unknown = _unknown_ids(args, read, on_disk.IdRows(documents.ids)) if args.pairs else 0
       ranker = _ranker(args, documents, protocol, tokenization)
       del documents  # A store has them, on disk.
-      pairs = read() if args.pairs else _judged(judged, ranker, args.min_grade or 1)
+      pairs = _with_documents(read(), ranker) if args.pairs else _judged(judged, ranker, args.min_grade or 1)
       gathered = on_disk.gather(pairs, folder, own_passages=False)
     else:
       gathered = on_disk.gather(read(), folder, own_passages=True)
@@ -151,7 +156,7 @@ def _reader(args: argparse.Namespace) -> Callable[[], Iterator[Any]]:
   """Gives the pairs of --pairs, anew with each call."""
   from gtr_jax.mining import pairs
   from gtr_jax.prepare.sources.pairs_jsonl import field_names
-  if args.pairs and pairs.is_prepared(args.pairs):
+  if args.pairs and pairs.prepared_folder(args.pairs):
     return lambda: pairs.prepared_pairs(args.pairs)
   query, passage = field_names(args.query_field or ""), field_names(args.passage_field or "")
   if query or passage:
@@ -169,15 +174,19 @@ def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
 
 
 def _judged(judged: tuple[Any, Any, Any], ranker: Any, min_grade: int) -> Iterator[Any]:
-  from gtr_jax.collections.corpus import full_text
   from gtr_jax.mining import pairs
-
-  def text_of(doc_id):
-    row = ranker.row_of(doc_id)
-    return None if row is None else full_text(*ranker.passage(row)[1:])
-
   query_ids, queries, qrels = judged
-  return pairs.judged_pairs(query_ids, queries, qrels, text_of, min_grade)
+  return pairs.judged_pairs(query_ids, queries, qrels, functools.partial(_document, ranker), min_grade)
+
+
+def _with_documents(found: Iterator[Any], ranker: Any) -> Iterator[Any]:
+  from gtr_jax.mining import pairs
+  return pairs.with_documents(found, functools.partial(_document, ranker))
+
+
+def _document(ranker: Any, doc_id: str) -> tuple[str, str] | None:
+  row = ranker.row_of(doc_id)
+  return None if row is None else ranker.passage(row)[1:]
 
 
 def _tested(collections: Sequence[str]) -> Any:
@@ -217,7 +226,7 @@ def _rescores(args: argparse.Namespace) -> bool:
 def check(args: argparse.Namespace) -> Any:
   """The choice of negatives. Raises InputError where flags do not go together; no pair is read."""
   from gtr_jax.mining.mine import Choice
-  from gtr_jax.mining.pairs import is_prepared
+  from gtr_jax.mining.pairs import prepared_folder
   if not args.pairs and not args.collection:
     raise InputError("give --pairs, training pairs as JSONL or a table, or --collection, a corpus with judgements, or "
                      "both")
@@ -230,7 +239,7 @@ def check(args: argparse.Namespace) -> Any:
     raise InputError("--min_grade is of the judgements of --collection; with --pairs, leave it out")
   if args.pairs and args.split:
     raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
-  prepared = args.pairs and is_prepared(args.pairs)
+  prepared = args.pairs and prepared_folder(args.pairs)
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field", "ignore"):
     if getattr(args, name) and (prepared or not args.pairs):
       without = "what gtr-jax prepare wrote has" if prepared else "the judgements of a collection have"
@@ -260,7 +269,17 @@ def _read_collection(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     return protocol, read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents), None
   task = read_task(found, protocol)
   whole = task.collection
+  _check_grade(args, whole.qrels)
   return task.protocol, whole.documents, (whole.query_ids, whole.queries, whole.qrels)
+
+
+def _check_grade(args: argparse.Namespace, qrels: Mapping[str, Mapping[str, int]]) -> None:
+  """Raises InputError where no judgement is as high as asked for."""
+  counts = collections.Counter(grade for grades in qrels.values() for grade in grades.values())
+  if args.min_grade and args.min_grade > max(counts, default=0):
+    there = ", ".join(f"{grade} ({count:,})" for grade, count in sorted(counts.items()))
+    raise InputError(f"--min_grade {args.min_grade}: no judgement of {args.collection} is so high; the grades there "
+                     f"are {there}; give one of them that is above 0")
 
 
 def _load(args: argparse.Namespace, path: str, tokenization: Any) -> Any:

@@ -1,6 +1,7 @@
 """Hard negatives: passages that rank high for a query and do not answer it."""
 
 import contextlib
+import functools
 import gzip
 import itertools
 import json
@@ -114,9 +115,10 @@ def mine(gathered: Gathered, ranker: Ranker, output: epath.PathLike, choice: Cho
 
   For each query, negatives are drawn at random from the passages whose rank and score `choice` allows, less those that
   are known to answer it (the passages of all pairs with the same query, by id or equal text; passages too, by id and by
-  equal text), those that are nearly the pair's own passage (`text.near_text`), those that are the query itself (by its
-  id or an equal text, as where queries are documents; where the pair's passage is named as a part of it, d7#3 of d7,
-  all that are named so), and those that contain one of its answers. The draw depends on the seed and the query alone.
+  equal text, whatever their title), those that are near to one of these (`text.near_text`), those that are the query
+  itself (by its id or an equal text, as where queries are documents; where the pair's passage is named as a part of it,
+  d7#3 of d7, all that are named so), and those that contain one of its answers. The draw depends on the
+  seed and the query alone.
 
   Args:
     gathered: the pairs; with passages, these are what the ranker ranks, else it is a corpus, whose documents
@@ -198,6 +200,7 @@ def _candidates(pair: Pair, found: Ranked, gathered: Gathered, ranker: Ranker, i
   if not any_score:
     places = places[found.scores[places] <= choice.most(found.positive_score)]
   wrong = {text_key(pair.query), *pair.others}.union(*map(gathered.known.of, pair.query_keys))
+  near = gathered.known.near(pair.query_keys) or functools.partial(are_near, pair.passage)
   forms = answer_forms(pair.answers)
   texts = set[int]()
   for i in random.Random(f"{choice.seed} {pair.query}").sample(range(len(places)), len(places)):
@@ -206,10 +209,10 @@ def _candidates(pair: Pair, found: Ranked, gathered: Gathered, ranker: Ranker, i
     if ids.key_of(doc_id) in wrong or _is_of_query(pair, ids.given(doc_id)):
       continue
     whole = full_text(title, text)
-    keys = {text_key(whole), text_key(text)}  # A pair may have its passage without the title.
+    keys = set(map(text_key, filter(None, (whole, text))))  # A pair may have its passage without the title.
     if (wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms)
-        and not are_near(whole, pair.passage) and not (tested is not None and tested.find("", whole))):
-      texts.add(text_key(whole))
+        and not near(whole) and not (tested is not None and tested.find("", whole))):
+      texts |= keys
       yield _Negative(place + 1, float(found.scores[place]), doc_id, whole)
 
 

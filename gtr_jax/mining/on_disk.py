@@ -20,13 +20,14 @@ import numpy as np
 import zstandard
 from etils import epath
 
-from gtr_jax.collections.corpus import Documents, View
+from gtr_jax.collections.corpus import Documents, View, full_text
 from gtr_jax.io import atomic, jsonl
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.mining.pairs import Pair
 from gtr_jax.parallel import processes
 from gtr_jax.prepare import buckets
+from gtr_jax.text.near_text import NEAR, runs
 from gtr_jax.text.same_text import hash_key, text_key
 
 _BUCKETS = 256
@@ -34,7 +35,9 @@ _PAIRS = 256  # Written together.
 _LENGTH = struct.Struct("<Q")
 _TWO = struct.Struct(">QQ")  # Big-endian: bytes are in the order of the numbers.
 _ROWS = 512  # Of a table, that are read at once.
-_QUERIES = 1024  # Whose passages are remembered.
+_QUERIES = 1024  # Whose passages' keys are remembered.
+_QUERIES_NEAR = 16  # And their texts.
+_MOST_NEAR = 10_000  # Texts of a query, to which others may be near: some 10 MB of memory.
 
 
 class IdRows:
@@ -67,8 +70,8 @@ class IdRows:
     return None
 
 
-class KnownPassages:
-  """Which passages answer a query: a table of (key of a query, key of a passage), sorted, on a local disk.
+class Table:
+  """Numbers by key: rows of two, sorted, on a local disk.
 
   In memory is the first key of every 512 rows: 1/64 byte for each.
   """
@@ -81,9 +84,9 @@ class KnownPassages:
                              for row in range(0, self._rows, _ROWS)], np.uint64)
     self.of = functools.lru_cache(_QUERIES)(self._of)
 
-  def _of(self, query_key: int) -> frozenset[int]:
-    """The keys of its passages."""
-    key, found = np.uint64(query_key), []
+  def _of(self, wanted: int) -> frozenset[int]:
+    """The numbers of a key."""
+    key, found = np.uint64(wanted), []
     block = max(int(np.searchsorted(self._firsts, key)) - 1, 0)
     while block < len(self._firsts) and self._firsts[block] <= key:
       table = np.frombuffer(os.pread(self._file, _ROWS * _TWO.size, block * _ROWS * _TWO.size), ">u8").reshape(-1, 2)
@@ -93,6 +96,54 @@ class KnownPassages:
         break
       block += 1
     return frozenset(found)
+
+
+class KnownPassages:
+  """Which passages answer a query, on a local disk.
+
+  Args:
+    keys: a `Table` of (key of a query, key of a passage).
+    places: one of (key of a query, where in `texts` those of its passages begin), of queries that have several.
+    texts: lists of texts, behind their length.
+
+  Attributes:
+    of: gives the keys of the passages of a query, by its key.
+    near: gives what tells whether a text is near one of the passages that some keys of a query have, of up to 10,000 of
+      each; None where they have no more than one.
+  """
+
+  def __init__(self, keys: epath.PathLike, places: epath.PathLike, texts: epath.PathLike):
+    self.of, self._places = Table(keys).of, Table(places)
+    self._texts = os.open(texts, os.O_RDONLY | os.O_CLOEXEC)
+    weakref.finalize(self, os.close, self._texts)
+    self.near = functools.lru_cache(_QUERIES_NEAR)(self._near)
+
+  def _near(self, query_keys: tuple[int, ...]) -> Callable[[str], bool] | None:
+    texts = dict[str, None]()
+    for place in sorted(place for key in query_keys for place in self._places.of(key)):
+      length, = _LENGTH.unpack(os.pread(self._texts, _LENGTH.size, place))
+      texts |= dict.fromkeys(marshal.loads(os.pread(self._texts, length, place + _LENGTH.size)))
+    return near_one_of(list(texts)) if texts else None
+
+
+def near_one_of(texts: Sequence[str]) -> Callable[[str], bool]:
+  """What tells whether a text is near to one of these, as `near_text.are_near`: their runs are looked up together."""
+  of_text = [np.fromiter(runs(text), np.uint64) for text in texts]
+  counts = np.array([len(found) for found in of_text])
+  owners = np.repeat(np.arange(len(texts), dtype=np.int32), counts)
+  order = np.argsort(whole := np.concatenate(of_text), kind="stable")
+  whole, owners = whole[order], owners[order]
+
+  def is_near(text: str) -> bool:
+    own = np.fromiter(runs(text), np.uint64)
+    starts, stops = (np.searchsorted(whole, own, side) for side in ("left", "right"))
+    there = np.flatnonzero(stops > starts)
+    if not len(there):
+      return False
+    shared = np.bincount(np.concatenate([owners[starts[i]:stops[i]] for i in there]), minlength=len(texts))
+    return bool(np.any(shared >= NEAR * np.minimum(counts, len(own))))
+
+  return is_near
 
 
 class PassagesOfPairs(NamedTuple):
@@ -116,7 +167,7 @@ class Gathered(NamedTuple):
   Attributes:
     num_pairs: how many there are, those that are none aside.
     pairs: gives these, in their order, with each call.
-    known: which passages answer a query.
+    known: which passages answer a query, those of pairs that are none but known too.
     passages: the different ones, if they were asked for.
   """
 
@@ -141,21 +192,46 @@ def gather(pairs: Iterable[Pair], folder: epath.Path, own_passages: bool, progre
         atomic.replacing(whole) as file,
         Bar(None, "reading the pairs", " pairs", shown=progress and processes.is_first(), leave=False) as bar):
     for number, pair in enumerate(_written(pairs, file)):
-      if own_passages:
+      if own_passages and not pair.is_known:
         firsts.add(_TWO.pack(pair.passage_key, number))
+      count += _is_one(pair)
       if not pair.is_negative:
-        count += 1
-        for query_key in pair.query_keys:
-          for passage_key in {text_key(pair.passage), pair.passage_key}:
-            known.add(_TWO.pack(query_key, passage_key))
+        of_text = text_key(pair.passage)
+        for query_key, passage_key in itertools.product(pair.query_keys, pair.passage_keys):
+          known.add(_TWO.pack(query_key, passage_key), *([_encoded(pair.passage)] if passage_key == of_text else []))
       bar.update()
-  table = folder / "known"
-  with atomic.replacing(table) as file:
-    for digests in _sorted(dealt):
-      file.write(b"".join(dict.fromkeys(digests)))
-  epath.Path(dealt).unlink(missing_ok=True)
-  return Gathered(count, lambda: (pair for pair in _read(whole) if not pair.is_negative), KnownPassages(table),
+  return Gathered(count, lambda: filter(_is_one, _read(whole)), _known(dealt, folder),
                   _passages(whole, first, folder) if own_passages else None)
+
+
+def _is_one(pair: Pair) -> bool:
+  return not pair.is_negative and not pair.is_known
+
+
+def _encoded(text: str) -> bytes:
+  return text.encode(errors="surrogatepass")
+
+
+def _known(dealt: str, folder: epath.Path) -> KnownPassages:
+  """Of rows (key of a query, key of a passage), with the text of the passage where its key is that of its text."""
+  keys, places, texts = (folder / name for name in ("known", "places", "texts"))
+  with atomic.replacing(keys) as keys_file, atomic.replacing(places) as places_file, atomic.replacing(texts) as file:
+    place = 0
+    rows = itertools.chain.from_iterable(found for bucket in range(_BUCKETS)
+                                         for found in buckets.read([dealt], bucket, _BUCKETS))
+    for query_key, of_query in itertools.groupby(rows, lambda row: row[0][:8]):
+      several: list[str] = []
+      for digest, same in itertools.groupby(of_query, lambda row: row[0]):
+        keys_file.write(digest)
+        text = next((row[1] for row in same if len(row) > 1), None)
+        if text is not None and len(several) < _MOST_NEAR:
+          several.append(text.decode(errors="surrogatepass"))
+      if len(several) > 1:  # A query's only passage is that of its pair.
+        data = marshal.dumps(several)
+        places_file.write(query_key + place.to_bytes(8))
+        place += file.write(_LENGTH.pack(len(data)) + data)
+  epath.Path(dealt).unlink(missing_ok=True)
+  return KnownPassages(keys, places, texts)
 
 
 def _written(pairs: Iterable[Pair], file: IO[bytes]) -> Iterator[Pair]:
@@ -199,11 +275,17 @@ def _passages(pairs: epath.Path, dealt: str, folder: epath.Path) -> PassagesOfPa
       if len(keys) < len(numbers) and number == numbers[len(keys)]:
         keys.append(pair.passage_key)
         have_ids = have_ids or bool(pair.passage_id)
-        line = json.dumps([pair.passage_id or None, pair.passage], ensure_ascii=False).encode() + b"\n"
+        line = json.dumps([pair.passage_id or None, *_title_and_text(pair)], ensure_ascii=False).encode() + b"\n"
         file.write(line)
         starts.append(starts[-1] + len(line))
   lines = LineTable(path, starts)
   ids = View(len(keys), lambda row: f"{keys[row]:016x}")
-  texts = View(len(keys), lambda row: jsonl.parse(lines[row])[1])
-  given = View(len(keys), lambda row: jsonl.parse(lines[row])[0])
-  return PassagesOfPairs(Documents(ids, View(len(keys), lambda row: ""), texts), given, have_ids)
+  given, titles, texts = (View(len(keys), lambda row, column=column: jsonl.parse(lines[row])[column])
+                          for column in range(3))
+  return PassagesOfPairs(Documents(ids, titles, texts), given, have_ids)
+
+
+def _title_and_text(pair: Pair) -> tuple[str, str]:
+  """Of a passage, which they make together."""
+  title = pair.passage.removesuffix(pair.bare).strip() if pair.bare else ""
+  return (title, pair.bare) if full_text(title, pair.bare) == pair.passage else ("", pair.passage)

@@ -4,13 +4,15 @@ prepared, and of a collection's judgements.
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from gtr_jax.collections.corpus import full_text
 from gtr_jax.errors import InputError
-from gtr_jax.io import jsonl, tables
+from gtr_jax.io import data_root, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
@@ -19,6 +21,9 @@ from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.same_text import hash_key, text_key
 
+# Names of lists beside several passages, or beside negatives, that have an entry for each: pos_ids, negative_titles.
+_OF_PASSAGES = re.compile(r"(pos|positives?|passages?)_\w+")
+_OF_NEGATIVES = re.compile(r"(hard_)?(neg|negatives?)_\w+")
 _WRITTEN = ("negatives", "negative_ids", "scores", "mined")  # By `mine`, whatever was there.
 
 
@@ -55,8 +60,11 @@ class Pair(NamedTuple):
     query_id: "" where it has none.
     passage_id: "" where it has none.
     answers: strings that answer the query.
-    others: keys of passages that are no negatives either, for what is known beside the pairs themselves.
+    others: keys of passages that are no negatives either, of whose texts nothing else is known.
     is_negative: it is none: the passage does not answer the query.
+    is_known: it is none either, as where a judgement is too low: but the passage is no negative of the query.
+    bare: the passage without its title, where it has one.
+    group: pairs of one group share their passages, as those of one query do.
   """
 
   record: dict[str, Any]
@@ -67,16 +75,25 @@ class Pair(NamedTuple):
   answers: tuple[str, ...] = ()
   others: tuple[int, ...] = ()
   is_negative: bool = False
+  is_known: bool = False
+  bare: str = ""
+  group: str = ""
 
   @property
   def query_keys(self) -> tuple[int, ...]:
-    """What the same queries share: their text, and their id."""
-    return text_key(self.query), *((id_key(self.query_id),) if self.query_id else ())
+    """What queries share whose passages are no negatives of each other: their text, their id, and their group."""
+    ids = ([self.query_id] if self.query_id else []) + ([f"group {self.group}"] if self.group else [])
+    return text_key(self.query), *map(id_key, ids)
 
   @property
   def passage_key(self) -> int:
     """What makes two passages one: their id, else their text."""
     return id_key(self.passage_id) if self.passage_id else text_key(self.passage)
+
+  @property
+  def passage_keys(self) -> set[int]:
+    """What is no negative where the passage answers the query: its id, and its text with and without its title."""
+    return {self.passage_key, *map(text_key, filter(None, (self.passage, self.bare)))}
 
 
 def id_key(identifier: str) -> int:
@@ -132,14 +149,22 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     read = {*kind.fields, *_WRITTEN, "query", "positive", query_field, passage_field}
     read -= set(kind.vectors[:1 if kind.several else 2])  # Of the negatives that are replaced there is no use.
     rest = {name: value for name, value in row.items() if name not in read}
+    if kind.negatives:  # What goes with those that are replaced is of nothing.
+      rest = {name: value for name, value in rest.items()
+              if not (isinstance(value, list) and _OF_NEGATIVES.fullmatch(name))}
+  of_each = {name: value for name, value in rest.items() if kind.several and isinstance(value, list)
+             and len(value) == len(meant) and _OF_PASSAGES.fullmatch(name)}
   answers = _answers(row, fields.answers)
   ids = [None] * len(meant)
   if passage_field and meant and sum(not pair.is_negative for pair in meant) <= 1:
     ids[0] = row[passage_field]
   elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
     ids = row[passage_field]
-  of_set = {text_key(_text(rows, text, kind.query)) for pair in meant if pair.group for text in pair[:2]}
-  for pair, passage_id in zip(meant, ids, strict=True):
+  of_set = next((pair for pair in meant if pair.group), None)
+  if of_set is not None:  # Its other texts are passages.
+    first = _text(rows, of_set.query, kind.query)
+    yield Pair({}, first, first, group=of_set.group, is_known=True)
+  for number, (pair, passage_id) in enumerate(zip(meant, ids, strict=True)):
     query, passage = _text(rows, pair.query, kind.query), _text(rows, pair.passage, kind.passage)
     record: dict[str, Any] = {}
     if query_field:
@@ -148,10 +173,40 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     if passage_field and (passage_id is not None or len(meant) == 1):
       record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
     record["positive"] = passage
-    yield Pair(record | rest, query, passage,
+    record |= rest | {name: value[number] for name, value in of_each.items()}
+    if kind.several and pair.vectors and pair.vectors[1]:
+      record["positive_vector"] = unpacked(pair.vectors[1]).tolist()
+    yield Pair(record, query, passage,
                jsonl.id_of(row, query_field) if query_field else "",
                jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else "",
-               answers, tuple(of_set), pair.is_negative)
+               answers, is_negative=pair.is_negative, bare=_without_title(rows, pair.passage, passage, kind, row),
+               group=pair.group)
+
+
+def _without_title(rows: PairsJsonl, value: Any, passage: str, kind: Meaning, row: Any) -> str:
+  """A passage without what its line calls a title, "" where that is nothing else."""
+  if isinstance(value, dict):
+    text = rows.text_of(value["text"])
+  elif kind.passage[0] == "title" and len(kind.passage) > 1 and isinstance(row["title"], str):
+    text = passage.removeprefix(row["title"].strip()).strip()
+  else:
+    return ""
+  return text if text != passage else ""
+
+
+def with_documents(pairs: Iterable[Pair], document: Callable[[str], tuple[str, str] | None]) -> Iterator[Pair]:
+  """Yields the pairs, and behind each whose passage a corpus has otherwise, by its id, that as known.
+
+  Args:
+    pairs: with ids of passages.
+    document: gives (title, text) of an id, None where there is none.
+  """
+  for pair in pairs:
+    yield pair
+    if pair.passage_id and not pair.is_negative and (found := document(pair.passage_id)) is not None:
+      title, text = found
+      if (whole := full_text(title, text)) and (whole != pair.passage or title):
+        yield pair._replace(record={}, passage=whole, is_known=True, bare=text if title else "")
 
 
 def _text(rows: PairsJsonl, value: Any, names: Sequence[str]) -> str:
@@ -180,9 +235,10 @@ def _answers(row: Any, name: str) -> tuple[str, ...]:
   return tuple(value)
 
 
-def is_prepared(path: epath.PathLike) -> bool:
-  """Whether this is a folder that `gtr-jax prepare` wrote."""
-  return (location(path) / "manifest.json").exists()
+def prepared_folder(path: epath.PathLike) -> epath.Path | None:
+  """The folder that `gtr-jax prepare` wrote, by its path or its name; None where it is none, or a file has the name."""
+  places = [absolute(path)] + ([] if location(path).exists() else [data_root.resolve(path)])
+  return next((place for place in places if (place / "manifest.json").exists()), None)
 
 
 def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
@@ -191,7 +247,7 @@ def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
   Raises:
     InputError: the folder is of another version, or something in it is missing or damaged.
   """
-  place = absolute(folder)
+  place = absolute(folder)  # A relative one would be looked for in the data root.
   for file in manifests.read(os.fspath(place))["splits"]["train"]:
     with (place / file).open("rb") as f:
       for record in records.read_records(f, os.fspath(place / file)):
@@ -209,22 +265,23 @@ def _prepared(example):
 
 
 def judged_pairs(query_ids: Sequence[str], queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]],
-                 text_of: Callable[[str], str | None], min_grade: int = 1) -> Iterator[Pair]:
+                 document: Callable[[str], tuple[str, str] | None], min_grade: int = 1) -> Iterator[Pair]:
   """Yields a pair of each query and each document that is judged relevant to it.
 
-  A document judged relevant, but below `min_grade`, is neither a pair's passage nor a negative of the query.
+  A document judged relevant, but below `min_grade`, is known: neither a pair's passage nor a negative of the query.
 
   Args:
     query_ids: in their order.
     queries: their texts.
     qrels: grades by query and document id.
-    text_of: gives the text of a document by its id, None where it is not there.
+    document: gives (title, text) of a document by its id, None where it is not there.
     min_grade: of a pair's passage, from 1.
   """
   for query_id, query in zip(query_ids, queries, strict=True):
     grades = qrels.get(query_id, {})
-    others = tuple(id_key(doc_id) for doc_id, grade in grades.items() if 0 < grade < min_grade)
     for doc_id, grade in grades.items():
-      if grade >= min_grade and (text := text_of(doc_id)) is not None:
-        record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": text}
-        yield Pair(record, query, text, query_id, doc_id, others=others)
+      if grade > 0 and (found := document(doc_id)) is not None:
+        title, text = found
+        passage = full_text(title, text)
+        record = {"query_id": query_id, "query": query, "passage_id": doc_id, "positive": passage}
+        yield Pair(record, query, passage, query_id, doc_id, is_known=grade < min_grade, bare=text if title else "")

@@ -2,13 +2,15 @@
 
     KEY-K/rows.npy              int32 [Q, K], rows of the store, best first
     KEY-K/scores.npy            float32 [Q, K]
-    KEY-K/positive_scores.npy   float32 [P], of each pair's own passage; written last
+    KEY-K/positive_scores.npy   float32 [P], of each pair's own passage
+    KEY-K/checksums.npy         uint32 [3], of these arrays (CRC-32); written last
 
 A folder is of one block of pairs; KEY is a hash of all that decides it but for K, the number of ranks. More ranks take
 the place of fewer. 8 bytes for each rank of each query, 4 for each pair.
 """
 
 import os
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Rankings(NamedTuple):
   positive_scores: np.ndarray
 
 
-_COLUMNS = Rankings._fields
+_COLUMNS, _CHECKSUMS = Rankings._fields, "checksums"
 
 
 class KeptRankings:
@@ -51,7 +53,9 @@ class KeptRankings:
     if name is None:
       found, name = search(), f"{key}-{k}"
       if processes.is_first():
-        for column, array in zip(_COLUMNS, found, strict=True):
+        arrays = [np.ascontiguousarray(array) for array in found]
+        checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
+        for column, array in zip((*_COLUMNS, _CHECKSUMS), (*arrays, checksums), strict=True):
           with atomic.replacing(self._folder / name / f"{column}.npy") as file:
             np.save(file, array)
         for fewer in self._names(key) - {name}:
@@ -70,7 +74,7 @@ class KeptRankings:
   def _name(self, key: str, k: int) -> str | None:
     """Of a whole folder with so many ranks."""
     return next((name for name in sorted(self._names(key)) if int(name.rpartition("-")[2]) >= k
-                 and (self._folder / name / f"{_COLUMNS[-1]}.npy").exists()), None)
+                 and (self._folder / name / f"{_CHECKSUMS}.npy").exists()), None)
 
   def _opened(self, name: str) -> Rankings:
     """Arrays that are read when they are looked at."""
@@ -79,6 +83,10 @@ class KeptRankings:
       found = Rankings(*(_open(place / f"{column}.npy") for column in _COLUMNS))
       if found.rows.shape != found.scores.shape or (found.rows.ndim, found.positive_scores.ndim) != (2, 1):
         raise ValueError("other shapes")
+      checksums = _open(place / f"{_CHECKSUMS}.npy")
+      for column, array, checksum in zip(_COLUMNS, found, checksums.tolist(), strict=True):
+        if not array.flags.c_contiguous or zlib.crc32(array.data) != checksum:
+          raise ValueError(f"the checksum of {column}.npy is another")
     except (OSError, ValueError, EOFError) as e:
       raise InputError(f"{place}: damaged or cut off ({first_line(e)}); remove the folder, and run it again") from e
     return found

@@ -8,7 +8,7 @@
     embeddings-00000.npy    float32 [CHUNK_ROWS, D], and so on, in the same order
     norms-00000.npy         float32 [CHUNK_ROWS], their lengths, or those that they had before they were normalised
     checksums-00000.npy     uint32 [2], of these two
-    COMPLETE                written last
+    COMPLETE                written last: CRC-32 of each of manifest.json, ids.txt, offsets.npy and checksums.npy
 
 Rows descend by id because a search gives ties to the lower row, and trec_eval to the higher id. Each file appears under
 its name only when whole.
@@ -63,17 +63,22 @@ class Store:
     manifest = _read_manifest(self.path)
     if not (self.path / _COMPLETE).exists():
       raise InputError(f"{self.path}: not complete; run the same command again, and it goes on where it stopped")
+    sums = _read_sums(self.path)
+    _check_sum(self.path / _MANIFEST, sums, "remove the folder, and encode again")
     self.settings, self.documents_hash = manifest["settings"], manifest["documents_hash"]
     self.shape = (manifest["documents"], manifest["dim"])
     self._chunk_rows = manifest["chunk_rows"]
     self.ids = _read_ids(self.path / _IDS)
     if len(self.ids) != self.shape[0]:
       raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
+    _check_sum(self.path / _IDS, sums)
     offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
+    _check_sum(self.path / _OFFSETS, sums)
     if not (self.path / _DOCUMENTS).exists():
       raise _damaged(self.path / _DOCUMENTS, "missing")
     self._documents = LineTable(self.path / _DOCUMENTS, offsets)
     self._checksums = _read_array(self.path / _CHECKSUMS, self.shape[:1], np.uint32)
+    _check_sum(self.path / _CHECKSUMS, sums)
     self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._checked_chunk)
     self._seen: set[tuple[str, int]] = set()  # Chunks whose checksums have been looked at.
     for number in range(-(-self.shape[0] // self._chunk_rows)):
@@ -158,16 +163,20 @@ class StoreWriter:
       ends[row + 1], checksums[row] = ends[row] + len(line), zlib.crc32(line[:-1])
     self._manifest: dict[str, Any] = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
                       "documents_hash": digest.hexdigest(), "settings": dict(settings)}
+    small = {_IDS: ids, _OFFSETS: _npy(ends), _CHECKSUMS: _npy(checksums)}
     processes.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
     self._manifest["chunk_rows"] = processes.from_first(self._check_folder)
     if processes.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
-      write_parts(self.path / _MANIFEST, [(json.dumps(self._manifest, indent=2) + "\n").encode()])
-      if not all((self.path / name).exists() for name in (_IDS, _DOCUMENTS, _OFFSETS, _CHECKSUMS)):
+      manifest = (json.dumps(self._manifest, indent=2) + "\n").encode()
+      write_parts(self.path / _MANIFEST, [manifest])
+      if not all((self.path / name).exists() for name in (_DOCUMENTS, *small)):
         write_parts(self.path / _DOCUMENTS, self._lines())
-        write_parts(self.path / _OFFSETS, [_npy(ends)])
-        write_parts(self.path / _CHECKSUMS, [_npy(checksums)])
-        write_parts(self.path / _IDS, [ids])
+        for name in (_OFFSETS, _CHECKSUMS, _IDS):
+          write_parts(self.path / name, [small[name]])
+      # Of what there ought to be, whatever the files that were there already hold.
+      self._sums = (json.dumps({name: zlib.crc32(data) for name, data in {_MANIFEST: manifest, **small}.items()})
+                    + "\n").encode()
     processes.check_shared(self.path)
 
   def _lines(self) -> Iterator[bytes]:
@@ -217,8 +226,9 @@ class StoreWriter:
 
   def finish(self) -> Store:
     """Marks the store complete and opens it."""
-    if processes.is_first() and not (self.path / _COMPLETE).exists():
-      write_parts(self.path / _COMPLETE, [])
+    complete = self.path / _COMPLETE
+    if processes.is_first() and not (complete.exists() and complete.read_bytes() == self._sums):
+      write_parts(complete, [self._sums])
     processes.wait_for_all()
     return Store(self.path)
 
@@ -256,6 +266,20 @@ def _read_manifest(folder: epath.Path) -> dict[str, Any]:
   return check_json(path, manifest, _Manifest, advice)
 
 
+def _read_sums(folder: epath.Path) -> dict[str, Any]:
+  path = folder / _COMPLETE
+  advice = "remove it, and run the command that made the store again: it writes it anew, and encodes nothing"
+  if not path.stat().length:
+    raise InputError(f"{path}: is empty, as an earlier version has left it, so nobody can tell whether the ids are as "
+                     f"they were; {advice}")
+  return read_json(path, dict[str, int], advice)
+
+
+def _check_sum(path: epath.Path, sums: Mapping[str, int], advice: str = "") -> None:
+  if zlib.crc32(path.read_bytes()) != sums.get(path.name):
+    raise _damaged(path, "its checksum is another", advice)
+
+
 def _read_ids(path: epath.Path) -> list[str]:
   try:
     return path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
@@ -271,9 +295,11 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndar
     raise _damaged(path, first_line(e) if path.exists() else "missing") from e
   if array.shape != shape or array.dtype != dtype:
     raise _damaged(path, f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}")
+  if not array.flags.c_contiguous:
+    raise _damaged(path, "in another order")
   return array
 
 
-def _damaged(path: epath.Path, what: str) -> InputError:
-  return InputError(f"{path}: damaged or cut off ({what}); remove {path.name} and {_COMPLETE}, and run the command "
-                    "that made it again")
+def _damaged(path: epath.Path, what: str, advice: str = "") -> InputError:
+  advice = advice or f"remove {path.name} and {_COMPLETE}, and run the command that made it again"
+  return InputError(f"{path}: damaged or cut off ({what}); {advice}")

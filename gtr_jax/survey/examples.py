@@ -1,5 +1,6 @@
 """The examples of anything that can be trained on: files of pairs, prepared data, tasks and mixtures of seqio."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,67 +14,97 @@ from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 
+_WILD = frozenset("*?[")
+_ENDINGS = (".jsonl", ".json", ".txt", ".parquet", ".arrow", ".feather", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
+
 
 class Found(NamedTuple):
-  """What a source has.
+  """What some sources have.
 
   Attributes:
-    name: of it, for people.
+    name: of them, for people.
     read: yields (place, example), from the first one each time.
-    notes: lines on what it is.
-    counts: of what is left out while reading, filled by it; None where nothing is.
+    notes: lines on what they are.
+    counts: of what is left out of files while they are read, filled by it.
+    has_files: whether there are files of pairs among them.
   """
 
   name: str
   read: Callable[[], Iterator[tuple[str, Example]]]
   notes: list[str]
-  counts: Counts | None = None
+  counts: Counts
+  has_files: bool = False
 
 
-def find(source: str, module: str | None, split: str, pairs: PairsJsonl | None) -> Found:
-  """Looks a source up.
+def find(sources: Sequence[str], module: str | None, split: str, pairs: PairsJsonl) -> Found:
+  """Looks sources up; they come one behind the other.
 
   Args:
-    source: a file of pairs, the name or folder of prepared data, or the name of a task or mixture.
-    module: that registers the task.
+    sources: each a file of pairs (or what else `io.tables` reads: a pattern, a folder of tables), the name or folder of
+      prepared data, or the name of a task or mixture.
+    module: that registers the tasks.
     split: of prepared data and tasks.
     pairs: how files are read.
 
   Raises:
     InputError: there is none of the name, or it is none that can be read this way.
   """
-  if module is None and (data_root.resolve(source) / "manifest.json").exists():
-    return _of_prepared(source, split)
-  if module is None and epath.Path(source).exists():
-    return _of_file(source, pairs)
-  return _of_task(source, module, split)
-
-
-def _of_file(path, pairs):
-  assert pairs is not None
-  parts, counts = pairs.parts(), Counts()
+  counts, found = Counts(), list[Found]()
+  for of_files, some in itertools.groupby(sources, lambda source: module is None and _is_file(source)):
+    if of_files:
+      found.append(_of_files(dataclasses.replace(pairs, paths=tuple(some)), counts))
+      continue
+    for source in some:
+      is_prepared = module is None and _is_prepared(source)
+      found.append(_of_prepared(source, split, counts) if is_prepared else _of_task(source, module, split, counts))
+  if len(found) == 1:
+    return found[0]
+  notes = [line for of in found for line in (of.name, *(f"  {note}" for note in of.notes))]
 
   def read():
-    counts.reasons.clear()
-    counts.places.clear()
+    for of in found:
+      yield from of.read()
+
+  return Found(f"{len(sources)} sources", read, notes, counts, any(of.has_files for of in found))
+
+
+def _is_prepared(source):
+  return (data_root.resolve(source) / "manifest.json").exists()
+
+
+def _is_file(source):
+  """Raises InputError where it looks like one and is not there."""
+  if _is_prepared(source):
+    return False
+  if epath.Path(source).exists() or not _WILD.isdisjoint(source):
+    return True
+  if "/" in source or source.endswith(_ENDINGS):
+    raise InputError(f"{source}: no such file, nor prepared data in a folder of that name; correct the path")
+  return False
+
+
+def _of_files(pairs, counts):
+  parts = pairs.parts()
+
+  def read():
     for part in parts:
       for number, (_, example) in enumerate(pairs.read(part, counts), start=1):
         yield f"{os.path.basename(part.path)}, {number:,}", example
 
-  return Found(path, read, [f"fields: {line}" for line in pairs.fields()], counts)
+  return Found(", ".join(pairs.paths), read, [f"fields: {line}" for line in pairs.fields()], counts, has_files=True)
 
 
-def _of_prepared(name, split):
+def _of_prepared(name, split, nothing):
   manifest = manifests.read(name)
   if split not in manifest["splits"]:
     raise InputError(f"{name}: no split {split!r}, only {', '.join(manifest['splits'])}; give one with --split")
   folder = data_root.resolve(name)
-  counts = ", ".join(f"{what} {count:,}" for what, count in manifest["counts"].items())
+  said = ", ".join(f"{what} {count:,}" for what, count in manifest["counts"].items())
   return Found(name, lambda: _records([os.fspath(folder / file) for file in manifest["splits"][split]]),
-               [f"prepared from {', '.join(of['name'] for of in manifest['inputs'])}", f"counts: {counts}"])
+               [f"prepared from {', '.join(of['name'] for of in manifest['inputs'])}", f"counts: {said}"], nothing)
 
 
-def _of_task(name, module, split):
+def _of_task(name, module, split, nothing):
   tensorflow_log.quiet()
   from gtr_jax.data import registered  # TensorFlow takes seconds to import.
   from gtr_jax.data.pair_task import PairTask
@@ -90,7 +121,7 @@ def _of_task(name, module, split):
   def read():
     yield from itertools.chain.from_iterable(map(_records, files.values()))
 
-  return Found(name, read, notes)
+  return Found(name, read, notes, nothing)
 
 
 def _records(files: Sequence[str]) -> Iterator[tuple[str, Example]]:

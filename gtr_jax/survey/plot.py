@@ -4,7 +4,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from gtr_jax.evaluation.plots import save
-from gtr_jax.survey.stats import Stats
+from gtr_jax.survey.stats import BINS, Stats
 
 
 def lengths(path: epath.PathLike, stats: Stats) -> None:
@@ -18,5 +18,9 @@ def lengths(path: epath.PathLike, stats: Stats) -> None:
     if side.limit is not None:
       axes.axvline(side.limit, color="#D55E00", label=f"cut: {side.cut:.1%}")
       axes.legend()
-    axes.set(title=name, xlabel=f"{stats.unit} (the last bar: and more)", ylabel="texts")
+    last = ""  # What is above the others is as wide as they are.
+    if len(side.histogram) > BINS:
+      least, texts = side.histogram[-1]
+      last = f" (the last bar: {least} to {side.longest:,}, {texts:,} texts)"
+    axes.set(title=name, xlabel=stats.unit + last, ylabel="texts")
   save(figure, epath.Path(path))

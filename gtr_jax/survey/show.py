@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gtr_jax.prepare.interface import Example
+from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import negatives_of
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.tokenizer import Tokenizer
 
 _WIDTH, _NAME = 120, 12
 _SHOWN_DROPPED = 3  # Of each reason.
+_SHOWN_BROKEN = 5
 _LONGEST = 400  # Characters of a text that are shown, and as many pieces behind the cut as fit about as many.
 
 
@@ -32,12 +33,11 @@ def as_text(place: str, example: Example, tokenizer: Tokenizer | None, lengths: 
   def line(name, text, of="", side="document"):
     text = " ".join(text.split("\n"))
     shown = _pieces(text, tokenizer, lengths[side], most) if tokenizer else _shortened(text, most)
-    lines.extend(textwrap.wrap(shown + (f"   [{of}]" if of else ""), _WIDTH, initial_indent=f"{name:{_NAME}}",
-                               subsequent_indent=" " * _NAME, break_on_hyphens=False) or [name])
+    lines.extend(_wrapped(name, shown + (f"   [{of}]" if of else "")))
 
   score = example.scores[0] if example.scores else math.nan
   line("query", example.query, _of(example.query_id), "query")
-  line("passage", example.passage, _of(example.passage_id, score))
+  line("no answer" if example.is_negative else "passage", example.passage, _of(example.passage_id, score))
   for negative in negatives_of(example):
     line("negative", negative.text, _of(negative.id, negative.score))
   for text in example.negative_queries:
@@ -69,8 +69,27 @@ def dropped(rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int]) -> Ite
     for row in examples[:_SHOWN_DROPPED]:
       yield f"--- {row['reason']}{', ' * bool(row['place'])}{row['place']}"
       for name, text in row.items():
-        if name not in ("reason", "place"):
-          yield f"{name:{_NAME}}{' '.join(text.split())[:_WIDTH]}"
+        text = " ".join(text.split())
+        if name == "why":  # A sentence, which is short.
+          yield from _wrapped(name, text)
+        elif name not in ("reason", "place"):
+          yield f"{name:{_NAME}}{text[:_WIDTH]}{'…' * (len(text) > _WIDTH)}"
+
+
+def left_out(counts: Counts) -> list[str]:
+  """Lines that say how many broken lines there were, where and why the first ones are, and what else is left out."""
+  others = {reason: count for reason, count in counts.reasons.items() if reason != "broken" and count}
+  lines = ["left out: " + ", ".join(f"{reason} {count:,}" for reason, count in others.items())] * bool(others)
+  if number := counts.reasons["broken"]:
+    lines.append(f"broken: {number:,} of the lines that were looked at" + (
+        f", of which the first {_SHOWN_BROKEN}" if number > _SHOWN_BROKEN else ""))
+    lines += [f"  {place}" for place in counts.places[:_SHOWN_BROKEN]]
+  return lines
+
+
+def _wrapped(name, text):
+  return textwrap.wrap(text, _WIDTH, initial_indent=f"{name:{_NAME}}", subsequent_indent=" " * _NAME,
+                       break_on_hyphens=False) or [name]
 
 
 def _of(identifier, score=math.nan):

@@ -15,7 +15,7 @@ from gtr_jax.text.same_text import text_key
 from gtr_jax.text.tokenizer import MOST_TOKENS, Tokenizer
 
 _AT_ONCE = 1000  # Examples that are tokenised together.
-_BINS = 20
+BINS = 20
 _SHOWN_LANGUAGES = 6
 _QUANTILES = (0.5, 0.9, 0.99)
 _LOOKED_AT = 2000  # Passages, whose languages are guessed.
@@ -49,6 +49,9 @@ class Stats(NamedTuple):
 
   Attributes:
     pairs: how many.
+    no_answers: rows beside them whose passage does not answer the query: `prepare` makes negatives of it, and its
+      length is among those of `documents`.
+    query_is_passage: pairs whose two texts are equal, which `prepare` drops.
     unit: of lengths: "tokens" or "words".
     queries: of `Side`; `documents` likewise.
     documents: see `queries`.
@@ -63,6 +66,8 @@ class Stats(NamedTuple):
   """
 
   pairs: int
+  no_answers: int
+  query_is_passage: int
   unit: str
   queries: Side
   documents: Side
@@ -90,7 +95,7 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
   queries: collections.Counter[int] = collections.Counter()
   passages, pairs = set[int](), set[int]()
   negatives: collections.Counter[int] = collections.Counter()
-  count = same = scored = 0
+  count = same = scored = no_answers = of_itself = 0
   waiting: dict[str, list[str]] = {name: [] for name in lengths}
   drawn: list[tuple[int, str]] = []
 
@@ -102,8 +107,15 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
       texts.clear()
 
   for example in examples:
+    if example.is_negative:
+      no_answers += 1
+      waiting["negative"] += [example.passage, *example.negatives]
+      if len(waiting["negative"]) >= _AT_ONCE:
+        measured()
+      continue
     count += 1
     query, passage = text_key(example.query), text_key(example.passage)
+    of_itself += query == passage
     queries[query] += 1
     passages.add(passage)
     same += (pair := hash((query, passage))) in pairs
@@ -114,12 +126,12 @@ def measure(examples: Iterable[Example], tokenizer: Tokenizer | None, limits: Ma
     waiting["query"].append(example.query)
     waiting["passage"].append(example.passage)
     waiting["negative"] += example.negatives
-    if len(waiting["query"]) == _AT_ONCE:
+    if len(waiting["query"]) >= _AT_ONCE:
       measured()
   measured()
   of_query, of_passage, of_negative = (np.concatenate(parts) for parts in lengths.values())
   return Stats(
-      count, "tokens" if tokenizer else "words", _side(of_query, limits["query"]),
+      count, no_answers, of_itself, "tokens" if tokenizer else "words", _side(of_query, limits["query"]),
       _side(np.concatenate([of_passage, of_negative]), limits["document"]), len(queries), len(passages), same,
       _counted(collections.Counter(queries.values())), _counted(negatives), scored,
       dict(collections.Counter(language.most_likely(text) for _, text in drawn).most_common()),
@@ -130,8 +142,8 @@ def _side(lengths, limit):
   if not len(lengths):
     return Side(0, 0.0, (0,) * len(_QUANTILES), 0, limit, None, [])
   quantiles = [int(np.quantile(lengths, q, method="higher")) for q in _QUANTILES]
-  width = max(1, math.ceil((quantiles[-1] + 1) / _BINS))
-  of_bin = np.bincount(np.minimum(lengths // width, _BINS))
+  width = max(1, math.ceil((quantiles[-1] + 1) / BINS))
+  of_bin = np.bincount(np.minimum(lengths // width, BINS))
   return Side(len(lengths), float(lengths.mean()), tuple(quantiles), int(lengths.max()), limit,
               None if limit is None else float(np.mean(lengths > limit)),
               [(number * width, int(texts)) for number, texts in enumerate(of_bin)])
@@ -163,6 +175,12 @@ def as_lines(stats: Stats) -> list[str]:
   lines = [f"pairs       {stats.pairs:,}; {stats.distinct_queries:,} different queries, "
            f"{stats.distinct_passages:,} different passages" + (
                f"; {stats.same_pairs:,} pairs are there already" if stats.same_pairs else "")]
+  if stats.no_answers:
+    lines.append(f"no answers  {stats.no_answers:,} rows more, whose passage does not answer the query: gtr-jax "
+                 "prepare makes negatives of them")
+  if stats.query_is_passage:
+    lines.append(f"dropped     of {stats.query_is_passage:,} pairs the query is the passage: gtr-jax prepare drops "
+                 "them")
   for name, side in (("queries", stats.queries), ("documents", stats.documents)):
     if not side.texts:
       continue
@@ -184,8 +202,8 @@ def as_lines(stats: Stats) -> list[str]:
     most = max((texts for _, texts in side.histogram), default=0)
     lines += [f"{name}, {stats.unit}:"] * bool(most)
     for number, (least, texts) in enumerate(side.histogram):
-      more = " and more" if number == _BINS else ""
-      lines.append(f"  {f'{least}{more}':>14} {texts:>12,} {'#' * round(40 * texts / most)}")
+      to = f" to {side.longest:,}" if number == BINS else ""
+      lines.append(f"  {f'{least}{to}':>14} {texts:>12,} {'#' * math.ceil(40 * texts / most)}")
   return lines
 
 

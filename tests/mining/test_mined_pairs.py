@@ -109,6 +109,77 @@ def test_ids_of_several_passages(tmp_path):
   assert [set(record["negative_ids"]) for record in mined] == [{None}, {None}, {"x", "y"}, {"x", "y"}]
 
 
+TEXT = {name: " ".join(f"{name}{number}" for number in range(20)) + " lion" for name in "abcd"}
+
+
+@pytest.mark.parametrize("by", ["query", "id", "lists", "set", "label"])
+def test_copies_of_the_querys_other_passages(tmp_path, by):
+  """Nearly so, and whatever their title: by whatever the pairs are of one query."""
+  first, second = TEXT["a"], TEXT["b"]
+  pairs = {"query": [{"query": "lion", "positive": first}, {"query": "Lion", "positive": second}],
+           "id": [{"query": "lion", "positive": first, "query_id": 7}, {"query": "a lion", "positive": second,
+                                                                        "query_id": 7}],
+           "lists": [{"query": "lion", "pos": [first, second]}],
+           "set": [{"set": ["the lion", first, second]}],
+           "label": [{"query": "lion", "passage": text, "label": label} for text, label in (
+               (first, 1), (TEXT["d"], 0), (second, 1))]}[by]
+  others = [{"query": f"lion {i}", "positive": text} for i, text in enumerate((
+      f"{first} here", f"Title {second}", f"{second} there", TEXT["c"], "the lion and more"))]
+  mined = mined_from(tmp_path, pairs + others, num_negatives=9)
+  right = {TEXT["c"], "the lion and more", *([TEXT["d"]] if by == "label" else [])}
+  assert [set(record["negatives"]) for record in mined[:2]] == [right] * 2
+  assert {first, second} < set(mined[-1]["negatives"])
+
+
+@pytest.mark.parametrize("pairs", [
+    None, [{"query": "lion", "positive": TEXT["a"], "passage_id": "a", "query_id": "q"},
+           {"query": "lion", "positive": "as the pair has it", "passage_id": "b", "query_id": "q"}]])
+def test_copies_in_a_collection(tmp_path, pairs):
+  """Of what is judged relevant, lower grades too, or of what pairs name: short ones without their title as well."""
+  (folder := tmp_path / "c").mkdir()
+  (folder / "qrels").mkdir()
+  documents = [("a", "Alpha", TEXT["a"]), ("b", "Beta", TEXT["b"]), ("low", "Short", "a lion"), ("a1", "", TEXT["a"]),
+               ("b1", "", TEXT["b"] + " here"), ("b2", "Other", TEXT["b"]), ("low1", "", "a lion"),
+               ("zero", "", "lion"), ("z", "Z", "another lion"), ("empty", "Cat of a lion", "")]
+  write(folder / "corpus.jsonl", [{"_id": i, "title": title, "text": text} for i, title, text in documents])
+  write(folder / "queries.jsonl", [{"_id": "q", "text": "lion and others"}])
+  (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t2\nq\tlow\t1\nq\tzero\t0\n")
+  flags = {"min_grade": 2} if pairs is None else {"pairs": write(tmp_path / "pairs.jsonl", pairs)}
+  code, mined = mine(tmp_path, collection=folder, num_negatives=9, **flags)
+  right = {"zero", "z", "empty"} if pairs is None else {"low", "z"}  # The query itself is none.
+  assert code == 0 and len(mined) == 2
+  for record in mined:
+    found = set(record["negative_ids"])
+    if pairs is not None:
+      assert len(found & {"low", "low1"}) == 1  # Nor two of one text.
+      found = found - {"low1", "zero", "empty"} | {"low"}
+    assert found == right
+
+
+def test_title_and_text_of_pairs(tmp_path):
+  """Passages that are objects are known without their title too."""
+  pairs = [{"query": "what is a lion", "passage": {"title": "Lion", "text": "a big cat"}},
+           {"query": "big lion cat", "passage": "a big cat"}, {"query": "lion cat", "passage": "no lion, but a cat"}]
+  mined = mined_from(tmp_path, pairs, num_negatives=9)
+  assert [record["positive"] for record in mined] == ["Lion a big cat", "a big cat", "no lion, but a cat"]
+  assert [record["negatives"] for record in mined[:2]] == [["no lion, but a cat"]] * 2
+  assert len(mined[2]["negatives"]) == 1  # One of the two, which have one text.
+
+
+def test_lists_that_go_with_the_passages(tmp_path):
+  """Are divided as these are; what goes with negatives goes with them."""
+  pairs = [{"query": "lion a", "pos": ["first lion", "second lion"], "neg": ["no lion"], "pos_ids": ["x", "y"],
+            "positive_titles": [["t"], None], "pos_notes": ["of all"], "neg_ids": ["n"], "tags": ["p", "q"],
+            "pos_vectors": [[1, 2], [3, 4]], "neg_vectors": [[5, 6]], "query_vector": [7, 8]}]
+  first, second, *_ = mined_from(tmp_path, pairs + FILLING, num_negatives=2, ignore="neg_ids")
+  rest = {"query": "lion a", "pos_notes": ["of all"], "tags": ["p", "q"], "query_vector": [7, 8]}
+  for record in (first, second):
+    assert len(record.pop("negatives")) == 2 and record.pop("mined")
+  assert first == rest | {"positive": "first lion", "pos_ids": "x", "positive_titles": ["t"], "positive_vector": [1, 2]}
+  assert second == rest | {"positive": "second lion", "pos_ids": "y", "positive_titles": None,
+                           "positive_vector": [3, 4]}
+
+
 def test_ids_that_were_found_and_are_of_no_document(tmp_path, capsys):
   folder = tmp_path / "c"
   folder.mkdir()
@@ -206,6 +277,8 @@ def test_what_prepare_wrote(tmp_path):
   assert {(r["query"], r["positive"]): set(r["negatives"]) for r in mined} == {
       (r["query"], r["positive"]): set(r["negatives"]) for r in of_lines}
   assert mine(tmp_path, pairs=tmp_path / "data/p", query_field="q", output="x.jsonl") == (2, None)
+  assert mine(tmp_path, pairs="p", data_dir=tmp_path / "data", num_negatives=9, output="named.jsonl") == (0, mined)
+  assert mine(tmp_path, pairs="p", query_field="q", data_dir=tmp_path / "data", output="x.jsonl") == (2, None)
 
 
 def test_what_was_prepared_knows_of_answers_that_are_not_there(tmp_path):
@@ -248,7 +321,7 @@ def test_parts_of_the_querys_own_document(tmp_path, chunks):
     assert len(record["negative_ids"]) >= 20 and bool(of_query) is not chunks
 
 
-def test_least_grade_of_a_passage(tmp_path):
+def test_least_grade_of_a_passage(tmp_path, capsys):
   folder = tmp_path / "graded"
   (folder / "qrels").mkdir(parents=True)
   write(folder / "corpus.jsonl", [{"_id": f"x{i}", "text": f"lion number {i}"} for i in range(6)])
@@ -265,3 +338,6 @@ def test_least_grade_of_a_passage(tmp_path):
   # What is judged relevant, though less than is asked for, is no negative.
   assert negatives(min_grade=2) == {("a", "x0"): of_a, ("b", "x4"): of_b}
   assert negatives(min_grade=3) == {("b", "x4"): of_b}
+  assert mine(tmp_path, collection=folder, min_grade=4, output="x.jsonl") == (2, None)
+  assert f"--min_grade 4: no judgement of {folder} is so high; the grades there are 0 (1), 1 (2), 2 (1), 3 (1); " in (
+      capsys.readouterr().err.splitlines()[-1])

@@ -114,6 +114,18 @@ def test_damaged_rankings(tmp_path, model, capsys):
   flags = {"model": model, "last_rank": 9}
   mined_from(tmp_path, PAIRS, **flags)
   scores, = tmp_path.glob("embeddings/*/rankings/*/scores.npy")
-  scores.write_bytes(scores.read_bytes()[:-4])
+  whole = scores.read_bytes()
+  for name in ("rows", "scores", "positive_scores", "checksums"):
+    there = (path := scores.parent / f"{name}.npy").read_bytes()
+    path.write_bytes(there[:-3] + bytes([there[-3] ^ 1]) + there[-2:])
+    assert mine(tmp_path, pairs=tmp_path / "pairs.jsonl", **flags)[0] == 2
+    of = "positive_scores" if name == "checksums" else name
+    assert f"{scores.parent}: damaged or cut off (the checksum of {of}.npy is another); remove the folder" in (
+        capsys.readouterr().err.splitlines()[-1])
+    path.write_bytes(there)
+  assert mine(tmp_path, pairs=tmp_path / "pairs.jsonl", **flags)[0] == 0
+  scores.write_bytes(whole[:-4])
   assert mine(tmp_path, pairs=tmp_path / "pairs.jsonl", **flags)[0] == 2
   assert f"{scores.parent}: damaged or cut off" in capsys.readouterr().err.splitlines()[-1]
+  (scores.parent / "checksums.npy").unlink()  # As an earlier version left it: is made anew.
+  assert mine(tmp_path, pairs=tmp_path / "pairs.jsonl", **flags)[0] == 0 and scores.read_bytes() == whole

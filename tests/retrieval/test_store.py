@@ -98,6 +98,43 @@ def test_one_bit_that_is_another_is_seen(folder, name):
     _ = there.document(3), there[0:3], there.norms(slice(0, 3))
 
 
+@pytest.mark.parametrize("name, old, new", [
+    ("ids.txt", b"a", b"x"), ("manifest.json", b"wwww", b"wwwx"), ("manifest.json", b'"prompt": ', b'"prompt":  '),
+    ("offsets.npy", b"\x00\x00\x00\x00", b"\x00\x01\x00\x00"), ("checksums.npy", None, None),
+    ("embeddings-00000.npy", b"'fortran_order': False", b"'fortran_order': True ")])
+def test_what_has_become_another_is_seen_at_once(folder, name, old, new):
+  """Whatever decides an answer: also where it is as long as it was, and can be read."""
+  data = (folder / name).read_bytes()
+  spoilt = data[:-1] + bytes([data[-1] ^ 1]) if old is None else new.join(data.rsplit(old, 1))
+  assert spoilt != data
+  (folder / name).write_bytes(spoilt)
+  with pytest.raises(InputError, match=f"{name}: damaged or cut off"):
+    Store(folder)
+
+
+def test_the_advice_for_other_ids_works(folder):
+  ids = (folder / "ids.txt").read_bytes()
+  (folder / "ids.txt").write_bytes(ids.replace(b"a", b"x", 1))
+  with pytest.raises(InputError, match="remove ids.txt and COMPLETE"):
+    StoreWriter(folder, DOCUMENTS, 2, SETTINGS).finish()  # What says that it is whole is of the documents.
+  for name in ("ids.txt", "COMPLETE"):
+    (folder / name).unlink()
+  writer = StoreWriter(folder, DOCUMENTS, 2, SETTINGS)
+  assert writer.missing_chunks() == [] and writer.finish().ids and (folder / "ids.txt").read_bytes() == ids
+
+
+def test_a_store_of_an_earlier_version(folder):
+  """Has an empty COMPLETE, which is written anew by what made it."""
+  (folder / "COMPLETE").write_bytes(b"")
+  with pytest.raises(InputError, match="COMPLETE: is empty, as an earlier version"):
+    Store(folder)
+  writer = StoreWriter(folder, DOCUMENTS, 2, SETTINGS)
+  assert writer.missing_chunks() == [] and writer.finish().ids == Store(folder).ids
+  (folder / "COMPLETE").write_bytes(b"{")
+  with pytest.raises(InputError, match="COMPLETE: damaged"):
+    Store(folder)
+
+
 @pytest.mark.parametrize("damaged", ["embeddings-00001.npy", "norms-00001.npy"])
 def test_the_advice_for_a_damaged_chunk_works(folder, damaged):
   cut_off(folder / damaged)

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from tiny_text import words, write_jsonl
 
 from gtr_jax.cli.main import main
@@ -99,7 +100,98 @@ def test_what_was_dropped(data_dir, capsys, monkeypatch):
   assert "known       4 other passages that answer it" in run(capsys, "show", "many") and MOST_POSITIVES > 4
 
 
+def test_nothing_was_dropped(data_dir, rows, capsys, monkeypatch):
+  monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
+  path = write_jsonl(data_dir / "my.jsonl", rows)
+  assert main(["prepare", "pairs", str(path), "--name", "mine", "--workers", "1"]) == 0
+  assert run(capsys, "show", "mine", "--dropped") == "nothing was left out: read 40, written 40\n"
+  assert run(capsys, "show", "mine", "--dropped", "--json") == ""
+
+
+def test_why_a_line_was_dropped_is_whole(data_dir, capsys, monkeypatch):
+  monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
+  rows = [{"query": f"q {i}", "passage": f"p {i}", "label": 1} for i in range(30)]
+  rows[20]["label"] = "perhaps"
+  rows[21] |= {"passage": (long := words(60, 1)), "query": long}
+  assert main(["prepare", "pairs", str(write_jsonl(data_dir / "my.jsonl", rows)), "--name", "mine"]) == 0
+  shown = run(capsys, "show", "mine", "--dropped").splitlines()
+  why = shown.index(next(line for line in shown if line.startswith("why")))
+  whole = " ".join(line[12:] for line in shown[why:why + 3])
+  assert whole.startswith("field 'label' is a text ('perhaps')") and "(--ignore label)" in whole
+  assert f"passage     {long[:120]}…" in shown
+
+
+def test_rows_that_are_no_answers(data_dir, capsys):
+  """And pairs of one text twice, which are counted and dropped by `prepare`."""
+  rows = [{"query": f"q {i // 2}", "passage": words(4 + i, i), "label": i % 2} for i in range(10)]
+  path = write_jsonl(data_dir / "my.jsonl", [*rows, {"query": "Same text", "passage": "same text.", "label": 1}])
+  shown = run(capsys, "show", str(path), "--examples", "2").splitlines()
+  assert [line.split("  ")[0] for line in shown[2:]] == ["--- my.jsonl, 1", "query", "no answer", "--- my.jsonl, 2",
+                                                         "query", "passage"]
+  found = json.loads(run(capsys, "stats", str(path), "--json"))
+  assert (found["pairs"], found["no_answers"], found["query_is_passage"]) == (6, 5, 1)
+  assert found["pairs_of_query"] == {"1": 6} and found["documents"]["texts"] == 11
+  assert found["documents"]["longest"] == 13 and found["distinct_passages"] == 6
+  said = run(capsys, "stats", str(path))
+  assert "no answers  5 rows more, " in said and "of 1 pairs the query is the passage" in said
+
+
+def test_broken_lines(data_dir, capsys):
+  rows = [{"query": f"q {i}", "positive": {"x": i} if i % 4 else f"p {i}"} for i in range(12)]
+  path = write_jsonl(data_dir / "my.jsonl", rows)
+  shown = run(capsys, "show", str(path), "--examples", "2").splitlines()
+  assert shown[-4] == "broken: 3 of the lines that were looked at"
+  assert shown[-3] == f'  {path}:2: an object ({{"x": 1}}), where a text is expected'
+  of_all = ["broken: 9 of the lines that were looked at, of which the first 5", shown[-3]]
+  for what in ("show", "stats"):
+    said = run(capsys, what, str(path)).splitlines()
+    assert said[-6:-4] == of_all and said[-1].startswith(f"  {path}:7:")
+  found = json.loads(run(capsys, "stats", str(path), "--json"))
+  assert found["left_out"] == {"broken": 9} and found["broken_places"][0] == shown[-3].strip()
+  capsys.readouterr()
+  assert main(["data", "show", str(path), "--json", "--examples", "2"]) == 0
+  out, err = capsys.readouterr()
+  assert len(out.splitlines()) == 2 and "broken: 3 of the lines" in err
+  assert run(capsys, "show", str(path), "--skip", "3").splitlines()[2] == "no pair behind the first 3"
+
+
+def test_several_sources(data_dir, rows, capsys, monkeypatch):
+  """Files by a pattern, and prepared data: one behind the other."""
+  monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
+  write_jsonl(data_dir / "part-1.jsonl", rows[:10])
+  write_jsonl(data_dir / "part-2.jsonl", [*rows[10:16], {"query": 1, "positive": "x"}])
+  path = write_jsonl(data_dir / "my.jsonl", rows[16:])
+  assert main(["prepare", "pairs", str(path), "--name", "mine", "--workers", "1"]) == 0
+  sources = ["mine", f"{data_dir}/part-*.jsonl"]
+  for given in (sources, [*sources[:1], *(f"{data_dir}/part-{i}.jsonl" for i in (1, 2))]):
+    shown = [json.loads(line) for line in run(capsys, "show", *given, "--json", "--examples", "99").splitlines()]
+    assert sorted(s["passage"] for s in shown) == sorted(row["positive"] for row in rows)
+    assert json.loads(run(capsys, "stats", *given, "--json"))["pairs"] == 40
+  said = run(capsys, "show", *sources).splitlines()
+  assert said[0] == "2 sources" and said[1] == "  mine" and any(line.startswith(f"  {data_dir}/part-") for line in said)
+  assert run(capsys, "stats", *sources).splitlines()[-2:] == [
+      "broken: 1 of the lines that were looked at",
+      f"  {data_dir}/part-2.jsonl:7: a number (1), where a text is expected"]
+
+
+def test_the_longest_texts(data_dir, capsys, monkeypatch):
+  """The last line and the last bar say from where to where they go, and how many they are."""
+  path = write_jsonl(data_dir / "my.jsonl", [{"query": f"q {i}", "positive": words(5 if i else 99, i)}
+                                             for i in range(200)])
+  said = run(capsys, "stats", str(path)).splitlines()
+  assert said[-1].split() == ["20", "to", "99", "1", "#"]
+  labels = []
+  monkeypatch.setattr(Axes, "set", lambda axes, **settings: labels.append(settings["xlabel"]))
+  run(capsys, "stats", str(path), "--plot", str(data_dir / "lengths"))
+  assert labels == ["words", "words (the last bar: 20 to 99, 1 texts)"]
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["show", "runs/nosuch.parquet"], "runs/nosuch.parquet: no such file"),
+    (["stats", "nosuch.jsonl.gz"], "nosuch.jsonl.gz: no such file"),
+    (["show", "nosuch-*.jsonl"], "nosuch-*.jsonl: no such file, nor one of such a name"),
+    (["show", "my.jsonl", "--query_length", "8"], "--query_length and --document_length are in tokens: give --vocab"),
+    (["stats", "my.jsonl", "--document_length", "8"], "are in tokens: give --vocabulary"),
     (["show", "nothere"], "no task or mixture 'nothere', nor prepared data of that name"),
     (["stats", "my.jsonl"], "fields 'a' are of no kind that is known"),
     (["show", "my.jsonl", "--module", "no.module"], "no module 'no.module'"),
