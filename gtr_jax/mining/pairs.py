@@ -167,18 +167,23 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
   for number, (pair, passage_id) in enumerate(zip(meant, ids, strict=True)):
     query, passage = _text(rows, pair.query, kind.query), _text(rows, pair.passage, kind.passage)
     record: dict[str, Any] = {}
-    if query_field:
+    query_id = "" if pair.group else pair.query_id  # What marks a set is no id.
+    if not query_field and query_id:
+      record[QUERY_IDS[0]] = query_id
+    elif query_field:
       record[query_field if query_field in QUERY_IDS else QUERY_IDS[0]] = row[query_field]
     record["query"] = query
-    if passage_field and (passage_id is not None or len(meant) == 1):
+    if passage_id is None and pair.passage_id and not pair.group:  # Of a list, or within the passage.
+      passage_id = pair.passage_id
+    if passage_id is not None or passage_field and len(meant) == 1:
       record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
     record["positive"] = passage
     record |= rest | {name: value[number] for name, value in of_each.items()}
     if kind.several and pair.vectors and pair.vectors[1]:
       record["positive_vector"] = unpacked(pair.vectors[1]).tolist()
     yield Pair(record, query, passage,
-               jsonl.id_of(row, query_field) if query_field else "",
-               jsonl.id_of({passage_field: passage_id}, passage_field) if passage_field else "",
+               jsonl.id_of(row, query_field) if query_field else query_id,
+               jsonl.id_of({passage_field: passage_id}, passage_field),
                answers, is_negative=pair.is_negative, bare=_without_title(rows, pair.passage, passage, kind, row),
                group=pair.group)
 

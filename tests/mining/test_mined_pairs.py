@@ -12,6 +12,7 @@ from tiny_model_dir import corpus
 from gtr_jax.cli.main import main
 from gtr_jax.from_pairs import data as from_pairs
 from gtr_jax.io import data_root, tables
+from gtr_jax.mining.pairs import read_pairs
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -174,9 +175,9 @@ def test_lists_that_go_with_the_passages(tmp_path):
   first, second, *_ = mined_from(tmp_path, pairs + FILLING, num_negatives=2, ignore="neg_ids")
   rest = {"query": "lion a", "pos_notes": ["of all"], "tags": ["p", "q"], "query_vector": [7, 8]}
   for record in (first, second):
-    assert len(record.pop("negatives")) == 2 and record.pop("mined")
-  assert first == rest | {"positive": "first lion", "pos_ids": "x", "positive_titles": ["t"], "positive_vector": [1, 2]}
-  assert second == rest | {"positive": "second lion", "pos_ids": "y", "positive_titles": None,
+    assert len(record.pop("negatives")) == 2 and record.pop("mined") and record.pop("negative_ids") == [None] * 2
+  assert first == rest | {"positive": "first lion", "passage_id": "x", "positive_titles": ["t"], "positive_vector": [1, 2]}
+  assert second == rest | {"positive": "second lion", "passage_id": "y", "positive_titles": None,
                            "positive_vector": [3, 4]}
 
 
@@ -341,3 +342,16 @@ def test_least_grade_of_a_passage(tmp_path, capsys):
   assert mine(tmp_path, collection=folder, min_grade=4, output="x.jsonl") == (2, None)
   assert f"--min_grade 4: no judgement of {folder} is so high; the grades there are 0 (1), 1 (2), 2 (1), 3 (1); " in (
       capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("row, ids", [
+    ({"query": "a b", "positive_passages": [{"docid": "d7", "title": "T", "text": "c"}, {"docid": "d8", "text": "d"}],
+      "negative_passages": [{"docid": "d9", "text": "e"}]}, ["d7", "d8"]),
+    ({"query": "a b", "pos": ["c", "d"], "pos_id": ["p1", "p2"], "neg": ["e"], "neg_id": ["n1"]}, ["p1", "p2"]),
+    ({"query": "a b", "positive": {"_id": 5, "text": "c"}}, ["5"])])
+def test_ids_of_passages_wherever_a_line_has_them(row, ids, tmp_path):
+  path = tmp_path / "pairs.jsonl"
+  path.write_text(json.dumps(row) + "\n")
+  found = list(read_pairs(path))
+  assert [pair.passage_id for pair in found] == [pair.record["passage_id"] for pair in found] == ids
+  assert all(set(pair.record) == {"query", "passage_id", "positive"} for pair in found)
