@@ -176,7 +176,8 @@ def test_lists_that_go_with_the_passages(tmp_path):
   rest = {"query": "lion a", "pos_notes": ["of all"], "tags": ["p", "q"], "query_vector": [7, 8]}
   for record in (first, second):
     assert len(record.pop("negatives")) == 2 and record.pop("mined") and record.pop("negative_ids") == [None] * 2
-  assert first == rest | {"positive": "first lion", "passage_id": "x", "positive_titles": ["t"], "positive_vector": [1, 2]}
+  assert first == rest | {"positive": "first lion", "passage_id": "x", "positive_titles": ["t"],
+                          "positive_vector": [1, 2]}
   assert second == rest | {"positive": "second lion", "passage_id": "y", "positive_titles": None,
                            "positive_vector": [3, 4]}
 
