@@ -23,6 +23,7 @@ from gtr_jax.io.lines import Part
 from gtr_jax.prepare import card, decontaminate, records, transforms
 from gtr_jax.prepare.interface import ALWAYS_MAY_BE_BROKEN, Counts, RetryableError, Source
 from gtr_jax.text import language
+from gtr_jax.values.check import wrong
 from gtr_jax.values.ranges import Range
 
 FORMAT = 9  # Raise it when records, their order, what makes two of them equal, or the manifest change.
@@ -162,10 +163,22 @@ def is_there(folder: epath.Path, description: Mapping[str, Any], max_broken: flo
                    f"changed{_differences(there, description)}; remove it, or give another --name")
 
 
+class _Input(TypedDict):
+  name: str
+  sha256: str
+
+
+class _Described(TypedDict):
+  inputs: list[_Input]
+  filters: dict[str, Any]
+
+
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
   """What two descriptions differ in, in words; "" where they do not say it."""
   if (there.get("format"), there.get("gtr_jax")) != (now["format"], now["gtr_jax"]):
     return f": by gtr_jax {there.get('gtr_jax')}, in format {there.get('format')}, which is now {now['format']}"
+  if any(True for _ in wrong(there, _Described)):
+    return ""
   found = list[str]()
   before, after = ([(f"{of.get('collection', '')} {of['name']}".strip(), of["sha256"]) for of in side["inputs"]]
                    for side in (there, now))
@@ -178,7 +191,7 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     found += [f"{', '.join(names[:_SHOWN])}{more} {what}"] * bool(names)
   if not found and before != after:
     found.append("the same files in another order, by which of equal pairs the first is kept")
-  settings = there.get("filters", {})
+  settings = there["filters"]
   inputs = {of["name"] for of in (*there["inputs"], *now["inputs"])}
   for name, value in now["filters"].items():
     was = settings.get(name)

@@ -67,7 +67,8 @@ def test_a_task_reads_its_splits(prepare, vocabulary):
   only_train = add_pair_task(task_name(), prepared("toy"), vocabulary=vocabulary,
                              prepare="gtr-jax prepare reddit RS_*.zst --name toy")
   assert set(task.splits) == {"train", "validation"} and set(only_train.splits) == {"train"}  # Nothing is there yet.
-  rows = [{"query": words(4, i), "passage": words(9, 50 + i), "negatives": [words(3, i)] * (i % 3)} for i in range(200)]
+  rows = [{"query": words(4, i), "passage": words(9, 50 + i),
+           "negatives": [words(3, i + 200 * j) for j in range(i % 3)]} for i in range(200)]
   prepare("toy", rows, validation_share=0.2)
   got = {split: list(task.get_dataset(LENGTHS, split=split, shuffle=False).as_numpy_iterator())
          for split in ("train", "validation")}

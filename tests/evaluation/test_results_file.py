@@ -25,8 +25,9 @@ GOOD = {"depth": 1000,
                           "results": {"c": {"nDCG@10": 0.5, "MAP": 0.25}}}}}
 SWEEP = {"runs": [{"name": "r", "axes": {"size": 1}, "results": "results.json", "model_dir": "a", "failed": None}],
          "bm25": None, "axes": {"size": [1, 2]}}
-MANIFEST = {"format": manifests.FORMAT, "fingerprint": "f", "counts": {"read": 1, "broken": 0, "written": 1},
-            "broken_places": [], "examples": {"train": 1}, "splits": {"train": {}}, "filters": {}}
+MANIFEST = {"format": manifests.FORMAT, "gtr_jax": "0.1.0", "inputs": [{"name": "a", "sha256": "0"}],
+            "fingerprint": "f", "counts": {"read": 1, "broken": 0, "written": 1}, "broken_places": [],
+            "examples": {"train": 1}, "splits": {"train": {}}, "filters": {}}
 OTHERS = [None, 3, -1, 1.5, True, "x", [], ["x"], {}, {"x": 1}, float("nan")]
 
 
