@@ -23,14 +23,13 @@ from jax.experimental import multihost_utils
 from gtr_jax.checkpoints.steps import (
     ITEMS,
     WholeSteps,
-    begin_removal,
     best_of,
-    end_removal,
     exists,
     find_checkpoint,
     list_steps,
     raise_if_refused,
     remove_unfinished,
+    say_what_goes,
     score_of,
     set_aside,
     tidy,
@@ -94,13 +93,13 @@ class Checkpointer:
       tidy(self.directory)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("checkpoints: set aside what is not whole")
-    self._preserves = _LastAndBest(keep, self.best_step, self.directory)
+    self._kept = _LastAndBest(keep, self.best_step, self.directory)
     self._manager = ocp.CheckpointManager(
         self.directory, item_names=ITEMS,
         options=ocp.CheckpointManagerOptions(
             # Orbax would also remove what only has such a name in it, and in a bucket all without its marker.
             cleanup_tmp_directories=False, step_name_format=WholeSteps(),
-            preservation_policy=self._preserves))
+            preservation_policy=self._kept))
     self._scores = {step: score_of(self.directory / str(step)) for step in self._manager.all_steps()}
 
   def steps(self) -> list[int]:
@@ -190,11 +189,9 @@ class Checkpointer:
   def finish(self) -> None:
     """At the end of a run: waits, and removes the step that was the best until `set_progress` said that another is."""
     self.wait()
-    others = set(self.steps()) - self._preserves.of(self.steps())
-    self._preserves.begin_removal(others)
-    for step in others:
+    for step in self._kept.to_remove(self.steps()):
       self._manager.delete(step)
-    self._preserves.begin_removal(())
+    self._kept.to_remove(self.steps())  # None any more, which is said on disk too.
     self._scores = {step: self._scores[step] for step in self.steps()}
 
   def close(self) -> None:
@@ -202,7 +199,7 @@ class Checkpointer:
     try:
       self._manager.close()
       if jax.process_index() == 0:
-        end_removal(self.directory)
+        say_what_goes(self.directory, ())
     finally:
       if jax.process_index() == 0:
         remove_unfinished(self.directory)
@@ -288,16 +285,13 @@ class _LastAndBest:
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    kept = self.of([info.step for info in checkpoints])
-    self.begin_removal({info.step for info in checkpoints} - kept)
-    return [info.step in kept for info in checkpoints]
+    others = self.to_remove([info.step for info in checkpoints])
+    return [info.step not in others for info in checkpoints]
 
-  def begin_removal(self, steps: Collection[int]) -> None:
-    """Says on disk which steps Orbax is about to remove; those before are gone."""
-    if jax.process_index() == 0:
-      begin_removal(self.directory, steps)
-
-  def of(self, steps: Collection[int]) -> set[int]:
-    """Those of the steps that are kept."""
+  def to_remove(self, steps: Collection[int]) -> set[int]:
+    """Those of the steps that are to be removed now; which is said on disk before."""
     kept = {*sorted(steps)[-self.keep:], self.best_step()}
-    return {step for step in steps if step in kept or os.path.islink(self.directory / str(step))}
+    others = {step for step in steps if step not in kept and not os.path.islink(self.directory / str(step))}
+    if jax.process_index() == 0:
+      say_what_goes(self.directory, others)
+    return others

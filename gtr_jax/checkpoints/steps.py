@@ -118,20 +118,15 @@ def _may_be_checkpoints(directory: epath.Path) -> list[epath.Path]:
   return [*_step_folders(directory), *sorted(filter(_is_ours, aside))]
 
 
-def begin_removal(directory: epath.Path, steps: Collection[int]) -> None:
-  """To be called before Orbax is told to remove these whole steps, and has removed those before.
+def say_what_goes(directory: epath.Path, steps: Collection[int]) -> None:
+  """Writes down which whole steps Orbax is about to remove, if any; those before are gone.
 
   Killed then, it leaves parts of them, which `tidy` removes.
   """
   if steps:
     atomic.write_json(directory / _REMOVING, sorted(steps), indent=None)
   else:
-    end_removal(directory)
-
-
-def end_removal(directory: epath.Path) -> None:
-  """To be called when all that was to be removed is gone."""
-  (directory / _REMOVING).unlink(missing_ok=True)
+    (directory / _REMOVING).unlink(missing_ok=True)
 
 
 def _finish_removal(directory: epath.Path) -> None:
@@ -140,10 +135,9 @@ def _finish_removal(directory: epath.Path) -> None:
     return
   for step in json_file.read_json(directory / _REMOVING, list[int], "remove this file"):
     folder = directory / str(step)
-    if folder.is_dir() and not os.path.islink(folder) and all(
-        part.name.startswith(("_", "commit_success", *ITEMS)) for part in folder.iterdir()) and _fault(folder):
+    if _holds_only(folder, "_", "commit_success", *ITEMS) and _fault(folder):
       folder.rmtree()
-  end_removal(directory)
+  say_what_goes(directory, ())
 
 
 def tidy(directory: epath.Path) -> None:
@@ -182,8 +176,13 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 def _is_orbax_s(path: epath.Path) -> bool:
   """Whether Orbax has begun to save a step there, under a temporary name, and nobody has put anything else there."""
-  return bool(_TEMPORARY.fullmatch(path.name)) and path.is_dir() and not os.path.islink(path) and all(
-      part.name.startswith(("_", *ITEMS)) for part in path.iterdir())
+  return bool(_TEMPORARY.fullmatch(path.name)) and _holds_only(path, "_", *ITEMS)
+
+
+def _holds_only(path: epath.Path, *beginnings: str) -> bool:
+  """Whether it is a folder, and all that is in it has a name that begins so."""
+  return path.is_dir() and not os.path.islink(path) and all(
+      part.name.startswith(beginnings) for part in path.iterdir())
 
 
 def _was_only_begun(folder: epath.Path) -> bool:

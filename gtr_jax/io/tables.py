@@ -33,6 +33,7 @@ _COMPRESSED = tuple(diagnose.ARCHIVES.values())
 _FILE_BEGINS = 8  # Where the stream within an Arrow file does.
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _WILD = frozenset("*?[")
+_OF_LINES = (".json", ".txt")  # Endings of what may be lines of JSON, too.
 
 
 def kind(path: str | os.PathLike) -> str:
@@ -72,7 +73,7 @@ def files(path: str | os.PathLike) -> list[str]:
   text = os.fspath(place)
   if place.is_dir():
     return _in_folder(place)
-  if place.exists() or _WILD.isdisjoint(text):
+  if place.exists() or not is_pattern(text):
     return [text]
   first = next(number for number, piece in enumerate(place.parts) if not _WILD.isdisjoint(piece))
   base = epath.Path(*place.parts[:first]) if first else epath.Path(".")
@@ -82,6 +83,16 @@ def files(path: str | os.PathLike) -> list[str]:
   if not found:
     raise InputError(f"{text}: no such file, nor one of such a name; correct the path")
   return found
+
+
+def is_pattern(path: str) -> bool:
+  """Whether it may stand for files of such names."""
+  return not _WILD.isdisjoint(path)
+
+
+def looks_like_a_file(path: str) -> bool:
+  """By its name alone, whether it is there or not."""
+  return "/" in path or path.endswith((*_ENDINGS, *_OF_LINES, *_COMPRESSED))
 
 
 def _in_folder(folder: epath.Path) -> list[str]:

@@ -87,7 +87,7 @@ def describe(source: Source, settings: Settings) -> dict[str, Any]:
   files = list(dict.fromkeys(part.path for part in parts))
   of_collections = {path: os.path.basename(collection.rstrip("/")) for collection in settings.decontaminate
                     for path in decontaminate.files_of(collection)}
-  inputs = [*files, *(path for collection in settings.decontaminate for path in decontaminate.files_of(collection))]
+  inputs = [*files, *of_collections]
   for other in settings.without:
     if other == name:
       raise InputError(f"--without {name}: that is what is to be prepared; give another --name")

@@ -146,7 +146,8 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     raise ValueError(f"{len(example.scores)} scores for a passage and {len(example.negatives)} negatives")
   if len(example.vectors) not in (0, 2 + len(example.negatives)):
     raise ValueError(f"{len(example.vectors)} vectors for a query, a passage and {len(example.negatives)} negatives")
-  query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
+  folded_query = folded(example.query)
+  query, passage = (text.encode(errors="surrogatepass") for text in (folded_query, folded(example.passage)))
   shown: dict[str, Any] = {"query": example.query, "passage": example.passage, "query_id": example.query_id,
                            "passage_id": example.passage_id}
   if not query or not passage:
@@ -156,7 +157,7 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     tally.drop("query_is_passage", **shown)
     return None
   digest = records.digest_of(query, passage)
-  example = _without_copies(example, tally)
+  example = _without_copies(example, folded_query, tally)
   split = example.split
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
@@ -184,16 +185,17 @@ def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally
     tally.answer(example.query, example.passage)
 
 
-def _without_copies(example: Example, tally: Tally) -> Example:
+def _without_copies(example: Example, folded_query: str, tally: Tally) -> Example:
   """The example without negatives that are its query, and with the first of equal ones."""
   if not example.negatives:
     return example
   different = distinct(negatives_of(example), lambda negative: negative.text)
   if copies := len(example.negatives) - len(different):
     tally.add("equal_negative", copies)
-  if own := different.pop(folded(example.query), None):
+  if own := different.pop(folded_query, None):
     tally.drop("negative_is_query", query=example.query, negative=own.text)
   return with_negatives(example, list(different.values())) if copies or own else example
+
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
   """The example without the negatives that have what is tested."""

@@ -64,21 +64,16 @@ class Store:
     if not (self.path / _COMPLETE).exists():
       raise InputError(f"{self.path}: not complete; run the same command again, and it goes on where it stopped")
     sums = _read_sums(self.path)
-    _check_sum(self.path / _MANIFEST, sums, "remove the folder, and encode again")
+    _check_sum(self.path / _MANIFEST, (self.path / _MANIFEST).read_bytes(), sums, "remove the folder, and encode again")
     self.settings, self.documents_hash = manifest["settings"], manifest["documents_hash"]
     self.shape = (manifest["documents"], manifest["dim"])
     self._chunk_rows = manifest["chunk_rows"]
-    self.ids = _read_ids(self.path / _IDS)
-    if len(self.ids) != self.shape[0]:
-      raise _damaged(self.path / _IDS, f"{len(self.ids)} ids instead of {self.shape[0]}")
-    _check_sum(self.path / _IDS, sums)
-    offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64)
-    _check_sum(self.path / _OFFSETS, sums)
+    self.ids = _read_ids(self.path / _IDS, self.shape[0], sums)
+    offsets = _read_array(self.path / _OFFSETS, (self.shape[0] + 1,), np.int64, sums)
     if not (self.path / _DOCUMENTS).exists():
       raise _damaged(self.path / _DOCUMENTS, "missing")
     self._documents = LineTable(self.path / _DOCUMENTS, offsets)
-    self._checksums = _read_array(self.path / _CHECKSUMS, self.shape[:1], np.uint32)
-    _check_sum(self.path / _CHECKSUMS, sums)
+    self._checksums = _read_array(self.path / _CHECKSUMS, self.shape[:1], np.uint32, sums)
     self._chunk = functools.lru_cache(2 * _OPEN_CHUNKS)(self._checked_chunk)
     self._seen: set[tuple[str, int]] = set()  # Chunks whose checksums have been looked at.
     for number in range(-(-self.shape[0] // self._chunk_rows)):
@@ -275,28 +270,37 @@ def _read_sums(folder: epath.Path) -> dict[str, Any]:
   return read_json(path, dict[str, int], advice)
 
 
-def _check_sum(path: epath.Path, sums: Mapping[str, int], advice: str = "") -> None:
-  if zlib.crc32(path.read_bytes()) != sums.get(path.name):
+def _check_sum(path: epath.Path, data: bytes, sums: Mapping[str, int], advice: str = "") -> None:
+  if zlib.crc32(data) != sums.get(path.name):
     raise _damaged(path, "its checksum is another", advice)
 
 
-def _read_ids(path: epath.Path) -> list[str]:
+def _read_ids(path: epath.Path, count: int, sums: Mapping[str, int]) -> list[str]:
+  data = path.read_bytes() if path.exists() else b""
   try:
-    return path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+    ids = data.decode().split("\n")[:-1]
   except UnicodeDecodeError as e:
     raise _damaged(path, f"not UTF-8, {e.reason}") from e
+  if len(ids) != count:
+    raise _damaged(path, f"{len(ids)} ids instead of {count}")
+  _check_sum(path, data, sums)
+  return ids
 
 
-def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any,
+                sums: Mapping[str, int] | None = None) -> np.ndarray:
+  """An array of the store; with `sums`, its file's checksum is looked at."""
   try:
-    local = "://" not in str(path)
-    array = np.load(os.fspath(path), mmap_mode="r") if local else np.load(io.BytesIO(path.read_bytes()))
+    data = None if "://" not in str(path) else path.read_bytes()
+    array = np.load(os.fspath(path), mmap_mode="r") if data is None else np.load(io.BytesIO(data))
   except (OSError, ValueError, EOFError) as e:
     raise _damaged(path, first_line(e) if path.exists() else "missing") from e
   if array.shape != shape or array.dtype != dtype:
     raise _damaged(path, f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}")
   if not array.flags.c_contiguous:
     raise _damaged(path, "in another order")
+  if sums is not None:
+    _check_sum(path, path.read_bytes() if data is None else data, sums)
   return array
 
 

@@ -9,13 +9,10 @@ from typing import NamedTuple
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import data_root, tensorflow_log
+from gtr_jax.io import data_root, tables, tensorflow_log
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
-
-_WILD = frozenset("*?[")
-_ENDINGS = (".jsonl", ".json", ".txt", ".parquet", ".arrow", ".feather", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 
 
 class Found(NamedTuple):
@@ -76,9 +73,9 @@ def _is_file(source):
   """Raises InputError where it looks like one and is not there."""
   if _is_prepared(source):
     return False
-  if epath.Path(source).exists() or not _WILD.isdisjoint(source):
+  if epath.Path(source).exists() or tables.is_pattern(source):
     return True
-  if "/" in source or source.endswith(_ENDINGS):
+  if tables.looks_like_a_file(source):
     raise InputError(f"{source}: no such file, nor prepared data in a folder of that name; correct the path")
   return False
 
