@@ -30,6 +30,7 @@ _REASONS = {
     "language": "pairs with a text in another language",
     "more_pairs_in_a_line": "pairs of a line beyond the most that are taken",
     "more_positives": "other answers beyond the most that a pair knows of",
+    "no_passage": "lines that have no passage, or sets of fewer than two texts",
     "near_duplicate": "pairs that are nearly the same as another",
     "negative_is_query": "hard negatives that are the query itself, taken out",
     "negative_is_positive": "hard negatives that answer the query elsewhere, taken out",

@@ -103,7 +103,7 @@ def test_a_label_says_which_pairs_are_none(file, no):
   ignored = _of_rows(file, rows, ignore=("label",))
   assert [(e.passage, e.is_negative, e.negatives) for e in ignored] == [("b", False, ()), ("c", False, ("d",))]
   assert PairsJsonl((file(rows),)).fields() == ['query: "query"; passage: "passage"; negatives: "negatives"; '
-                                                'label (0: a negative): "label"']
+                                                'label (1: a pair, 0: a negative): "label"']
 
 
 @pytest.mark.parametrize(("row", "scores"), [
@@ -274,9 +274,10 @@ def test_named_fields(file):
      "and 2 negatives; correct it"),
     ({"query": "a", "pos": ["b"], "pos_scores": ["high"]}, r"'pos_scores' has a text \('high'\), where a number is"),
     (["a", "b", "0.2"], "a list with '0.2' behind its pair, which looks like a score or a label"),
-    ({"query": "a", "positive": "b", "label": None}, "label is null: give 0 or 1, or leave it out with --ignore label"),
-    ({"query": "a", "positive": "b", "Label": math.nan}, "Label is null: give 0 or 1"),
-    ({"query": "a", "positive": "b", "is_duplicate": ""}, "is_duplicate is empty: give 0 or 1"),
+    ({"query": "a", "positive": "b", "label": None}, "label is null, NaN or empty: give 0 or 1, or leave it out with "
+     "--ignore label"),
+    ({"query": "a", "positive": "b", "Label": math.nan}, "Label is null, NaN or empty: give 0 or 1"),
+    ({"query": "a", "positive": "b", "is_duplicate": ""}, "is_duplicate is null, NaN or empty: give 0 or 1"),
     ({"query": "a", "positive": "b", "negative": "n", "score": 3.2}, "a 'score' beside a passage and its negatives"),
     ({"premise": "a", "hypothesis": "b", "label": 0}, "whose labels 0 often says that .*--ignore label"),
     ({"query": "a", "pos": [{"text": "b", "label": 0}]}, "a field 'label', which may change what the pair means"),
@@ -306,7 +307,8 @@ def test_a_label_that_is_null_makes_no_pair(file):
           '{"query": "a", "passage": "d", "label": NaN}', {"query": "a", "passage": "e", "label": "1.00"}]
   examples, counts = prepared(PairsJsonl((file(rows),)))
   assert [e.passage for e in examples] == ["b", "e"] and counts.reasons == {"broken": 2}
-  assert all("label is null: give 0 or 1, or leave it out with --ignore label" in place for place in counts.places)
+  assert all("label is null, NaN or empty: give 0 or 1, or leave it out with --ignore label" in place
+             for place in counts.places)
 
 
 def test_filters_are_counted(file):
@@ -369,7 +371,8 @@ def test_the_documentation_names_every_field():
   for row, names in {
       "query and passage": [name for pair in pair_fields._NAMES for name in pair],
       "the same, where none of those is there": [name for pair in pair_fields._LOOSER for name in pair],
-      "query, beside several passages": pair_fields._QUERIES, "several passages": pair_fields._POSITIVES,
+      "query, beside several passages": pair_fields._QUERIES,
+      "several passages": [*pair_fields._POSITIVES, "positive_1", "positive_2"],
       "label": pair_fields._LABELS, "scores of passages": pair_fields._SCORES,
       "scores of negatives": pair_fields._NEGATIVE_SCORES, "id of the query": pair_fields.QUERY_IDS,
       "id of the passage": pair_fields.PASSAGE_IDS, "ids of all passages": pair_fields._POSITIVE_IDS,

@@ -113,7 +113,7 @@ def test_lists_in_a_cell(tmp_path, cell, negatives):
                                   "write it as JSON"),
     ({"negatives": "[3]", "neg_scores": "x"}, "field 'neg_scores' has a text ('x'), where a number is expected"),
     ({"score": "0,5"}, "field 'score' has a text ('0,5'), where a number is expected"),
-    ({"label": ""}, "label is empty: give 0 or 1, or leave it out with --ignore label"),
+    ({"label": ""}, "label is null, NaN or empty: give 0 or 1, or leave it out with --ignore label"),
     ({"label": "2"}, "field 'label' is a text ('2')"),
     ({"pos_scores": "[0.5"}, "field 'pos_scores' begins as a list, and is not JSON"),
     ({"pos_scores": '[0.5, "x"]'}, "field 'pos_scores' has a text ('x')"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from gtr_jax.io import jsonl
 from gtr_jax.prepare.passages import titled
+from gtr_jax.prepare.sources.field_names import folded_name, may_change_the_meaning
 from gtr_jax.prepare.vectors import packed
 
 # Query, passage: where an object has both of one of these.
@@ -25,8 +26,8 @@ _LOOSER = (("question", "passage"), ("question", "context"), ("query", "document
            ("title", "text"))
 _QUERIES = ("query", "question", "anchor")
 _POSITIVES = ("pos", "positives", "positive_passages", "positive_ctxs")  # Several, with one of those.
-_NEGATIVES = re.compile(r"(hard_)?negatives?(_?\d+)?|neg|(hard_)?negative_(passages|ctxs|documents|docs|texts)|"
-                        "downvoted_answer")
+_POSITIVE_N = re.compile(r"(positive|pos)_?\d+")  # One of several, with one of those, and with `positive` or without.
+_NEGATIVES = re.compile(r"((hard_)?(neg|negative)s?(_(passage|ctx|document|doc|text)s?)?|downvoted_answers?)(_?\d+)?")
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
@@ -44,12 +45,14 @@ _VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
 # think of it.
 _SCORED = {"positive", "passage", "document", *_POSITIVES}
 _POSTS = (("title", "body"), ("title", "text"), ("title", "abstract"), ("title_body", "upvoted_answer"))
-_SEVERAL = re.compile(r"neg|.*s")  # Names of what may be a list, also where all cells are texts.
+_OF_READERS = ("score", "rating", "ratings", "stars")
+_ENTAILED = ("premise", "hypothesis")
+_OF_ENTAILMENT = ("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the other "
+                  "(keep such pairs, and name the fields: --query premise --passage hypothesis --ignore label), are of "
+                  "no kind that is known")
+_SEVERAL = re.compile(r"(hard_)?neg|.*s")  # Names of what may be a list, also where all cells are texts.
 _LIST_BEGINS = re.compile(r"""\s*\[\s*(["'\]{]|$)""")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_MEANING = {"neg", "negs", "negative", "negatives", "label", "labels", "score", "scores", "relevance", "relevant",
-            "irrelevant", "grade", "grades", "judgement", "judgment", "similarity", "duplicate", "distractor",
-            "distractors", "incorrect", "wrong"}  # Words of a name.
 
 
 class Named(NamedTuple):
@@ -73,12 +76,12 @@ class Meaning(NamedTuple):
 
   Attributes:
     query: its fields; several are joined with a space.
-    passage: likewise; where `several`, a field with a list of passages.
+    passage: likewise; where `several`, fields with a passage or a list of them.
     negatives: each a text, a passage with its own fields, or a list of them.
     label: of the pair: 1 where the passage answers the query, 0 where it does not.
     scores: of the passage, or of all passages, or of the passage and the negatives behind it.
     negative_scores: of the negatives.
-    several: whether there are several passages.
+    several: whether there may be several passages.
     query_id: of the query.
     passage_id: of the passage, or of all passages.
     negative_ids: of the negatives, where one field has them all.
@@ -106,7 +109,7 @@ class Meaning(NamedTuple):
 
   def __str__(self) -> str:
     of_each = {"query": self.query, "passage": self.passage, "negatives": self.negatives,
-               "label (0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores),
+               "label (1: a pair, 0: a negative)": (self.label,), "scores": (self.scores, self.negative_scores),
                "ids": (self.query_id, self.passage_id, self.negative_ids), "vectors": self.vectors}
     return "; ".join(f"{what}: {' + '.join(f'{chr(34)}{name}{chr(34)}' for name in names if name)}"
                      for what, names in of_each.items() if any(names))
@@ -118,47 +121,55 @@ def meaning(row: Mapping[str, Any], named: Named) -> Meaning:
   Raises:
     ValueError: they are of no kind that is known, or of several; or one that is not known may change what is meant.
   """
-  names = tuple(row)
-  spelled = {name.lower(): name for name in names}
-  if named.query or len(spelled) < len(names) or spelled.keys() == set(names):
-    return _meaning(names, named)
-  return _spelled(_meaning(tuple(spelled), named._replace(ignored=tuple(map(str.lower, named.ignored)))), spelled)
-
-
-def _spelled(found: "Meaning", spelled: Mapping[str, str]) -> "Meaning":
-  """With the fields' names as they are written, of those in small letters."""
-  back: dict[str, Any] = {}
-  for name, value in found._asdict().items():
-    several = isinstance(value, tuple)
-    names = tuple(spelled.get(field, field) for field in (value if several else (value,)))
-    back[name] = names if several else names[0]
-  return found._replace(**back)
+  return _meaning(tuple(row), named)
 
 
 @functools.lru_cache(maxsize=1024)
 def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
-  there = [name for name in names if name not in named.ignored]
+  written = {folded_name(name): name for name in names}
+  if len(written) < len(names):  # Two that differ in their spelling alone: each is what it is.
+    written = {name: name for name in names}
+  folded = {name: fold for fold, name in written.items()}
+  ignored = {folded.get(name, name) for name in named.ignored} | set(map(folded_name, named.ignored)) & {*written}
+  query, passage, negatives = (tuple(folded.get(name, name) for name in given) for given in (
+      named.query, named.passage, filter(None, [named.negatives])))
+  found = _of_folded(written, Named(query, passage, "".join(negatives), tuple(ignored)))
+  back: dict[str, Any] = {}
+  for name, value in found._asdict().items():
+    several = isinstance(value, tuple)
+    fields = tuple(written.get(field, field) for field in (value if several else (value,)))
+    back[name] = fields if several else fields[0]
+  return found._replace(**back)
+
+
+def _of_folded(written: Mapping[str, str], named: Named) -> Meaning:
+  """By folded names, which are those of `Named` too; `written` has them as the fields are called."""
+  there = [name for name in written if name not in named.ignored]
   if named.query:
     found = Meaning(named.query, named.passage, (named.negatives,) if named.negatives in there else ())
   else:
-    found = _guessed(there)
+    found = _guessed(there, written)
     found = found._replace(negatives=tuple(
         name for name in there if _NEGATIVES.fullmatch(name) and name not in found.query + found.passage))
   labels = [name for name in _LABELS if name in there and name not in found.fields]
   scores = [name for name in _SCORES if name in there and name not in found.fields]
   negative_scores = [name for name in _NEGATIVE_SCORES if name in there and name not in found.fields]
+  if labels and {*_ENTAILED} <= {*there}:
+    raise ValueError(_OF_ENTAILMENT)
   if (found.query + found.passage) in _POSTS:  # What readers think of a post, and what it is about.
     scores = [name for name in scores if name != "score"]
-    there = [name for name in there if name != "score"]
-  elif "score" in scores and not _SCORED & {*found.passage}:
+    there = [name for name in there if name not in _OF_READERS]
+  elif "score" in scores and _SCORED.isdisjoint(map(_without_number, found.passage)):
     raise ValueError("a pair with a 'score', which may say how alike its texts are, or what somebody thinks of them; "
-                     "keep the pairs whose texts belong together, and " + _leave_out("score"))
+                     "keep the pairs whose texts belong together, and " + _leave_out(written["score"]))
   elif "score" in scores and found.negatives and not found.several:
     raise ValueError("a 'score' beside a passage and its negatives, which may be the passage's or the margin between "
-                     "them; name it positive_score, or give the scores of both as 'scores', or " + _leave_out("score"))
+                     "them; name it positive_score, or give the scores of both as 'scores', or "
+                     + _leave_out(written["score"]))
   for several in (labels, scores, negative_scores):
     if len(several) > 1:
-      raise ValueError(f"fields {several[0]!r} and {several[1]!r}, which may be meant alike; " + _leave_out(several[1]))
+      first, second = (written[name] for name in several[:2])
+      raise ValueError(f"fields {first!r} and {second!r}, which may be meant alike; " + _leave_out(second))
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
   query_id, passage_id, negative_ids = (
       next((name for name in known if name in there and name not in found.fields), "")
@@ -169,40 +180,53 @@ def _meaning(names: tuple[str, ...], named: Named) -> Meaning:
   found = found._replace(vectors=(of_query, of_passage, of_negative if found.negatives else ""))
   found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives, query_id=query_id,
                          passage_id=passage_id, negative_ids=negative_ids if len(found.negatives) == 1 else "")
-  check_meaning([name for name in there if name not in found.fields], (), named.query != ())
+  unread = [name for name in there if name not in found.fields]
+  check_meaning([written[name] for name in unread], (), named.query != ())
+  if again := next((name for name in unread if _without_number(name) in found.passage), ""):  # answer, answer_2
+    raise ValueError(_not_known(written[again]))
   return found
+
+
+def _without_number(name):
+  return re.sub(r"_?\d+$", "", name)
 
 
 def check_meaning(unread: Iterable[str], ignored: Collection[str], is_named: bool = False) -> None:
   """Raises ValueError where one of the fields that are not read may change what is meant."""
   for name in unread:
-    if name not in ignored and not _MEANING.isdisjoint(re.split(r"[\W_\d]+", name.lower())):
-      how = "name it (--negatives), or " if is_named else ""
-      raise ValueError(f"a field {name!r}, which may change what the pair means, and is not known; {how}"
-                       + _leave_out(name))
+    if name not in ignored and may_change_the_meaning(name):
+      raise ValueError(_not_known(name, "name it (--negatives), or " * (is_named and "neg" in name.lower())))
+
+
+def _not_known(name, how=""):
+  return f"a field {name!r}, which may change what the pair means, and is not known; {how}{_leave_out(name)}"
 
 
 def _leave_out(name):
   return f"if {name!r} means nothing here, say so (--ignore {name})"
 
 
-def _guessed(there: Sequence[str]) -> Meaning:
+def _guessed(there: Sequence[str], written: Mapping[str, str]) -> Meaning:
   """Query and passage."""
-  lists = [Meaning((query,), (passage,), several=True) for query in _QUERIES for passage in _POSITIVES
-           if query in there and passage in there]
-  strict = [Meaning((query,), (passage,)) for query, passage in _NAMES if query in there and passage in there]
+  one_by_one = tuple(name for name in there if name == "positive" or _POSITIVE_N.fullmatch(name))
+  several = [(name,) for name in _POSITIVES if name in there]
+  pairs = _NAMES
+  if one_by_one not in ((), ("positive",)):
+    several.append(one_by_one)
+    pairs = tuple(pair for pair in pairs if pair[1] != "positive")
+  lists = [Meaning((query,), passages, several=True) for query in _QUERIES for passages in several if query in there]
+  strict = [Meaning((query,), (passage,)) for query, passage in pairs if query in there and passage in there]
   looser = [Meaning((query,), (passage,)) for query, passage in _LOOSER if query in there and passage in there]
   possible = lists + strict or looser
-  if not possible and {"premise", "hypothesis"} <= {*there}:
-    raise ValueError("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the "
-                     "other (keep such pairs, and name the fields: --query premise --passage hypothesis --ignore "
-                     "label), are of no kind that is known")
+  if not possible and {*_ENTAILED} <= {*there}:
+    raise ValueError(_OF_ENTAILMENT)
   if not possible:
-    raise ValueError(f"fields {', '.join(map(repr, there)) or 'none'} are of no kind that is known")
+    names = ", ".join(repr(written[name]) for name in there) or "none"
+    raise ValueError(f"fields {names} are of no kind that is known")
   if len(possible) > 1:
     raise ValueError("fields that may be meant as " + " or as ".join(
-        f"{found.query[0]!r} and {found.passage[0]!r}" for found in possible) + "; name those that are (--query, "
-        "--passage)")
+        f"{written[found.query[0]]!r} and {written[found.passage[0]]!r}" for found in possible)
+        + "; name those that are (--query, --passage)")
   return possible[0]
 
 
@@ -211,8 +235,7 @@ def label_of(value: Any, name: str) -> bool:
   if isinstance(value, list) and len(value) == 1:
     value, = value
   if _is_none(value):
-    raise ValueError(f"{name} is {'empty' if isinstance(value, str) else 'null'}: give 0 or 1, or leave it out with "
-                     f"--ignore {name}")
+    raise ValueError(f"{name} is null, NaN or empty: give 0 or 1, or leave it out with --ignore {name}")
   if isinstance(value, bool | int | float | str):
     text = str(value).strip().lower()
     number = float(text) if NUMBER.fullmatch(text) else {"true": 1, "false": 0}.get(text)
@@ -264,7 +287,8 @@ def in_objects(texts: Sequence[Any], ignored: Collection[str]) -> tuple[list[str
   for i, value in enumerate(texts):
     if isinstance(value, dict) and isinstance(value.get("text"), str):
       check_meaning([name for name in value if name not in _OBJECT_FIELDS], ignored)
-      there = [name for name in _OBJECT_IDS if name in value and name not in ignored]
+      names = {folded_name(name): name for name in reversed(value) if name not in ignored}
+      there = [names[name] for name in _OBJECT_IDS if name in names]
       ids[i] = next(filter(None, (identifier_in(value, name) for name in there)), "")
       if "score" not in ignored and not isinstance(value.get("score"), list):
         found[i] = (*_scores_in(value.get("score"), "score"), math.nan)[0]
@@ -284,7 +308,7 @@ def identifiers(row: Mapping[str, Any], name: str, count: int, what: str) -> lis
   if not name or row.get(name) is None:
     return [""] * count
   found = texts_of(row, name)
-  if count != 1 and name in PASSAGE_IDS and not isinstance(row[name], list):
+  if count != 1 and folded_name(name) in PASSAGE_IDS and not isinstance(row[name], list):
     return [""] * count  # One id is that of none of several passages.
   if len(found) != count:
     raise ValueError(f"field {name!r} has {len(found)} ids for {count} {what}; correct it, or if it means nothing "
@@ -326,7 +350,10 @@ def _numbers(value: Any, name: str) -> list[float]:
     if isinstance(one, bool) or not is_number:
       raise ValueError(f"field {name!r} has {jsonl.kind_of(one)} ({one!r:.40}), where a number is expected; correct "
                        f"it, or {_leave_out(name)}")
-  return list(map(float, values))
+  numbers = list(map(float, values))
+  if infinite := [one for one in numbers if math.isinf(one)]:
+    raise ValueError(f"field {name!r} has {infinite[0]}, which is not finite; correct it, or {_leave_out(name)}")
+  return numbers
 
 
 def texts_of(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -339,7 +366,7 @@ def texts_of(row: Mapping[str, Any], name: str) -> list[Any]:
     ValueError: it begins as such a list, and is none.
   """
   value = row[name]
-  if (isinstance(value, str) and _SEVERAL.fullmatch(name.lower()) and _LIST_BEGINS.match(value)
+  if (isinstance(value, str) and _SEVERAL.fullmatch(folded_name(name)) and _LIST_BEGINS.match(value)
       and value.rstrip().endswith("]")):
     value = _parsed(value, name)
   return [] if value is None else value if isinstance(value, list) else [value]

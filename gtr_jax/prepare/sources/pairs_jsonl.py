@@ -213,6 +213,8 @@ class PairsJsonl:
       except ValueError as e:
         counts.broken(place, str(e))
         continue
+      if not pairs:
+        counts.drop("no_passage", place, text=json.dumps(row, ensure_ascii=False))
       if len(pairs) > len(examples):
         more = pairs[len(examples)]
         counts.drop("more_pairs_in_a_line", place, len(pairs) - len(examples), query=str(more.query), passage=str(
@@ -261,7 +263,10 @@ class PairsJsonl:
 
   def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[RawPair]:
     query = _joined(row, kind.query)
-    passages = texts_of(row, kind.passage[0]) if kind.several else [_joined(row, kind.passage)]
+    passages = ([passage for name in kind.passage for passage in texts_of(row, name)] if kind.several else
+                [_joined(row, kind.passage)])
+    if len(kind.passage) > 1 and kind.several:  # Of positive_1, positive_2, … not all have to be there.
+      passages = [passage for passage in passages if passage != ""]
     negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
     of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
     is_negative = bool(kind.label) and not label_of(row[kind.label], kind.label)
