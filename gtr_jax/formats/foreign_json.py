@@ -127,7 +127,7 @@ def read_json(place: epath.Path, kind: type = dict, missing: str = "copy the who
                      ) from e
   check_contents(place, data)
   try:
-    contents = parse(data, unique=True)
+    contents = parse(data)
   except ValueError as e:
     if what := diagnose.not_text(data[:diagnose.BYTES], os.fspath(place)):
       raise InputError(f"{place}: is no JSON, but {what}") from e

@@ -44,7 +44,7 @@ def read(path: epath.PathLike) -> dict[str, Array]:
   if size < 8 or length > size - 8 or len(text) < length:
     raise InputError(f"{path}: {size:,} bytes are too few, or no safetensors file; copy it again")
   try:
-    header = parse(text, unique=True)
+    header = parse(text)
     fields = [(*map(_count, field["data_offsets"]), name, field["dtype"], tuple(map(_count, field["shape"])))
               for name, field in header.items() if name != "__metadata__"]
     place, arrays = 0, {}

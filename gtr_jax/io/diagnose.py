@@ -96,6 +96,8 @@ def not_text(begin: bytes, path: str) -> str:
       return f"{what}, where lines of text are expected; {advice}"
   if _PICKLE.match(begin):
     return "a pickle of Python, where lines of text are expected; write it as JSON lines"
+  if begin and not begin.strip(b"\0"):
+    return "nothing but zero bytes, as of a download or a write that was not finished; fetch it again"
   for order, half in (("LE", begin[1::2]), ("BE", begin[::2])):
     if half and not half.strip(b"\0"):
       return f"UTF-16 without a mark; convert it to UTF-8: iconv -f UTF-16{order} -t UTF-8"

@@ -20,27 +20,25 @@ _ARRAY_BEGINS = re.compile(rb"\s*\[\s*([\[{]|$)")
 _TABS = ', sep="\\t"'
 _UNPACK = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _INEXACT = 2**53  # From here on, different whole numbers are the same float.
+_VALUE_BEGINS = (b"{", b"[", b'"')
+_TWICE = "an object that has"
 _UNREADABLE = "not JSON that can be read"  # What is whole, and more than Python takes.
 _NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number",
           type(None): "null"}
 
 
-def parse(data: bytes, unique: bool = False) -> Any:
+def parse(data: bytes) -> Any:
   """The JSON value of a line or of a whole file, in UTF-8, with or without a byte order mark.
 
-  Args:
-    data: the text.
-    unique: whether a name that an object has twice is wrong, else the last one counts.
-
   Raises:
-    ValueError: it is none; the message says why, in words.
+    ValueError: it is none, or an object has a name twice; the message says what is wrong, in words.
   """
   try:
-    return json.loads(data.decode().removeprefix("\ufeff"), object_pairs_hook=_without_copies if unique else None)
+    return _DECODER.decode(data.decode().removeprefix("\ufeff"))
   except UnicodeDecodeError as e:
     raise ValueError(not_utf8(data)) from e
   except json.JSONDecodeError as e:
-    raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from e
+    raise ValueError(f"not JSON ({e.msg.removesuffix(' at')} at column {e.colno})") from e
   except RecursionError as e:
     raise ValueError(f"{_UNREADABLE} (nested too deeply)") from e
   except _TwiceError:
@@ -51,15 +49,18 @@ def parse(data: bytes, unique: bool = False) -> Any:
 
 
 class _TwiceError(ValueError):
-  """A name that an object has twice."""
+  """An object has a name twice."""
 
 
 def _without_copies(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   fields = dict(pairs)
   if len(fields) < len(pairs):
     (name, _), = collections.Counter(name for name, _ in pairs).most_common(1)
-    raise _TwiceError(f"an object that has {json.dumps(name):.80} twice")
+    raise _TwiceError(f"{_TWICE} {json.dumps(name):.80} twice")
   return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_copies)  # Made once: to make one takes longer than a line.
 
 
 def kind_of(value: Any) -> str:
@@ -116,12 +117,13 @@ def _values(part, on_broken):
       check_rest(part.path, rest)
     if advice := other_form(line, tabs=True):
       raise InputError(f"{line.place}: {broken}; {advice}")
-    if not line.ended and not broken.startswith(_UNREADABLE):
+    may_be_cut = line.data.lstrip().startswith(_VALUE_BEGINS) and not broken.startswith((_UNREADABLE, _TWICE))
+    if may_be_cut and not line.ended:
       raise InputError(f"{line.place}: {broken}, and no line end: the file is cut off; fetch it again, or remove the "
                        "line")
     if on_broken is None:
       advice = "each line must be one JSON object: correct or remove the line"
-      raise InputError(f"{line.place}: {broken}" + (f"; {advice}" if "JSON" in broken else ""))
+      raise InputError(f"{line.place}: {broken}" + (f"; {advice}" if "UTF-8" not in broken else ""))
     on_broken(line.place, broken)
 
 
@@ -145,8 +147,8 @@ def other_form(line: Line, tabs: bool = False) -> str:
 def _table(path: str, first: bytes, with_tabs: bool) -> str:
   """What to do about a file whose first line is no JSON, if it may be a table: by that line, and by its name."""
   name = path.removesuffix(next(filter(path.endswith, _UNPACK), ""))
-  sure = name.endswith((".csv", ".tsv"))
-  tabs = b"\t" in first or name.endswith(".tsv")
+  sure = name.lower().endswith((".csv", ".tsv"))
+  tabs = b"\t" in first or name.lower().endswith(".tsv")
   commas = b"," in first and not name.endswith(".txt")  # They stand in any text.
   if tabs and not with_tabs or not (sure or tabs or commas):
     return ""

@@ -17,6 +17,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import csv_rows, diagnose, jsonl, lines
 from gtr_jax.io.lines import Line, OnBroken, Part
 from gtr_jax.io.paths import is_remote, location
+from gtr_jax.io.table_folders import BINARY, COMPRESSED, ENDINGS, check_shards, in_folder
 
 PARQUET, ARROW, CSV, TSV = "parquet", "arrow", "csv", "tsv"
 Wanted = Callable[[Sequence[str]], Collection[str]]
@@ -25,13 +26,9 @@ Wanted = Callable[[Sequence[str]], Collection[str]]
 PART_BYTES = lines.PART_BYTES // 4  # Of what is compressed, about four times as much.
 _ROWS = 1000  # In memory as Python's at once.
 _MARKS = {b"PAR1": PARQUET, b"PARE": PARQUET, b"ARROW1": ARROW, b"\xff\xff\xff\xff": ARROW}
-_BINARY = (".parquet", ".arrow", ".feather")
-_ENDINGS = (*_BINARY, ".csv", ".tsv", ".jsonl")
 _FEATHER_1 = b"FEA1"
 _NAMES = {PARQUET: "Parquet", ARROW: "Arrow"}
-_COMPRESSED = tuple(diagnose.ARCHIVES.values())
 _FILE_BEGINS = 8  # Where the stream within an Arrow file does.
-_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _WILD = frozenset("*?[")
 _OF_LINES = (".json", ".txt")  # Endings of what may be lines of JSON, too.
 
@@ -44,14 +41,14 @@ def kind(path: str | os.PathLike) -> str:
   """
   place = location(path)
   lines.size_of(place)
-  name = place.name
-  plain = name.removesuffix(next(filter(name.endswith, _COMPRESSED), ""))
+  name = place.name.lower()
+  plain = name.removesuffix(next(filter(name.endswith, COMPRESSED), ""))
   if plain.endswith((".csv", ".tsv")):
     return plain[-3:]
   with place.open("rb") as f:
     begin = f.read(diagnose.BYTES)
   found = next((kind for mark, kind in _MARKS.items() if begin.startswith(mark)), "")
-  if name.endswith(_BINARY) and not found:
+  if name.endswith(BINARY) and not found:
     archive = diagnose.archive(begin)
     what = diagnose.stand_in(begin) or ("is empty; fetch it again" if not begin else f"holds a {archive} archive; "
                                         "unpack it" if archive else "no Parquet or Arrow file, as its name says; give "
@@ -72,7 +69,7 @@ def files(path: str | os.PathLike) -> list[str]:
   place = location(path)
   text = os.fspath(place)
   if place.is_dir():
-    return _in_folder(place)
+    return in_folder(place)
   if place.exists() or not is_pattern(text):
     return [text]
   first = next(number for number, piece in enumerate(place.parts) if not _WILD.isdisjoint(piece))
@@ -82,6 +79,7 @@ def files(path: str | os.PathLike) -> list[str]:
     found = sorted(os.fspath(file) for file in base.glob("/".join(place.parts[first:])) if not file.is_dir())
   if not found:
     raise InputError(f"{text}: no such file, nor one of such a name; correct the path")
+  check_shards(found, place.name)
   return found
 
 
@@ -92,63 +90,7 @@ def is_pattern(path: str) -> bool:
 
 def looks_like_a_file(path: str) -> bool:
   """By its name alone, whether it is there or not."""
-  return "/" in path or path.endswith((*_ENDINGS, *_OF_LINES, *_COMPRESSED))
-
-
-def _in_folder(folder: epath.Path) -> list[str]:
-  if (folder / "dataset_dict.json").exists():  # Of datasets.DatasetDict.save_to_disk.
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if "train" not in names:
-      raise InputError(f"{folder}: a DatasetDict without a split 'train'; name the folder of one of its splits "
-                       f"({', '.join(names) or 'none'})")
-    return _in_folder(folder / "train")
-  if (folder / "state.json").exists():  # Of datasets.Dataset.save_to_disk.
-    state = _object(folder / "state.json")
-    if state.get("_indices_data_files") or state.get("_indices_files"):
-      raise InputError(f"{folder}: a dataset whose rows are chosen by indices; write it anew with "
-                       "datasets.load_from_disk(…).flatten_indices().save_to_disk(…)")
-    try:
-      named = [os.fspath(folder / file["filename"]) for file in state.get("_data_files") or ()]
-    except (TypeError, KeyError) as e:
-      raise InputError(f"{folder / 'state.json'}: not as datasets writes it; write the dataset anew") from e
-    if named:
-      return named
-  found = sorted(os.fspath(path) for path in folder.iterdir() if _is_named_as_table(path.name) and not path.is_dir())
-  if not found:
-    below = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-                   and any(_is_named_as_table(file.name) for file in path.iterdir()))
-    raise InputError(f"{folder}: a folder, where a file was expected, and nothing to read ({', '.join(_ENDINGS)}) in "
-                     f"it; {f'name its folder {below[0]}/, or files in it' if below else 'name the files in it'}")
-  splits = {split for path in found for split in [_split(path)] if split}
-  if len(splits) > 1:
-    raise InputError(f"{folder}: files of several splits ({', '.join(sorted(splits))}); name those of one, such as "
-                     f"'{folder}/*{min(splits, key=_SPLITS.index)}*'")
-  if splits - {"train"}:
-    raise InputError(f"{folder}: files of the split {min(splits)!r} alone; if they are meant, name them: "
-                     f"'{folder}/*{min(splits)}*'")
-  return found
-
-
-def _is_named_as_table(name):
-  if name.startswith(".") or name.startswith("cache-") and name.endswith(".arrow"):  # What datasets.map has left.
-    return False
-  return name.removesuffix(next(filter(name.endswith, _COMPRESSED), "")).endswith(_ENDINGS)
-
-
-def _split(path):
-  """As the hub names files: train-00000-of-00002.parquet, squad-train.arrow."""
-  words = os.path.basename(path).replace("_", "-").replace(".", "-").split("-")
-  return next((split for split in _SPLITS if split in words), "")
-
-
-def _object(path: epath.Path) -> dict[str, Any]:
-  try:
-    found = jsonl.parse(path.read_bytes())
-    if not isinstance(found, dict):
-      raise ValueError(f"{jsonl.kind_of(found)}, not an object")
-  except ValueError as e:
-    raise InputError(f"{path}: {e}; write the dataset anew") from e
-  return found
+  return "/" in path or path.lower().endswith((*ENDINGS, *_OF_LINES, *COMPRESSED))
 
 
 def parts(path: str | os.PathLike) -> list[Part]:

@@ -87,6 +87,8 @@ FAULTS = {
     "digits": ("x.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", "a number of more than 4,300 digits"),
     "not-utf8": ("x.jsonl", LINE + "é".encode("latin-1") + b"\n", r"(x.jsonl:2: )?.*not UTF-8 .*iconv"),
     "utf-16": ("x.jsonl", LINE.decode().encode("utf-16"), "UTF-16; convert it to UTF-8: iconv"),
+    "zeros": ("x.jsonl", bytes(600), "nothing but zero bytes, .*; fetch it again"),
+    "twice": ("x.jsonl", LINE[:-2] + b', "text": "c"}\n', 'an object that has "text" twice'),
     "utf-16-without-mark": ("x.jsonl", LINE.decode().encode("utf-16-le"), "UTF-16 without a mark"),
     "gzip-without-gz": ("x.jsonl", gzip.compress(LINE, mtime=0), "holds a .gz archive.*; rename it to x.jsonl.gz"),
     "text-named-gz": ("x.jsonl.gz", LINE, "is plain text, not compressed as its name says; rename it to x.jsonl"),

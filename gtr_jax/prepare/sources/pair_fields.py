@@ -209,8 +209,8 @@ def _leave_out(name):
 def _guessed(there: Sequence[str], written: Mapping[str, str]) -> Meaning:
   """Query and passage."""
   one_by_one = tuple(name for name in there if name == "positive" or _POSITIVE_N.fullmatch(name))
-  several = [(name,) for name in _POSITIVES if name in there]
-  pairs = _NAMES
+  several: list[tuple[str, ...]] = [(name,) for name in _POSITIVES if name in there]
+  pairs: Sequence[tuple[str, str]] = _NAMES
   if one_by_one not in ((), ("positive",)):
     several.append(one_by_one)
     pairs = tuple(pair for pair in pairs if pair[1] != "positive")

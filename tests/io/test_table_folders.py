@@ -1,0 +1,82 @@
+"""Which files of a folder, or of a pattern, are one table; and what is said of names and lines that are none."""
+
+import json
+
+import pyarrow
+import pytest
+from pyarrow import ipc
+
+from gtr_jax.errors import InputError
+from gtr_jax.io import jsonl, tables
+
+
+def error(call, *args):
+  with pytest.raises(InputError) as e:
+    call(*args)
+  assert "\n" not in str(e.value)
+  return str(e.value)
+
+
+def shard(folder, number, count=3, name="train-{:05}-of-{:05}.jsonl"):
+  folder.mkdir(exist_ok=True)
+  path = folder / name.format(number, count)
+  path.write_text(json.dumps({"a": number}) + "\n")
+  return str(path)
+
+
+def test_a_shard_that_is_missing(tmp_path):
+  folder = tmp_path / "data"
+  first = shard(folder, 0)
+  message = (f"{folder}/train-00001-of-00003.jsonl: no such file, but train-00000-of-00003.jsonl says that there are "
+             "3; fetch it, or name the files that are meant")
+  assert error(tables.files, folder) == error(tables.files, f"{folder}/*") == message
+  assert error(tables.files, f"{folder}/train-*.jsonl") == message
+  assert tables.files(f"{folder}/train-00000-*") == tables.files(first) == [first]  # Those are meant.
+  every = [first, *(shard(folder, number) for number in (1, 2))]
+  other = shard(folder, 0, 1, "more-{:05}-of-{:05}.jsonl")
+  assert tables.files(folder) == sorted([*every, other])
+  second = tmp_path / "data2"
+  shard(second, 1)
+  assert error(tables.files, f"{tmp_path}/data*/train*").startswith(f"{second}/train-00000-of-00003.jsonl: no such")
+
+
+def test_what_datasets_wrote_without_its_state(tmp_path):
+  table = pyarrow.table({"a": [1]})
+  with ipc.new_stream(tmp_path / "data-00000-of-00002.arrow", table.schema) as writer:
+    writer.write_table(table)
+  assert "data-00001-of-00002.arrow: no such file" in error(tables.parts, tmp_path)
+
+
+def test_endings_in_capitals(tmp_path):
+  for name, of in (("x.CSV", "csv"), ("y.Tsv", "tsv")):
+    (tmp_path / name).write_text("a\tb\n1\t2\n")
+    assert tables.kind(tmp_path / name) == of
+  assert [row for path in tables.files(tmp_path) for part in tables.parts(path) for _, row in tables.read_values(part)
+          ] == [{"a": "1", "b": "2"}] * 2
+  assert tables.looks_like_a_file("X.JSONL")
+  (tmp_path / "z.PARQUET").write_text("{}")
+  assert "no Parquet or Arrow file, as its name says" in error(tables.kind, tmp_path / "z.PARQUET")
+
+
+def test_folders_of_splits(tmp_path):
+  for split in ("test", "train", "validation"):
+    shard(tmp_path / split, 0, 1)
+  assert error(tables.files, tmp_path).endswith(
+      "in it; name one of its folders, train/, test/, validation/, or files in it")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("hi", ":1: not JSON (Expecting value at column 1); each line must be one JSON object: correct or remove the line"),
+    ('{"a": "b', ':1: not JSON (Unterminated string starting at column 7), and no line end: the file is cut off; fetch '
+     "it again, or remove the line"),
+    ('{"a": "b\n', ":1: not JSON (Unterminated string starting at column 7); each line must be one JSON object: "
+     "correct or remove the line"),
+    ('{"a": "\t"}\n', ":1: not JSON (Invalid control character at column 8); each line must be one JSON object: "
+     "correct or remove the line"),
+    ('{"a": 1, "a": 2}', ':1: an object that has "a" twice; each line must be one JSON object: correct or remove the '
+     "line"),
+    ('{"a": {"b": 1, "b": 1}}\n', ':1: an object that has "b" twice; each line must be one JSON object: correct or '
+     "remove the line")])
+def test_lines_that_are_none(tmp_path, text, message):
+  (tmp_path / "x.jsonl").write_text(text)
+  assert error(list, jsonl.read_objects(tmp_path / "x.jsonl")) == f"{tmp_path}/x.jsonl{message}"
