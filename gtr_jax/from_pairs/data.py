@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -202,7 +202,7 @@ def _collection(name: str, train: int) -> tuple[epath.Path, dict[str, int]]:
     for negative in pair["negatives"]:
       documents.setdefault(text_key(negative), (f"d{len(documents)}", negative))
   wanted = min(MOST_DOCUMENTS, int(MOST_OF_TRAINING * train)) - len(documents)
-  for key, text in _others(name, queries, {*queries, *documents}, wanted):
+  for key, text in _others(name, {*queries, *documents}, wanted):
     documents[key] = f"d{len(documents)}", text
   (folder / "qrels").mkdir(parents=True, exist_ok=True)
   atomic.write_parts(folder / "corpus.jsonl", (
@@ -216,16 +216,13 @@ def _collection(name: str, train: int) -> tuple[epath.Path, dict[str, int]]:
   return folder, sizes
 
 
-def _others(name: str, queries: Collection[int], taken: set[int], number: int) -> Iterator[tuple[int, str]]:
-  """Key and text of the first so many passages to train on that answer no held-out query, as far as the pairs say.
-
-  What lines group is held out as a group ("set"), so a held-out query may be trained on in another one; and a text may
-  be a passage here and a query there, which would find itself: `taken` are the queries, and what is there already.
-  """
+def _others(name: str, taken: set[int], number: int) -> Iterator[tuple[int, str]]:
+  """Key and text of the first so many passages to train on that are not `taken`: held-out queries, as a text may be a
+  passage here and a query there, which would find itself, and what is there already. None answers a held-out query as
+  far as the pairs say, for all of its pairs are held out."""
   if number <= 0:
     return
-  taken = taken | {text_key(passage) for pair in _pairs(name, "train") for query, passage in zip(
-      pair["query"], pair["passage"], strict=True) if text_key(query) in queries}
+  taken = {*taken}
   for pair in _pairs(name, "train"):
     (passage,) = pair["passage"]
     if (key := text_key(passage)) in taken:

@@ -19,6 +19,7 @@ class Example(NamedTuple):
   """A pair to train on. Empty ids: the source has none. `negative_ids` is empty or as long as `negatives`.
 
   All pairs of a `group`, such as a thread, fall into one split where a share is drawn; if it is empty, all of a query.
+  Of a pair that `is_mutual`, as of a set, either text may be the query: where a share is drawn, the one that is drawn.
   `scores`, a teacher's, is empty, or the passage's and those of the negatives behind it, NaN where there is none. Of a
   pair that `is_negative` the passage does not answer the query: it is a negative of the query's other pairs.
   `positives` are `text_key`s of other passages that answer the query, in decimal; the engine finds them.
@@ -39,6 +40,7 @@ class Example(NamedTuple):
   is_negative: bool = False
   positives: tuple[str, ...] = ()
   vectors: tuple[str, ...] = ()
+  is_mutual: bool = False
 
 
 class Source(Protocol):

@@ -140,6 +140,10 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
   """None, and dropped for a reason, where the example is not to train on: what gives a test away by
   `prepare.decontaminate`, what is in another language by `text.language`, and equal texts by `text.same_text`. What
   answers the query stays known (`Tally.answers`)."""
+  if example.is_mutual:
+    first, second = (_is_held_out(plan, folded(text)) for text in (example.query, example.passage))
+    if second and not first:  # A text that is held out is trained on in no set.
+      example = example._replace(query=example.passage, passage=example.query)
   if len(example.negative_ids) not in (0, len(example.negatives)):
     raise ValueError(f"{len(example.negative_ids)} ids for {len(example.negatives)} negatives")
   if len(example.scores) not in (0, 1 + len(example.negatives)):
@@ -168,14 +172,19 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
   if not language.pair_is_in(plan.language, example.query, example.passage):
     _left_out("language", example, shown, tally)
     return None
-  group = example.group.encode(errors="surrogatepass") or query
-  if split == "train" and plan.validation_share and records.share_of(group) < plan.validation_share:
+  if split == "train" and _is_held_out(plan, example.group or folded_query):
     split = "validation"
   try:
     return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
     _left_out("not_unicode", example, shown, tally)
     return None
+
+
+def _is_held_out(plan: Plan, text: str) -> bool:
+  """Whether pairs of this group, or of this folded query, are, where a share is drawn."""
+  return bool(plan.validation_share) and records.share_of(
+      text.encode(errors="surrogatepass")) < plan.validation_share
 
 
 def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally) -> None:

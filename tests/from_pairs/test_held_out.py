@@ -51,23 +51,37 @@ def test_most_documents(tmp_path, monkeypatch):
 
 
 def test_nothing_that_may_answer_a_held_out_query_is_among_them(tmp_path):
-  """Sets are held out as sets, so a held-out query may be trained on in another one."""
   rows = [{"set": [f"{i} {sentence(i, 4)}", f"{i} {sentence(i, 9)}"]} for i in range(100)]
   rows += [{"set": [f"{i} {sentence(i, 4).upper()} .", f"another answer to {i}"]} for i in range(100)]
-  rows += [{"set": [f"what {i} answers", f"{i} {sentence(i, 4)}!"]} for i in range(100)]  # Queries as passages.
-  rows += [{"set": [f"again {i}", f"{i}  {sentence(i, 9)}"]} for i in range(100)]  # Passages of others.
-  pairs = prepare(tmp_path / "a.jsonl", rows)
+  rows += [[f"what {i} answers", f"{i} {sentence(i, 4)}!"] for i in range(100)]  # Queries as passages.
+  rows += [[f"again {i}", f"{i}  {sentence(i, 9)}"] for i in range(100)]  # Passages of others.
+  pairs = prepare(tmp_path / "a.jsonl", rows, 0.1)
   train, held_out = (list(data.sample(pairs.name, split, 10_000)) for split in ("train", "validation"))
   queries = {text_key(pair["query"][0]) for pair in held_out}
-  answers = {text_key(pair["passage"][0]) for pair in train if text_key(pair["query"][0]) in queries}
+  assert not queries & {text_key(pair["query"][0]) for pair in train}
   own = [text_key(pair["passage"][0]) for pair in held_out]
   documents = [text_key(text) for text in documents_of(pairs)]
   added = documents[len(set(own)):]
   assert len(set(documents)) == len(documents) == pairs.train // 2 and len(added) > 20
   would_be = {text_key(pair["passage"][0]) for pair in train[:len(added)]}
-  assert would_be & answers and would_be & queries and would_be & set(own)  # Or nothing is tested here.
-  assert not set(added) & (answers | queries | set(own))
+  assert would_be & queries and would_be & set(own)  # Or nothing is tested here.
+  assert not set(added) & (queries | set(own))
 
+
+def test_a_query_of_sets_and_of_pairs_is_held_out_with_all_of_its_passages(tmp_path):
+  """And what is held out of a set is trained on in none, in no place, nor as its mirror image."""
+  texts = [f"how to fix thing {i}" for i in range(60)]
+  rows = [{"set": [text, f"repairing of {text}", f"mending {text}"]} for text in texts]
+  rows += [{"set": [f"{verb} {text}", text]} for text in texts for verb in ("to mend:", "mending")]
+  rows += [{"query": f"Repairing of {text}.", "positive": f"the manual of {text}"} for text in texts]
+  pairs = prepare(tmp_path / "a.jsonl", rows)
+  train, held_out = ([tuple(text_key(pair[name][0]) for name in ("query", "passage")) + (pair["query_id"][0],)
+                      for pair in data.sample(pairs.name, split, 10_000)] for split in ("train", "validation"))
+  assert len(train) + len(held_out) == 5 * len(texts) and 30 < len(held_out) < 150
+  queries = {query for query, *_ in held_out}
+  assert not queries & {query for query, *_ in train}
+  assert not queries & {text for *both, of_set in train if of_set for text in both}
+  assert {frozenset(both) for *both, _ in train}.isdisjoint(frozenset(both) for *both, _ in held_out)
 
 def test_one_that_was_cut_off_or_is_of_another_form_is_written_anew(tmp_path):
   rows = [[f"{i} {sentence(i, 4)}", f"{i} {sentence(i, 9)}"] for i in range(200)]

@@ -211,7 +211,7 @@ def test_the_texts_of_a_set_are_not_each_others_negatives(file):
   examples, _ = prepared(PairsJsonl((file([{"set": ["a", "b", "c"]}, {"set": ["d", "e"]}, ["f", "g"]]),)))
   assert [(e.query, e.passage) for e in examples] == [("a", "b"), ("b", "c"), ("d", "e"), ("f", "g")]
   ids = [(e.query_id, e.passage_id) for e in examples]
-  assert [e.group for e in examples] == [e.query_id for e in examples]
+  assert [e.is_mutual for e in examples] == [True, True, True, False]
   assert ids[0] == ids[1] != ids[2] and ids[0][0] == ids[0][1] and ids[3] == ("", "")
 
 

@@ -62,7 +62,7 @@ class RawPair(NamedTuple):
   negatives: Sequence[Any] = ()
   query_id: str = ""
   passage_id: str = ""
-  group: str = ""
+  group: str = ""  # Of a set: pairs of one share their texts.
   scores: Sequence[float] = ()  # Of the passage and of all negatives, or none.
   is_negative: bool = False
   negative_ids: Sequence[str] = ()  # Of all negatives, or none.
@@ -303,8 +303,8 @@ class PairsJsonl:
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
             negative.text for negative in there if folded(negative.text) in positives))
-      example = Example(query, passage, pair.query_id, pair.passage_id, group=pair.group, scores=tuple(pair.scores[:1]),
-                        is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]))
+      example = Example(query, passage, pair.query_id, pair.passage_id, scores=tuple(pair.scores[:1]),
+                        is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]), is_mutual=bool(pair.group))
       examples.append(with_negatives(example, right))
     return examples
 
