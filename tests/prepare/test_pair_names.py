@@ -146,3 +146,20 @@ def test_lines_without_a_passage_are_counted_and_shown(source):
           {"set": ["only"]}, {"set": []}]
   examples, counts = prepared(source(*rows))
   assert [example.query for example in examples] == ["a"] and counts.reasons == {"no_passage": 4}
+
+
+def test_a_name_that_no_line_has(source, tmp_path):
+  rows = [{"q": "a", "p": "b"}] * 1100
+  given = {"query": ("q",), "passage": ("p",)}
+  for more, said in (({"negatives": "bda"}, r"'bda' \(--negatives\)"),
+                     ({"ignore": ("labell",)}, r"'labell' \(--ignore\)"),
+                     ({"negatives": "bad", "ignore": ("labell",)}, r"'labell' \(--ignore\)")):
+    with pytest.raises(InputError, match=f"pairs.jsonl: no line has a field {said}; correct the name, or leave it out"):
+      source(*rows, {"q": "a", "p": "c", "bad": ["n"]}, **given, **more).parts()
+  late = source(*rows, {"q": "a", "p": "c", "bad": ["n"], "Label": 0}, **given, negatives="bad", ignore=("label",))
+  assert made(late)[-1].negatives == ("n",) and not made(late)[-1].is_negative
+  (tmp_path / "more.csv").write_text("q,p,bad\nx,y,z\n")
+  several = PairsJsonl((*source(*rows, **given).paths, str(tmp_path / "more.csv")), **given, negatives="bad")
+  assert made(several)[-1].negatives == ("z",)
+  within = source({"query": "a", "pos": [{"text": "b", "label": 0}]}, ignore=("label",))
+  assert len(made(within)) == 1

@@ -25,6 +25,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import lines
 from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.sources import pair_fields, pairs_jsonl
+from gtr_jax.prepare.sources.field_names import names_in
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
 
@@ -145,9 +146,9 @@ def test_ids_are_found_by_their_names(file, row, ids):
   passage = {} if {"pos", "positive_passages"} & {*row} else {"positive": "b"}
   example, = _of_rows(file, [{"query": "a"} | passage | row])
   assert (example.query_id, example.passage_id, example.negative_ids) == ids
-  ignored, = _of_rows(file, [{"query": "a"} | passage | row],
-                      ignore=(*pair_fields.QUERY_IDS, *pair_fields.PASSAGE_IDS, *pair_fields._POSITIVE_IDS,
-                              *pair_fields._NEGATIVE_IDS, *pair_fields._OBJECT_IDS))
+  every = {*pair_fields.QUERY_IDS, *pair_fields.PASSAGE_IDS, *pair_fields._POSITIVE_IDS, *pair_fields._NEGATIVE_IDS,
+           *pair_fields._OBJECT_IDS}
+  ignored, = _of_rows(file, [{"query": "a"} | passage | row], ignore=tuple(every & names_in(passage | row)))
   assert (ignored.query_id, ignored.passage_id, ignored.negative_ids) == ("", "", ())
 
 

@@ -1,7 +1,10 @@
 """Names of fields: when two are one, and which of those that nobody reads may change what a pair means."""
 
 import functools
+import itertools
 import re
+from collections.abc import Collection, Iterable
+from typing import Any
 
 _HUMP = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # Within camelCase.
 # Wherever in a name this word is. A prefix may stick to it: isduplicate, irrelevant.
@@ -33,3 +36,23 @@ def may_change_the_meaning(name: str) -> bool:
   whole = "_".join(words)
   return _COUNTING.isdisjoint(words) and bool(any(map(_JUDGING.fullmatch, words)) or _JUDGING_ALONE.fullmatch(whole)
                                               or _ANSWERING.fullmatch(whole))
+
+
+def nowhere(names: set[str], ignored: Collection[str], rows: Iterable[tuple[str, Any]]) -> set[str]:
+  """Those of the names that no row has; it reads rows, (place, value), until all are found. What is ignored may be
+  spelled in any way, and be within a passage."""
+  for _, row in rows if names else ():
+    there = names_in(row)
+    folded = set(map(folded_name, there))
+    names = {name for name in names - there if not (name in ignored and folded_name(name) in folded)}
+    if not names:
+      break
+  return names
+
+
+def names_in(row: Any) -> set[str]:
+  """Of the fields of a line, and of those of the objects in them; none of a list."""
+  if not isinstance(row, dict):
+    return set()
+  values = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in row.values())
+  return {*row, *itertools.chain.from_iterable(value for value in values if isinstance(value, dict))}

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from gtr_jax.errors import InputError
@@ -20,6 +20,7 @@ from gtr_jax.io import flags, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import Negative, with_negatives
+from gtr_jax.prepare.sources.field_names import nowhere
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.prepare.sources.pair_fields import (
     NUMBER,
@@ -36,6 +37,7 @@ from gtr_jax.prepare.sources.pair_fields import (
     texts_of,
     vectors,
 )
+from gtr_jax.prepare.sources.pairs_described import described
 from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
@@ -46,12 +48,7 @@ _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ...
           '{"anchor": ..., "positive": ...}, [query, passage], [query, passage, negative], '
           '{"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, {"texts": [query, passage]} or '
           '{"title": ..., "body": ...}')
-_SHOWN_LINES, _SHOWN_KINDS, _SHOWN_FIELDS = 100, 3, 8
-
-
-_SHAPES = {"list": "lists: the first text is the query, the second the passage, any others hard negatives",
-           "set": 'of each "set", a text is the query and the next its passage',
-           "texts": 'of "texts", the first is the query, the second the passage'}
+_SHOWN_LINES = 100
 
 
 class RawPair(NamedTuple):
@@ -129,6 +126,7 @@ class PairsJsonl:
       raise InputError("no file is named; give .jsonl files or tables of pairs")
     parts = [part for path in self.paths for part in tables.parts(path)]
     kinds: dict[Meaning | str, dict[str, None]] = {}  # With all fields that lines of the kind have.
+    missing = {*filter(None, (self.negatives, *self.ignore))}  # Not every line, nor every file, needs these.
     for part in parts:
       if part.start:
         continue
@@ -148,11 +146,21 @@ class PairsJsonl:
         if not any(isinstance(row, dict) and name in row for _, row in first):
           raise InputError(f"{place}: no field {name!r}, nor in the lines behind it, only "
                            f"{', '.join(map(repr, row))}; name the field of the ids, or leave it out")
+      missing = nowhere(missing, self.ignore, first)
       for _, row in first[:_SHOWN_LINES]:
         with contextlib.suppress(ValueError):  # A broken line, which is counted elsewhere.
           self.pairs_of(row)
           kinds.setdefault(self.kind_of(row), {}).update(dict.fromkeys(row if isinstance(row, dict) else ()))
-    vars(self)["_said"] = self._all_described(kinds)
+    if missing and "_said" not in vars(self):  # They may be anywhere behind; the second time they have been found.
+      for part in parts:
+        with contextlib.closing(self._rows(part, Counts())) as rows:
+          missing = nowhere(missing, self.ignore, rows)
+      if missing:
+        name = min(missing)
+        flag = "--negatives" if name == self.negatives else "--ignore"
+        raise InputError(f"{', '.join(self.paths):.200}: no line has a field {name!r} ({flag}); correct the name, or "
+                         "leave it out")
+    vars(self)["_said"] = described(kinds, (self.query_id, self.passage_id))
     return parts
 
   def fields(self) -> list[str]:
@@ -181,28 +189,6 @@ class PairsJsonl:
   @property
   def _named(self) -> Named:
     return Named(self.query, self.passage, self.negatives, self.ignore)
-
-  def _all_described(self, kinds: Mapping[Meaning | str, dict[str, None]]) -> list[str]:
-    """A text for every kind of line, the first ones."""
-    # What is alike but for the negatives, which some lines have not.
-    alike: dict[Meaning | str, tuple[Meaning | str, dict[str, None]]] = {}
-    for kind, there in kinds.items():
-      key = kind if isinstance(kind, str) else kind._replace(negatives=(), negative_ids="")
-      known, before = alike.get(key, (kind, {}))
-      if isinstance(kind, Meaning) and isinstance(known, Meaning):
-        known = kind._replace(negatives=tuple(dict.fromkeys(known.negatives + kind.negatives)))
-      alike[key] = known, before | there
-    found = [_SHAPES[kind] if isinstance(kind, str) else self._described(kind, there)
-             for kind, there in alike.values()]
-    more = len(found) - _SHOWN_KINDS
-    return found[:_SHOWN_KINDS] + [f"and {more} other kind{'s' * (more > 1)} of lines"] * (more > 0)
-
-  def _described(self, kind, there):
-    """With the fields that are not read: those might have been meant."""
-    read = {*kind.fields, self.query_id, self.passage_id}
-    unread = [name for name in there if name not in read]
-    more = f" and {len(unread) - _SHOWN_FIELDS} more" if len(unread) > _SHOWN_FIELDS else ""
-    return f"{kind}{'; not read: ' * bool(unread)}{', '.join(unread[:_SHOWN_FIELDS])}{more}"
 
   def read(self, part: Part, counts: Counts) -> Iterator[tuple[str, Example]]:
     """Yields ("", example)."""
