@@ -98,11 +98,15 @@ def _show(args: argparse.Namespace, found: Any, tokenizer: Any) -> None:
 
 
 def _show_dropped(args: argparse.Namespace) -> None:
-  from gtr_jax.io import data_root, jsonl
+  from gtr_jax.io import data_root, jsonl, tables
   from gtr_jax.prepare import manifests
   from gtr_jax.survey import show
   for source in args.sources:
-    counts, path = manifests.read(source)["counts"], data_root.resolve(source) / "dropped.jsonl"
+    folder = data_root.resolve(source)
+    if not folder.is_dir() and (folder.exists() or tables.looks_like_a_file(source)):
+      raise InputError(f"{source}: --dropped is of prepared data; give the name of what gtr-jax prepare made of it, or "
+                       "look at the file without --dropped, which says what is left out and why")
+    counts, path = manifests.read(source)["counts"], folder / "dropped.jsonl"
     nothing = path.exists() and not path.stat().length
     rows = [] if nothing else [row for _, row, _ in jsonl.read_objects(path)]
     if len(args.sources) > 1 and not args.json:

@@ -100,6 +100,14 @@ def test_what_was_dropped(data_dir, capsys, monkeypatch):
   assert "known       4 other passages that answer it" in run(capsys, "show", "many") and MOST_POSITIVES > 4
 
 
+def test_of_a_file_nothing_was_dropped_yet(data_dir, rows, capsys):
+  path = write_jsonl(data_dir / "my.jsonl", rows)
+  for source in (str(path), "my.jsonl", "nothing.jsonl"):
+    assert main(["data", "show", source, "--dropped"]) == 2
+    said = capsys.readouterr().err
+    assert f"{source}: --dropped is of prepared data; give the name of what" in said and "--name" not in said
+
+
 def test_nothing_was_dropped(data_dir, rows, capsys, monkeypatch):
   monkeypatch.setenv("GTR_DATA_DIR", str(data_dir))
   path = write_jsonl(data_dir / "my.jsonl", rows)
