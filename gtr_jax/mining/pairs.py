@@ -16,6 +16,7 @@ from gtr_jax.io import data_root, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare.sources.field_names import nowhere
 from gtr_jax.prepare.sources.pair_fields import PASSAGE_IDS, QUERY_IDS, Meaning, texts_of
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.vectors import unpacked
@@ -115,6 +116,7 @@ def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
   ignored = (*fields.ignored, *(_WRITTEN if fields.query else _WRITTEN[1:2]))
   rows = PairsJsonl((os.fspath(path),), fields.query, fields.passage, ignore=ignored)
   number, without = 0, set(filter(None, (fields.query_id, fields.passage_id)))
+  not_ignored = {*fields.ignored}
   for number, (place, row) in enumerate(_values(path), start=1):  # noqa: B007  (read below)
     try:
       yield from _pairs_of(rows, row, fields)
@@ -124,11 +126,14 @@ def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
       if number == 1 and "of no kind that is known" in said:
         said += "; name those of the query and the passage (--query_field, --passage_field)"
       raise InputError(f"{place}: {said}; correct or remove the line") from e
-    without -= set(row)
+    without -= set(row) if isinstance(row, dict) else set()
+    not_ignored = nowhere(not_ignored, fields.ignored, [(place, row)])
   if not number:
     raise InputError(f"{path}: no pairs")
   if without:
     raise InputError(f"{path}: no pair has a {min(without)!r}; name the field of their ids, or leave it out")
+  if not_ignored:
+    raise InputError(f"{path}: no line has a field {min(not_ignored)!r} (--ignore); correct the name, or leave it out")
 
 
 def _values(path):

@@ -213,6 +213,15 @@ def test_what_may_be_meant_in_two_ways(tmp_path, capsys):
   assert mine(tmp_path, pairs=pairs, query_field="title,query", passage_field="body")[1][0]["query"] == "a lion lion"
 
 
+def test_a_name_to_ignore_that_no_line_has(tmp_path, capsys):
+  """Lists, whose passages may be objects, have no names."""
+  rows = [["lion food", {"title": "Lion", "text": "eats zebra"}], {"query": "lion", "positive": "a lion", "Label": 0}]
+  pairs = write(tmp_path / "pairs.jsonl", rows)
+  assert [len(mine(tmp_path, pairs=pairs, ignore=name, output=f"{name}.jsonl")[1]) for name in ("label", "")] == [2, 1]
+  assert mine(tmp_path, pairs=pairs, ignore="labell", output="x.jsonl") == (2, None)
+  assert "no line has a field 'labell' (--ignore); correct the name" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("with_ids", [True, False])
 def test_what_was_mined_is_read_by_all(tmp_path, capsys, with_ids):
   """By `mine`, `prepare pairs` and `train --pairs`, all without a word about its fields."""
