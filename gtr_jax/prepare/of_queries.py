@@ -45,6 +45,32 @@ def with_negatives(example: Example, negatives: Sequence[Negative]) -> Example:
                           vectors=vectors if any(vectors) else ())
 
 
+def right_negatives(example: Example, query: str, passage: str, counts: Counts) -> Example:
+  """The example without negatives of which nothing can be seen, or that are its query or its passage, this also by its
+  id; and with the first of equal ones.
+
+  Args:
+    example: any.
+    query: folded.
+    passage: likewise.
+    counts: of what is taken out.
+  """
+  if not example.negatives:
+    return example
+  found = distinct(negatives_of(example), lambda negative: negative.text)
+  if copies := len(example.negatives) - len(found):
+    counts.add("equal_negative", copies)
+  found.pop("", None)
+  if own := found.pop(query, None):
+    counts.drop("negative_is_query", query=example.query, negative=own.text)
+  right = [negative for text, negative in found.items()
+           if text != passage and not (negative.id and negative.id == example.passage_id)]
+  if dropped := len(found) - len(right):
+    counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
+        negative.text for negative in found.values() if negative not in right))
+  return example if len(right) == len(example.negatives) else with_negatives(example, right)
+
+
 def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
   """The pairs of each query, of pairs in order of their digests."""
   for _, of_query in itertools.groupby(pairs, key=lambda pair: pair.digest[:8]):
@@ -52,8 +78,8 @@ def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
-  """The pairs of a query, each knowing of the others: its negatives are none of their passages, nor what an `ANSWER` is
-  of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
+  """The pairs of a query, each knowing of the others: its negatives are none of their passages, by text or id, nor what an
+  `ANSWER` is of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
   positives = [pair for pair in pairs if pair.is_trained_on]
   if len(pairs) == len(positives) < 2:
     yield from positives
@@ -69,14 +95,15 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
             for example in (records.example_in(pair.record) for pair in negatives)]
   answers = {records.key_of(example.passage): None for example in examples}
   answers |= {pair.record.decode(): None for pair in pairs if pair.split == records.ANSWER}
+  ids = {example.passage_id for example in examples} - {""}
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)
     kept = distinct((*found, *others), lambda negative: negative.text)
     keys = dict(zip(kept, map(records.key_of, kept), strict=True))
-    right = [negative for text, negative in kept.items() if keys[text] not in answers]
+    right = [negative for text, negative in kept.items() if keys[text] not in answers and negative.id not in ids]
     if dropped := len(kept) - len(right):
       counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
-          negative.text for text, negative in kept.items() if keys[text] in answers))
+          negative.text for negative in kept.values() if negative not in right))
     own = records.key_of(example.passage)
     known = [key for key in answers if key != own]
     if known:

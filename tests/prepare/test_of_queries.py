@@ -147,6 +147,18 @@ def test_negatives_that_are_the_query_or_there_twice(prepare):
   assert counts["negative_is_query"] == 1 and counts["equal_negative"] == 1
 
 
+def test_negatives_that_are_a_passage_by_its_id_or_cannot_be_seen(prepare):
+  passages = [{"docid": "7", "title": "Paris", "text": "capital of France"}, {"docid": "8", "text": "a city"}]
+  found, counts = prepare(
+      [{"query": "who", "positive_passages": passages[:1], "negative_passages": [
+          {"docid": "7", "title": "", "text": "capital of France"}, {"docid": "9", "text": "n"}]},
+       {"query": "who", "positive_passages": passages[1:], "negative_passages": [
+           {"docid": "7", "text": "capital of France, edited"}, {"docid": "5", "text": "m"}]},
+       {"query": "unseen", "positive": "p", "negatives": ["\u200b", "x", "\ufeff \u00ad"], "scores": [1, 2, 3, 4]}])
+  assert [found[passage].negatives for passage in ("Paris capital of France", "a city", "p")] == [("n",), ("m",), ("x",)]
+  assert found["p"].scores == (1.0, 3.0) and counts["negative_is_positive"] == 2
+
+
 class _Heard(Counts):
   """Keeps what a source says of answers that it makes no pair of."""
 

@@ -286,7 +286,9 @@ class PairsJsonl:
   def _examples(self, pairs, place, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
     several = any(pair.negatives for pair in pairs) or len(pairs) > self.max_pairs
-    positives = {folded(self.text_of(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
+    answers = [pair for pair in pairs if several and not pair.is_negative]
+    positives, positive_ids = {folded(self.text_of(pair.passage)) for pair in answers}, {
+        pair.passage_id for pair in answers if pair.passage_id}
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self.text_of(t) for t in (pair.query, pair.passage, *pair.negatives))
@@ -294,10 +296,11 @@ class PairsJsonl:
       ids = pair.negative_ids or ("",) * len(found)
       vectors = pair.vectors[2:] or ("",) * len(found)
       there = [Negative(*negative) for negative in zip(found, ids, scores, vectors, strict=True) if negative[0]]
-      right = [negative for negative in there if folded(negative.text) not in positives]
+      right = [negative for negative in there
+               if folded(negative.text) not in positives and negative.id not in positive_ids]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
-            negative.text for negative in there if folded(negative.text) in positives))
+            negative.text for negative in there if negative not in right))
       example = Example(query, passage, pair.query_id, pair.passage_id, group=pair.group, scores=tuple(pair.scores[:1]),
                         is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]))
       examples.append(with_negatives(example, right))
