@@ -78,8 +78,8 @@ def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
-  """The pairs of a query, each knowing of the others: its negatives are none of their passages, by text or id, nor what an
-  `ANSWER` is of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
+  """The pairs of a query, each knowing of the others: its negatives are none of their passages, by text or id, nor what
+  an `ANSWER` is of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
   positives = [pair for pair in pairs if pair.is_trained_on]
   if len(pairs) == len(positives) < 2:
     yield from positives

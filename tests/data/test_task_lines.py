@@ -39,8 +39,8 @@ def test_negatives_that_are_none(examples):
 
 
 def test_copies_of_a_pair_are_one(examples):
-  found = examples([{"query": "q", "passage": "A", "negatives": ["n"]}, {"query": "Q?", "passage": "a.", "negatives": "m"},
-                    {"query": "q", "passage": "B", "negatives": []}])
+  found = examples([{"query": "q", "passage": "A", "negatives": ["n"]},
+                    {"query": "Q?", "passage": "a.", "negatives": "m"}, {"query": "q", "passage": "B", "negatives": []}])
   assert set(found) == {"A", "B"} and found["A"].negatives == ("n", "m")
 
 
@@ -52,7 +52,8 @@ def test_by_ids(examples):
 
 
 @pytest.mark.parametrize(("more", "named"), [
-    ({"label": 0}, "'label', which says whether"), ({"label": 1}, "'label', which says"), ({"is_duplicate": 0}, "'is_dupl"),
+    ({"label": 0}, "'label', which says whether"), ({"label": 1}, "'label', which says"),
+    ({"is_duplicate": 0}, "'is_duplicate', which says"),
     ({"hard_negatives": ["x"]}, "'hard_negatives', which may change"), ({"score": 0.5}, "'score'"),
 ])
 def test_a_field_that_may_change_what_is_meant_is_named(examples, more, named):

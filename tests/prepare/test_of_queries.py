@@ -155,7 +155,8 @@ def test_negatives_that_are_a_passage_by_its_id_or_cannot_be_seen(prepare):
        {"query": "who", "positive_passages": passages[1:], "negative_passages": [
            {"docid": "7", "text": "capital of France, edited"}, {"docid": "5", "text": "m"}]},
        {"query": "unseen", "positive": "p", "negatives": ["\u200b", "x", "\ufeff \u00ad"], "scores": [1, 2, 3, 4]}])
-  assert [found[passage].negatives for passage in ("Paris capital of France", "a city", "p")] == [("n",), ("m",), ("x",)]
+  assert found["Paris capital of France"].negatives == ("n",) and found["a city"].negatives == ("m",)
+  assert found["p"].negatives == ("x",)
   assert found["p"].scores == (1.0, 3.0) and counts["negative_is_positive"] == 2
 
 

@@ -32,7 +32,8 @@ SAME = [
     ("\u212b", "\u00e5"), ("\u037e", ";"), ("\u33a5", "m\u00b3"), ("\U0001d400\U0001d41b", "ab"), (" ?! ", "?!"),
     ("\u200b", ""), ("a\x0bb", "a b"),
     # Closing punctuation of other scripts, and before and within quotation marks.
-    ("सही उत्तर।", "सही उत्तर"), ("درست جواب۔", "درست جواب"), ("ما هذا؟", "ما هذا"), ("جواب،", "جواب؛"), ("正确、", "正确"), ("ጥሩ።", "ጥሩ"),
+    ("सही उत्तर।", "सही उत्तर"), ("درست جواب۔", "درست جواب"), ("ما هذا؟", "ما هذا"), ("جواب،", "جواب؛"),
+    ("正确、", "正确"), ("\u1325\u1229\u1362", "\u1325\u1229"),
     ("「正确」", "正确。"), ("『「正确。」』", "正确"), ("“Yes.”", "yes"), ("«Oui !»", "oui"), ("„Ja.“", "ja"),
     ('The answer is "yes"', 'The answer is "yes."'), ('He said "yes".', 'He said "yes!"'),
     ("“He said ‘yes.’”", "he said ‘yes’"), ('“a” or "b."', '“A” or "b"'),
@@ -67,7 +68,7 @@ def by_icu(texts):
 
 
 def closed(text):
-  """What is said of the end of a text, as rules that hold as often as they do; a text of punctuation alone is itself."""
+  """What is said of the end of a text, as rules that hold as often as they do; one of punctuation alone is itself."""
   any_quotes = "".join(QUOTES) + "".join(QUOTES.values())
   rules = [(f"([^{CLOSING}])[{CLOSING}]+", r"\1"),
            (f"([^{CLOSING}{any_quotes}])[{CLOSING}]+([{''.join(QUOTES)}]+)", r"\1\2")]

@@ -40,6 +40,7 @@ from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
+_SET = "set:"
 _LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
 _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ..., "answer": ...}, '
@@ -52,6 +53,11 @@ _SHOWN_LINES, _SHOWN_KINDS, _SHOWN_FIELDS = 100, 3, 8
 _SHAPES = {"list": "lists: the first text is the query, the second the passage, any others hard negatives",
            "set": 'of each "set", a text is the query and the next its passage',
            "texts": 'of "texts", the first is the query, the second the passage'}
+
+
+def is_of_set(query_id: str, passage_id: str) -> bool:
+  """Whether a pair with these ids is one of a "set", whose texts all answer each other: both are its mark."""
+  return query_id == passage_id and query_id.startswith(_SET)
 
 
 class RawPair(NamedTuple):
@@ -255,7 +261,7 @@ class PairsJsonl:
       return [RawPair(row[0], row[1], row[2:])]
     if kind == "set":
       texts = row["set"]
-      mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
+      mark = _SET + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
       return [RawPair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
     return [RawPair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
 
@@ -271,7 +277,8 @@ class PairsJsonl:
     ids, of_passages = _filled(ids, of_passages, in_objects(passages, self.ignore))
     negative_ids, of_negatives = _filled(negative_ids, of_negatives, in_objects(negatives, self.ignore))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
-    pairs = [RawPair(query, passage, negatives, query_id, passage_id, scores=(of_passage, *of_negatives),
+    pairs = [RawPair(query, passage, negatives, query_id, passage_id,
+                     query_id if is_of_set(query_id, passage_id) else "", scores=(of_passage, *of_negatives),
                      is_negative=is_negative, negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
              for passage, passage_id, of_passage, vector in zip(passages, ids, of_passages, passage_vectors,
                                                                 strict=True)]
