@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import distinct
+from gtr_jax.text.same_text import distinct, hash_key
 
 MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
 _FEW_POSITIVES = 4
@@ -75,6 +75,25 @@ def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
   """The pairs of each query, of pairs in order of their digests."""
   for _, of_query in itertools.groupby(pairs, key=lambda pair: pair.digest[:8]):
     yield list(of_query)
+
+
+def answers_of_id(pairs: Iterable[tuple[bytes, str]]) -> Iterator[Pair]:
+  """What each wording of a query is told of the answers to the others, by the id that they share.
+
+  Args:
+    pairs: 8 bytes of the digest that a wording's pairs share, and `records.key_of` the passage. An id with more than 16
+      wordings is taken for none of a query.
+  """
+  of_wordings: dict[bytes, dict[str, None]] = {}
+  for query, key in pairs:
+    of_wordings.setdefault(query, {})[key] = None
+  if not 1 < len(of_wordings) <= MOST_POSITIVES:
+    return
+  every = dict.fromkeys(itertools.chain.from_iterable(of_wordings.values()))
+  for query, own in of_wordings.items():
+    for key in every:
+      if key not in own:
+        yield Pair(query + hash_key(key).to_bytes(8), records.ANSWER, key.encode())
 
 
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:

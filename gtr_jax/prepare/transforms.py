@@ -13,12 +13,21 @@ from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, near_pairs, records
 from gtr_jax.prepare.interface import Counts, Example, Source
-from gtr_jax.prepare.of_queries import Negative, by_query, joined, negatives_of, right_negatives, with_negatives
+from gtr_jax.prepare.of_queries import (
+    Negative,
+    answers_of_id,
+    by_query,
+    joined,
+    negatives_of,
+    right_negatives,
+    with_negatives,
+)
 from gtr_jax.prepare.records import Pair
 from gtr_jax.text import language
 from gtr_jax.text.same_text import distinct, folded
 
 KEPT_EXAMPLES = 20  # Of a reason, in a task and in dropped.jsonl.
+OF_ID = "\0query id "  # Begins the key under which pairs of one query id meet, whatever their query's words.
 _SHOWN = 300  # Characters of a text that it shows.
 
 
@@ -122,6 +131,8 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
       yield Value(key, marshal.dumps(value))
     elif (pair := pair_of(plan, value, tally)) is not None:
       yield pair
+      if value.query_id and not value.group and pair.is_trained_on:
+        yield Value(OF_ID + value.query_id, marshal.dumps((pair.digest[:8], records.key_of(value.passage))))
     yield from tally.answers()
   yield from tally.answers()
   tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
@@ -129,6 +140,9 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
 
 def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
   """All that comes of the values of a key."""
+  if key.startswith(OF_ID):
+    yield from answers_of_id(map(marshal.loads, values))
+    return
   tally.place = f"key {key}"
   for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
     if (pair := pair_of(plan, example, tally)) is not None:

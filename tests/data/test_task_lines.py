@@ -40,7 +40,7 @@ def test_negatives_that_are_none(examples):
 
 def test_copies_of_a_pair_are_one(examples):
   found = examples([{"query": "q", "passage": "A", "negatives": ["n"]},
-                    {"query": "Q?", "passage": "a.", "negatives": "m"}, {"query": "q", "passage": "B", "negatives": []}])
+                    {"query": "Q?", "passage": "a.", "negatives": "m"}, {"query": "q", "passage": "B"}])
   assert set(found) == {"A", "B"} and found["A"].negatives == ("n", "m")
 
 
