@@ -107,10 +107,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Mines, and says what came of it. Raises InputError."""
   shared_flags.set_data_dir(args)
-  choice = check(args)
-  from gtr_jax.mining.pairs import prepared_folder
-  if args.pairs and (folder_of_name := prepared_folder(args.pairs)):
-    args.pairs = os.fspath(folder_of_name)
+  choice, prepared = check(args)
+  args.pairs = os.fspath(prepared) if prepared else args.pairs
   from gtr_jax.io import atomic
   from gtr_jax.mining import mine, on_disk
   models = [path for path in (args.model, args.rescore) if path]
@@ -121,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
       tokenization = for_several(tokenization, models)
     for path in models:
       check_model(path, tokenization)
-  read = _reader(args)
+  read = _reader(args, prepared is not None)
   if args.pairs:
     _check_first(args, choice, next(iter(read()), None))  # Before the corpus, which may take minutes to read.
   rescorer = _rescorer(args, tokenization)
@@ -152,11 +150,11 @@ def run(args: argparse.Namespace) -> None:
   print_once("; ".join(said))
 
 
-def _reader(args: argparse.Namespace) -> Callable[[], Iterator[Any]]:
+def _reader(args: argparse.Namespace, are_prepared: bool) -> Callable[[], Iterator[Any]]:
   """Gives the pairs of --pairs, anew with each call."""
   from gtr_jax.mining import pairs
   from gtr_jax.prepare.sources.pairs_jsonl import field_names
-  if args.pairs and pairs.prepared_folder(args.pairs):
+  if are_prepared:
     return lambda: pairs.prepared_pairs(args.pairs)
   query, passage = field_names(args.query_field or ""), field_names(args.passage_field or "")
   if query or passage:
@@ -168,7 +166,7 @@ def _reader(args: argparse.Namespace) -> Callable[[], Iterator[Any]]:
 
 def _check_first(args: argparse.Namespace, choice: Any, pair: Any) -> None:
   if (args.collection and not args.model and choice.compares_scores and not _rescores(args)
-      and not args.passage_id_field and not (pair and pair.passage_id)):
+      and not args.passage_id_field and not (pair and pair.document_id)):
     raise InputError("--margin and --max_score_ratio compare with the score of the pair's own passage: say with "
                      "--passage_id_field which of --collection that is")
 
@@ -204,10 +202,10 @@ def _unknown_ids(args: argparse.Namespace, read: Callable[[], Iterator[Any]], ro
   """How many pairs have a passage id that no document has. Raises InputError where more than half of them do."""
   name, count, unknown, first = args.passage_id_field or "passage id", 0, 0, ""
   for pair in read():
-    if pair.passage_id:
+    if pair.document_id:
       count += 1
-      if rows.get(pair.passage_id) is None:
-        unknown, first = unknown + 1, first or pair.passage_id
+      if rows.get(pair.document_id) is None:
+        unknown, first = unknown + 1, first or pair.document_id
   leave_out = "leave --passage_id_field out" if args.passage_id_field else (
       "say that they mean nothing here: --ignore passage_id,positive_id")
   if args.passage_id_field and not count:
@@ -223,8 +221,9 @@ def _rescores(args: argparse.Namespace) -> bool:
   return bool(args.rescore or args.rescore_cross_encoder)
 
 
-def check(args: argparse.Namespace) -> Any:
-  """The choice of negatives. Raises InputError where flags do not go together; no pair is read."""
+def check(args: argparse.Namespace) -> tuple[Any, Any]:
+  """The choice of negatives, and the folder of --pairs that are prepared data, else None. Raises InputError where flags
+  do not go together; no pair is read."""
   from gtr_jax.mining.mine import Choice
   from gtr_jax.mining.pairs import prepared_folder
   if not args.pairs and not args.collection:
@@ -239,7 +238,7 @@ def check(args: argparse.Namespace) -> Any:
     raise InputError("--min_grade is of the judgements of --collection; with --pairs, leave it out")
   if args.pairs and args.split:
     raise InputError("--split says which judgements of --collection are the pairs; with --pairs, leave it out")
-  prepared = args.pairs and prepared_folder(args.pairs)
+  prepared = prepared_folder(args.pairs) if args.pairs else None
   for name in ("query_field", "passage_field", "query_id_field", "passage_id_field", "answers_field", "ignore"):
     if getattr(args, name) and (prepared or not args.pairs):
       without = "what gtr-jax prepare wrote has" if prepared else "the judgements of a collection have"
@@ -248,14 +247,14 @@ def check(args: argparse.Namespace) -> Any:
   if args.rescore and args.rescore_cross_encoder:
     raise InputError("--rescore and --rescore_cross_encoder each score what is drawn; leave one out")
   if args.model:
-    return choice
+    return choice, prepared
   if args.embeddings:
     raise InputError("--embeddings keeps those of --model; BM25 has none, leave it out")
   if not _rescores(args) and (args.margin is not None and args.margin < 0
                               or args.max_score_ratio is not None and args.max_score_ratio > 1):
     raise InputError("BM25 knows the score of the pair's own passage only where it ranks high: give a --margin of at "
                      "least 0 and a --max_score_ratio of at most 1")
-  return choice
+  return choice, prepared
 
 
 def _read_collection(args: argparse.Namespace) -> tuple[Any, Any, Any]:

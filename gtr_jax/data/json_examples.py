@@ -1,5 +1,6 @@
 """Examples of JSON lines, by the fields that a task declares."""
 
+import functools
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -7,6 +8,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Example
+from gtr_jax.prepare.sources.pair_fields import Named, meaning
+from gtr_jax.text.same_text import folded
 
 
 class Fields(NamedTuple):
@@ -32,16 +35,36 @@ def read_examples(part: Part, fields: Fields) -> Generator[tuple[str, Example], 
     Those of the declared id fields that no line has.
 
   Raises:
-    InputError: a line is not a JSON object, lacks a field, or has an empty query or passage; names file and line.
+    InputError: a line is not a JSON object, lacks a field, has an empty query or passage, or a field that may change
+      what it means and is not declared; names file and line.
   """
   without = {name for name in (fields.query_id, fields.passage_id) if name is not None}  # of all lines so far
   for place, row, _ in jsonl.read_objects(part):
     try:
-      yield place, example_of(row, fields)
+      example = example_of(row, fields)
+      _check_names(tuple(row), fields)
+      yield place, example
     except ValueError as e:
       raise InputError(f"{place}: {e}; correct or remove the line") from e
     without -= row.keys()
   return sorted(without)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_names(names: tuple[str, ...], fields: Fields) -> None:
+  """Raises ValueError where a field that is not declared may say that a line means something else."""
+  ids = (fields.negative_queries, fields.query_id, fields.passage_id, fields.negative_ids)
+  why = ""
+  try:
+    label = meaning(dict.fromkeys(names), Named(fields.query, fields.passage, fields.negatives or "",
+                                                tuple(filter(None, ids)))).label
+  except ValueError as e:
+    label, why = "", str(e).partition(";")[0]
+  if label:
+    why = f"a field {label!r}, which says whether the passage answers the query"
+  if why:
+    raise ValueError(f"{why}, and the task does not declare it; let gtr-jax prepare pairs read the file, or leave the "
+                     "field out (--ignore), and train on what it writes")
 
 
 def example_of(row: dict, fields: Fields) -> Example:
@@ -63,7 +86,7 @@ def example_of(row: dict, fields: Fields) -> Example:
       joined.encode()
     except UnicodeEncodeError as e:
       raise ValueError(f"the {what} is not valid Unicode ({e.reason})") from e
-    if not joined:
+    if not joined or not joined.isascii() and not folded(joined):
       raise ValueError(f"the {what} (field {' + '.join(names)}) is empty")
     return joined
 

@@ -2,7 +2,7 @@
 
 Training reads any record by its number, and takes the order on disk for a random one. Parts of the input are read by
 all cores; each record goes to the bucket of a hash, a pair's to that of its query, where it learns of the query's other
-pairs, and a bucket, in the order of hashes of the ids, is a shard.
+pairs, and a bucket, in the order of other hashes, is a shard.
 TensorFlow is not imported, for it would cost every worker four seconds.
 """
 
@@ -27,12 +27,12 @@ from gtr_jax.io.bars import Bar
 from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
-from gtr_jax.prepare import buckets, records, workers
+from gtr_jax.prepare import buckets, records, transforms, workers
 from gtr_jax.prepare.interface import Counts, Example
-from gtr_jax.prepare.of_queries import by_query, joined, most_positives
+from gtr_jax.prepare.of_queries import most_positives, right_negatives
 from gtr_jax.text.same_text import folded
 
-_FORMAT = 5  # Part of the hash: raise it when the records change, or their order.
+_FORMAT = 6  # Part of the hash: raise it when the records change, or their order.
 _SHARD_BYTES = 32 << 20
 _MIN_SHARDS, _MAX_SHARDS = 64, 1024
 _FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer to begin.
@@ -88,9 +88,10 @@ def _records(fields: Fields, names: Mapping[str, str], are_lines: bool,
 
 
 def pair(example: Example, example_id: str) -> tuple[bytes, bytes]:
-  """What a `Read` of pairs yields: 8 bytes that its query's pairs share, 8 of its id; and the record."""
-  query = records.digest_of(folded(example.query).encode(errors="surrogatepass"), b"")[:8]
-  return query + buckets.hash_of(example_id)[:8], records.serialize(example, example_id)
+  """What a `Read` of pairs yields: the digest of the pair, and the record."""
+  query, passage = folded(example.query), folded(example.passage)
+  digest = records.digest_of(*(text.encode(errors="surrogatepass") for text in (query, passage)))
+  return digest, records.serialize(right_negatives(example, query, passage, Counts()), example_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,14 +212,13 @@ def _write_shard(job: _Job, task: workers.Task) -> None:
     for record in itertools.chain([first], found):
       records.write_record(file, record)
       counts.add("examples")
+  del counts.reasons["written_train"]
   atomic.write_json(f"{job.work}/{name}.json", counts.reasons)
 
 
 def _joined(dealt: list[tuple[bytes, bytes]], counts: Counts) -> list[bytes]:
-  """The records of pairs in order of their ids' hashes, each knowing of its query's others."""
-  of_queries = by_query(records.Pair(digest, "train", record) for digest, record in dealt)
-  found = [pair for of_query in of_queries for pair in joined(of_query, counts)]
-  return [pair.record for pair in sorted(found, key=lambda pair: pair.digest[8:])]
+  """The records of pairs, of those with equal texts one, each knowing of its query's others, as they are prepared."""
+  return [pair.record for pair in transforms.kept(((digest, "train", record) for digest, record in dealt), counts)]
 
 
 def _short(path: epath.Path) -> str:

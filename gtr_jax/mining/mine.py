@@ -174,7 +174,7 @@ class _Ids:
   def query_of(self, pair: Pair) -> Query:
     """For the ranker."""
     if self._passages is None:
-      return Query(pair.query, pair.passage, pair.passage_id or None)
+      return Query(pair.query, pair.passage, pair.document_id or None)
     return Query(pair.query, "", f"{pair.passage_key:016x}")
 
   def key_of(self, doc_id: str) -> int:

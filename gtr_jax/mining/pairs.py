@@ -18,7 +18,7 @@ from gtr_jax.io.paths import absolute, location
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.sources.field_names import nowhere
 from gtr_jax.prepare.sources.pair_fields import PASSAGE_IDS, QUERY_IDS, Meaning, texts_of
-from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl, is_of_set
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.text.same_text import hash_key, text_key
 
@@ -65,7 +65,6 @@ class Pair(NamedTuple):
     is_negative: it is none: the passage does not answer the query.
     is_known: it is none either, as where a judgement is too low: but the passage is no negative of the query.
     bare: the passage without its title, where it has one.
-    group: pairs of one group share their passages, as those of one query do.
   """
 
   record: dict[str, Any]
@@ -78,18 +77,21 @@ class Pair(NamedTuple):
   is_negative: bool = False
   is_known: bool = False
   bare: str = ""
-  group: str = ""
 
   @property
   def query_keys(self) -> tuple[int, ...]:
-    """What queries share whose passages are no negatives of each other: their text, their id, and their group."""
-    ids = ([self.query_id] if self.query_id else []) + ([f"group {self.group}"] if self.group else [])
-    return text_key(self.query), *map(id_key, ids)
+    """What queries share whose passages are no negatives of each other: their text and their id."""
+    return (text_key(self.query), id_key(self.query_id)) if self.query_id else (text_key(self.query),)
+
+  @property
+  def document_id(self) -> str:
+    """The passage's id, by which it is found; "" where that only marks a set."""
+    return "" if is_of_set(self.query_id, self.passage_id) else self.passage_id
 
   @property
   def passage_key(self) -> int:
     """What makes two passages one: their id, else their text."""
-    return id_key(self.passage_id) if self.passage_id else text_key(self.passage)
+    return id_key(self.document_id) if self.document_id else text_key(self.passage)
 
   @property
   def passage_keys(self) -> set[int]:
@@ -119,7 +121,7 @@ def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
   not_ignored = {*fields.ignored}
   for number, (place, row) in enumerate(_values(path), start=1):  # noqa: B007  (read below)
     try:
-      yield from _pairs_of(rows, row, fields)
+      yield from _with_queries_of_sets(_pairs_of(rows, row, fields))
     except ValueError as e:
       said = str(e).replace("(--query, --passage)", "(--query_field, --passage_field)").replace(
           "name it (--negatives), or ", "")
@@ -165,20 +167,15 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     ids[0] = row[passage_field]
   elif passage_field and isinstance(row[passage_field], list) and len(row[passage_field]) == len(meant):
     ids = row[passage_field]
-  of_set = next((pair for pair in meant if pair.group), None)
-  if of_set is not None:  # Its other texts are passages.
-    first = _text(rows, of_set.query, kind.query)
-    yield Pair({}, first, first, group=of_set.group, is_known=True)
   for number, (pair, passage_id) in enumerate(zip(meant, ids, strict=True)):
     query, passage = _text(rows, pair.query, kind.query), _text(rows, pair.passage, kind.passage)
     record: dict[str, Any] = {}
-    query_id = "" if pair.group else pair.query_id  # What marks a set is no id.
-    if not query_field and query_id:
-      record[QUERY_IDS[0]] = query_id
+    if not query_field and pair.query_id:
+      record[QUERY_IDS[0]] = pair.query_id
     elif query_field:
       record[query_field if query_field in QUERY_IDS else QUERY_IDS[0]] = row[query_field]
     record["query"] = query
-    if passage_id is None and pair.passage_id and not pair.group:  # Of a list, or within the passage.
+    if passage_id is None and pair.passage_id:  # Of a list, or within the passage, or the mark of a set.
       passage_id = pair.passage_id
     if passage_id is not None or passage_field and len(meant) == 1:
       record[passage_field if passage_field in PASSAGE_IDS else PASSAGE_IDS[0]] = passage_id
@@ -187,10 +184,17 @@ def _pairs_of(rows: PairsJsonl, row: Any, fields: Fields) -> Iterator[Pair]:
     if kind.several and pair.vectors and pair.vectors[1]:
       record["positive_vector"] = unpacked(pair.vectors[1]).tolist()
     yield Pair(record, query, passage,
-               jsonl.id_of(row, query_field) if query_field else query_id,
+               jsonl.id_of(row, query_field) if query_field else pair.query_id,
                jsonl.id_of({passage_field: passage_id}, passage_field),
-               answers, is_negative=pair.is_negative, bare=_without_title(rows, pair.passage, passage, kind, row),
-               group=pair.group)
+               answers, is_negative=pair.is_negative, bare=_without_title(rows, pair.passage, passage, kind, row))
+
+
+def _with_queries_of_sets(pairs: Iterable[Pair]) -> Iterator[Pair]:
+  """And before each pair of a set its query, which is one of the texts that are no negatives there."""
+  for pair in pairs:
+    if pair.passage_id and not pair.document_id:
+      yield Pair({}, pair.query, pair.query, pair.query_id, pair.passage_id, is_known=True)
+    yield pair
 
 
 def _without_title(rows: PairsJsonl, value: Any, passage: str, kind: Meaning, row: Any) -> str:
@@ -213,7 +217,7 @@ def with_documents(pairs: Iterable[Pair], document: Callable[[str], tuple[str, s
   """
   for pair in pairs:
     yield pair
-    if pair.passage_id and not pair.is_negative and (found := document(pair.passage_id)) is not None:
+    if pair.document_id and not pair.is_negative and (found := document(pair.document_id)) is not None:
       title, text = found
       if (whole := full_text(title, text)) and (whole != pair.passage or title):
         yield pair._replace(record={}, passage=whole, is_known=True, bare=text if title else "")
@@ -261,7 +265,7 @@ def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
   for file in manifests.read(os.fspath(place))["splits"]["train"]:
     with (place / file).open("rb") as f:
       for record in records.read_records(f, os.fspath(place / file)):
-        yield _prepared(records.example_in(record))
+        yield from _with_queries_of_sets([_prepared(records.example_in(record))])
 
 
 def _prepared(example):

@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,8 +35,6 @@ from gtr_jax.text.same_text import bytes_key, folded, folded_key, hash_key, text
 
 _RUN = 13  # Words in a row that two texts do not share by chance (Brown et al. 2020, appendix C).
 _CONTAINED = 6  # A test query of as many words is one wherever they stand in a row.
-_FEW = 3  # Words, without stop words; of fewer, signs that stand alone count too: -1 < 0 is not -1 > 0.
-_IS_SIGN = re.compile(r"""[^\w"'.,;:!?()\[\]{}…“”‘’«»–—-]+""").fullmatch
 _LONGEST = 25  # Words of a text that may be a query, and nothing else. A longer query has 13 in a row.
 _SPLITS = ("test", "dev", "validation")  # MS MARCO is evaluated on dev; its test is that of TREC 2019.
 _PLURALS = {"query": "queries", "document": "documents"}
@@ -91,17 +88,9 @@ def _hashes(text: str, is_query: bool) -> Iterator[tuple[int, np.ndarray]]:
     yield _QUERY if is_query else _DOCUMENT, sums.run(0, sums.words)
   if is_query and _CONTAINED <= sums.words < _RUN:
     yield _BEGINNING, sums.run(0, _CONTAINED)
-  content = _content(tokens)
+  content = content_of(tokens)
   if is_query and content:
     yield _CONTENT_OF_QUERY, np.array([bytes_key(content)], np.uint64)
-
-
-def _content(tokens: Sequence[str]) -> bytes:
-  """What two questions share that ask the same in nearly the same words; b"" of stop words alone."""
-  content = content_of(tokens)
-  if 0 < len(content) < 8 * _FEW:
-    content += " ".join(filter(_IS_SIGN, tokens)).encode(errors="surrogatepass")
-  return content
 
 
 class Tested:
@@ -134,7 +123,7 @@ class Tested:
         count += len(hashes[-1]) // 8
         if folded_line and (text is query or not number) and len(tokens) <= _LONGEST:
           keys.append(folded_key(folded_line))
-          if content := _content(tokens):
+          if content := content_of(tokens):
             keys.append(bytes_key(content))
       if start < count < start + _RUN:
         documents.append((start, count))

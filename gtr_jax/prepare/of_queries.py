@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import distinct
+from gtr_jax.text.same_text import distinct, hash_key
 
 MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
 _FEW_POSITIVES = 4
@@ -45,15 +45,60 @@ def with_negatives(example: Example, negatives: Sequence[Negative]) -> Example:
                           vectors=vectors if any(vectors) else ())
 
 
+def right_negatives(example: Example, query: str, passage: str, counts: Counts) -> Example:
+  """The example without negatives of which nothing can be seen, or that are its query or its passage, this also by its
+  id; and with the first of equal ones.
+
+  Args:
+    example: any.
+    query: folded.
+    passage: likewise.
+    counts: of what is taken out.
+  """
+  if not example.negatives:
+    return example
+  found = distinct(negatives_of(example), lambda negative: negative.text)
+  if copies := len(example.negatives) - len(found):
+    counts.add("equal_negative", copies)
+  found.pop("", None)
+  if own := found.pop(query, None):
+    counts.drop("negative_is_query", query=example.query, negative=own.text)
+  right = [negative for text, negative in found.items()
+           if text != passage and not (negative.id and negative.id == example.passage_id)]
+  if dropped := len(found) - len(right):
+    counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
+        negative.text for negative in found.values() if negative not in right))
+  return example if len(right) == len(example.negatives) else with_negatives(example, right)
+
+
 def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
   """The pairs of each query, of pairs in order of their digests."""
   for _, of_query in itertools.groupby(pairs, key=lambda pair: pair.digest[:8]):
     yield list(of_query)
 
 
+def answers_of_id(pairs: Iterable[tuple[bytes, str]]) -> Iterator[Pair]:
+  """What each wording of a query is told of the answers to the others, by the id that they share.
+
+  Args:
+    pairs: 8 bytes of the digest that a wording's pairs share, and `records.key_of` the passage. An id with more than 16
+      wordings is taken for none of a query.
+  """
+  of_wordings: dict[bytes, dict[str, None]] = {}
+  for query, key in pairs:
+    of_wordings.setdefault(query, {})[key] = None
+  if not 1 < len(of_wordings) <= MOST_POSITIVES:
+    return
+  every = dict.fromkeys(itertools.chain.from_iterable(of_wordings.values()))
+  for query, own in of_wordings.items():
+    for key in every:
+      if key not in own:
+        yield Pair(query + hash_key(key).to_bytes(8), records.ANSWER, key.encode())
+
+
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
-  """The pairs of a query, each knowing of the others: its negatives are none of their passages, nor what an `ANSWER` is
-  of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
+  """The pairs of a query, each knowing of the others: its negatives are none of their passages, by text or id, nor what
+  an `ANSWER` is of, but the passages of pairs that are `NEGATIVE`. Neither of these are among the result."""
   positives = [pair for pair in pairs if pair.is_trained_on]
   if len(pairs) == len(positives) < 2:
     yield from positives
@@ -69,14 +114,15 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
             for example in (records.example_in(pair.record) for pair in negatives)]
   answers = {records.key_of(example.passage): None for example in examples}
   answers |= {pair.record.decode(): None for pair in pairs if pair.split == records.ANSWER}
+  ids = {example.passage_id for example in examples} - {""}
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)
     kept = distinct((*found, *others), lambda negative: negative.text)
     keys = dict(zip(kept, map(records.key_of, kept), strict=True))
-    right = [negative for text, negative in kept.items() if keys[text] not in answers]
+    right = [negative for text, negative in kept.items() if keys[text] not in answers and negative.id not in ids]
     if dropped := len(kept) - len(right):
       counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
-          negative.text for text, negative in kept.items() if keys[text] in answers))
+          negative.text for negative in kept.values() if negative not in right))
     own = records.key_of(example.passage)
     known = [key for key in answers if key != own]
     if known:

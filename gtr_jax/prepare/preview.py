@@ -92,6 +92,7 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
     pairs = [item for sample in samples for item in sample.items if isinstance(item, Pair)]
     of_keys = _by_key(samples)
     joined = [pair for key, values in of_keys.items() for pair in transforms.join(plan, key, values, tally)]
+    of_keys = {key: values for key, values in of_keys.items() if not key.startswith(transforms.OF_ID)}
     kept = _kept(plan, sorted([*pairs, *joined], key=lambda pair: pair.digest), tally)
     after = time.perf_counter() - began
   counts = {"read": 0} | {reason: n for reason, n in sorted(tally.reasons.items()) if reason[:8] != "written_"}

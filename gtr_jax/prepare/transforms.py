@@ -13,12 +13,21 @@ from gtr_jax.io import lines
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare import decontaminate, near_pairs, records
 from gtr_jax.prepare.interface import Counts, Example, Source
-from gtr_jax.prepare.of_queries import Negative, by_query, joined, negatives_of, with_negatives
+from gtr_jax.prepare.of_queries import (
+    Negative,
+    answers_of_id,
+    by_query,
+    joined,
+    negatives_of,
+    right_negatives,
+    with_negatives,
+)
 from gtr_jax.prepare.records import Pair
 from gtr_jax.text import language
 from gtr_jax.text.same_text import distinct, folded
 
 KEPT_EXAMPLES = 20  # Of a reason, in a task and in dropped.jsonl.
+OF_ID = "\0query id "  # Begins the key under which pairs of one query id meet, whatever their query's words.
 _SHOWN = 300  # Characters of a text that it shows.
 
 
@@ -122,6 +131,8 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
       yield Value(key, marshal.dumps(value))
     elif (pair := pair_of(plan, value, tally)) is not None:
       yield pair
+      if value.query_id and not value.group and pair.is_trained_on:
+        yield Value(OF_ID + value.query_id, marshal.dumps((pair.digest[:8], records.key_of(value.passage))))
     yield from tally.answers()
   yield from tally.answers()
   tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
@@ -129,6 +140,9 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
 
 def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
   """All that comes of the values of a key."""
+  if key.startswith(OF_ID):
+    yield from answers_of_id(map(marshal.loads, values))
+    return
   tally.place = f"key {key}"
   for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
     if (pair := pair_of(plan, example, tally)) is not None:
@@ -150,8 +164,8 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     raise ValueError(f"{len(example.scores)} scores for a passage and {len(example.negatives)} negatives")
   if len(example.vectors) not in (0, 2 + len(example.negatives)):
     raise ValueError(f"{len(example.vectors)} vectors for a query, a passage and {len(example.negatives)} negatives")
-  folded_query = folded(example.query)
-  query, passage = (text.encode(errors="surrogatepass") for text in (folded_query, folded(example.passage)))
+  folded_query, folded_passage = folded(example.query), folded(example.passage)
+  query, passage = (text.encode(errors="surrogatepass") for text in (folded_query, folded_passage))
   shown: dict[str, Any] = {"query": example.query, "passage": example.passage, "query_id": example.query_id,
                            "passage_id": example.passage_id}
   if not query or not passage:
@@ -161,7 +175,7 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     tally.drop("query_is_passage", **shown)
     return None
   digest = records.digest_of(query, passage)
-  example = _without_copies(example, folded_query, tally)
+  example = right_negatives(example, folded_query, folded_passage, tally)
   split = example.split
   if plan.tested and split == "train":
     find = decontaminate.load(plan.tested).find
@@ -194,18 +208,6 @@ def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally
     tally.answer(example.query, example.passage)
 
 
-def _without_copies(example: Example, folded_query: str, tally: Tally) -> Example:
-  """The example without negatives that are its query, and with the first of equal ones."""
-  if not example.negatives:
-    return example
-  different = distinct(negatives_of(example), lambda negative: negative.text)
-  if copies := len(example.negatives) - len(different):
-    tally.add("equal_negative", copies)
-  if own := different.pop(folded_query, None):
-    tally.drop("negative_is_query", query=example.query, negative=own.text)
-  return with_negatives(example, list(different.values())) if copies or own else example
-
-
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
   """The example without the negatives that have what is tested."""
   clean, clean_queries = list[Negative](), list[str]()
@@ -224,7 +226,7 @@ def _clean_negatives(example: Example, find: Callable[[str, str], str | None], t
   return with_negatives(example, clean)._replace(negative_queries=tuple(clean_queries))
 
 
-def kept(pairs: Iterable[tuple], tally: Tally,
+def kept(pairs: Iterable[tuple], tally: Counts,
          may_be_near: Iterable[tuple[bytes, near_pairs.Earlier]] = ()) -> list[Pair]:
   """What is written of the pairs of some queries: no two with one digest, and each knows what the others of its query
   know (`of_queries`), also those that are left out because they are near to another pair.
@@ -308,4 +310,4 @@ def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Counts) -> Pa
     return first
   tally.add("negative_of_duplicate", more)
   example = with_negatives(whole, list(negatives.values()))._replace(negative_queries=tuple(queries.values()))
-  return first._replace(record=records.serialize(example, first.digest.hex()))
+  return first._replace(record=records.serialize(example, records.id_in(first.record)))

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from gtr_jax.text.same_text import folded, hash_key
+from gtr_jax.text.same_text import CLOSING, QUOTES, folded, hash_key
 
 RUN = 8  # Words.
 NEAR = 0.8  # Of the runs of the shorter text.
-_AROUND = "\"'`.,;:!?()[]{}<>…“”‘’«»"  # A word may stand in or before these, and is the same.
+# A word may stand between these, and is the same; a point, ! or colon before it are part of it: .NET, !x, :w.
+_BEFORE = "\"'`“„‘‚«»「『([{（【《〈,;¿¡"
+_BEHIND = CLOSING + "".join(QUOTES) + "`)]}）】》〉"
+_DASHES = "-‐‑‒–―−─·•"  # Nothing but these parts words, as white space does.
 _MOST_KNOWN = 1 << 18  # Different words that a process remembers: some 30 MB.
 _BASE = 0x9E3779B97F4A7C15  # Odd, so that it has an inverse modulo 2**64.
 # Words of English that a question is asked with or without. Not among them: what asks (who, where), denies (not),
@@ -30,7 +33,8 @@ _ENDING = re.compile(r"(?<=\w{3})(?:'s|ings?|ed|es|(?<!s)s|e)$")
 
 
 def words(text: str) -> list[str]:
-  """Folded, without punctuation around them; what bears meaning stays: "C" is not "C++", nor "-1" "1"."""
+  """Folded, without punctuation around them; what bears meaning stays: "C" is not "C++", nor "-1" "1", and "&&", "<"
+  and "👍" are words."""
   return [word for word in map(_bare, tokens_of(folded(text))) if word]
 
 
@@ -40,8 +44,11 @@ def tokens_of(folded_text: str) -> list[str]:
 
 
 def _bare(token: str) -> str:
-  """The word in a token; "" where it has neither letter nor digit."""
-  return (token.strip(_AROUND) or token) if re.search(r"\w", token) else ""
+  """The word in a token; "" of punctuation and dashes alone."""
+  word = token.rstrip(_BEHIND).lstrip(_BEFORE)
+  if word.startswith("..") and word.lstrip(".")[:1].isalnum():
+    word = word.lstrip(".")
+  return word if word.strip(_DASHES) else ""
 
 
 class _Hashes(dict[str, bytes]):

@@ -84,11 +84,11 @@ def test_text_becomes_the_ids_that_inference_makes(data_dir, vocabulary):
 
 
 def test_none_one_or_many_negatives(data_dir, vocabulary):
-  row = {"query": words(3, 0), "passage": words(5, 1)}
-  write_jsonl(data_dir / "pairs.jsonl", [
-      row, row | {"negatives": None}, row | {"negatives": []}, row | {"negatives": "ba da"},
-      row | {"negatives": ["ba", words(30, 2), "fa"], "bad_queries": ["zi zo"]},
-      row | {"negatives": [{"passage": "bu", "id": 7}, {"passage": "da", "id": 8}], "id": 9}])
+  rows = [{}, {"negatives": None}, {"negatives": []}, {"negatives": "ba da"},
+          {"negatives": ["ba", words(30, 2), "fa"], "bad_queries": ["zi zo"]},
+          {"negatives": [{"passage": "bu", "id": 7}, {"passage": "da", "id": 8}], "id": 9}]
+  write_jsonl(data_dir / "pairs.jsonl", [{"query": words(3, i), "passage": words(5, 1)} | row
+                                         for i, row in enumerate(rows)])
   task = add_pair_task(task_name(), jsonl(train="pairs.jsonl"), query="query", passage="passage",
                        negatives="negatives", negative_queries="bad_queries", vocabulary=vocabulary)
   got, tokenizer = read(task), Tokenizer(vocabulary)
@@ -320,7 +320,8 @@ def test_of_many_records_the_wrong_one_is_named(data_dir, vocabulary):
 
 
 def test_tfds_source(data_dir, vocabulary):
-  rows = [{"question": words(4, i), "answer": words(9, 50 + i), "n": [words(3, i)] * i} for i in range(3)]
+  rows = [{"question": words(4, i), "answer": words(9, 50 + i), "n": [words(3, f"{i} {k}") for k in range(i)]}
+          for i in range(3)]
   source = examples.tfds("little_pairs", train="train", validation="train[:1]")
   task = add_pair_task(task_name(), source, query="question", passage="answer", negatives="n", vocabulary=vocabulary)
   with pytest.raises(InputError, match="little_pairs.*run: tfds build little_pairs --data_dir .*tensorflow_datasets"):
@@ -343,8 +344,8 @@ def test_tfds_source(data_dir, vocabulary):
 def test_rate_by_size_of_each_source(data_dir, vocabulary):
   declared = {"query": "query", "passage": "passage", "vocabulary": vocabulary}
   write_jsonl(data_dir / "a.jsonl", pairs(5))
-  for name, number in (("a", 4), ("b", 3)):
-    write_tfrecord(data_dir / f"{name}.tfrecord", pairs(number))
+  write_tfrecord(data_dir / "a.tfrecord", pairs(4))
+  write_tfrecord(data_dir / "b.tfrecord", pairs(7)[4:])
   tasks = [add_pair_task(task_name(), jsonl(train="a.jsonl"), **declared),
            add_pair_task(task_name(), tfrecord(train="*.tfrecord", validation="a.tfrecord"), **declared)]
   assert [rate_by_size(100)(task) for task in tasks] == [5.0, 7.0] and tasks[1].num_input_examples("validation") == 4

@@ -57,7 +57,9 @@ def test_every_form_that_prepare_reads(tmp_path, form):
   pairs = [(example.query, example.passage) for example in examples_of(path) if not example.is_negative]
   code, mined = mine(tmp_path, pairs=path, num_negatives=9)
   assert code == 0 and [(record["query"], record["positive"]) for record in mined] == pairs
-  assert all(set(record) <= {"query", "positive", "negatives", "mined", "hard", "type", "dataset"} for record in mined)
+  marks = {"query_id", "passage_id", "negative_ids"} if form == "set" else set()
+  assert all(set(record) <= {"query", "positive", "negatives", "mined", "hard", "type", "dataset"} | marks
+             for record in mined)
   assert all(record["negatives"] for record in mined)
   again = examples_of(tmp_path / "out.jsonl")
   assert [(e.query, e.passage, list(e.negatives)) for e in again] == [
@@ -155,6 +157,28 @@ def test_copies_in_a_collection(tmp_path, pairs):
       assert len(found & {"low", "low1"}) == 1  # Nor two of one text.
       found = found - {"low1", "zero", "empty"} | {"low"}
     assert found == right
+
+
+@pytest.mark.parametrize("way", ["as it is", "prepared", "mined"])
+def test_sets_stay_marked_and_each_of_their_texts_is_a_passage(tmp_path, way):
+  path = write(tmp_path / "pairs.jsonl", [{"set": ["lion a", "lion b", "lion c", "lion d"]}, *FILLING])
+  if way == "prepared":
+    assert main(["prepare", "pairs", str(path), "--name", "sets", "--workers", "1"]) == 0
+  elif way == "mined":
+    path = write(tmp_path / "again.jsonl", mine(tmp_path, pairs=path, num_negatives=9)[1])
+  code, mined = mine(tmp_path, pairs="sets" if way == "prepared" else path, num_negatives=9)
+  of_set = [record for record in mined if record["query"] in ("lion a", "lion b", "lion c")]
+  others = [record for record in mined if record not in of_set]
+  marks = {record["query_id"] for record in of_set} | {record["passage_id"] for record in of_set}
+  assert code == 0 and len(of_set) == 3 and len(marks) == 1 and len(others) == len(FILLING)
+  texts = {"lion a", "lion b", "lion c", "lion d"}
+  assert all(texts.isdisjoint(record["negatives"]) for record in of_set)
+  for record in others:
+    assert {"lion b", "lion c", "lion d"} < set(record["negatives"])
+    ids = dict(zip(record["negatives"], record["negative_ids"], strict=True))
+    assert {text for text, of in ids.items() if of in marks} == {"lion b", "lion c", "lion d"}
+  again = examples_of(write(tmp_path / "mined.jsonl", mined))
+  assert {example.group for example in again if example.query in texts} == marks
 
 
 def test_title_and_text_of_pairs(tmp_path):

@@ -24,9 +24,11 @@ def made_up(number, rng):
   """A query of few, often with an id; a passage of few, sometimes with one."""
   query, passage = int(rng.random() ** 3 * 50), rng.randrange(200)
   record = {"other": [number, None, "é\ud800", {"x": 2**70}]}
-  return Pair(record, f"query {query}", f"Passage {passage}", f"q{query // 2}" if rng.random() < 0.5 else "",
-              f"p{passage // 2}" if passage < 40 else "", is_negative=number % 7 == 3, is_known=number % 11 == 5,
-              bare=f"{passage}" if passage % 3 else "", group=f"g{query // 9}" if number % 5 == 0 else "")
+  ids = f"q{query // 2}" if rng.random() < 0.5 else "", f"p{passage // 2}" if passage < 40 else ""
+  if number % 5 == 0:  # Of a set.
+    ids = f"set:{query // 9}", f"set:{query // 9}"
+  return Pair(record, f"query {query}", f"Passage {passage}", *ids, is_negative=number % 7 == 3,
+              is_known=number % 11 == 5, bare=f"{passage}" if passage % 3 else "")
 
 
 def test_as_sets_in_memory(tmp_path):

@@ -15,6 +15,7 @@ QUERIES = {
     "sky": "Why is the sky blue in the morning?", "c": "C++", "negative": "-1 < 0", "digits": r"what does \d+ match",
     "short": "king's son", "measles": "What are the symptoms of measles?", "five": "where does the king live",
     "long": "a question of more than thirteen words, " + " ".join(f"asked{i}" for i in range(14)), "mark": "?",
+    "and": "what does && mean in the shell", "less": "is 1 < 0 true in math", "unequal": "how do I use x != y in C",
     "lupus": "what is lupus", "stop": "is it this",
     "python": "is it true that python is faster than java",
 }
@@ -59,6 +60,10 @@ def tested(tmp_path_factory):
     ("C++.", "p", "query c"), ("C", "p", None), ("C++ please", "p", "query c"), ("C#", "p", None),
     ("-1 < 0", "p", "query negative"), ("1 < 0", "p", None), ("-1 > 0", "p", None),
     (r"What does \d+ match?", "p", "query digits"), (r"What does \d* match?", "p", None),
+    ("What does && mean in a shell?", "p", "query and"), ("what does || mean in the shell", "p", None),
+    ("Is 1 < 0 true in math?", "p", "query less"), ("is 1 > 0 true in math", "p", None),
+    ("Tell me how do I use x != y in C", "p", "query unequal"), ("Tell me how do I use x == y in C", "p", None),
+    ("Tell me how do I use x = y in C", "p", None),
     ("King's son!", "p", "query short"), ("the king's son", "p", "query short"), ("?", "p", "query mark"),
     ("!", "p", None),
     ("Is it true that what is lupus?", "p", "query lupus"),

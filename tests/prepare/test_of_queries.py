@@ -147,6 +147,34 @@ def test_negatives_that_are_the_query_or_there_twice(prepare):
   assert counts["negative_is_query"] == 1 and counts["equal_negative"] == 1
 
 
+def test_negatives_that_are_a_passage_by_its_id_or_cannot_be_seen(prepare):
+  passages = [{"docid": "7", "title": "Paris", "text": "capital of France"}, {"docid": "8", "text": "a city"}]
+  found, counts = prepare(
+      [{"query": "who", "positive_passages": passages[:1], "negative_passages": [
+          {"docid": "7", "title": "", "text": "capital of France"}, {"docid": "9", "text": "n"}]},
+       {"query": "who", "positive_passages": passages[1:], "negative_passages": [
+           {"docid": "7", "text": "capital of France, edited"}, {"docid": "5", "text": "m"}]},
+       {"query": "unseen", "positive": "p", "negatives": ["\u200b", "x", "\ufeff \u00ad"], "scores": [1, 2, 3, 4]}])
+  assert found["Paris capital of France"].negatives == ("n",) and found["a city"].negatives == ("m",)
+  assert found["p"].negatives == ("x",)
+  assert found["p"].scores == (1.0, 3.0) and counts["negative_is_positive"] == 2
+
+
+def test_one_query_id_in_other_words_is_one_query(prepare):
+  rows = [{"query_id": 1, "query": "what is x", "positive": "A a", "negatives": ["B b", "n"]},
+          {"query_id": 1, "query": "define x", "positive": "B b", "negatives": ["a A.", "m"]},
+          {"query": "Define x?", "positive": "C"},
+          {"query_id": 2, "query": "another", "positive": "D", "negative": "A a"}]
+  for files in ([rows], [[row] for row in rows], [rows[::-1]]):
+    found, counts = prepare(*files)
+    assert {passage: e.negatives for passage, e in found.items()} == {"A a": ("n",), "B b": ("m",), "C": (),
+                                                                      "D": ("A a",)}
+    assert set(found["A a"].positives) == keys("b b") and set(found["B b"].positives) == keys("a a", "c")
+    assert counts["negative_is_positive"] == 2 and counts["written"] == 4 and counts["read"] == 4
+  everywhere = [{"query_id": 0, "query": f"q{i}", "positive": f"p{i}", "negative": f"p{i + 1}"} for i in range(40)]
+  assert all(e.negatives and not e.positives for e in prepare(everywhere)[0].values())
+
+
 class _Heard(Counts):
   """Keeps what a source says of answers that it makes no pair of."""
 

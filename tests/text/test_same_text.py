@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import unicodedata
 
 import pytest
@@ -19,7 +20,7 @@ from gtr_jax.prepare.sources.dpr import Dpr
 from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.prepare.sources.rocketqa import RocketQA
-from gtr_jax.text.same_text import CLOSING, folded, text_key
+from gtr_jax.text.same_text import CLOSING, QUOTES, folded, text_key
 
 SAME = [
     ("Hello  World.", "hello world"), ("\ufb01ne", "fine"), ("na\u00efve", "nai\u0308ve"),
@@ -30,12 +31,20 @@ SAME = [
     ("\U0001f600\ufe0f", "\U0001f600"), ("\u03b1\u0301\u0345", "\u1fb4"), ("\uac00", "\u1100\u1161"),
     ("\u212b", "\u00e5"), ("\u037e", ";"), ("\u33a5", "m\u00b3"), ("\U0001d400\U0001d41b", "ab"), (" ?! ", "?!"),
     ("\u200b", ""), ("a\x0bb", "a b"),
+    # Closing punctuation of other scripts, and before and within quotation marks.
+    ("सही उत्तर।", "सही उत्तर"), ("درست جواب۔", "درست جواب"), ("ما هذا؟", "ما هذا"), ("جواب،", "جواب؛"),
+    ("正确、", "正确"), ("\u1325\u1229\u1362", "\u1325\u1229"),
+    ("「正确」", "正确。"), ("『「正确。」』", "正确"), ("“Yes.”", "yes"), ("«Oui !»", "oui"), ("„Ja.“", "ja"),
+    ('The answer is "yes"', 'The answer is "yes."'), ('He said "yes".', 'He said "yes!"'),
+    ("“He said ‘yes.’”", "he said ‘yes’"), ('“a” or "b."', '“A” or "b"'),
 ]
 DIFFERENT = [
     ("C", "C++"), ("C", "C#"), ("a b", "ab"), ("na\u00efve", "naive"), ("I", "\u0131"), ("1.5", "15"), ("?", "!"),
     ("", "?"), ("\U0001f600", "\U0001f601"), ("(a)", "a"), ("\u00bfa", "a"), ("\u0915", "\u0916"), ("a-b", "a b"),
     ("(why?)", "(why)"), ("10\u00b2", "102"), ("10\u2075", "105"), ("x\u2081", "x1"), ("\u33a5", "m3"),
     ("2\u00bd", "21\u20442"),    ("10\u207b\u00b2", "10\u22122"), ("H\u2082O", "H2O"), ("1\u00ba", "1o"),
+    ("f(x)", "f(x"), ("[a]", "a"), ("-1 < 0", "1 < 0"), (r"\d+", r"\d*"), ('"1"', "1"), ("'a'", "a"), ("don't", "dont"),
+    ('what is "?"', 'what is "!"'), ("“?”", "“!”"), ("“a” and “b”", "a” and “b"), ("x'", "x"), ("5٫1", "51"),
 ]
 APART = [chr(c) for c in range(0x110000)
          if unicodedata.decomposition(chr(c)).split(" ")[0] in ("<super>", "<sub>", "<fraction>")]
@@ -55,8 +64,19 @@ def by_icu(texts):
   texts = [text.translate(TO_ICU) for text in texts]
   folded = tensorflow_text.case_fold_utf8(tf.constant(texts))
   folded = tf.strings.strip(tf.strings.regex_replace(folded, f"[ {_SPACE}]+", " "))
-  return [text.decode().translate(BACK) for text in tf.strings.regex_replace(
-      folded, f"([^{CLOSING}])[{CLOSING}]+$", r"\1").numpy()]  # A text of nothing else is itself.
+  return [closed(text.decode()).translate(BACK) for text in folded.numpy()]
+
+
+def closed(text):
+  """What is said of the end of a text, as rules that hold as often as they do; one of punctuation alone is itself."""
+  any_quotes = "".join(QUOTES) + "".join(QUOTES.values())
+  rules = [(f"([^{CLOSING}])[{CLOSING}]+", r"\1"),
+           (f"([^{CLOSING}{any_quotes}])[{CLOSING}]+([{''.join(QUOTES)}]+)", r"\1\2")]
+  rules += [(rf"\A[{start}] *([^{start}{end}]*[^{start}{end}{CLOSING}{any_quotes}][^{start}{end}]*?) *{end}", r"\1")
+            for end, of_end in QUOTES.items() for start in of_end]
+  while changed := [new for rule, by in rules if (new := re.sub(rule + r"\Z", by, text)) != text]:
+    text = changed[0]
+  return text
 
 
 @pytest.mark.parametrize("a, b", SAME)
@@ -88,7 +108,7 @@ def test_texts_are_folded_as_by_icu():
   marks = [c for c in characters if unicodedata.combining(c)]
   changed = [c for c in characters if folded(f"a{c}b") != f"a{c}b"]
   pools = (characters, marks, marks, changed, changed, characters[:0x250], " \t\n\x0b\x1c\x85\u00a0\u2028\u3000",
-           ".?!;:,\u3002\u2026\uff1f\uff61\u037e",
+           ".?!;:,\u3002\u2026\uff1f\uff61\u037e\u0964\u061f\u3001", "\"'\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d",
            "\u00df\u0130\u0131\u03a3\u03c2\u0345\u037a\u1fb3\ufb03\u01c5\u200d\ufe0f\u00ad")
   rng = random.Random(0)
   texts = ["".join(rng.choice(rng.choice(pools)) for _ in range(rng.randint(0, 12))) for _ in range(100_000)]

@@ -42,6 +42,7 @@ from gtr_jax.text.same_text import folded
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import NonNegative, Positive
 
+_SET = "set:"
 _LOOKED_AT = 1000  # Lines of a file, for the names of its fields.
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # Half characters: a line was cut in the middle of one.
 _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ..., "answer": ...}, '
@@ -49,6 +50,11 @@ _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ...
           '{"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, {"texts": [query, passage]} or '
           '{"title": ..., "body": ...}')
 _SHOWN_LINES = 100
+
+
+def is_of_set(query_id: str, passage_id: str) -> bool:
+  """Whether a pair with these ids is one of a "set", whose texts all answer each other: both are its mark."""
+  return query_id == passage_id and query_id.startswith(_SET)
 
 
 class RawPair(NamedTuple):
@@ -243,7 +249,7 @@ class PairsJsonl:
       return [RawPair(row[0], row[1], row[2:])]
     if kind == "set":
       texts = row["set"]
-      mark = "set:" + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
+      mark = _SET + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
       return [RawPair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
     return [RawPair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
 
@@ -262,7 +268,8 @@ class PairsJsonl:
     ids, of_passages = _filled(ids, of_passages, in_objects(passages, self.ignore))
     negative_ids, of_negatives = _filled(negative_ids, of_negatives, in_objects(negatives, self.ignore))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
-    pairs = [RawPair(query, passage, negatives, query_id, passage_id, scores=(of_passage, *of_negatives),
+    pairs = [RawPair(query, passage, negatives, query_id, passage_id,
+                     query_id if is_of_set(query_id, passage_id) else "", scores=(of_passage, *of_negatives),
                      is_negative=is_negative, negative_ids=negative_ids, vectors=(of_query, vector, *negative_vectors))
              for passage, passage_id, of_passage, vector in zip(passages, ids, of_passages, passage_vectors,
                                                                 strict=True)]
@@ -277,7 +284,9 @@ class PairsJsonl:
   def _examples(self, pairs, place, counts):
     """The first ones of a line; what is a positive of any of the line's pairs is no negative."""
     several = any(pair.negatives for pair in pairs) or len(pairs) > self.max_pairs
-    positives = {folded(self.text_of(pair.passage)) for pair in pairs if not pair.is_negative} if several else ()
+    answers = [pair for pair in pairs if several and not pair.is_negative]
+    positives, positive_ids = {folded(self.text_of(pair.passage)) for pair in answers}, {
+        pair.passage_id for pair in answers if pair.passage_id}
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
       query, passage, *found = (self.text_of(t) for t in (pair.query, pair.passage, *pair.negatives))
@@ -285,10 +294,11 @@ class PairsJsonl:
       ids = pair.negative_ids or ("",) * len(found)
       vectors = pair.vectors[2:] or ("",) * len(found)
       there = [Negative(*negative) for negative in zip(found, ids, scores, vectors, strict=True) if negative[0]]
-      right = [negative for negative in there if folded(negative.text) not in positives]
+      right = [negative for negative in there
+               if folded(negative.text) not in positives and negative.id not in positive_ids]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
         counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
-            negative.text for negative in there if folded(negative.text) in positives))
+            negative.text for negative in there if negative not in right))
       example = Example(query, passage, pair.query_id, pair.passage_id, scores=tuple(pair.scores[:1]),
                         is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]), is_mutual=bool(pair.group))
       examples.append(with_negatives(example, right))
