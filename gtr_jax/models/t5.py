@@ -4,25 +4,32 @@ The parameter tree is T5X's: unscanned layers, two-dimensional kernels `[embed, 
 parameter. Attention sees only equal segment ids, and T5's relative positions depend only on distance, so a row may
 hold one text or several and no text's result changes.
 
+Everything from the embedder to the last norm takes the texts of several sides at once, each as an array of its own, and
+takes them through layer after layer together: so a layer's parameters are gathered once for all of them, and so are
+their gradients summed. Within `partitioning.over_shards` a module has a part of the heads, of the MLP's columns and of
+the vocabulary, and what it adds up is that of all (Shoeybi et al. 2019, arXiv 1909.08053).
+
 Letters: G groups, R rows, L length (also Q query and K key positions), E embed, H heads, D head_dim, F mlp, B buckets.
 """
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.parallel.partitioning import constrain, own_part
+from gtr_jax.parallel import shards
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
+Sides = tuple[jax.Array, ...]
 
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -110,7 +117,7 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
-              bias_GxHxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
+              bias_HxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
               dropout_key: jax.Array | None = None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
@@ -124,8 +131,7 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   def of_rows(query, key, value, segment_ids, keep):
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision,
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    bias = bias_GxHxQxK.astype(logits.dtype)
-    logits = logits + bias.reshape(bias.shape[:1] + (1,) * (logits.ndim - bias.ndim) + bias.shape[1:])
+    logits = logits + bias_HxQxK.astype(logits.dtype).reshape((1,) * (logits.ndim - 3) + bias_HxQxK.shape)
     same_text = segment_ids[..., None, :, None] == segment_ids[..., None, None, :]
     weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
     if keep is not None:
@@ -135,7 +141,7 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   keep = None
   if dropout_key is not None and dropout_rate:
     # One mask for all query positions, as in T5.
-    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length))
+    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length), of_model=2)
   inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
   at_once = max(1, _attention_bytes() // (4 * heads * length**2))
   if rows <= at_once:
@@ -152,19 +158,33 @@ def _attention_bytes() -> int:
   return 2**21 if platform == "cpu" else 2**30
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None."""
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, of_model: int | None = None) -> jax.Array:
+  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None.
+
+  Args:
+    x: `[G, R, L, ...]`.
+    rate: share that is dropped.
+    key: of the mask, which does not depend on the mesh.
+    of_model: the axis that `model` divides, if it divides any.
+  """
   if key is None or rate == 0:
     return x
-  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1])), x / (1 - rate), 0)
+  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1]), of_model), x / (1 - rate), 0)
 
 
-def _keep(key, rate, shape):
-  return own_part(lambda shape: jax.random.bernoulli(key, 1 - rate, shape), shape)
+def _keep(key, rate, shape, of_model):
+  """Each row's from its number in the whole batch: so no device draws what another needs."""
+  groups, rows, *of_row = shape
+  number = shards.number() * groups * rows + jnp.arange(groups * rows)
+  if of_model is not None:
+    of_row[of_model - 2] *= shards.size("model")
+  keep = jax.vmap(lambda number: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, of_row))(number)
+  keep = keep.reshape(groups, rows, *of_row)
+  return keep if of_model is None else shards.own_part(keep, of_model)
 
 
 class Linear(nn.Module):
-  """`x @ kernel` without a bias, in the config's activation dtype."""
+  """`x @ kernel` without a bias, in the config's activation dtype, of each side."""
 
   config: T5Config
   features: int
@@ -172,10 +192,11 @@ class Linear(nn.Module):
   init: Callable
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = _param(self, "kernel", self.init, self.axes, (x.shape[-1], self.features))
-    dtype = _activation_dtype(self.config, kernel)
-    return jnp.einsum("...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=_precision(self.config))
+  def __call__(self, xs: Sides) -> Sides:
+    own = own_param(self, "kernel", self.init, self.axes, (xs[0].shape[-1], self.features))
+    dtype = _activation_dtype(self.config, own)
+    kernel = shards.gathered(own, self.axes, dtype)
+    return tuple(jnp.einsum("...i,io->...o", x.astype(dtype), kernel, precision=_precision(self.config)) for x in xs)
 
 
 class RMSNorm(nn.Module):
@@ -184,171 +205,172 @@ class RMSNorm(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = _param(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
-    dtype = _activation_dtype(self.config, scale)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
-    return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+  def __call__(self, xs: Sides) -> Sides:
+    own = own_param(self, "scale", nn.initializers.ones, ("embed",), (xs[0].shape[-1],))
+    scale, dtype = shards.gathered(own, ("embed",), own.dtype), _activation_dtype(self.config, own)
+
+    def normalized(x):
+      x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+      return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+
+    return tuple(map(normalized, xs))
 
 
 class TokenEmbedder(nn.Module):
-  """Token ids `[G, R, L]` -> vectors `[G, R, L, E]`."""
+  """Token ids `[G, R, L]` -> vectors `[G, R, L, E]`, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, tokens_GxRxL: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Sides) -> Sides:
     config = self.config
-    table = _param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
-                   (config.vocab_size, config.emb_dim))
-    return _look_up(_activation_dtype(config, table), table, tokens_GxRxL)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _look_up(dtype: jnp.dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
-  """Rows of the table in this dtype. Their gradients, thousands for a frequent token, are summed in the table's.
-
-  Under fsdp the table is gathered, and not the activations; its gradient stays divided like the table.
-  """
-  table = constrain(constrain(table.astype(dtype), "vocab", "embed"), "vocab", None)
-  return _constrain_hidden(jnp.take(table, tokens_GxRxL, axis=0))
-
-
-def _look_up_gradient(dtype, looked_up, gradient_GxRxLxE):
-  table, tokens_GxRxL = looked_up
-  gradient_GxRxLxE = constrain(_constrain_hidden(gradient_GxRxLxE), "data_group", "row", "length", "embed")
-  total = jnp.zeros_like(table).at[tokens_GxRxL].add(gradient_GxRxLxE.astype(table.dtype))
-  return constrain(total, "vocab", "embed"), None
-
-
-_look_up.defvjp(lambda dtype, table, tokens_GxRxL: (_look_up(dtype, table, tokens_GxRxL), (table, tokens_GxRxL)),
-                _look_up_gradient)
+    table = own_param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
+                      (config.vocab_size, config.emb_dim))
+    flat = [x.reshape(len(x), -1) for x in tokens]
+    vectors = shards.look_up(table, jnp.concatenate(flat, axis=1), _activation_dtype(config, table))
+    of_sides = jnp.split(vectors, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
+    return tuple(x.reshape(*of_side.shape, -1) for x, of_side in zip(of_sides, tokens, strict=True))
 
 
 class RelativePositionBias(nn.Module):
-  """The bias that all layers share, once for each group, `[G, H, L, L]`."""
+  """The bias that all layers share, `[H, L, L]`, for rows of each of these lengths."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, groups: int, length: int) -> jax.Array:
+  def __call__(self, lengths: Sequence[int]) -> Sides:
     config = self.config
-    table_HxB = _param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
-                       (config.num_heads, config.relpos_buckets))
-    # The bias is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
-    # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
-    buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
-               for distance in (*range(length), *range(-length, 0))]
-    # Each group has a table of its own: its gradient is summed over the devices once, and not in every layer.
-    table_GxHxB = jnp.broadcast_to(table_HxB[None], (groups, *table_HxB.shape))
-    table_GxHxB = constrain(table_GxHxB, "group", "activation_heads", None)
-    flat = jnp.tile(jnp.take(table_GxHxB, jnp.array(buckets), axis=2), (1, 1, length))[..., :length * (2 * length - 1)]
-    bias_GxHxLxL = flat.reshape(*table_GxHxB.shape[:2], length, 2 * length - 1)[..., :length]
-    return constrain(bias_GxHxLxL, "group", "activation_heads", None, None)
+    table_HxB = own_param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
+                          (config.num_heads, config.relpos_buckets))
+
+    def bias(length):
+      # It is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
+      # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
+      buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
+                 for distance in (*range(length), *range(-length, 0))]
+      flat = jnp.tile(jnp.take(table_HxB, jnp.array(buckets), axis=1), (1, length))[:, :length * (2 * length - 1)]
+      return flat.reshape(-1, length, 2 * length - 1)[..., :length]
+
+    return tuple(map(bias, lengths))
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention, `[G, R, L, E]` -> `[G, R, L, E]`."""
+  """Multi-head self-attention, `[G, R, L, E]` -> `[G, R, L, E]`, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
     config = self.config
 
     def heads(name, init):
-      joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(x)
-      split = joined.reshape(*joined.shape[:-1], config.num_heads, config.head_dim)
-      return constrain(split, "group", "row", "length", "activation_heads", "head_dim")
+      joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(xs)
+      return [x.reshape(*x.shape[:-1], -1, config.head_dim) for x in joined]
 
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
-    query = heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5)
-    key, value = heads("key", _fan_in_normal), heads("value", _fan_in_normal)
-    out = attention(query, key, value, bias_GxHxLxL, segment_ids, dropout_rate=config.dropout_rate,
-                    dropout_key=_dropout_key(self), precision=_precision(config))
-    out = out.reshape(*out.shape[:-2], -1)
-    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(out)
+    inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),
+              heads("key", _fan_in_normal), heads("value", _fan_in_normal), biases, segment_ids)
+    outs = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
+                      precision=_precision(config)) for of_side in zip(*inputs, strict=True))
+    outs = tuple(out.reshape(*out.shape[:-2], -1) for out in outs)
+    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(outs)
 
 
 class MLP(nn.Module):
-  """ReLU MLP, or gated GELU with two input kernels (Shazeer 2020, arXiv 2002.05202)."""
+  """ReLU MLP, or gated GELU with two input kernels (Shazeer 2020, arXiv 2002.05202), of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides) -> Sides:
     config = self.config
     names = ["wi"] if len(config.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(config.mlp_activations))]
-    parts = (_ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
-             for name, activation in zip(names, config.mlp_activations, strict=True))
-    hidden = constrain(functools.reduce(operator.mul, parts), "group", "row", "length", "activation_mlp")
-    hidden = dropout(hidden, config.dropout_rate, _dropout_key(self))
+    parts = [tuple(map(_ACTIVATIONS[activation], Linear(
+        config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(xs)))
+        for name, activation in zip(names, config.mlp_activations, strict=True)]
+    hidden = tuple(dropout(functools.reduce(operator.mul, of_side), config.dropout_rate, _dropout_key(self), of_model=3)
+                   for of_side in zip(*parts, strict=True))
     return Linear(config, config.emb_dim, ("mlp", "embed"), _fan_in_truncated, name="wo")(hidden)
 
 
 class EncoderLayer(nn.Module):
-  """Pre-norm attention and MLP, each on a residual."""
+  """Pre-norm attention and MLP, each on a residual, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
     config = self.config
-    y = RMSNorm(config, name="pre_attention_layer_norm")(x)
-    y = SelfAttention(config, name="attention")(y, segment_ids, bias_GxHxLxL)
-    x = _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
-    y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-    y = MLP(config, name="mlp")(y)
-    return _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
+
+    def added(xs, ys):
+      # What `model` divides are the terms of a sum.
+      return tuple(x + dropout(shards.summed(y, "model"), config.dropout_rate, _dropout_key(self))
+                   for x, y in zip(xs, ys, strict=True))
+
+    def normalized(name):
+      return tuple(shards.varying(y, "model") for y in RMSNorm(config, name=name)(xs))
+
+    ys = normalized("pre_attention_layer_norm")
+    xs = added(xs, SelfAttention(config, name="attention")(ys, segment_ids, biases))
+    ys = normalized("pre_mlp_layer_norm")
+    return added(xs, MLP(config, name="mlp")(ys))
 
 
 class Encoder(nn.Module):
-  """Embedded tokens `[G, R, L, E]` and segment ids `[G, R, L]` -> `[G, R, L, E]`. Dropout where there is an rng."""
+  """Embedded tokens `[G, R, L, E]` and segment ids `[G, R, L]` of each side -> `[G, R, L, E]` of each.
+
+  Dropout where there is an rng.
+  """
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides) -> Sides:
     config = self.config
-    bias_GxHxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[0], x.shape[2])
-    x = dropout(x, config.dropout_rate, _dropout_key(self))
+    biases = RelativePositionBias(config, name="relpos_bias")([x.shape[2] for x in xs])
+    xs = self._dropout(xs)
     if config.scan_layers and not self.is_initializing():
-      x = self._scan_layers(x, segment_ids, bias_GxHxLxL)
+      xs = self._scan_layers(xs, segment_ids, biases)
     else:
       for i in range(config.num_layers):
-        x = _remat_layer(config)(config, name=f"layers_{i}")(x, segment_ids, bias_GxHxLxL)
-    x = RMSNorm(config, name="encoder_norm")(x)
-    return dropout(x, config.dropout_rate, _dropout_key(self))
+        xs = _remat_layer(config)(config, name=f"layers_{i}")(xs, segment_ids, biases)
+    return self._dropout(RMSNorm(config, name="encoder_norm")(xs))
 
-  def _scan_layers(self, x, segment_ids, bias_GxHxLxL):
-    """The layers as one loop over their stacked parameters, kernels already in the activation dtype."""
+  def _dropout(self, xs):
+    return tuple(dropout(x, self.config.dropout_rate, _dropout_key(self)) for x in xs)
+
+  def _scan_layers(self, xs, segment_ids, biases):
+    """The layers as one loop over their stacked parameters: each layer gathers its own, and in their dtype are the
+    gradients that the loop stacks."""
     config = self.config
-
-    def stacked(path, *leaves):
-      dtype = _activation_dtype(config, leaves[0]) if path[-1].key == "kernel" else leaves[0].dtype
-      return jnp.stack([leaf.astype(dtype) for leaf in leaves])
-
-    params = jax.tree_util.tree_map_with_path(
-        stacked, *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves),
+                          *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
     key = _dropout_key(self)
     keys = None if key is None else jax.random.split(key, config.num_layers)
 
-    def step(x, of_layer):
+    def step(xs, of_layer):
       params, key = of_layer
       rngs = {} if key is None else {"dropout": key}
-      return _remat_layer(config)(config, parent=None).apply({"params": params}, x, segment_ids, bias_GxHxLxL,
+      return _remat_layer(config)(config, parent=None).apply({"params": params}, xs, segment_ids, biases,
                                                              rngs=rngs), None
 
-    return jax.lax.scan(step, x, (params, keys))[0]
+    return jax.lax.scan(step, xs, (params, keys))[0]
 
 
 def _remat_layer(config):
   policy = _REMAT_POLICIES[config.remat]
+  if policy is None and shards.size("fsdp") > 1:
+    # What is gathered of the parameters is never kept.
+    policy = jax.checkpoint_policies.save_anything_except_these_names(shards.GATHERED)
   return EncoderLayer if policy is None else nn.remat(EncoderLayer, policy=policy)
 
 
-def _param(module, name, init, axes, shape):
+def own_param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...],
+              shape: tuple[int, ...]) -> jax.Array:
+  """A module's float32 parameter of this shape, or the part of it that this device has."""
+  if shards.within():
+    return module.get_variable("params", name)  # `param` would refuse a part.
   return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
@@ -363,7 +385,3 @@ def _precision(config):
 
 def _dropout_key(module):
   return module.make_rng("dropout") if module.has_rng("dropout") else None
-
-
-def _constrain_hidden(x):
-  return constrain(x, "group", "row", "length", "activation_embed")

@@ -2,7 +2,8 @@
 
 A mesh has three axes. `data` and `fsdp` both divide the batch; `fsdp` also divides the parameters, which are gathered
 layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code names what an axis *means* ("embed",
-"mlp", "group"), and `RULES` alone says where that goes.
+"mlp"), and `RULES` alone says where that goes. What one device computes, and what it exchanges with the others, is
+written out (`over_shards`, `shards.py`).
 """
 
 import math
@@ -21,7 +22,6 @@ AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    # parameters
     "vocab": "model",
     "embed": "fsdp",
     "mlp": "model",
@@ -29,16 +29,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "model",
     "relpos_buckets": None,
     "affinity": None,
-    # activations
-    "group": BATCH_AXES,
-    "data_group": "data",  # where `fsdp` divides another axis
-    "row": None,
-    "text": None,
-    "length": None,
-    "activation_embed": None,
-    "activation_mlp": "model",
-    "activation_heads": "model",
-    "head_dim": None,
 }
 
 
@@ -83,55 +73,22 @@ def local_groups(mesh: Mesh) -> int:
 
 
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:
-  """The mesh axes of an array whose axes have these logical names (None: not divided)."""
+  """The mesh axes of a parameter whose axes have these logical names (None: not divided)."""
   return PartitionSpec(*(None if name is None else RULES[name] for name in names))
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Holds `x` to the sharding of these logical axes under the mesh of `jax.set_mesh`; without a mesh, `x` itself.
+def over_shards(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`f` as each device computes it, from its own parts of the arguments, under the mesh of `jax.set_mesh`.
 
-  Without such constraints the compiler may silently replicate activations under fsdp.
-
-  Raises:
-    InputError: an axis of `x` cannot be divided over the mesh.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  spec = PartitionSpec(*(_without(axes, mesh.manual_axes) for axes in logical_spec(names)))
-  _check_divides(mesh, x.shape, names, spec, "the batch or the model")
-  return jax.lax.with_sharding_constraint(x, spec)
-
-
-def each_data_shard(f: Callable, *specs: PartitionSpec) -> Callable:
-  """`f` as each shard along `data` computes it from its own part, summed over the shards at the end.
-
-  Left to the compiler, a sum that a loop builds up is summed over the devices in every iteration. `fsdp` is left to it.
-  Where the mesh has `model` too, everything is, and `f` comes back as it is: XLA (of jaxlib 0.10) aborts.
+  Without a mesh, and within such a function, it is `f` itself, of arrays that are whole or the device's own already.
 
   Args:
-    f: of parameters and of divided arguments; returns a tree of sums over the groups of the batch.
-    specs: how `data` divides each argument after the parameters.
+    f: the functions of `shards.py` say what it exchanges with the other devices.
+    in_specs: how the mesh divides the arguments, as of `jax.shard_map`.
+    out_specs: how it divides the results.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["data"] == 1 or mesh.shape["model"] != 1:
-    return f
-
-  def summed(params, *args):
-    # They are the same in all shards; said to differ, their gradients are not added up before the end.
-    params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
-    return jax.lax.psum(f(params, *args), "data")
-
-  return jax.shard_map(summed, in_specs=(PartitionSpec(), *specs), out_specs=PartitionSpec(), axis_names={"data"})
-
-
-def own_part(draw: Callable, shape: tuple[int, ...]) -> jax.Array:
-  """`draw(shape)` of random numbers; within `each_data_shard`, the shard's part of those that all of them would get."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or not mesh.manual_axes:
-    return draw(shape)
-  whole = draw((mesh.shape["data"] * shape[0], *shape[1:]))
-  return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("data") * shape[0], shape[0])
+  return f if mesh.empty or mesh.manual_axes else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -184,12 +141,6 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
 def place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
   """An array that every process holds in full, on the devices: each gets its part."""
   return jax.make_array_from_callback(value.shape, sharding, lambda index: np.ascontiguousarray(value[index]))
-
-
-def _without(axes: str | tuple[str, ...] | None, manual: Any) -> str | tuple[str, ...] | None:
-  if isinstance(axes, tuple):
-    return tuple(axis for axis in axes if axis not in manual)
-  return None if axes in manual else axes
 
 
 def _axes_size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:
