@@ -142,23 +142,22 @@ class DualEncoder:
                        f"{dict(mesh.shape)}): make them a multiple of it, or change the mesh")
     specs, grouped = self.specs(), PartitionSpec(BATCH_AXES)
     params = {name: params[name] for name in specs}
-    keys = () if dropout_key is None else (dropout_key,)
     if shards.within():
-      return self._encode_part(towers, num_texts, params, texts, keys)
+      return self._encode_part(towers, num_texts, params, texts, dropout_key)
 
-    def encode(params, texts, keys):
-      return self._encode_part(towers, num_texts, shards.own_gradients(params, specs), texts, keys)
+    def encode(params, texts, dropout_key):
+      return self._encode_part(towers, num_texts, shards.own_gradients(params, specs), texts, dropout_key)
 
-    return over_shards(encode, (specs, grouped, PartitionSpec()), grouped)(params, texts, keys)
+    return over_shards(encode, (specs, grouped, PartitionSpec()), grouped)(params, texts, dropout_key)
 
-  def _encode_part(self, towers, num_texts, params, texts, keys):
+  def _encode_part(self, towers, num_texts, params, texts, dropout_key):
     """Of the groups that are here."""
     sides = [(tower, of_side.tokens, of_side.segment_ids, number)
              for tower, of_side, number in zip(towers, texts, num_texts, strict=True)]
     embeddings = []
     for of_tower in [sides] if self.shared else [[side] for side in sides]:
       (tower, *_), *inputs = zip(*of_tower, strict=True)
-      rngs = {"dropout": jax.random.fold_in(key, TOWERS.index(tower)) for key in keys}
+      rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, TOWERS.index(tower))}
       own = params if self.shared else params[tower]
       embeddings += self._tower().apply({"params": own}, *inputs, rngs=rngs)
     return tuple(embeddings)

@@ -25,10 +25,13 @@ from flax import linen as nn
 
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import shards
+from gtr_jax.parallel.partitioning import platform
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
+# Of the attention weights of the rows that are worked on at once, in float32: on a CPU they should stay in the cache.
+_CPU_ATTENTION_BYTES, _ATTENTION_BYTES = 2**21, 2**30
 Sides = tuple[jax.Array, ...]
 
 _ACTIVATIONS: dict[str, Callable] = {
@@ -143,19 +146,22 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
     # One mask for all query positions, as in T5.
     keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length), of_model=2)
   inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
-  at_once = max(1, _attention_bytes() // (4 * heads * length**2))
-  if rows <= at_once:
-    return jax.checkpoint(of_rows)(*inputs)
-  inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
-  out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
-  return jnp.moveaxis(out, 0, 1)
+  bytes_of_row = 4 * heads * length**2
 
+  def at_most(weights_bytes, *inputs):
+    at_once = max(1, weights_bytes // bytes_of_row)
+    if rows <= at_once:
+      return jax.checkpoint(of_rows)(*inputs)
+    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
+    out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
+    return jnp.moveaxis(out, 0, 1)
 
-def _attention_bytes() -> int:
-  """How large the attention weights of the rows that are worked on at once may be, in float32."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)  # One may compile for another platform.
-  platform = jax.default_backend() if device is None else device.platform
-  return 2**21 if platform == "cpu" else 2**30
+  on_cpu, elsewhere = (functools.partial(at_most, limit) for limit in (_CPU_ATTENTION_BYTES, _ATTENTION_BYTES))
+  if rows * bytes_of_row <= _CPU_ATTENTION_BYTES:
+    return elsewhere(*inputs)
+  if shards.within():
+    return (on_cpu if platform() == "cpu" else elsewhere)(*inputs)
+  return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=elsewhere)  # It may be exported for several.
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, of_model: int | None = None) -> jax.Array:

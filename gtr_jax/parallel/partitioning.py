@@ -7,12 +7,14 @@ written out (`over_shards`, `shards.py`).
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gtr_jax.errors import InputError
@@ -35,14 +37,17 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 _AxisSize = Annotated[Literal[-1] | Positive, Says("a positive whole number, or -1 (the rest)")]
 
 
-def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None) -> Mesh:
-  """A mesh with the axes `AXES`.
+def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None,
+              across_slices: Literal["data", "fsdp", "model"] = "data") -> Mesh:
+  """A mesh with the axes `AXES`, on TPUs with neighbours along an axis near each other in the torus.
 
   Args:
     data: devices along `data`; -1 takes what the other two leave. At most one of the three may be -1.
     fsdp: devices along `fsdp`.
     model: devices along `model`.
     devices: default: all devices of all processes.
+    across_slices: of several TPU slices, the axis along which they follow one another: what is exchanged along it
+      crosses the data-centre network between them, and along the other axes nothing does.
 
   Raises:
     InputError: the devices cannot be divided that way.
@@ -58,7 +63,17 @@ def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, d
   if math.prod(sizes) != len(devices):
     raise InputError(f"mesh {asked} does not fit {len(devices)} device{'s' * (len(devices) > 1)}: make the product of "
                      f"the axes {len(devices)}, or set one axis to -1")
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  else:
+    between = [slices if name == across_slices else 1 for name in AXES]
+    if sizes[AXES.index(across_slices)] % slices:
+      raise InputError(f"mesh {asked} does not fit {slices} slices of {len(devices) // slices} devices: the axis "
+                       f"{across_slices!r} crosses them (make_mesh.across_slices), so make it a multiple of {slices}")
+    within = [size // by for size, by in zip(sizes, between, strict=True)]
+    placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def num_groups(mesh: Mesh | AbstractMesh) -> int:
@@ -66,10 +81,42 @@ def num_groups(mesh: Mesh | AbstractMesh) -> int:
   return _axes_size(mesh, BATCH_AXES)
 
 
-def local_groups(mesh: Mesh) -> int:
-  """Number of groups that this process has to feed."""
-  groups = batch_sharding(mesh).addressable_devices_indices_map((num_groups(mesh),))
-  return len({index[0].start or 0 for index in groups.values() if index is not None})
+def own_groups(mesh: Mesh) -> tuple[int, ...]:
+  """Numbers of the groups that this process has to feed, ascending: wherever the mesh has put its devices.
+
+  Processes whose devices share groups, because the axis `model` spans processes, feed the same ones.
+
+  Raises:
+    InputError: a process shares some of its groups with another one, and others not.
+  """
+  fed = defaultdict(set)
+  for device, index in batch_sharding(mesh).devices_indices_map((num_groups(mesh),)).items():
+    fed[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # jax gives devices no type.
+  parts = {tuple(sorted(of_process)) for of_process in fed.values()}
+  if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != num_groups(mesh):
+    devices = Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(devices.values())) > 1:
+      raise InputError("the processes have different numbers of devices: " + ", ".join(
+          f"process {i} has {count}" for i, count in sorted(devices.items())) + "; give each the same number")
+    raise InputError(f"mesh {dict(mesh.shape)}: its {num_groups(mesh)} data shards overlap in some of "
+                     f"{jax.process_count()} processes; make the model axis divide the devices of a process, or be a "
+                     "multiple of them")
+  return tuple(sorted(fed[jax.process_index()]))
+
+
+def slices_of_shards(mesh: Mesh) -> tuple[int, ...]:
+  """Of each data shard the number of the TPU slice that it is on; () where all are on one, or each on several."""
+  numbers = np.vectorize(lambda device: getattr(device, "slice_index", 0), otypes=[int])(mesh.devices)
+  shards = numbers.reshape(num_groups(mesh), -1)
+  if len(np.unique(shards)) == 1 or (shards != shards[:, :1]).any():
+    return ()
+  return tuple(shards[:, 0].tolist())
+
+
+def platform() -> str:
+  """What is computed on under the mesh of `jax.set_mesh`, which may be of described devices: "cpu", "gpu" or "tpu"."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return jax.default_backend() if device is None else device.platform
 
 
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:
@@ -127,7 +174,7 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
   Raises:
     InputError: the leading axis is not this process's number of groups.
   """
-  sharding, groups, local = batch_sharding(mesh), num_groups(mesh), local_groups(mesh)
+  sharding, groups, local = batch_sharding(mesh), num_groups(mesh), len(own_groups(mesh))
 
   def to_device(x):
     if x.ndim == 0 or x.shape[0] != local:

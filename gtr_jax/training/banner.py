@@ -47,7 +47,7 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
   config, mesh = run.model.config, run.mesh
   microbatched = batch.valid.ndim == 3
   shards = partitioning.num_groups(mesh)
-  pairs = batch.valid.size // partitioning.local_groups(mesh) * shards
+  pairs = batch.valid.size // len(partitioning.own_groups(mesh)) * shards
   negatives = batch.negative_valid.size // max(1, batch.valid.size)
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
   parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))

@@ -30,15 +30,15 @@ _GROUPED, _MICROBATCHED, _WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec(None,
 def encode_microbatches(model: DualEncoder, params: Any, batch: Batch,
                         dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """Embeddings of both sides, `[m, G, T, D]`, one microbatch after the other; not for differentiation."""
-  def encode(params, batch, keys):
+  def encode(params, batch, dropout_key):
     def step(_, numbered):
       number, microbatch = numbered
-      return None, encode_pair(model, params, microbatch, _microbatch_key(keys, number))
+      return None, encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number))
 
     return jax.lax.scan(step, None, _numbered(batch))[1]
 
-  return _over_shards(encode, model, (_GROUPED, _WHOLE), _MICROBATCHED)(
-      _of_model(model, params), batch, _keys(dropout_key))
+  encode = over_shards(encode, (model.specs(), _GROUPED, _WHOLE), _MICROBATCHED)
+  return encode(_of_model(model, params), batch, dropout_key)
 
 
 def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
@@ -64,19 +64,19 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
   (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
       embeddings, params.get("logit_scale"))
 
-  def pulled_back(params, batch, to_embeddings, keys):
+  def pulled_back(params, batch, to_embeddings, dropout_key):
     own = shards.own_gradients(params, model.specs())
 
     def step(so_far, numbered):
       (number, microbatch), cotangents = numbered
-      _, pull_back = jax.vjp(lambda own: encode_pair(model, own, microbatch, _microbatch_key(keys, number)), own)
+      _, pull_back = jax.vjp(lambda own: encode_pair(model, own, microbatch, _microbatch_key(dropout_key, number)), own)
       return jax.tree.map(jnp.add, so_far, pull_back(cotangents)[0]), None
 
     of_device, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, own), (_numbered(batch), to_embeddings))
     return shards.total(of_device, model.specs())
 
-  total = _over_shards(pulled_back, model, (_GROUPED, _MICROBATCHED, _WHOLE), model.specs())(
-      _of_model(model, params), batch, to_embeddings, _keys(dropout_key))
+  pulled_back = over_shards(pulled_back, (model.specs(), _GROUPED, _MICROBATCHED, _WHOLE), model.specs())
+  total = pulled_back(_of_model(model, params), batch, to_embeddings, dropout_key)
   if to_scale is not None:
     total = {**total, "logit_scale": to_scale}
   return total, metrics
@@ -115,18 +115,10 @@ def _numbered(batch):
   return jnp.arange(batch.valid.shape[1]), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch)
 
 
-def _over_shards(f, model, in_specs, out_specs):
-  return over_shards(f, (model.specs(), *in_specs), out_specs)
-
-
 def _of_model(model, params):
   """Without the loss's own."""
   return {name: params[name] for name in model.specs()}
 
 
-def _keys(dropout_key):
-  return () if dropout_key is None else (dropout_key,)
-
-
-def _microbatch_key(keys, number):
-  return jax.random.fold_in(keys[0], number) if keys else None
+def _microbatch_key(dropout_key, number):
+  return None if dropout_key is None else jax.random.fold_in(dropout_key, number)

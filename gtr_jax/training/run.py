@@ -162,8 +162,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     if says_next:
       banner.say(*banner.following(run, begun.first_collection(config_text)))
     return None
-  part, parts = processes.data_part(mesh)
-  shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
+  shard = {"groups": partitioning.num_groups(mesh), "own_groups": partitioning.own_groups(mesh)}
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, **shard))
   candidates = Candidates(run.loss)
