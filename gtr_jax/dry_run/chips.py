@@ -1,6 +1,5 @@
 """Published figures of accelerators, each with its source, and the shortest time that a step can take on them."""
 
-import math
 from dataclasses import dataclass
 
 from gtr_jax.dry_run.hlo import Collective, Work
@@ -37,7 +36,7 @@ class Chip:
 _GOOGLE = "https://docs.cloud.google.com/tpu/docs/"
 _BOOK = "https://github.com/jax-ml/scaling-book, gpus.md (SXM; 450 GB/s NVLink one way, 400 GB/s a node of 8 beyond)"
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, _GOOGLE + "v4"),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, _GOOGLE + "v4", topology=("v4", 3)),
     "v5e": Chip(197e12, 16e9, 819e9, 200e9, 256, _GOOGLE + "v5e", topology=("v5e", 2)),
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 8960, _GOOGLE + "v5p", 50e9 / 8, ("v5p", 3)),
     "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 256, _GOOGLE + "v6e", topology=("v6e", 2)),
@@ -84,17 +83,3 @@ def _seconds(chip: Chip, collective: Collective) -> float | None:
   if collective.span <= chip.domain:
     return collective.bytes / chip.interconnect
   return collective.bytes / chip.network if chip.network else None
-
-
-def torus(topology: tuple[str, int], devices: int) -> str:
-  """What libtpu calls a slice of this many chips, axes as equal as they can be: "v5e:8x8".
-
-  Raises:
-    InputError: the number is no power of two.
-  """
-  name, axes = topology
-  exponent = int(math.log2(devices))
-  if 2**exponent != devices:
-    raise InputError(f"--described_devices {devices}: slices of {name} have a power of two of chips")
-  sizes = [2 ** (exponent // axes + (i >= axes - exponent % axes)) for i in range(axes)]
-  return f"{name}:{'x'.join(map(str, sizes))}"

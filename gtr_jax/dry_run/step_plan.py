@@ -4,9 +4,7 @@ Nothing is allocated and no data is read. Memory is what the compiler says. FLOP
 program as XLA has divided it over the devices, and before it fits it to one kind of them.
 """
 
-import importlib.util
 import math
-import os
 import re
 import tempfile
 import textwrap
@@ -19,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gtr_jax.dry_run import chips
+from gtr_jax.dry_run import chips, described
 from gtr_jax.dry_run.hlo import Program, Work
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import partitioning
@@ -112,9 +110,11 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
-  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and importlib.util.find_spec("libtpu"):
-    mesh = _tpu_mesh(mesh, chip.topology)
-    compiler = f"the compiler for {chips.torus(chip.topology, mesh.size)}"
+  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and described.has_tpu_compiler():
+    slices = described.tpu_slices(chip.topology, mesh.size)
+    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(slices))
+    loss = loss.on_mesh(mesh)
+    compiler = f"the compiler for {slices}"
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
     state = abstract_state(jax.eval_shape(init), shardings)
@@ -131,9 +131,9 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     except jax.errors.JaxRuntimeError as e:
       out_of_memory = str(e)
-      temporary_bytes = _used_bytes(out_of_memory) - state_bytes - batch_bytes
-      if temporary_bytes < 0:  # It was something else.
+      if (found := _temporary_bytes(out_of_memory, state_bytes + batch_bytes)) is None:  # It was something else.
         raise
+      temporary_bytes = found
     dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
     whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
     program = Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), mesh.size)
@@ -171,17 +171,16 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
                array(jnp.uint32, own, 1, 2))
 
 
-def _tpu_mesh(mesh, topology):
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Else libtpu waits for the metadata server of a cloud machine.
-  from jax.experimental import topologies
-  devices = topologies.get_topology_desc(chips.torus(topology, mesh.size), platform="tpu").devices
-  return partitioning.make_mesh(**dict(mesh.shape), devices=devices)
-
-
-def _used_bytes(message: str) -> int:
-  """Of "Used 20.51G of 15.75G hbm"."""
+def _temporary_bytes(message: str, others: int) -> int | None:
+  """What the TPU's compiler says that it needs, in either of two ways; None where it says something else."""
+  if of_temporaries := re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds", message):
+    return _in_bytes(of_temporaries)
   used = re.search(r"Used ([\d.]+)([KMGT]) of", message)
-  return int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else 0
+  return max(_in_bytes(used) - others, 0) if used else None
+
+
+def _in_bytes(size: re.Match[str]) -> int:
+  return int(float(size[1]) * 1024 ** (" KMGT".index(size[2])))
 
 
 def _bytes(tree: Any) -> int:

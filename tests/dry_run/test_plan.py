@@ -12,7 +12,7 @@ import pytest
 from tiny_training import tiny_loss
 
 from gtr_jax.cli.main import main
-from gtr_jax.dry_run import chips, hlo, step_plan
+from gtr_jax.dry_run import chips, described, hlo, step_plan
 from gtr_jax.dry_run.hlo import Collective, Program, Work
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
@@ -233,10 +233,55 @@ def test_floors():
 
 @pytest.mark.parametrize("name, devices, expected", [
     ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8")])
-def test_torus(name, devices, expected):
-  assert chips.torus(chips.CHIPS[name].topology, devices) == expected
+def test_tpu_slices(name, devices, expected):
+  assert described.tpu_slices(chips.CHIPS[name].topology, devices) == (expected, 1)
+  assert described.tpu_slices(chips.CHIPS[name].topology, 3 * devices, 3) == (expected, 3)
   with pytest.raises(InputError, match="power of two"):
-    chips.torus(chips.CHIPS[name].topology, devices + 1)
+    described.tpu_slices(chips.CHIPS[name].topology, devices + 1)
+
+
+class Tpu:
+  """What a mesh reads of a chip of two slices of 2 x 4."""
+
+  platform, device_kind = "tpu", "TPU v5 lite"
+
+  def __init__(self, number):
+    self.id, self.slice_index, self.process_index, self.core_on_chip = number, number // 8, number // 4, 0
+    self.coords = [number % 8 // 4, number % 4, 0]
+
+  def __repr__(self):
+    return str(self.id)
+
+
+def test_which_axis_crosses_the_network_between_slices():
+  chips_of_two = [Tpu(number) for number in range(16)]
+
+  def slices(*shape, **how):
+    mesh = partitioning.make_mesh(*shape, devices=chips_of_two, **how)
+    return mesh, np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+
+  mesh, found = slices(4, 2, 2)
+  assert (found[:2] == 0).all() and (found[2:] == 1).all()
+  assert partitioning.slices_of_shards(mesh) == (0, 0, 0, 0, 1, 1, 1, 1)
+  mesh, found = slices(2, 4, 2, across_slices="fsdp")
+  assert (found[:, :2] == 0).all() and (found[:, 2:] == 1).all()
+  assert partitioning.slices_of_shards(mesh) == (0, 0, 1, 1, 0, 0, 1, 1)
+  mesh, _ = slices(1, 8, 2, across_slices="model")
+  assert partitioning.slices_of_shards(mesh) == ()  # Each is on both.
+  with pytest.raises(InputError, match=r"does not fit 2 slices of 8 devices: the axis 'data' crosses them .*multiple"):
+    slices(1, 16, 1)
+
+
+MESSAGES = [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded", 15 * 2**30),
+    ("Ran out of memory on HBM, the total memory required for HLO temporaries (53.76G) exceeds available HBM (15.75G)",
+     int(53.76 * 2**30)),
+    ("Program hbm requirement 20.00G", None)]
+
+
+@pytest.mark.parametrize("message, expected", MESSAGES)
+def test_what_the_tpu_s_compiler_says_of_memory(message, expected):
+  assert step_plan._temporary_bytes(message, 5 * 2**30) == expected
 
 
 def test_every_chip_has_a_source():

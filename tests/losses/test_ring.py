@@ -101,7 +101,8 @@ def test_every_mesh_gives_the_dense_loss(mesh, options, small_blocks):
           both(InBatchLoss(**options), *inputs), 1e-12)
 
 
-@pytest.mark.parametrize("slices", [(0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 0, 1, 0, 1, 0, 1), (3, 3, 0, 0, 1, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("slices", [
+    (0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 0, 1, 0, 1, 0, 1), (3, 3, 0, 0, 1, 1, 2, 2)], ids=str)
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"bidirectional": False}], ids=["both", "forward"])
 def test_slices_change_nothing(slices, options, small_blocks):
   options = {"temperature": 0.05, **options}
