@@ -89,11 +89,28 @@ def own_groups(mesh: Mesh) -> tuple[int, ...]:
   Raises:
     InputError: a process shares some of its groups with another one, and others not.
   """
+  return _parts(mesh)[jax.process_index()]
+
+
+def part_of_batch(mesh: Mesh) -> tuple[int, int]:
+  """(number of this process's part of a batch, number of parts): those that feed the same groups have one part.
+
+  Raises:
+    InputError: as `own_groups`.
+  """
+  parts = _parts(mesh)
+  different = sorted(set(parts.values()))
+  return different.index(parts[jax.process_index()]), len(different)
+
+
+def _parts(mesh):
+  """The groups of each process."""
   fed = defaultdict(set)
   for device, index in batch_sharding(mesh).devices_indices_map((num_groups(mesh),)).items():
-    fed[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # jax gives devices no type.
-  parts = {tuple(sorted(of_process)) for of_process in fed.values()}
-  if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != num_groups(mesh):
+    fed[device.process_index].add(index[0].start or 0)
+  parts = {process: tuple(sorted(of_process)) for process, of_process in fed.items()}
+  different = set(parts.values())
+  if len(set(map(len, different))) > 1 or sum(map(len, different)) != num_groups(mesh):
     devices = Counter(device.process_index for device in mesh.devices.flat)
     if len(set(devices.values())) > 1:
       raise InputError("the processes have different numbers of devices: " + ", ".join(
@@ -101,7 +118,7 @@ def own_groups(mesh: Mesh) -> tuple[int, ...]:
     raise InputError(f"mesh {dict(mesh.shape)}: its {num_groups(mesh)} data shards overlap in some of "
                      f"{jax.process_count()} processes; make the model axis divide the devices of a process, or be a "
                      "multiple of them")
-  return tuple(sorted(fed[jax.process_index()]))
+  return parts
 
 
 def slices_of_shards(mesh: Mesh) -> tuple[int, ...]:

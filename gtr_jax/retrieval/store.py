@@ -131,7 +131,7 @@ class Store:
 
 
 class StoreWriter:
-  """Writes a store, or goes on with one that was not finished. All processes take part, one writes.
+  """Writes a store, or goes on with one that was not finished. All processes take part; each chunk is written by one.
 
   Args:
     path: the folder; made if it is not there.
@@ -211,16 +211,19 @@ class StoreWriter:
     return [range(i * rows, min((i + 1) * rows, total)) for i in processes.from_first(look)]
 
   def write_chunk(self, rows: range, embeddings: np.ndarray, norms: np.ndarray) -> None:
-    """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
-    if processes.is_first():
-      chunk = rows.start // self._manifest["chunk_rows"]
-      arrays = [np.ascontiguousarray(array, np.float32) for array in (embeddings, norms)]
-      checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
-      for name, array in zip((_EMBEDDINGS, _NORMS, _OF_BOTH), (*arrays, checksums), strict=True):
-        write_parts(self.path / name.format(chunk), [_npy(array)])
+    """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had.
+
+    Called by one process, whichever has made it.
+    """
+    chunk = rows.start // self._manifest["chunk_rows"]
+    arrays = [np.ascontiguousarray(array, np.float32) for array in (embeddings, norms)]
+    checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
+    for name, array in zip((_EMBEDDINGS, _NORMS, _OF_BOTH), (*arrays, checksums), strict=True):
+      write_parts(self.path / name.format(chunk), [_npy(array)])
 
   def finish(self) -> Store:
-    """Marks the store complete and opens it."""
+    """Marks the store complete, when all processes have written their chunks, and opens it."""
+    processes.wait_for_all()
     complete = self.path / _COMPLETE
     if processes.is_first() and not (complete.exists() and complete.read_bytes() == self._sums):
       write_parts(complete, [self._sums])
