@@ -7,6 +7,7 @@ Letters: G groups (data shards of the mesh), T texts of a group, D embedding siz
 
 import contextlib
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,15 +143,21 @@ class EmbeddingStream:
     """Embeds what is left.
 
     Args:
-      few_shapes: of a batch, for which no other program is compiled than for a whole one and for a single row.
+      few_shapes: no other programs are compiled than for a whole batch and for one of a single row; else the last
+        batch of each length has the shape that its texts fill best.
     """
-    left = [-(-self._waiting.rows(length) // len(self._groups)) for length, _ in self._waiting.batch_rows]
-    for (length, most), rows in zip(self._waiting.batch_rows, _agreed(left, max), strict=True):
-      for first in range(0, rows, most):
-        needed = min(most, rows - first)
-        step = max(needed // 8, 1)
-        of_batch = (1 if needed == 1 else most) if few_shapes else min(-(-needed // step) * step, most)
-        self.run(self._waiting.take(length, of_batch, len(self._groups)))
+    waiting, groups = self._waiting, len(self._groups)
+    for length, most in waiting.batch_rows:
+      rows, = _agreed([-(-waiting.rows(length) // groups)], max)
+      for _ in range(rows // most):
+        self.run(waiting.take(length, most, groups))
+      if few_shapes and rows % most:
+        self.run(waiting.take(length, 1 if rows % most == 1 else most, groups))
+      elif rows % most:
+        lengths, needed = waiting.lengths_of_last(length), _agreed(waiting.rows_of_last(length, groups), max)
+        other, rows = min(zip(lengths, needed, strict=True), key=math.prod)
+        waiting.repack(length, other)
+        self.run(waiting.take(other, rows, groups))
 
   def run(self, batch: PackedTexts) -> None:
     """Embeds a batch of this process's groups."""

@@ -158,9 +158,9 @@ class Embedder:
       prompt_name: the same as `side`.
       prompt: put before every text instead of the model's own prompt for the side; "" for none.
       batch_size: texts that are computed at once, at most. It is a bound for memory, and changes nothing else: as many
-        texts as fit are packed into rows of some hundred tokens, and rows into batches of
-        `gtr_jax.inference.embed.TOKENS_PER_BATCH` tokens (on a CPU `CPU_TOKENS_PER_BATCH`) for each device. Default: no
-        other bound than that, which is the fastest.
+        texts as fit are packed into rows of some hundred tokens, and rows into batches of `TOKENS_PER_BATCH` tokens of
+        `gtr_jax.inference.row_queue` (on a CPU `CPU_TOKENS_PER_BATCH`) for each device. Default: no other bound than
+        that, which is the fastest.
       max_length: tokens of a text at most, EOS included; default: the model's own for the side.
       normalize: whether vectors have length 1; default: as the model was trained.
       normalize_embeddings: True: vectors have length 1; False: as the model was trained.
