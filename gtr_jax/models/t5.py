@@ -190,7 +190,10 @@ def _keep(key, rate, shape, of_model):
 
 
 class Linear(nn.Module):
-  """`x @ kernel` without a bias, in the config's activation dtype, of each side."""
+  """`x @ kernel` without a bias, in the config's activation dtype, of each side.
+
+  Where `model` divides the inputs, what comes is the sum over its devices; its terms are float32 or better.
+  """
 
   config: T5Config
   features: int
@@ -201,24 +204,27 @@ class Linear(nn.Module):
   def __call__(self, xs: Sides) -> Sides:
     own = own_param(self, "kernel", self.init, self.axes, (xs[0].shape[-1], self.features))
     dtype = _activation_dtype(self.config, own)
-    kernel = shards.gathered(own, self.axes, dtype)
-    return tuple(jnp.einsum("...i,io->...o", x.astype(dtype), kernel, precision=_precision(self.config)) for x in xs)
+    kernel, is_sum = shards.gathered(own, self.axes, dtype), shards.is_divided(self.axes[0], "model")
+    product = functools.partial(jnp.einsum, "...i,io->...o", precision=_precision(self.config),
+                                preferred_element_type=jnp.promote_types(dtype, jnp.float32) if is_sum else None)
+    products = (product(x.astype(dtype), kernel) for x in xs)
+    return tuple(shards.summed(x, "model").astype(dtype) for x in products) if is_sum else tuple(products)
 
 
 class RMSNorm(nn.Module):
-  """`x / sqrt(mean(x^2) + 1e-6) * scale`, in float32 or better; no mean subtracted, no bias."""
+  """`x / sqrt(mean(x^2) + 1e-6) * scale`, float32 or better; no mean subtracted, no bias."""
 
   config: T5Config
 
   @nn.compact
   def __call__(self, xs: Sides) -> Sides:
     own = own_param(self, "scale", nn.initializers.ones, ("embed",), (xs[0].shape[-1],))
-    scale, dtype = shards.gathered(own, ("embed",), own.dtype), _activation_dtype(self.config, own)
+    scale = shards.gathered(own, ("embed",), own.dtype)
 
     def normalized(x):
       x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
       x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
-      return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+      return x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
     return tuple(map(normalized, xs))
 
@@ -310,11 +316,10 @@ class EncoderLayer(nn.Module):
     config = self.config
 
     def added(xs, ys):
-      # What `model` divides are the terms of a sum.
-      return tuple(x + dropout(shards.summed(y, "model"), config.dropout_rate, _dropout_key(self))
-                   for x, y in zip(xs, ys, strict=True))
+      return tuple(x + dropout(y, config.dropout_rate, _dropout_key(self)) for x, y in zip(xs, ys, strict=True))
 
     def normalized(name):
+      # The gradient is summed over `model` here, once for all products, and before it has the activations' dtype.
       return tuple(shards.varying(y, "model") for y in RMSNorm(config, name=name)(xs))
 
     ys = normalized("pre_attention_layer_norm")
@@ -341,7 +346,8 @@ class Encoder(nn.Module):
     else:
       for i in range(config.num_layers):
         xs = _remat_layer(config)(config, name=f"layers_{i}")(xs, segment_ids, biases)
-    return self._dropout(RMSNorm(config, name="encoder_norm")(xs))
+    normalized = RMSNorm(config, name="encoder_norm")(xs)
+    return self._dropout(tuple(y.astype(x.dtype) for x, y in zip(xs, normalized, strict=True)))
 
   def _dropout(self, xs):
     return tuple(dropout(x, self.config.dropout_rate, _dropout_key(self)) for x in xs)

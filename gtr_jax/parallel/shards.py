@@ -30,6 +30,11 @@ def size(axis: str) -> int:
   return mesh.shape[axis] if axis in mesh.manual_axes else 1
 
 
+def is_divided(name: str, axis: str) -> bool:
+  """Whether an array's axis of this logical name is divided here, along a mesh axis."""
+  return within() and RULES[name] == axis
+
+
 def number() -> int | jax.Array:
   """Of this data shard."""
   return lax.axis_index(BATCH_AXES) if within() else 0
