@@ -113,8 +113,8 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and described.has_tpu_compiler():
     slices = described.tpu_slices(chip.topology, mesh.size)
     mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(slices))
-    loss = loss.on_mesh(mesh)
     compiler = f"the compiler for {slices}"
+  loss = loss.on_mesh(mesh)
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
     state = abstract_state(jax.eval_shape(init), shardings)

@@ -13,6 +13,7 @@ Letters: G groups, R rows, L length (also Q query and K key positions), E embed,
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
@@ -241,7 +241,7 @@ class TokenEmbedder(nn.Module):
                       (config.vocab_size, config.emb_dim))
     flat = [x.reshape(len(x), -1) for x in tokens]
     vectors = shards.look_up(table, jnp.concatenate(flat, axis=1), _activation_dtype(config, table))
-    of_sides = jnp.split(vectors, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
+    of_sides = jnp.split(vectors, list(itertools.accumulate(x.shape[1] for x in flat))[:-1], axis=1)
     return tuple(x.reshape(*of_side.shape, -1) for x, of_side in zip(of_sides, tokens, strict=True))
 
 

@@ -146,7 +146,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, out of data or out of memory.
   """
-  directory, mesh = location(run.model_dir), run.mesh
+  directory, mesh, loss = location(run.model_dir), run.mesh, run.loss.on_mesh(run.mesh)
   if run.wandb_project is not None:
     installed()
   best_metric = run.best_metric
@@ -165,19 +165,19 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   shard = {"groups": partitioning.num_groups(mesh), "own_groups": partitioning.own_groups(mesh)}
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, **shard))
-  candidates = Candidates(run.loss)
+  candidates = Candidates(loss)
   first_batch = batches.check_first_batch()
   candidates.check_first(first_batch)
   processes.check_same(batches.made_from)
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(run.model.config.vocab_size)
   reads = run.lengths_and_prompts(batches.feature_lengths)
-  state, shardings = create_state(run.model, run.loss, run.optimizer, mesh, run.random_seed)
+  state, shardings = create_state(run.model, loss, run.optimizer, mesh, run.random_seed)
   with jax.set_mesh(mesh):
     measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **reads)
                 for make in run.evaluators]
     if (validation_data := run.validation_data) is not None:
-      eval_step = Programs(jax.jit(make_eval_step(run.model, run.loss)))
+      eval_step = Programs(jax.jit(make_eval_step(run.model, loss)))
       validation = processes.first_before_others(lambda: validation_data(**shard))
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
@@ -232,7 +232,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       for make in makers:
         writers.append(make())
         closing.callback(writers[-1].close)
-    step_fn = Programs(compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings))
+    step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed), shardings))
     if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
       wanted = [Wanted("training", step_fn, state, first_batch)]
       wanted += [Wanted("validation", of.eval_step, state.params, of.first) for of in measured

@@ -20,6 +20,8 @@ from gtr_jax.training.optimizers import Optimizer
 class Loss(Protocol):
   """What training needs of a loss, such as an `InBatchLoss`."""
 
+  def on_mesh(self, mesh: jax.sharding.Mesh) -> "Loss": ...
+
   def init_params(self) -> dict[str, jax.Array]: ...
 
   def __call__(self, queries: jax.Array, passages: jax.Array, batch: Batch, *, logit_scale: jax.Array | None = None,
