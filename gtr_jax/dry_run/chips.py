@@ -12,6 +12,7 @@ class Chip:
 
   Attributes:
     flops: dense bfloat16, a second.
+    float32_flops: of products in float32, a second: a TPU makes one of six in bfloat16, a GPU without tensor cores.
     memory: capacity of its HBM.
     memory_bandwidth: of its HBM.
     interconnect: what a chip can send to others of its domain, one way.
@@ -22,6 +23,7 @@ class Chip:
   """
 
   flops: float
+  float32_flops: float
   memory: float
   memory_bandwidth: float
   interconnect: float
@@ -34,14 +36,15 @@ class Chip:
 # Google gives the interconnect of v5e, v5p and v6e in both directions together; half of it is one way. For v4 it gives
 # the all-reduce bandwidth of a pod, 1.1 PB/s of 4,096 chips, which for v5e and v6e is their one-way figure exactly.
 _GOOGLE = "https://docs.cloud.google.com/tpu/docs/"
-_BOOK = "https://github.com/jax-ml/scaling-book, gpus.md (SXM; 450 GB/s NVLink one way, 400 GB/s a node of 8 beyond)"
+_BOOK = ("https://github.com/jax-ml/scaling-book, gpus.md (SXM; 450 GB/s NVLink one way, 400 GB/s a node of 8 beyond); "
+         "float32: NVIDIA's data sheets of H100 and H200")
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, _GOOGLE + "v4", topology=("v4", 3)),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 256, _GOOGLE + "v5e", topology=("v5e", 2)),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 8960, _GOOGLE + "v5p", 50e9 / 8, ("v5p", 3)),
-    "v6e": Chip(918e12, 32e9, 1638e9, 400e9, 256, _GOOGLE + "v6e", topology=("v6e", 2)),
-    "h100": Chip(990e12, 80e9, 3350e9, 450e9, 8, _BOOK, 50e9),
-    "h200": Chip(990e12, 141e9, 4800e9, 450e9, 8, _BOOK, 50e9),
+    "v4": Chip(275e12, 275e12 / 6, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, _GOOGLE + "v4", topology=("v4", 3)),
+    "v5e": Chip(197e12, 197e12 / 6, 16e9, 819e9, 200e9, 256, _GOOGLE + "v5e", topology=("v5e", 2)),
+    "v5p": Chip(459e12, 459e12 / 6, 95e9, 2765e9, 600e9, 8960, _GOOGLE + "v5p", 50e9 / 8, ("v5p", 3)),
+    "v6e": Chip(918e12, 918e12 / 6, 32e9, 1638e9, 400e9, 256, _GOOGLE + "v6e", topology=("v6e", 2)),
+    "h100": Chip(990e12, 67e12, 80e9, 3350e9, 450e9, 8, _BOOK, 50e9),
+    "h200": Chip(990e12, 67e12, 141e9, 4800e9, 450e9, 8, _BOOK, 50e9),
 }
 
 
@@ -75,7 +78,8 @@ def floor(chip: Chip, work: Work, state_bytes: float) -> Floor:
   """
   interconnect = [_seconds(chip, collective) for collective in work.collectives]
   known = [seconds for seconds in interconnect if seconds is not None]
-  return Floor(work.flops / chip.flops, (work.matmul_bytes + 2 * state_bytes) / chip.memory_bandwidth,
+  compute = (work.flops - work.float32_flops) / chip.flops + work.float32_flops / chip.float32_flops
+  return Floor(compute, (work.matmul_bytes + 2 * state_bytes) / chip.memory_bandwidth,
                sum(known) if len(known) == len(interconnect) else None)
 
 

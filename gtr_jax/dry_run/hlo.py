@@ -67,12 +67,14 @@ class Work:
 
   Attributes:
     flops: of the matrix products; a multiplication and an addition are 2.
+    float32_flops: of these, those of float32 products that no shorter type may stand in for.
     matmul_bytes: what the matrix products read and write.
     collectives: the largest first.
     unknown_loops: loops whose number of iterations could not be read; counted once.
   """
 
   flops: float = 0.0
+  float32_flops: float = 0.0
   matmul_bytes: float = 0.0
   collectives: list[Collective] = field(default_factory=list)
   unknown_loops: int = 0
@@ -113,7 +115,10 @@ class Program:
       if kind == "while" and self.trip_count(instruction) is None:
         work.unknown_loops += 1
       elif kind in ("dot", "convolution"):
-        work.flops += times * _flops(instruction, operands)
+        flops = times * _flops(instruction, operands)
+        work.flops += flops
+        if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
+          work.float32_flops += flops
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
       elif kind in COLLECTIVES:
         kind = "reduce-scatter" if instruction.name in self._sliced else kind

@@ -4,6 +4,7 @@ Nothing is allocated and no data is read. Memory is what the compiler says. FLOP
 program as XLA has divided it over the devices, and before it fits it to one kind of them.
 """
 
+import dataclasses
 import math
 import re
 import tempfile
@@ -98,7 +99,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   """Compiles the training step.
 
   Args:
-    model: a `DualEncoder`.
+    model: a `DualEncoder`; a dtype of "auto" is that of accelerators.
     loss: an `InBatchLoss` or `RingLoss`.
     optimizer: of `gtr_jax.training.optimizers`.
     mesh: of devices, or of described ones.
@@ -115,6 +116,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(slices))
     compiler = f"the compiler for {slices}"
   loss = loss.on_mesh(mesh)
+  model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
     state = abstract_state(jax.eval_shape(init), shardings)
@@ -194,9 +196,9 @@ accelerator's differ, and for bfloat16 are mostly smaller. With libtpu installed
 TPU's compiler.
 """
 _FLOOR_NOTE = """\
-The floor is the longest of three: FLOPs at the peak rate; what the matrix products read and write, and the state read \
-and written once, at the memory's bandwidth; what the collectives send, passed round rings one after the other, at the \
-interconnect's. A step takes longer. ?: no source for that figure.
+The floor is the longest of three: FLOPs at the peak rate of their dtype; what the matrix products read and write, and \
+the state read and written once, at the memory's bandwidth; what the collectives send, passed round rings one after \
+the other, at the interconnect's. A step takes longer. ?: no source for that figure.
 """
 
 
@@ -209,7 +211,8 @@ def report(plan: Plan, names: Sequence[str]) -> str:
   lines += [f"  {name:18}{_size(value):>12}" for name, value in (
       ("parameters", plan.params_bytes), ("optimizer state", plan.optimizer_bytes), ("batch", plan.batch_bytes),
       ("temporaries", plan.temporary_bytes), ("total", plan.total_bytes))]
-  lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, which read and write "
+  lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, "
+            f"{plan.work.float32_flops / max(plan.work.flops, 1):.0%} of them in float32, which read and write "
             f"{_size(plan.work.matmul_bytes)}", "",
             f"  {'collective':20}{'devices':>8}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
   lines += [f"  {c.kind:20}{c.devices:8}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"

@@ -20,7 +20,7 @@ from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive
 
 TOWERS = ("query", "passage")
-_HOW_TO_TRAIN = ("remat", "scan_layers")  # fields of the T5 configuration that change no result
+_HOW_TO_COMPUTE = ("dtype", "remat", "scan_layers")  # fields of the T5 configuration that make it no other model
 
 
 class Tower(nn.Module):
@@ -163,9 +163,9 @@ class DualEncoder:
     return tuple(embeddings)
 
   def to_json(self) -> dict[str, Any]:
-    """A plain dict for model.json, without what only decides how training is computed."""
+    """A plain dict for model.json, without what only decides how it is computed."""
     fields = dataclasses.asdict(self)
-    for name in _HOW_TO_TRAIN:
+    for name in _HOW_TO_COMPUTE:
       del fields["config"][name]
     fields["config"]["mlp_activations"] = list(self.config.mlp_activations)
     return fields
@@ -174,7 +174,7 @@ class DualEncoder:
   def from_json(cls, fields: Mapping[str, Any]) -> "DualEncoder":
     """The inverse of `to_json`. Raises InputError where a field is unknown or missing."""
     try:
-      config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_TRAIN}
+      config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_COMPUTE}
       return cls(**{**fields, "config": t5.T5Config(**config)})
     except (TypeError, KeyError) as e:
       raise InputError(f"the model description does not fit this version of gtr_jax ({e}): write it again with the "

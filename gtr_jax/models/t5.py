@@ -30,6 +30,7 @@ from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
+DTYPES = ("float32", "bfloat16")  # of activations
 # Of the attention weights of the rows that are worked on at once, in float32: on a CPU they should stay in the cache.
 _CPU_ATTENTION_BYTES, _ATTENTION_BYTES = 2**21, 2**30
 Sides = tuple[jax.Array, ...]
@@ -64,7 +65,8 @@ class T5Config:
     relpos_buckets: buckets of the relative position bias, half of them for each direction.
     relpos_max_distance: distances from here on share one bucket.
     dropout_rate: used only where a dropout key is given.
-    dtype: of the activations: "bfloat16", or "float32" (which follows float64 parameters up).
+    dtype: of the activations: "bfloat16"; "float32" (which follows float64 parameters up); or "auto", the first on TPUs
+      and GPUs and the second on CPUs.
     remat: what the backward pass computes again instead of keeping it. Attention weights always; with "none" nothing
       else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
@@ -81,7 +83,7 @@ class T5Config:
   relpos_buckets: Positive = 32
   relpos_max_distance: Positive = 128
   dropout_rate: Annotated[float, Range(0, below=1)] = 0.0
-  dtype: str = "float32"
+  dtype: str = "auto"
   remat: str = "none"
   scan_layers: bool = False
 
@@ -93,12 +95,19 @@ class T5Config:
     if self.mlp_activations not in (("relu",), ("gelu", "linear")):
       raise InputError(f"T5Config.mlp_activations is {self.mlp_activations}: use ('relu',) for T5 1.0, "
                        "('gelu', 'linear') for T5 1.1 and mT5")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (T5 overflows in float16)")
+    if self.dtype not in ("auto", *DTYPES):
+      raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'auto', 'float32' or 'bfloat16' (T5 overflows in "
+                       "float16)")
     if self.relpos_buckets < 4 or self.relpos_buckets % 2 or self.relpos_max_distance <= self.relpos_buckets // 4:
       raise InputError(f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance "
                        f"{self.relpos_max_distance}: use an even number of at least 4 buckets, and a distance above a "
                        "quarter of it")
+
+  def dtype_on(self, platform: str) -> str:
+    """`dtype`, or what "auto" means on this platform: "cpu", "gpu" or "tpu"."""
+    if self.dtype != "auto":
+      return self.dtype
+    return "float32" if platform == "cpu" else "bfloat16"
 
 
 def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
@@ -387,12 +396,12 @@ def own_param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...
 
 
 def _activation_dtype(config, param):
-  return jnp.bfloat16 if config.dtype == "bfloat16" else jnp.promote_types(param.dtype, jnp.float32)
+  return jnp.bfloat16 if config.dtype_on(platform()) == "bfloat16" else jnp.promote_types(param.dtype, jnp.float32)
 
 
 def _precision(config):
   """float32 means float32: GPUs and TPUs would take fewer bits by default."""
-  return None if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+  return None if config.dtype_on(platform()) == "bfloat16" else jax.lax.Precision.HIGHEST
 
 
 def _dropout_key(module):

@@ -37,7 +37,8 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
   max_length = max_length or model.lengths["document"]
   not_normalized = dataclasses.replace(model.encoder, normalize=False)
   writer = StoreWriter(output, documents, dim=model.encoder.dim, settings={
-      "weights_hash": model.weights_hash, "max_length": max_length, "prompt": model.prompts["document"]})
+      "dtype": model.encoder.config.dtype, "weights_hash": model.weights_hash, "max_length": max_length,
+      "prompt": model.prompts["document"]})
   ids, titles, texts = writer.documents
   chunks = writer.missing_chunks()
   part, parts = part_of_batch(model.mesh)

@@ -129,7 +129,7 @@ def test_collectives_in_a_loop():
   assert [(c.kind, c.devices) for c in work.collectives if not c.in_loop] == [("all-reduce", 8)]
 
 
-CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3)
+CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3, dtype="float32")
 SIZES = step_plan.BatchSizes(64, {"inputs": 8, "targets": 24})
 
 
@@ -156,7 +156,17 @@ def test_flops_are_those_of_the_formula(options, sizes):
   mesh = partitioning.make_mesh(1, 8, 1)
   plan = step_plan.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, sizes)
   assert 8 * plan.work.flops == pytest.approx(formula(config, sizes, 48), rel=1e-9)
+  assert plan.work.float32_flops == plan.work.flops
   assert plan.work.unknown_loops == 0
+
+
+def test_flops_of_each_dtype():
+  """By default a step is that of accelerators: in bfloat16, but for attention's logits, the projection and the loss."""
+  mesh, config = partitioning.make_mesh(1, 8, 1), dataclasses.replace(CONFIG, dtype="auto")
+  plan = step_plan.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, SIZES)
+  assert 8 * plan.work.flops == pytest.approx(formula(config, SIZES, 48), rel=1e-9)
+  projection = 3 * 2 * (2 * 64 * 32 * 48)
+  assert 8 * plan.work.float32_flops == pytest.approx(projection + 3 * 2 * 2 * 64**2 * 48, rel=1e-9)
 
 
 def test_a_step_that_does_not_fit_one_device(monkeypatch):
@@ -221,13 +231,13 @@ def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
 
 
 def test_floors():
-  chip = chips.Chip(flops=1e12, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
-  work = Work(2e12, 1e10, [Collective("all-gather", 8, 8, True, 3, 2e9),
-                           Collective("all-reduce", 4, 13, False, 1, 5e8)])
+  chip = chips.Chip(flops=1e12, float32_flops=1e11, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
+  work = Work(2e12, 1e11, 1e10, [Collective("all-gather", 8, 8, True, 3, 2e9),
+                                 Collective("all-reduce", 4, 13, False, 1, 5e8)])
   floor = chips.floor(chip, work, 5e8)
-  assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((2, 0.11, 0.7))
-  assert floor.seconds == 2
-  floor = chips.floor(dataclasses.replace(chip, network=None, flops=1e16), work, 5e8)
+  assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((1.9 + 1, 0.11, 0.7))
+  assert floor.seconds == pytest.approx(2.9)
+  floor = chips.floor(dataclasses.replace(chip, network=None, flops=1e16, float32_flops=1e15), work, 5e8)
   assert floor.interconnect is None and floor.seconds == pytest.approx(0.11)
 
 
