@@ -212,12 +212,18 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, xs: Sides) -> Sides:
     own = own_param(self, "kernel", self.init, self.axes, (xs[0].shape[-1], self.features))
-    dtype = _activation_dtype(self.config, own)
-    kernel, is_sum = shards.gathered(own, self.axes, dtype), shards.is_divided(self.axes[0], "model")
-    product = functools.partial(jnp.einsum, "...i,io->...o", precision=_precision(self.config),
-                                preferred_element_type=jnp.promote_types(dtype, jnp.float32) if is_sum else None)
-    products = (product(x.astype(dtype), kernel) for x in xs)
-    return tuple(shards.summed(x, "model").astype(dtype) for x in products) if is_sum else tuple(products)
+    dtype, is_sum = _activation_dtype(self.config, own), shards.is_divided(self.axes[0], "model")
+
+    def products(own, xs):
+      kernel = shards.gathered(own, self.axes, dtype)
+      product = functools.partial(jnp.einsum, "...i,io->...o", precision=_precision(self.config),
+                                  preferred_element_type=jnp.promote_types(dtype, jnp.float32) if is_sum else None)
+      return tuple(product(x.astype(dtype), kernel) for x in xs)
+
+    if self.config.remat == "none" and shards.size("fsdp") > 1:
+      products = jax.checkpoint(products)  # What is gathered is never kept: nor would the other kinds of remat keep it.
+    ys = products(own, xs)
+    return tuple(shards.summed(y, "model").astype(dtype) for y in ys) if is_sum else ys
 
 
 class RMSNorm(nn.Module):
@@ -381,9 +387,6 @@ class Encoder(nn.Module):
 
 def _remat_layer(config):
   policy = _REMAT_POLICIES[config.remat]
-  if policy is None and shards.size("fsdp") > 1:
-    # What is gathered of the parameters is never kept.
-    policy = jax.checkpoint_policies.save_anything_except_these_names(shards.GATHERED)
   return EncoderLayer if policy is None else nn.remat(EncoderLayer, policy=policy)
 
 

@@ -12,11 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from gtr_jax.parallel.partitioning import BATCH_AXES, RULES
-
-GATHERED = "gathered"  # What parameters are called for `jax.checkpoint`, where they were gathered.
 
 
 def within() -> bool:
@@ -87,7 +84,7 @@ def gathered(param: jax.Array, names: tuple[str | None, ...], dtype: jnp.dtype) 
   divided = [i for i, name in enumerate(names) if name is not None and RULES[name] == "fsdp"]
   if size("fsdp") == 1 or not divided:
     return param.astype(dtype)
-  return checkpoint_name(_gathered(jnp.dtype(dtype), param.dtype, divided[0], param), GATHERED)
+  return _gathered(jnp.dtype(dtype), param.dtype, divided[0], param)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -149,10 +149,12 @@ def test_gradients_are_summed_once_and_in_float32(mesh, microbatch_size):
   assert sum(activations.values()) <= each * (2 * layers * passes + 3) * microbatches
 
 
-def test_one_layer_is_gathered_at_a_time():
-  """With remat the backward pass gathers again instead of keeping what the forward pass has gathered."""
-  layers, passes = 2, 2
-  kernel = {shape: times for shape, times in step(FSDP).exchanged("all-gather").items() if shape.dims == (64, 384)}
+@pytest.mark.parametrize("remat", ["none", "dots", "layer"])
+def test_one_layer_is_gathered_at_a_time(remat):
+  """The backward pass gathers again instead of keeping what the forward pass has gathered."""
+  model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, remat=remat))
+  layers, passes, compiled = 2, 2, step(FSDP, model=model)
+  kernel = {shape: times for shape, times in compiled.exchanged("all-gather").items() if shape.dims == (64, 384)}
   assert sum(kernel.values()) == layers * passes
 
 
