@@ -50,10 +50,12 @@ class Instruction(NamedTuple):
 class Collective:
   """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring.
 
-  `devices` take part together; from the first of them to the last they are `span` devices apart, both counted.
+  Of arrays of one dtype, as HLO calls it ("f32"), or of several ("f32, s32"). `devices` take part together; from the
+  first of them to the last they are `span` devices apart, both counted.
   """
 
   kind: str
+  dtype: str
   devices: int
   span: int
   in_loop: bool
@@ -108,8 +110,8 @@ class Program:
   def work(self) -> Work:
     """Everything that running the module once does."""
     work = Work()
-    counts: dict[tuple[str, int, int, bool], int] = defaultdict(int)
-    sent: dict[tuple[str, int, int, bool], float] = defaultdict(float)
+    counts: dict[tuple[str, str, int, int, bool], int] = defaultdict(int)
+    sent: dict[tuple[str, str, int, int, bool], float] = defaultdict(float)
     for instruction, operands, times, in_loop in self.executed():
       kind = instruction.opcode.removesuffix("-start")
       if kind == "while" and self.trip_count(instruction) is None:
@@ -125,7 +127,8 @@ class Program:
         groups = _groups(instruction.attributes, self._num_devices)
         devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
         if devices > 1:
-          key = kind, devices, span, in_loop
+          dtype = ", ".join(sorted({shape.dtype for shape in operands}))
+          key = kind, dtype, devices, span, in_loop
           counts[key] += times
           sent[key] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
     work.collectives = sorted((Collective(*key, counts[key], sent[key]) for key in counts), key=lambda c: -c.bytes)

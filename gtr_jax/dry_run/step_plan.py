@@ -62,6 +62,7 @@ class Plan:
     work: FLOPs and collectives.
     seconds: the compilation took.
     out_of_memory: what the compiler says where it gave up because the step does not fit; else empty.
+    program: that `work` was read from.
   """
 
   mesh: dict[str, int]
@@ -74,7 +75,8 @@ class Plan:
   temporary_bytes: int
   work: Work
   seconds: float
-  out_of_memory: str = ""
+  out_of_memory: str
+  program: Program = dataclasses.field(repr=False)
 
   @property
   def total_bytes(self) -> int:
@@ -95,7 +97,7 @@ def describe_devices(count: int) -> None:
 
 
 def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: BatchSizes,
-         chip: chips.Chip | None = None) -> Plan:
+         chip: chips.Chip | None = None, slices: int = 1) -> Plan:
   """Compiles the training step.
 
   Args:
@@ -105,6 +107,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     mesh: of devices, or of described ones.
     sizes: of the batch.
     chip: a TPU where libtpu is installed: its own compiler says what memory the step needs.
+    slices: that its devices are in.
 
   Raises:
     InputError: the model cannot be divided over the mesh.
@@ -112,9 +115,9 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
   if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and described.has_tpu_compiler():
-    slices = described.tpu_slices(chip.topology, mesh.size)
-    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(slices))
-    compiler = f"the compiler for {slices}"
+    of_chips = described.tpu_slices(chip.topology, mesh.size, slices)
+    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(of_chips))
+    compiler = f"the compiler for {of_chips}"
   loss = loss.on_mesh(mesh)
   model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
@@ -142,7 +145,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory)
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program)
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
@@ -214,8 +217,8 @@ def report(plan: Plan, names: Sequence[str]) -> str:
   lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, "
             f"{plan.work.float32_flops / max(plan.work.flops, 1):.0%} of them in float32, which read and write "
             f"{_size(plan.work.matmul_bytes)}", "",
-            f"  {'collective':20}{'devices':>8}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
-  lines += [f"  {c.kind:20}{c.devices:8}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"
+            f"  {'collective':20}{'dtype':>10}{'devices':>9}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
+  lines += [f"  {c.kind:20}{c.dtype:>10}{c.devices:9}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"
             for c in plan.work.collectives] or ["  none"]
   if plan.work.unknown_loops:
     lines.append(f"  {plan.work.unknown_loops} loops of unknown length are counted once")

@@ -59,8 +59,10 @@ def test_reads_what_other_compilers_write():
   assert work.flops == 2 * 12 * 64 * 256 * 64
   assert work.matmul_bytes == 2 * (2 * 12 * 64 * 256 + 12 * 64 * 64)
   assert set(work.collectives) == {
-      Collective("all-gather", 4, 4, False, 1, 3 * 128), Collective("reduce-scatter", 2, 2, False, 1, 128 / 2),
-      Collective("all-reduce", 4, 7, False, 1, 2 * 128 * 3 / 4), Collective("all-reduce", 2, 5, False, 1, 128 + 64)}
+      Collective("all-gather", "f32", 4, 4, False, 1, 3 * 128),
+      Collective("reduce-scatter", "f32", 2, 2, False, 1, 128 / 2),
+      Collective("all-reduce", "f32", 4, 7, False, 1, 2 * 128 * 3 / 4),
+      Collective("all-reduce", "f32", 2, 5, False, 1, 128 + 64)}
 
 
 @pytest.mark.parametrize("attributes, groups", [
@@ -231,9 +233,10 @@ def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
 
 
 def test_floors():
-  chip = chips.Chip(flops=1e12, float32_flops=1e11, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
-  work = Work(2e12, 1e11, 1e10, [Collective("all-gather", 8, 8, True, 3, 2e9),
-                                 Collective("all-reduce", 4, 13, False, 1, 5e8)])
+  chip = chips.Chip(flops=1e12, float32_flops=1e11, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8,
+                    network=1e9, source="")
+  work = Work(2e12, 1e11, 1e10, [Collective("all-gather", "bf16", 8, 8, True, 3, 2e9),
+                                 Collective("all-reduce", "f32", 4, 13, False, 1, 5e8)])
   floor = chips.floor(chip, work, 5e8)
   assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((1.9 + 1, 0.11, 0.7))
   assert floor.seconds == pytest.approx(2.9)
