@@ -9,6 +9,7 @@ from gtr_jax.io import bars, flags
 from gtr_jax.values.ranges import Range
 
 MOST_DEVICES = 10_000  # jax makes an object of each
+_DEEP = 12  # layers: those of base
 _NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
                "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace, options: Any = None) -> None:
 
 def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it."""
-  from gtr_jax.dry_run import chips, step_plan
+  from gtr_jax.dry_run import chips, described, step_plan
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
     step_plan.describe_devices(args.described_devices)
@@ -75,6 +76,9 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
-  devices = of_run["mesh"].size
+  devices, config = of_run["mesh"].size, of_run["model"].config
+  if chip and chip.topology and described.has_tpu_compiler() and not config.scan_layers and config.num_layers >= _DEEP:
+    bars.note(f"the TPU's compiler takes its time over each of {config.num_layers} layers, more than ten minutes in all "
+              "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
   return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)
