@@ -10,7 +10,7 @@ from gtr_jax.values.ranges import Range
 
 MOST_DEVICES = 10_000  # jax makes an object of each
 _DEEP = 12  # layers: those of base
-_NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
+NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
                "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
 
 
@@ -55,8 +55,14 @@ def run(args: argparse.Namespace, options: Any = None) -> None:
   print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
-def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
-  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it."""
+def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) -> Any:
+  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it.
+
+  Args:
+    args: the flags.
+    options: of a run from pairs.
+    slices: that the described TPUs are in.
+  """
   from gtr_jax.dry_run import chips, described, step_plan
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
@@ -65,7 +71,7 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   from gtr_jax.data import batch_sizes, pipeline
   from gtr_jax.parallel import partitioning
   from gtr_jax.training import run
-  config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), _NOT_NEEDED,
+  config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), NOT_NEEDED,
               first=pairs_flags.gin_text(options, args))
   of_run, of_data = config.bindings(run.TrainingRun), config.bindings(pipeline.TrainingBatches)
   fields = step_plan.BatchSizes.__dataclass_fields__.keys()
@@ -78,7 +84,7 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   _check_mean_tokens(sizes)
   devices, config = of_run["mesh"].size, of_run["model"].config
   if chip and chip.topology and described.has_tpu_compiler() and not config.scan_layers and config.num_layers >= _DEEP:
-    bars.note(f"the TPU's compiler takes its time over each of {config.num_layers} layers, more than ten minutes in all "
+    bars.note(f"the TPU's compiler takes its time over each of {config.num_layers} layers, over ten minutes in all "
               "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
-  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)
+  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices)

@@ -121,31 +121,39 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   loss = loss.on_mesh(mesh)
   model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+  with jax.set_mesh(mesh):
     state = abstract_state(jax.eval_shape(init), shardings)
     batch = abstract_batch(mesh, sizes)
     lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
     params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
-    try:
-      compiled = lowered.compile(
-          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
-      memory = compiled.memory_analysis()
-      if memory is None:
-        raise InputError(f"{compiler} does not say what memory a step needs; describe the devices with "
-                         "--described_devices")
-      temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    except jax.errors.JaxRuntimeError as e:
-      out_of_memory = str(e)
+    program, compiled = compile_lowered(lowered, mesh.size)
+    if isinstance(compiled, Exception):
+      out_of_memory = str(compiled)
       if (found := _temporary_bytes(out_of_memory, state_bytes + batch_bytes)) is None:  # It was something else.
-        raise
+        raise compiled
       temporary_bytes = found
-    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
-    whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
-    program = Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), mesh.size)
+    elif (memory := compiled.memory_analysis()) is None:
+      raise InputError(f"{compiler} does not say what memory a step needs; describe the devices with "
+                       "--described_devices")
+    else:
+      temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
               temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program)
+
+
+def compile_lowered(lowered: Any, devices: int) -> tuple[Program, Any]:
+  """The program as it is divided over the devices, and what their compiler makes of it, or the error that it gives."""
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      compiled = lowered.compile(
+          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
+    except jax.errors.JaxRuntimeError as e:
+      compiled = e
+    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
+    whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
+    return Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), devices), compiled
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
