@@ -59,7 +59,8 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
 
   def loss_of_embeddings(embeddings, logit_scale):
     (queries, passages), merged_batch = merged(embeddings, batch)
-    return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
+    with jax.named_scope("loss"):
+      return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
 
   (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
       embeddings, params.get("logit_scale"))

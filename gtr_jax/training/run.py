@@ -22,7 +22,7 @@ from gtr_jax.io.paths import expanded, location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
-from gtr_jax.parallel.progress import EVALUATION, doing
+from gtr_jax.parallel.progress import EVALUATION, doing, seconds
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training import banner, begun
 from gtr_jax.training.candidates import Candidates
@@ -30,6 +30,7 @@ from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import Programs, Wanted, compile_ahead
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
@@ -71,6 +72,8 @@ class TrainingRun:
     document_prompt: likewise.
     trained_on: what the model card says of the training data, as `from_pairs` says it.
     wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
+    profile_start: step from which `profile_steps` are traced into MODEL_DIR/profile; None: only those after a SIGUSR1.
+    profile_steps: how many steps are traced at once.
 
   Raises:
     InputError: a value is not of its type or range.
@@ -100,6 +103,8 @@ class TrainingRun:
   document_prompt: str = ""
   trained_on: Mapping[str, Any] | None = None
   wandb_project: str | None = None
+  profile_start: Positive | None = None
+  profile_steps: Positive = 3
 
   def __post_init__(self):
     check_fields(self)
@@ -146,6 +151,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, out of data or out of memory.
   """
+  began_at = seconds()
   directory, mesh, loss = location(run.model_dir), run.mesh, run.loss.on_mesh(run.mesh)
   if run.wandb_project is not None:
     installed()
@@ -240,7 +246,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       compile_ahead(mesh, wanted)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
-                 measure_start=run.measure_start)
+                 measure_start=run.measure_start, began=began_at,
+                 profiler=Profiler(directory, run.profile_start, run.profile_steps))
     return _finish(run, checkpointer, result, measured, says_next)
 
 

@@ -43,7 +43,8 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
 
   def loss_fn(params, batch, dropout_key):
     queries, passages = encode_pair(model, params, batch, dropout_key)
-    return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
+    with jax.named_scope("loss"):
+      return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
 
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -51,8 +52,9 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
       gradient, metrics = grad_cache.gradient(model, loss, state.params, batch, dropout_key)
     else:
       gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, dropout_key)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
                "param_norm": optax.tree.norm(params), "learning_rate": jnp.asarray(optimizer.learning_rate(state.step))}
     return TrainState(state.step + 1, params, opt_state), metrics
