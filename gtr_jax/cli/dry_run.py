@@ -82,9 +82,10 @@ def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) ->
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
-  devices, config = of_run["mesh"].size, of_run["model"].config
-  if chip and chip.topology and described.has_tpu_compiler() and not config.scan_layers and config.num_layers >= _DEEP:
-    bars.note(f"the TPU's compiler takes its time over each of {config.num_layers} layers, over ten minutes in all "
+  devices, of_model = of_run["mesh"].size, of_run["model"].config
+  deep = of_model.num_layers >= _DEEP and not of_model.scan_layers
+  if chip and chip.topology and described.has_tpu_compiler() and deep:
+    bars.note(f"the TPU's compiler takes its time over each of {of_model.num_layers} layers, over ten minutes in all "
               "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
   return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices)

@@ -328,9 +328,9 @@ class ValidationBatches:
         parts.append((task, np.zeros(1, int), self._tasks[task].read(order.pieces(0, 1))))
       features = _features_of(self._tasks, parts, there.size)
     del features["example_id"]
-    there = there.reshape(-1)
-    return {name: np.where(there.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
-            for name, value in features.items()} | {"valid": there}
+    valid = there.reshape(-1)
+    return {name: np.where(valid.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
+            for name, value in features.items()} | {"valid": valid}
 
 
 @contextlib.contextmanager

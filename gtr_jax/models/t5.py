@@ -17,7 +17,7 @@ import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -298,9 +298,9 @@ class SelfAttention(nn.Module):
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
     inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),
               heads("key", _fan_in_normal), heads("value", _fan_in_normal), biases, segment_ids)
-    outs = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
-                      precision=_precision(config)) for of_side in zip(*inputs, strict=True))
-    outs = tuple(out.reshape(*out.shape[:-2], -1) for out in outs)
+    of_heads = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
+                          precision=_precision(config)) for of_side in zip(*inputs, strict=True))
+    outs = tuple(out.reshape(*out.shape[:-2], -1) for out in of_heads)
     return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(outs)
 
 
@@ -395,7 +395,8 @@ def own_param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...
   """A module's float32 parameter of this shape, or the part of it that this device has."""
   if shards.within():
     return module.get_variable("params", name)  # `param` would refuse a part.
-  return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+  param: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+  return param
 
 
 def _activation_dtype(config, param):

@@ -106,7 +106,8 @@ def part_of_batch(mesh: Mesh) -> tuple[int, int]:
 def _parts(mesh):
   """The groups of each process."""
   fed = defaultdict(set)
-  for device, index in batch_sharding(mesh).devices_indices_map((num_groups(mesh),)).items():
+  placed: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((num_groups(mesh),)))
+  for device, index in placed.items():
     fed[device.process_index].add(index[0].start or 0)
   parts = {process: tuple(sorted(of_process)) for process, of_process in fed.items()}
   different = set(parts.values())
