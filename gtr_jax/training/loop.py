@@ -24,6 +24,7 @@ from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
+from gtr_jax.training.step import FINITE
 
 GIVEN_UP = "given up"  # An evaluation, on a signal.
 
@@ -141,12 +142,13 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
         writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
         look_at: Callable[[int, Any], None] = lambda step, batch: None, measure_start: bool = False,
-        began: Mapping[str | None, float] | None = None, profiler: Profiler | None = None) -> FitResult:
+        began: Mapping[str | None, float] | None = None, profiler: Profiler | None = None,
+        skip_non_finite: int = 0) -> FitResult:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
-  training stops there; such a state is never saved. On a signal to any process the step that is running ends and is
-  saved; an evaluation that is running is given up, and made up for when training goes on.
+  training stops there, unless so many may be skipped; such a state is never saved. On a signal to any process the step
+  that is running ends and is saved; an evaluation that is running is given up, and made up for when training goes on.
 
   Args:
     state: fresh, or from `resume`; donated.
@@ -164,13 +166,14 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     measure_start: run the evaluators before step 1.
     began: `parallel.progress.seconds()` when the run began; None: when Python did.
     profiler: of the steps; None: nothing is traced.
+    skip_non_finite: steps in a row that may not be finite, of a `train_step` that skips them.
 
   Raises:
     TrainingError: something is not finite, or the batches ended.
   """
   progress, profiler = progress or {}, profiler or Profiler(None)
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, profiler, batches.made_from, progress,
-               Goodput(began or {}, progress.get("goodput")))
+               Goodput(began or {}, progress.get("goodput")), skip_non_finite)
   step, saved = int(state.step), checkpointer.latest_step()
   queue, shapes, gave_up = same_row_counts(_read(batches), mesh), set(), False
   with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
@@ -239,12 +242,14 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
-  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, profiler, made_from, progress, goodput):
+  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, profiler, made_from, progress, goodput,
+               skip_non_finite):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._made_from, self._profiler = best_metric, dict(made_from), profiler
     self._means, self._goodput = PeriodMeans(progress.get("means")), goodput
+    self._may_skip, self._skipped = skip_non_finite, 0  # in a row
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
     self.start = progress.get("start")  # what the run started from was measured to; None: it was not
@@ -264,9 +269,9 @@ class _Loop:
       with jax.profiler.TraceAnnotation("waiting for the devices"):
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       self._profiler.after(step)
-      self._check_finite(step, ids, metrics)
       now = time.perf_counter()
-      self._means.add(metrics, None if self._clock is None else now - self._clock)
+      if self._is_finite(step, ids, metrics):
+        self._means.add(metrics, None if self._clock is None else now - self._clock)
       self._clock = now
       scalars, shares = self._means.scalars(), self._goodput.shares()
       self._bar.update(1, f"{_postfix(scalars)}, goodput {shares[STEPS]:.0%}")
@@ -331,14 +336,25 @@ class _Loop:
     for writer in self._writers:
       writer.write(step, scalars)
 
-  def _check_finite(self, step: int, ids: Sequence[str], metrics: Mapping[str, float]) -> None:
-    names = ("loss", "grad_norm", "param_norm")
-    if all(math.isfinite(metrics[name]) for name in names):
-      return
+  def _is_finite(self, step: int, ids: Sequence[str], metrics: Mapping[str, float]) -> bool:
+    """False of a step that was skipped. Raises TrainingError where none may be skipped, or too many were in a row."""
+    if all(math.isfinite(metrics[name]) for name in FINITE):
+      self._skipped = 0
+      return True
+    self._skipped += 1
+    values = ", ".join(f"{name} {metrics[name]:g}" for name in FINITE)
+    what = f"step {step} is not finite ({values}) on the batch of examples {self._shown(step, ids)}"
+    if self._skipped <= self._may_skip:
+      bars.say(f"{what}; it is skipped, {self._skipped} of at most {self._may_skip} in a row")
+      return False
     self._checkpointer.wait()
     last = self._checkpointer.latest_step()
     good = (f"the last good checkpoint is {self._checkpointer.directory / str(last)}" if last is not None
             else "no checkpoint has been saved yet")
+    raise TrainingError(f"{what}; {good}; look at these examples, lower the learning rate or clip the gradient")
+
+  def _shown(self, step: int, ids: Sequence[str]) -> str:
+    """Some ids, and where all of them are written to."""
     shown = ", ".join(ids[:8])
     if len(ids) > 8:
       path = self._checkpointer.directory.parent / f"non_finite_step_{step}_process_{jax.process_index()}.json"
@@ -347,12 +363,12 @@ class _Loop:
         atomic.write_json(path, list(ids))
         shown = shown.replace(f"({len(ids)} in all", f"(all {len(ids)}: {path}")
       shown += ")"
-    values = ", ".join(f"{name} {metrics[name]:g}" for name in names)
-    raise TrainingError(f"step {step} is not finite ({values}) on the batch of examples {shown}; {good}; look at these "
-                        "examples, lower the learning rate or clip the gradient")
+    return shown
 
 
 def _postfix(scalars: Mapping[str, float]) -> str:
+  if not scalars:  # All steps since the last line of metrics were skipped.
+    return "no finite step"
   parts = [f"loss {scalars['loss']:.3f}", f"acc {scalars['accuracy']:.3f}", f"mrr {scalars['mrr']:.3f}"]
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]

@@ -72,6 +72,8 @@ class TrainingRun:
     document_prompt: likewise.
     trained_on: what the model card says of the training data, as `from_pairs` says it.
     wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
+    skip_non_finite: so many steps in a row whose loss, gradient or parameters are not finite leave everything as it was
+      and are gone past; one more, or the first where it is 0, ends the run.
     profile_start: step from which `profile_steps` are traced into MODEL_DIR/profile; None: only those after a SIGUSR1.
     profile_steps: how many steps are traced at once.
 
@@ -103,6 +105,7 @@ class TrainingRun:
   document_prompt: str = ""
   trained_on: Mapping[str, Any] | None = None
   wandb_project: str | None = None
+  skip_non_finite: NonNegative = 0
   profile_start: Positive | None = None
   profile_steps: Positive = 3
 
@@ -238,16 +241,18 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       for make in makers:
         writers.append(make())
         closing.callback(writers[-1].close)
-    step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed), shardings))
+    step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed,
+                                                    bool(run.skip_non_finite)), shardings))
     if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
       wanted = [Wanted("training", step_fn, state, first_batch)]
       wanted += [Wanted("validation", of.eval_step, state.params, of.first) for of in measured
                  if isinstance(of, ValidationLoss) and of.first is not None and run.eval_period]
       compile_ahead(mesh, wanted)
+    profiler = Profiler(directory, run.profile_start, run.profile_steps)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
-                 measure_start=run.measure_start, began=began_at,
-                 profiler=Profiler(directory, run.profile_start, run.profile_steps))
+                 measure_start=run.measure_start, began=began_at, profiler=profiler,
+                 skip_non_finite=run.skip_non_finite)
     return _finish(run, checkpointer, result, measured, says_next)
 
 

@@ -15,11 +15,13 @@ from gtr_jax.training.encode_pair import encode_pair
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.state import Loss, TrainState
 
+FINITE = ("loss", "grad_norm", "param_norm")  # Metrics of a step that have to be.
+
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
-                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer, seed: int,
+                    skips_non_finite: bool = False) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function that makes one update.
 
   Args:
@@ -27,6 +29,8 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
     loss: of a whole batch.
     optimizer: of `gtr_jax.training.optimizers`.
     seed: of the dropout masks, which depend on it and on the step alone, so that a run that resumes draws the same.
+    skips_non_finite: where the loss, the gradient or the new parameters are not finite, parameters and optimizer stay
+      as they were, and the step counts.
 
   Returns:
     `(state, batch) -> (state, metrics)`; a batch with a microbatch axis goes through gradient caching. The metrics are
@@ -57,6 +61,10 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
       params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
                "param_norm": optax.tree.norm(params), "learning_rate": jnp.asarray(optimizer.learning_rate(state.step))}
+    if skips_non_finite:
+      finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in FINITE])))
+      params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state),
+                                       (state.params, state.opt_state))
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step
