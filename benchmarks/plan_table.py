@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from gtr_jax.cli import dry_run
-from gtr_jax.dry_run import chips
+from gtr_jax.dry_run.floor import floor
+from gtr_jax.parallel import chips
 
 SIZES, BATCHES, DEVICES = ("base", "large", "xl", "xxl"), (2048, 65536), (8, 64, 256)
 AT_ONCE = 32  # pairs that a device encodes at once
@@ -62,7 +63,7 @@ def measured(size: str, batch: int, devices: int, compiler: str) -> dict[str, An
           "mesh": plan.mesh, "state": state, "batch_bytes": plan.batch_bytes, "temporaries": plan.temporary_bytes,
           "fits_by_compiler": not plan.out_of_memory, "flops": plan.work.flops,
           "sends": sum(collective.bytes for collective in plan.work.collectives), "seconds": round(plan.seconds),
-          "floors": {name: chips.floor(chip, plan.work, state).seconds for name, chip in chips.CHIPS.items()}}
+          "floors": {name: floor(chip, plan.work, state).seconds for name, chip in chips.CHIPS.items()}}
 
 
 def row(size: str, batch: int, devices: int, by: dict[str, dict[str, Any]]) -> str:

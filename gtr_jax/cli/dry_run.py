@@ -51,7 +51,8 @@ def asked(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace, options: Any = None) -> None:
   """Prints the plan. `args` are those of `gtr-jax train`, `options` of its run from pairs."""
-  from gtr_jax.dry_run import chips, step_plan
+  from gtr_jax.dry_run import step_plan
+  from gtr_jax.parallel import chips
   print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
@@ -63,7 +64,8 @@ def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) ->
     options: of a run from pairs.
     slices: that the described TPUs are in.
   """
-  from gtr_jax.dry_run import chips, described, step_plan
+  from gtr_jax.dry_run import described, step_plan
+  from gtr_jax.parallel import chips
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
     step_plan.describe_devices(args.described_devices)

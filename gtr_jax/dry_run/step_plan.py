@@ -18,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gtr_jax.dry_run import chips, described
+from gtr_jax.dry_run import described
+from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Program, Work
 from gtr_jax.errors import InputError
-from gtr_jax.parallel import partitioning
+from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
 from gtr_jax.text.packing import Texts, round_rows
 from gtr_jax.training.state import abstract_state, state_initializer
@@ -233,11 +234,11 @@ def report(plan: Plan, names: Sequence[str]) -> str:
   lines += ["", f"  {'chip':8}{'memory':>10}{'fits':>14}{'compute':>12}{'memory':>12}{'interconnect':>14}{'floor':>12}"]
   for name in names:
     chip = chips.CHIPS[name]
-    floor = chips.floor(chip, plan.work, plan.params_bytes + plan.optimizer_bytes)
+    least = floor(chip, plan.work, plan.params_bytes + plan.optimizer_bytes)
     share = plan.total_bytes / chip.memory
     fits = f"{'yes' if share <= 1 and not plan.out_of_memory else 'no'}, {share:.0%}"
-    lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(floor.compute):>12}{_time(floor.memory):>12}"
-                 f"{_time(floor.interconnect):>14}{_time(floor.seconds):>12}")
+    lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(least.compute):>12}{_time(least.memory):>12}"
+                 f"{_time(least.interconnect):>14}{_time(least.seconds):>12}")
   notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
   return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
 

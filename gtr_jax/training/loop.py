@@ -143,7 +143,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
         look_at: Callable[[int, Any], None] = lambda step, batch: None, measure_start: bool = False,
         began: Mapping[str | None, float] | None = None, profiler: Profiler | None = None,
-        skip_non_finite: int = 0) -> FitResult:
+        skip_non_finite: int = 0, most_tokens_per_second: float | None = None) -> FitResult:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
@@ -167,13 +167,14 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     began: `parallel.progress.seconds()` when the run began; None: when Python did.
     profiler: of the steps; None: nothing is traced.
     skip_non_finite: steps in a row that may not be finite, of a `train_step` that skips them.
+    most_tokens_per_second: of `mfu`; None: it is not known.
 
   Raises:
     TrainingError: something is not finite, or the batches ended.
   """
   progress, profiler = progress or {}, profiler or Profiler(None)
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, profiler, batches.made_from, progress,
-               Goodput(began or {}, progress.get("goodput")), skip_non_finite)
+               Goodput(began or {}, progress.get("goodput")), skip_non_finite, most_tokens_per_second)
   step, saved = int(state.step), checkpointer.latest_step()
   queue, shapes, gave_up = same_row_counts(_read(batches), mesh), set(), False
   with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
@@ -243,13 +244,14 @@ class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
   def __init__(self, periods, checkpointer, evaluators, best_metric, writers, profiler, made_from, progress, goodput,
-               skip_non_finite):
+               skip_non_finite, most_tokens_per_second):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._made_from, self._profiler = best_metric, dict(made_from), profiler
     self._means, self._goodput = PeriodMeans(progress.get("means")), goodput
     self._may_skip, self._skipped = skip_non_finite, 0  # in a row
+    self._most_tokens_per_second = most_tokens_per_second
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
     self.start = progress.get("start")  # what the run started from was measured to; None: it was not
@@ -274,6 +276,8 @@ class _Loop:
         self._means.add(metrics, None if self._clock is None else now - self._clock)
       self._clock = now
       scalars, shares = self._means.scalars(), self._goodput.shares()
+      if self._most_tokens_per_second and "tokens_per_second" in scalars:
+        scalars["mfu"] = scalars["tokens_per_second"] / self._most_tokens_per_second
       self._bar.update(1, f"{_postfix(scalars)}, goodput {shares[STEPS]:.0%}")
       if self._periods.logs(step):
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} |
@@ -372,4 +376,6 @@ def _postfix(scalars: Mapping[str, float]) -> str:
   parts = [f"loss {scalars['loss']:.3f}", f"acc {scalars['accuracy']:.3f}", f"mrr {scalars['mrr']:.3f}"]
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
+  if "mfu" in scalars:
+    parts.append(f"MFU {scalars['mfu']:.0%}")
   return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])

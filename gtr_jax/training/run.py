@@ -29,6 +29,7 @@ from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import Programs, Wanted, compile_ahead
@@ -252,7 +253,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
                  measure_start=run.measure_start, began=began_at, profiler=profiler,
-                 skip_non_finite=run.skip_non_finite)
+                 skip_non_finite=run.skip_non_finite,
+                 most_tokens_per_second=most_tokens_per_second(run.model, mesh))
     return _finish(run, checkpointer, result, measured, says_next)
 
 

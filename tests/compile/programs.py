@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gtr_jax.cli import dry_run
-from gtr_jax.dry_run import chips, described, step_plan
+from gtr_jax.dry_run import described, step_plan
+from gtr_jax.parallel import chips
 
 LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
 DEEP = ("t5.T5Config.remat='layer'", "t5.T5Config.scan_layers=True")  # as of base and larger ones

@@ -14,7 +14,7 @@ from pathlib import Path
 import programs
 import pytest
 
-from gtr_jax.dry_run import chips
+from gtr_jax.parallel import chips
 
 pytest.importorskip("libtpu", reason="the TPU's compiler: pip install 'gtr_jax[aot]'")
 TO_SPARE = 0.1

@@ -12,12 +12,13 @@ import pytest
 from tiny_training import tiny_loss
 
 from gtr_jax.cli.main import main
-from gtr_jax.dry_run import chips, described, hlo, step_plan
+from gtr_jax.dry_run import described, hlo, step_plan
+from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Collective, Program, Work
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.parallel import partitioning
+from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
 
@@ -237,11 +238,11 @@ def test_floors():
                     network=1e9, source="")
   work = Work(2e12, 1e11, 1e10, [Collective("all-gather", "bf16", 8, 8, True, 3, 2e9),
                                  Collective("all-reduce", "f32", 4, 13, False, 1, 5e8)])
-  floor = chips.floor(chip, work, 5e8)
-  assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((1.9 + 1, 0.11, 0.7))
-  assert floor.seconds == pytest.approx(2.9)
-  floor = chips.floor(dataclasses.replace(chip, network=None, flops=1e16, float32_flops=1e15), work, 5e8)
-  assert floor.interconnect is None and floor.seconds == pytest.approx(0.11)
+  least = floor(chip, work, 5e8)
+  assert (least.compute, least.memory, least.interconnect) == pytest.approx((1.9 + 1, 0.11, 0.7))
+  assert least.seconds == pytest.approx(2.9)
+  least = floor(dataclasses.replace(chip, network=None, flops=1e16, float32_flops=1e15), work, 5e8)
+  assert least.interconnect is None and least.seconds == pytest.approx(0.11)
 
 
 @pytest.mark.parametrize("name, devices, expected", [
