@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="for a mesh of N devices that need not be here (default: those of this machine)")
   group.add_argument("--chip", metavar="NAME",
                      help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
-                     "installed, v5e, v5p and v6e are asked for their memory")
+                     "installed, the compiler of a TPU is asked what memory it needs")
   group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
