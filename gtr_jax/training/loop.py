@@ -183,7 +183,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       with contextlib.suppress(Stopped):
         with stop.given_up():
           if measure_start and step == 0:
-            loop.start = loop.evaluate(0, state.params)
+            loop.start = loop.evaluate(0, state.params_to_use)
           if progress.get("evaluation") == GIVEN_UP:
             loop.make_up_for_evaluation(step, state)
         gave_up = periods.gives_up(step, checkpointer.best_step())
@@ -294,7 +294,7 @@ class _Loop:
     if self._periods.evaluates(step):
       try:
         with stop.given_up():
-          metric = self.evaluate(step, state.params)
+          metric = self.evaluate(step, state.params_to_use)
       except Stopped:
         self.gave_evaluation_up = True
         self.save(step, state, None, evaluation=GIVEN_UP)
@@ -307,7 +307,7 @@ class _Loop:
 
   def make_up_for_evaluation(self, step: int, state: TrainState) -> None:
     """Evaluates the checkpoint that training goes on from, as this was given up when it was saved."""
-    metric = self.evaluate(step, state.params)
+    metric = self.evaluate(step, state.params_to_use)
     self._checkpointer.set_progress(step, self._progress(), metric)
 
   def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:

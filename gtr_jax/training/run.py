@@ -197,7 +197,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
   if run.initial_checkpoint_path and not processes.from_first(lambda: list_steps(directory / "checkpoints")):
-    state = state.replace(params=with_initial_params(
+    state = state.beginning_from(with_initial_params(
         state.params, shardings.params, expanded(run.initial_checkpoint_path), tokenizer))
 
   # All is checked that can be; only now is anything written.
