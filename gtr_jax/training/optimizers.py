@@ -33,7 +33,7 @@ class Averaged(NamedTuple):
   """The state of `averaged`: that of the optimizer, the number of updates, and the average of the parameters."""
 
   of_optimizer: Any
-  count: jax.Array
+  made: jax.Array
   average: Any
 
 
@@ -56,11 +56,11 @@ def averaged(optimizer: Optimizer, decay: _Decay = 0.9999) -> Optimizer:
 
   def update(gradient, state, params):
     updates, of_optimizer = optimizer.update(gradient, state.of_optimizer, params)
-    count = state.count + 1
-    share = jnp.maximum(1 - decay, 9 / (10 + count))
+    made = state.made + 1
+    share = jnp.maximum(1 - decay, 9 / (10 + made))
     average = jax.tree.map(lambda mean, x: mean + share * (x - mean), state.average,
                            optax.apply_updates(params, updates))
-    return updates, Averaged(of_optimizer, count, average)
+    return updates, Averaged(of_optimizer, made, average)
 
   return Optimizer(init, update, optimizer.learning_rate)
 

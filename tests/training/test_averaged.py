@@ -70,7 +70,7 @@ def test_it_is_evaluated_saved_and_used(tmp_path, of):
   run(2)
   state = run(4)
   average, params = jax.device_get((state.opt_state.average, state.params))
-  assert int(state.opt_state.count) == 4
+  assert int(state.opt_state.made) == 4
   jax.tree.map(np.testing.assert_array_equal, seen[-1], average)
   assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), average, params)))
   used = restore_params(tmp_path / "checkpoints", abstract_parameters(model, MESH))
