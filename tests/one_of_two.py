@@ -33,8 +33,7 @@ class PartOfBatches(TinyBatches):
 
   def __init__(self, mesh, after=None, then=None):
     super().__init__(partitioning.num_groups(mesh))
-    part, parts = processes.data_part(mesh)
-    self._mine = slice(part * self.groups // parts, (part + 1) * self.groups // parts)
+    self._mine = list(partitioning.own_groups(mesh))
     self._after, self._then = after, then
 
   def __iter__(self):
@@ -49,7 +48,7 @@ def fed(**axes):
   mesh = partitioning.make_mesh(**axes)
   batch = partitioning.global_batch(mesh, next(iter(PartOfBatches(mesh))).batch)
   whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(batch.queries.tokens)
-  return [processes.data_part(mesh), np.asarray(whole).tolist()]
+  return [partitioning.own_groups(mesh), np.asarray(whole).tolist()]
 
 
 class Training:
@@ -110,7 +109,8 @@ def together(index, port, folder):
     report["not shared"] = str(e)
     processes.wait_for_all()
 
-  report["fed"] = [fed(model=4), fed(model=8)]
+  report["fed"] = [fed(model=4), fed(model=8), fed(data=4, model=2, devices=[
+      jax.devices()[i] for i in (0, 1, 4, 5, 6, 7, 2, 3)])]
 
   with jax.enable_x64(True):
     training = Training(data=2, fsdp=2, model=2)

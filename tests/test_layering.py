@@ -14,7 +14,7 @@ LAYERS = (
     {"values": ""},
     {"io": "etils pyarrow tqdm zstandard", "config": "gin"},
     {"parallel": "etils flax jax numpy"},
-    {"losses": "jax", "collections": "etils numpy pyarrow", "text": "etils numpy py3langid sentencepiece",
+    {"losses": "jax numpy", "collections": "etils numpy pyarrow", "text": "etils numpy py3langid sentencepiece",
      "checkpoints": "etils jax orbax", "models": "flax jax"},
     {"prepare": "apache_beam etils google_crc32c ir_datasets numpy py7zr zstandard"},
     {"data": "etils google numpy sentencepiece seqio tensorflow tensorflow_datasets",

@@ -12,9 +12,10 @@ from gtr_jax.text.batch import Batch, make_batch
 VOCAB, PAIRS = 64, 16
 
 
-def tiny_model(dropout_rate: float = 0.0, emb_dim: int = 16, projection_dim: int = 8) -> DualEncoder:
+def tiny_model(dropout_rate: float = 0.0, emb_dim: int = 16, projection_dim: int = 8,
+               dtype: str = "float32") -> DualEncoder:
   config = T5Config(vocab_size=VOCAB, emb_dim=emb_dim, num_heads=2, head_dim=8, mlp_dim=32, num_layers=1,
-                    dropout_rate=dropout_rate)
+                    dropout_rate=dropout_rate, dtype=dtype)
   return DualEncoder(config, projection_dim=projection_dim)
 
 

@@ -4,7 +4,10 @@
 #   python -m build --wheel
 #   cloud_tpu.sh install dist/gtr_jax-0.1.0-py3-none-any.whl
 #   cloud_tpu.sh run train --data_dir gs://bucket/data --gin_file=models/t5_base.gin --gin_file=runs/pretrain.gin \
-#       --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" --gin.MODEL_DIR="'gs://bucket/a'"
+#       --gin_file=meshes/data_parallel.gin --gin.t5.T5Config.remat="'layer'" --gin.t5.T5Config.scan_layers=True \
+#       --gin.MICROBATCH_SIZE=512 --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" \
+#       --gin.MODEL_DIR="'gs://bucket/a'"
+# (16 chips, 32 pairs at once on each: `gtr-jax train --dry_run` says what others hold.)
 #   cloud_tpu.sh log      # follow process 0
 #   cloud_tpu.sh stop     # save and stop; the same `run` goes on
 #

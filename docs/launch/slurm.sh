@@ -2,7 +2,10 @@
 # gtr-jax on GPUs under Slurm, a process for each GPU.
 #
 #   sbatch --nodes=2 slurm.sh train --data_dir data --gin_file=models/t5_base.gin --gin_file=runs/pretrain.gin \
-#       --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" --gin.MODEL_DIR="'runs/a'"
+#       --gin_file=meshes/data_parallel.gin --gin.t5.T5Config.remat="'layer'" --gin.t5.T5Config.scan_layers=True \
+#       --gin.MICROBATCH_SIZE=512 --gin.MIXTURE_OR_TASK_NAME="'my_task'" --gin.MIXTURE_OR_TASK_MODULE="'my_tasks'" \
+#       --gin.MODEL_DIR="'runs/a'"
+# (16 GPUs, 32 pairs at once on each: `gtr-jax train --dry_run` says what others hold.)
 #
 #SBATCH --job-name=gtr
 #SBATCH --ntasks-per-node=8

@@ -8,8 +8,10 @@ moment leaves whole steps only. What lies there and is not whole is never delete
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
+import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -207,7 +209,8 @@ class Checkpointer:
 
 def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
                    optional: Collection[str] = ("logit_scale",), advice: str = "") -> dict[str, Any]:
-  """The parameters of a checkpoint, for inference or fine-tuning; the optimizer's state is not read.
+  """The parameters of a checkpoint, for inference or fine-tuning, or their average where the optimizer keeps one
+  (`training.optimizers.averaged`); the rest of its state is not read.
 
   Args:
     path: as for `find_checkpoint`.
@@ -222,16 +225,21 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
     InputError: no checkpoint there; another structure or size; damaged.
   """
   folder = find_checkpoint(path)
-  saved = {name: shape for name, shape in _saved_leaves(folder).items() if name.startswith("params/")}
-  wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"params/{name}" in saved}
-  unread = {f"params/{name}" for name in optional if name not in wanted}
-  tree = {"params": wanted}
+  leaves = _saved_leaves(folder)
+  place = "opt_state/average" if any(name.startswith("opt_state/average/") for name in leaves) else "params"
+  saved = {name: shape for name, shape in leaves.items() if name.startswith(f"{place}/")}
+  wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"{place}/{name}" in saved}
+  unread = {f"{place}/{name}" for name in optional if name not in wanted}
+  tree: dict[str, Any] = wanted
+  for key in reversed(place.split("/")):
+    tree = {key: tree}
   _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, tree, advice)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     try:
-      return reader.restore(folder / "state", args=_restore_args(tree))["params"]
+      found = reader.restore(folder / "state", args=_restore_args(tree))
     except Exception as e:
       raise _damaged(folder, e) from e
+  return functools.reduce(operator.getitem, place.split("/"), found)
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:

@@ -9,7 +9,8 @@ from gtr_jax.io import bars, flags
 from gtr_jax.values.ranges import Range
 
 MOST_DEVICES = 10_000  # jax makes an object of each
-_NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
+_DEEP = 12  # layers: those of base
+NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
                "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help="for a mesh of N devices that need not be here (default: those of this machine)")
   group.add_argument("--chip", metavar="NAME",
                      help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
-                     "installed, v5e, v5p and v6e are asked for their memory")
+                     "installed, the compiler of a TPU is asked what memory it needs")
   group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
@@ -50,13 +51,21 @@ def asked(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace, options: Any = None) -> None:
   """Prints the plan. `args` are those of `gtr-jax train`, `options` of its run from pairs."""
-  from gtr_jax.dry_run import chips, step_plan
+  from gtr_jax.dry_run import step_plan
+  from gtr_jax.parallel import chips
   print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
-def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
-  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it."""
-  from gtr_jax.dry_run import chips, step_plan
+def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) -> Any:
+  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it.
+
+  Args:
+    args: the flags.
+    options: of a run from pairs.
+    slices: that the described TPUs are in.
+  """
+  from gtr_jax.dry_run import described, step_plan
+  from gtr_jax.parallel import chips
   chip = chips.find(args.chip) if args.chip else None
   if args.described_devices:
     step_plan.describe_devices(args.described_devices)
@@ -64,7 +73,7 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   from gtr_jax.data import batch_sizes, pipeline
   from gtr_jax.parallel import partitioning
   from gtr_jax.training import run
-  config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), _NOT_NEEDED,
+  config.load(run.TrainingRun, args.gin_file, args.gin_bindings, shared_flags.search_paths(args), NOT_NEEDED,
               first=pairs_flags.gin_text(options, args))
   of_run, of_data = config.bindings(run.TrainingRun), config.bindings(pipeline.TrainingBatches)
   fields = step_plan.BatchSizes.__dataclass_fields__.keys()
@@ -75,6 +84,10 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
-  devices = of_run["mesh"].size
+  devices, of_model = of_run["mesh"].size, of_run["model"].config
+  deep = of_model.num_layers >= _DEEP and not of_model.scan_layers
+  if chip and chip.topology and described.has_tpu_compiler() and deep:
+    bars.note(f"the TPU's compiler takes its time over each of {of_model.num_layers} layers, over ten minutes in all "
+              "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
-  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip)
+  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices)

@@ -17,7 +17,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--output", required=True, type=flags.path, help="the embedding store's folder")
   shared_flags.add_data_dir(p)
   shared_flags.add_empty_documents(p)
-  shared_flags.add_mesh(p)
+  shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
 
@@ -27,10 +27,11 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.collections.protocol import Protocol, find_one
   from gtr_jax.inference.load import check_model
   from gtr_jax.retrieval.encode import encode_corpus
-  check_model(args.model, shared_flags.tokenization(args))
+  tokenization = shared_flags.tokenization(args)
+  check_model(args.model, tokenization)
   shared_flags.set_data_dir(args)
   found = first_before_others(lambda: find_one(args.collection))
   protocol = Protocol(allow_empty_documents=args.allow_empty_documents).of(found)
   documents = read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents)
-  store = encode_corpus(shared_flags.load_model(args), documents, args.output)
+  store = encode_corpus(shared_flags.load_model(args, args.model, tokenization), documents, args.output)
   print_once(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")

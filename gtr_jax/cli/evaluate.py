@@ -44,7 +44,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--output", required=True, type=flags.path, help="folder for results.json, runs/ and embeddings/")
   p.add_argument("--json", action="store_true", help="print what was measured as JSON instead of tables: what "
                  "this call adds to results.json")
-  shared_flags.add_mesh(p)
+  shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
 
@@ -75,5 +75,5 @@ def run(args: argparse.Namespace) -> None:
                       allow_empty_documents=args.allow_empty_documents, **lengths)
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
-                     tokenization=dataclasses.replace(tokenization, **lengths))
+                     tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype)
   print_once(json.dumps(results, indent=2) if args.json else tables(results))

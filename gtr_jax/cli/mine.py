@@ -100,7 +100,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="keep documents of the collection with neither title nor text instead of refusing it")
   shared_flags.add_data_dir(p)
   shared_flags.add_tokenization(p)
-  shared_flags.add_mesh(p)
+  shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
 
@@ -281,18 +281,13 @@ def _check_grade(args: argparse.Namespace, qrels: Mapping[str, Mapping[str, int]
                      f"are {there}; give one of them that is above 0")
 
 
-def _load(args: argparse.Namespace, path: str, tokenization: Any) -> Any:
-  from gtr_jax.inference.load import load_model
-  from gtr_jax.parallel.partitioning import make_mesh
-  return load_model(path, make_mesh(model=args.model_parallel), tokenization)
-
-
 def _rescorer(args: argparse.Namespace, tokenization: Any) -> Any:
   """Of the flags; None where nothing is rescored."""
   from gtr_jax.mining import rescore
   if args.rescore_cross_encoder:
     return rescore.CrossEncoderRescorer(args.rescore_cross_encoder)
-  return rescore.BiEncoderRescorer(_load(args, args.rescore, tokenization)) if args.rescore else None
+  return (rescore.BiEncoderRescorer(shared_flags.load_model(args, args.rescore, tokenization)) if args.rescore
+          else None)
 
 
 def _ranker(args: argparse.Namespace, documents: Any, protocol: Any, tokenization: Any) -> Any:
@@ -300,7 +295,7 @@ def _ranker(args: argparse.Namespace, documents: Any, protocol: Any, tokenizatio
   if not args.model:
     return Bm25Ranker(documents)
   from gtr_jax.retrieval.encode import encode_corpus
-  model = _load(args, args.model, tokenization)
+  model = shared_flags.load_model(args, args.model, tokenization)
   path = os.path.realpath(args.collection or args.pairs)
   name = os.path.basename(path).removesuffix(".gz").removesuffix(".jsonl")
   of_path = hashlib.sha256(path.encode()).hexdigest()[:6]  # There may be several of the name.

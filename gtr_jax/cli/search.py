@@ -30,7 +30,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
   p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, else 5)")
-  shared_flags.add_mesh(p)
+  shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.retrieval.search import Searcher
   from gtr_jax.retrieval.store import Store
   store = Store(args.embeddings)
-  model = shared_flags.load_model(args)
-  store.check_model(model.weights_hash)
+  model = shared_flags.load_model(args, args.model, shared_flags.tokenization(args), store.settings.get("dtype"))
+  store.check_model(model)
   searcher = Searcher(store, model.mesh)
   if args.queries:
     _answer_file(args, searcher, store, model)

@@ -48,20 +48,19 @@ def all_lengths(given: Mapping[str, int], negatives: int, negative_queries: int)
   return Lengths(task, each)
 
 
-def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, process_count: int,
+def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, own_groups: int,
                 row_lengths: Mapping[str, int] | None, lengths: Lengths) -> Callable[..., Batch]:
   """The function from features to this process's batch: `make_batch`, told of all but `usual`.
 
-  The arguments are those of `pipeline.TrainingBatches`.
+  The arguments are those of `pipeline.TrainingBatches`; of `own_groups`, how many.
 
   Raises:
     InputError: the sizes do not divide, or do not fit.
   """
   if type(batch_size) is not int or batch_size < 1:
     raise InputError(f"the batch size (BATCH_SIZE) is {batch_size!r}: it must be a positive number")
-  if batch_size % groups or groups % process_count:
-    on = f" on {process_count} processes" if process_count > 1 else ""
-    raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards{on}: change "
+  if batch_size % groups:
+    raise InputError(f"a batch of {batch_size} pairs cannot be divided over {groups} data shards: change "
                      "the batch size (--batch_size, BATCH_SIZE) or the mesh")
   microbatches = None
   if microbatch_size is not None:
@@ -84,5 +83,5 @@ def batch_maker(batch_size: int, microbatch_size: int | None, groups: int, proce
         raise InputError(f"rows of {row_lengths[side]!r} tokens for {side} (ROW_LENGTHS) are shorter than its longest "
                          f"text: TASK_FEATURE_LENGTHS allows {longest}; make the rows at least that long")
     rows = RowLengths(row_lengths["inputs"], row_lengths["targets"])
-  return functools.partial(make_batch, groups=groups // process_count, row_lengths=rows,
+  return functools.partial(make_batch, groups=own_groups, row_lengths=rows,
                            microbatches=microbatches)

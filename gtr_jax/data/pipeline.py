@@ -68,8 +68,7 @@ class TrainingBatches:
     extra_ids: sentinel ids after the pieces of `vocabulary` (the released T5 `spiece.model`: 100).
     use_cached: read what `seqio_cache_tasks` has written.
     split: split of the tasks.
-    process_index: which of `process_count` parts of each batch this process reads.
-    process_count: see above.
+    own_groups: numbers of the groups, of `groups`, that this process reads, ascending; None: all.
     read_ahead: batches that are made at once, ahead of the one that is asked for.
 
   Attributes:
@@ -90,14 +89,13 @@ class TrainingBatches:
                negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
                data_fraction: Annotated[float, Range(above=0, most=1)] = 1.0, one_task_per_batch: bool = False,
                seed: Seed = 0, vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
-               split: str = "train", process_index: NonNegative = 0, process_count: Positive = 1,
-               read_ahead: Positive = 2):
+               split: str = "train", own_groups: Sequence[int] | None = None, read_ahead: Positive = 2):
     check_arguments(TrainingBatches, locals())
     self._name, self.feature_lengths, self.batch_size = mixture_or_task_name, feature_lengths, batch_size
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
-    self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
+    self._groups = range(groups) if own_groups is None else own_groups
+    self._make_batch = batch_maker(batch_size, microbatch_size, groups, len(self._groups), row_lengths, lengths)
     self._packed, self._negatives = row_lengths is not None, negatives_per_example
-    self._groups = range(groups // process_count * process_index, groups // process_count * (process_index + 1))
     self._all_groups, self._of_group = groups, batch_size // groups
     from gtr_jax.data import datasets  # Takes seconds: not before a run has said that it has begun.
     from gtr_jax.data.registered import provider_of, rates_of, tasks_of, vocabulary_file_of
@@ -161,7 +159,7 @@ class TrainingBatches:
                        "first batches has one; declare the task's `negatives` field, or ask for 0")
     del features["example_id"]
     if self._packed:  # Of a group that all processes can read.
-      first = features if self._groups.start == 0 else self._features(0, range(1))
+      first = features if self._groups[0] == 0 else self._features(0, range(1))
       first = {name: value[:self._of_group] for name, value in first.items() if name != "example_id"}
       self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(first, groups=1)))
     return self._make_batch(features)
@@ -281,16 +279,15 @@ class ValidationBatches:
                row_lengths: _Lengths | None = None, microbatch_size: Positive | None = None,
                negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
                vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
-               split: str = "validation", process_index: NonNegative = 0, process_count: Positive = 1,
+               split: str = "validation", own_groups: Sequence[int] | None = None,
                max_batches: Positive | None = None):
     check_arguments(ValidationBatches, locals())
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
-    self._make_batch = batch_maker(batch_size, microbatch_size, groups, process_count, row_lengths, lengths)
+    self._groups = range(groups) if own_groups is None else own_groups
+    self._make_batch = batch_maker(batch_size, microbatch_size, groups, len(self._groups), row_lengths, lengths)
     self._packed = row_lengths is not None
     self._usual: UsualShape | None = None
     self._batch_size, self._of_group = batch_size, batch_size // groups
-    part = batch_size // process_count
-    self._part = range(part * process_index, part * (process_index + 1))
     from gtr_jax.data import datasets
     from gtr_jax.data.registered import provider_of, tasks_of
     provider = provider_of(mixture_or_task_name, mixture_or_task_module, split)
@@ -308,31 +305,32 @@ class ValidationBatches:
 
   def __iter__(self) -> Iterator[Batch]:
     for number in range(self._batches):
-      features = self._features(number, self._part)
+      features = self._features(number, self._groups)
       if self._packed and self._usual is None:  # The last batch, with fewer pairs, has the shape of the first, too.
-        usual = usual_shape(self._make_batch(self._features(0, range(self._of_group)), groups=1))
+        usual = usual_shape(self._make_batch(self._features(0, range(1)), groups=1))
         self._usual = UsualShape(*(rows._replace(least=0) for rows in usual))
       yield self._make_batch(features, usual=self._usual)
 
-  def _features(self, number, part):
-    """Of a part of the pairs of a batch."""
-    first = number * self._batch_size + part.start
-    last = first + len(part)
-    parts = []
+  def _features(self, number, groups):
+    """Of these groups of a batch."""
+    parts, there = [], np.zeros((len(groups), self._of_group), bool)
     with self._reading():
-      for task, (order, start) in enumerate(zip(self._orders, self._starts, strict=False)):
-        here = range(max(first, start), min(last, start + order.epoch_size))
-        if here:
-          records = self._tasks[task].read(order.pieces(here.start - start, here.stop - start))
-          parts.append((task, np.arange(here.start, here.stop) - first, records))
+      for place, group in enumerate(groups):
+        first = number * self._batch_size + group * self._of_group
+        there[place] = np.arange(first, first + self._of_group) < self._starts[-1]
+        for task, (order, start) in enumerate(zip(self._orders, self._starts, strict=False)):
+          here = range(max(first, start), min(first + self._of_group, start + order.epoch_size))
+          if here:
+            records = self._tasks[task].read(order.pieces(here.start - start, here.stop - start))
+            parts.append((task, place * self._of_group + np.arange(here.start, here.stop) - first, records))
       if not parts:  # Nothing is left for it: of the first pair, only the shapes.
         task, order = next((task, order) for task, order in enumerate(self._orders) if order.epoch_size)
         parts.append((task, np.zeros(1, int), self._tasks[task].read(order.pieces(0, 1))))
-      features = _features_of(self._tasks, parts, len(part))
+      features = _features_of(self._tasks, parts, there.size)
     del features["example_id"]
-    there = np.arange(first, last) < self._starts[-1]
-    return {name: np.where(there.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
-            for name, value in features.items()} | {"valid": there}
+    valid = there.reshape(-1)
+    return {name: np.where(valid.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
+            for name, value in features.items()} | {"valid": valid}
 
 
 @contextlib.contextmanager

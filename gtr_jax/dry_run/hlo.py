@@ -50,10 +50,12 @@ class Instruction(NamedTuple):
 class Collective:
   """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring.
 
-  `devices` take part together; from the first of them to the last they are `span` devices apart, both counted.
+  Of arrays of one dtype, as HLO calls it ("f32"), or of several ("f32, s32"). `devices` take part together; from the
+  first of them to the last they are `span` devices apart, both counted.
   """
 
   kind: str
+  dtype: str
   devices: int
   span: int
   in_loop: bool
@@ -67,12 +69,14 @@ class Work:
 
   Attributes:
     flops: of the matrix products; a multiplication and an addition are 2.
+    float32_flops: of these, those of float32 products that no shorter type may stand in for.
     matmul_bytes: what the matrix products read and write.
     collectives: the largest first.
     unknown_loops: loops whose number of iterations could not be read; counted once.
   """
 
   flops: float = 0.0
+  float32_flops: float = 0.0
   matmul_bytes: float = 0.0
   collectives: list[Collective] = field(default_factory=list)
   unknown_loops: int = 0
@@ -106,21 +110,25 @@ class Program:
   def work(self) -> Work:
     """Everything that running the module once does."""
     work = Work()
-    counts: dict[tuple[str, int, int, bool], int] = defaultdict(int)
-    sent: dict[tuple[str, int, int, bool], float] = defaultdict(float)
+    counts: dict[tuple[str, str, int, int, bool], int] = defaultdict(int)
+    sent: dict[tuple[str, str, int, int, bool], float] = defaultdict(float)
     for instruction, operands, times, in_loop in self.executed():
       kind = instruction.opcode.removesuffix("-start")
       if kind == "while" and self.trip_count(instruction) is None:
         work.unknown_loops += 1
       elif kind in ("dot", "convolution"):
-        work.flops += times * _flops(instruction, operands)
+        flops = times * _flops(instruction, operands)
+        work.flops += flops
+        if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
+          work.float32_flops += flops
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
       elif kind in COLLECTIVES:
         kind = "reduce-scatter" if instruction.name in self._sliced else kind
         groups = _groups(instruction.attributes, self._num_devices)
         devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
         if devices > 1:
-          key = kind, devices, span, in_loop
+          dtype = ", ".join(sorted({shape.dtype for shape in operands}))
+          key = kind, dtype, devices, span, in_loop
           counts[key] += times
           sent[key] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
     work.collectives = sorted((Collective(*key, counts[key], sent[key]) for key in counts), key=lambda c: -c.bytes)

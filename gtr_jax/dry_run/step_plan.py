@@ -4,9 +4,8 @@ Nothing is allocated and no data is read. Memory is what the compiler says. FLOP
 program as XLA has divided it over the devices, and before it fits it to one kind of them.
 """
 
-import importlib.util
+import dataclasses
 import math
-import os
 import re
 import tempfile
 import textwrap
@@ -19,10 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gtr_jax.dry_run import chips
+from gtr_jax.dry_run import described
+from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Program, Work
 from gtr_jax.errors import InputError
-from gtr_jax.parallel import partitioning
+from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
 from gtr_jax.text.packing import Texts, round_rows
 from gtr_jax.training.state import abstract_state, state_initializer
@@ -63,6 +63,7 @@ class Plan:
     work: FLOPs and collectives.
     seconds: the compilation took.
     out_of_memory: what the compiler says where it gave up because the step does not fit; else empty.
+    program: that `work` was read from.
   """
 
   mesh: dict[str, int]
@@ -75,7 +76,8 @@ class Plan:
   temporary_bytes: int
   work: Work
   seconds: float
-  out_of_memory: str = ""
+  out_of_memory: str
+  program: Program = dataclasses.field(repr=False)
 
   @property
   def total_bytes(self) -> int:
@@ -96,51 +98,63 @@ def describe_devices(count: int) -> None:
 
 
 def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: BatchSizes,
-         chip: chips.Chip | None = None) -> Plan:
+         chip: chips.Chip | None = None, slices: int = 1) -> Plan:
   """Compiles the training step.
 
   Args:
-    model: a `DualEncoder`.
+    model: a `DualEncoder`; a dtype of "auto" is that of accelerators.
     loss: an `InBatchLoss` or `RingLoss`.
     optimizer: of `gtr_jax.training.optimizers`.
     mesh: of devices, or of described ones.
     sizes: of the batch.
     chip: a TPU where libtpu is installed: its own compiler says what memory the step needs.
+    slices: that its devices are in.
 
   Raises:
     InputError: the model cannot be divided over the mesh.
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
-  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and importlib.util.find_spec("libtpu"):
-    mesh = _tpu_mesh(mesh, chip.topology)
-    compiler = f"the compiler for {chips.torus(chip.topology, mesh.size)}"
+  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and described.has_tpu_compiler():
+    of_chips = described.tpu_slices(chip.topology, mesh.size, slices)
+    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(of_chips))
+    compiler = f"the compiler for {of_chips}"
+  loss = loss.on_mesh(mesh)
+  model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+  with jax.set_mesh(mesh):
     state = abstract_state(jax.eval_shape(init), shardings)
     batch = abstract_batch(mesh, sizes)
     lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
     params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
-    try:
-      compiled = lowered.compile(
-          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
-      memory = compiled.memory_analysis()
-      if memory is None:
-        raise InputError(f"{compiler} does not say what memory a step needs; describe the devices with "
-                         "--described_devices")
+    program, compiled = compile_lowered(lowered, mesh.size)
+    if isinstance(compiled, Exception):
+      out_of_memory = str(compiled)
+      if (found := _temporary_bytes(out_of_memory, state_bytes + batch_bytes)) is None:  # It was something else.
+        raise compiled
+      temporary_bytes = found
+    elif (memory := compiled.memory_analysis()) is None:
+      raise InputError(f"{compiler} does not say what memory a step needs; describe the devices with "
+                       "--described_devices")
+    else:
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    except jax.errors.JaxRuntimeError as e:
-      out_of_memory = str(e)
-      temporary_bytes = _used_bytes(out_of_memory) - state_bytes - batch_bytes
-      if temporary_bytes < 0:  # It was something else.
-        raise
-    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
-    whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
-    program = Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), mesh.size)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory)
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program)
+
+
+def compile_lowered(lowered: Any, devices: int) -> tuple[Program, Any]:
+  """The program as it is divided over the devices, and what their compiler makes of it, or the error that it gives."""
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      compiled = lowered.compile(
+          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
+    except jax.errors.JaxRuntimeError as e:
+      compiled = e
+    dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
+    whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
+    return Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), devices), compiled
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
@@ -171,17 +185,16 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
                array(jnp.uint32, own, 1, 2))
 
 
-def _tpu_mesh(mesh, topology):
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # Else libtpu waits for the metadata server of a cloud machine.
-  from jax.experimental import topologies
-  devices = topologies.get_topology_desc(chips.torus(topology, mesh.size), platform="tpu").devices
-  return partitioning.make_mesh(**dict(mesh.shape), devices=devices)
-
-
-def _used_bytes(message: str) -> int:
-  """Of "Used 20.51G of 15.75G hbm"."""
+def _temporary_bytes(message: str, others: int) -> int | None:
+  """What the TPU's compiler says that it needs, in either of two ways; None where it says something else."""
+  if of_temporaries := re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds", message):
+    return _in_bytes(of_temporaries)
   used = re.search(r"Used ([\d.]+)([KMGT]) of", message)
-  return int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else 0
+  return max(_in_bytes(used) - others, 0) if used else None
+
+
+def _in_bytes(size: re.Match[str]) -> int:
+  return int(float(size[1]) * 1024 ** (" KMGT".index(size[2])))
 
 
 def _bytes(tree: Any) -> int:
@@ -195,9 +208,9 @@ accelerator's differ, and for bfloat16 are mostly smaller. With libtpu installed
 TPU's compiler.
 """
 _FLOOR_NOTE = """\
-The floor is the longest of three: FLOPs at the peak rate; what the matrix products read and write, and the state read \
-and written once, at the memory's bandwidth; what the collectives send, passed round rings one after the other, at the \
-interconnect's. A step takes longer. ?: no source for that figure.
+The floor is the longest of three: FLOPs at the peak rate of their dtype; what the matrix products read and write, and \
+the state read and written once, at the memory's bandwidth; what the collectives send, passed round rings one after \
+the other, at the interconnect's. A step takes longer. ?: no source for that figure.
 """
 
 
@@ -210,21 +223,22 @@ def report(plan: Plan, names: Sequence[str]) -> str:
   lines += [f"  {name:18}{_size(value):>12}" for name, value in (
       ("parameters", plan.params_bytes), ("optimizer state", plan.optimizer_bytes), ("batch", plan.batch_bytes),
       ("temporaries", plan.temporary_bytes), ("total", plan.total_bytes))]
-  lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, which read and write "
+  lines += ["", f"work of each device in a step: {plan.work.flops:.3e} FLOPs in matrix products, "
+            f"{plan.work.float32_flops / max(plan.work.flops, 1):.0%} of them in float32, which read and write "
             f"{_size(plan.work.matmul_bytes)}", "",
-            f"  {'collective':20}{'devices':>8}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
-  lines += [f"  {c.kind:20}{c.devices:8}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"
+            f"  {'collective':20}{'dtype':>10}{'devices':>9}{'in a loop':>11}{'times':>8}{'each device sends':>20}"]
+  lines += [f"  {c.kind:20}{c.dtype:>10}{c.devices:9}{'yes' if c.in_loop else 'no':>11}{c.count:8,}{_size(c.bytes):>20}"
             for c in plan.work.collectives] or ["  none"]
   if plan.work.unknown_loops:
     lines.append(f"  {plan.work.unknown_loops} loops of unknown length are counted once")
   lines += ["", f"  {'chip':8}{'memory':>10}{'fits':>14}{'compute':>12}{'memory':>12}{'interconnect':>14}{'floor':>12}"]
   for name in names:
     chip = chips.CHIPS[name]
-    floor = chips.floor(chip, plan.work, plan.params_bytes + plan.optimizer_bytes)
+    least = floor(chip, plan.work, plan.params_bytes + plan.optimizer_bytes)
     share = plan.total_bytes / chip.memory
     fits = f"{'yes' if share <= 1 and not plan.out_of_memory else 'no'}, {share:.0%}"
-    lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(floor.compute):>12}{_time(floor.memory):>12}"
-                 f"{_time(floor.interconnect):>14}{_time(floor.seconds):>12}")
+    lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(least.compute):>12}{_time(least.memory):>12}"
+                 f"{_time(least.interconnect):>14}{_time(least.seconds):>12}")
   notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
   return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
 

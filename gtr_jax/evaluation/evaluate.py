@@ -45,7 +45,7 @@ SIMILARITIES = ("cosine", "dot")
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-             progress: bool = True) -> dict[str, Any]:
+             dtype: str | None = None, progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -62,12 +62,13 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     protocol: how.
     mesh: devices for the models; default: data parallel over all.
     tokenization: what models of other programs do not say.
+    dtype: that the models are computed in, as of `load_model`.
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
     What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "queries
     without relevant documents", "median words", "hash", "beir": whether it is that set, "warnings") and "systems"
-    (name -> "model", "weights_hash", "similarity", "results": collection -> measure -> value).
+    (name -> "model", "weights_hash", "dtype", "similarity", "results": collection -> measure -> value).
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
@@ -104,12 +105,14 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     model = trained and _with_similarity(trained, similarity)
     name = name if model is trained else f"{name} ({similarity})"
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
+                                            "dtype": model and model.encoder.config.dtype,
                                             "weights_hash": model and model.weights_hash, "results": {}}
     there = earlier.get("systems", {}).get(name, of_system)
     again = averages.with_forums(results["collections"])
     dropped = [of_earlier for of_earlier in averages.shown(there["results"]) if of_earlier not in again]
     if there["weights_hash"] != of_system["weights_hash"] and dropped:
-      say(f"{name}: the results here are of other weights; those on {', '.join(dropped)} are dropped")
+      say(f"{name}: the results here are of other weights, or computed in another dtype; those on "
+          f"{', '.join(dropped)} are dropped")
     for task in tasks:
       collection, clock = task.collection, _Clock()
       note(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
@@ -132,7 +135,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   if bm25:
     evaluate_system(BM25)
   for name, path in models.items():
-    trained = load_model(path, mesh, tokenization)
+    trained = load_model(path, mesh, tokenization, dtype)
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
       evaluate_system(name, trained, similarity)
     del trained  # Before the next one is loaded.

@@ -206,7 +206,7 @@ def _training(report: _Report, runs: Mapping[str, list[dict[str, float]]]) -> No
     report.plot("nDCG@10 during training", "ndcg_in_training", plots.curves, "nDCG@10", measured)
   columns = {"train loss": "train/loss", "in-batch accuracy": "train/accuracy", "in-batch MRR": "train/mrr",
              "validation loss": "validation/loss", "pairs/s": "train/pairs_per_second",
-             "tokens/s": "train/tokens_per_second", "fill": "train/fill"}
+             "tokens/s": "train/tokens_per_second", "fill": "train/fill", "MFU": "train/mfu", "goodput": "time/steps"}
   rows = {name: {"steps": max((line["step"] for line in lines), default=0),
                  **{column: next((line[key] for line in reversed(lines) if key in line), None)
                     for column, key in columns.items()}} for name, lines in runs.items()}

@@ -35,6 +35,7 @@ class _System(TypedDict):
   results: Mapping[str, _Values]
   similarity: NotRequired[str | None]
   model: NotRequired[str | None]
+  dtype: NotRequired[str | None]
 
 
 class _Results(TypedDict):

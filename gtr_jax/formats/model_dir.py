@@ -74,8 +74,7 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
   place = model_dir / MODEL_JSON
   if place.exists():
     there, vocabulary, _, _ = read_model_json(place)
-    numerics = ("dtype",)  # A run may go on in another precision.
-    if (deciding_fields(there, but=numerics) != deciding_fields(encoder, but=numerics) or
+    if (deciding_fields(there) != deciding_fields(encoder) or
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another folder "
                        "(--output, MODEL_DIR), or remove this one")
@@ -109,10 +108,10 @@ def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:
   return path.name.endswith(".tmp") and path.name.startswith((f".{VOCABULARY_FILE}.", f".{MODEL_JSON}."))
 
 
-def deciding_fields(encoder: DualEncoder, but: tuple[str, ...] = ()) -> dict[str, Any]:
-  """The configuration without what only training sees, and without `but`."""
+def deciding_fields(encoder: DualEncoder) -> dict[str, Any]:
+  """The configuration without what only training sees."""
   fields = encoder.to_json()
-  return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in (*_TRAINING_ONLY, *but)}}
+  return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in _TRAINING_ONLY}}
 
 
 def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dict[str, int], dict[str, str]]:

@@ -5,6 +5,7 @@ weights, `weights.safetensors`, which the programs take as arguments; and `progr
 Tokenisation stays outside: `spiece.model` is there for it.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,7 +25,11 @@ SHAPES = ((1, 64), (32, 64), (1, 512), (32, 512))  # (texts, tokens of each)
 
 
 def encode_rows(encoder: DualEncoder, params: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
-  """Embeddings `[texts, dim]` of token ids `[texts, length]`, each a text padded with 0; parameters by native name."""
+  """Embeddings `[texts, dim]` of token ids `[texts, length]`, each a text padded with 0; parameters by native name.
+
+  Activations are float32, the same wherever the program will run.
+  """
+  encoder = dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, dtype="float32"))
   rows = jnp.arange(1, len(tokens) + 1, dtype=jnp.int32)[:, None]
   texts = Texts(tokens[None], jnp.where(tokens > 0, rows, 0)[None])
   return encoder.encode(traverse_util.unflatten_dict(dict(params), sep="/"), texts, len(tokens))[0]

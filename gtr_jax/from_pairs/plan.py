@@ -165,12 +165,12 @@ def _named(collections: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _for_devices(run: Mapping[str, Any], batches: Mapping[str, Any], lengths: Mapping[str, data.Lengths]) -> str:
-  """Numerics of the devices; layers as a loop where there are many, which compiles sooner; parameters divided where a
+  """Layers as a loop where there are many, which compiles sooner; parameters divided where a
   device cannot hold all."""
   del batches, lengths
   lines = ["from gtr_jax.models import t5"]
   if jax.default_backend() != "cpu":
-    lines += ["t5.T5Config.dtype = 'bfloat16'", "t5.T5Config.remat = 'layer'"]
+    lines.append("t5.T5Config.remat = 'layer'")
   if run["model"].config.num_layers >= _DEEP or jax.default_backend() != "cpu":
     lines.append("t5.T5Config.scan_layers = True")
   there = memory.available_bytes()

@@ -1,30 +1,31 @@
 """From texts to embeddings: packed into rows of a few lengths, every shape compiled once, spread over the mesh.
 
-Letters: G groups (data shards of the mesh), R rows of a group, L length, D embedding size.
+Of several processes each tokenises, packs and gets back texts of its own.
+
+Letters: G groups (data shards of the mesh), T texts of a group, D embedding size.
 """
 
+import contextlib
 import functools
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
+from gtr_jax.inference.row_queue import PackedTexts, RowQueue
 from gtr_jax.io.bars import Bar
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.parallel.partitioning import batch_sharding, num_groups, place
+from gtr_jax.parallel.partitioning import global_batch, num_groups, own_groups, part_of_batch
 from gtr_jax.parallel.progress import ENCODING, doing
-from gtr_jax.text.packing import Texts, best_fit
 
-LONGEST_IN_SHORT_ROWS = 256  # tokens; a longer text opens a row that is made for twice as many, ..
-TOKENS_OF_TEXT = 12        # there is room for so many texts in a row as if each had so many tokens
-TOKENS_PER_BATCH = 16_384  # token slots of one batch on each data shard
-CPU_TOKENS_PER_BATCH = 2048  # the same on a CPU, whose cache has to hold the activations
 _AHEAD = 2                 # batches given to the devices before the result of the first is fetched
 _SIDE_OF_TOWER = {"query": "query", "passage": "document"}
 
@@ -55,6 +56,8 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
                  mesh: Mesh, bar: "Progress | None" = None, batch_size: int | None = None) -> np.ndarray:
   """Embeddings of tokenised texts, float32 `[texts, D]`. Same shapes, same program, whatever the parameters.
 
+  All processes have all texts, and get all embeddings; each embeds a part.
+
   Args:
     encoder: the computation.
     params: sharded over `mesh`.
@@ -65,102 +68,150 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     bar: to report progress to.
     batch_size: texts that are computed at once, at most.
   """
-  groups = num_groups(mesh)
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  out = np.zeros((len(tokens), encoder.dim), np.float32)
-  running: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
+  part, parts = part_of_batch(mesh)
+  out = np.zeros((-(-len(tokens) // parts), encoder.dim), np.float32)
 
-  def fetch():
-    texts, places, result_GxTxD = running.popleft()
-    out[texts] = np.asarray(result_GxTxD).reshape(-1, encoder.dim)[places]
-    if bar is not None:
-      bar.add(len(texts), sum(len(tokens[i]) for i in texts))
+  def put(numbers, embeddings):
+    out[numbers] = embeddings
 
-  with jax.set_mesh(mesh), doing(ENCODING):
-    for batch in _batches(tokens, max_length, groups, on_cpu, batch_size):
-      doing(ENCODING)
-      texts = jax.tree.map(functools.partial(place, sharding=batch_sharding(mesh)), batch.texts)
-      running.append((batch.numbers, batch.places, _encode(encoder, params, texts, batch.num_texts, tower, mesh)))
-      if len(running) > _AHEAD:
-        fetch()
-    while running:
-      fetch()
-  return out
+  with EmbeddingStream(encoder, params, tower, max_length, mesh, put, bar) as stream:
+    if parts == 1:
+      for batch in _batches(tokens, max_length, num_groups(mesh), stream.on_cpu, batch_size):
+        stream.run(batch)
+    else:
+      own = [tokens[i] for i in range(part, len(tokens), parts)]
+      stream.add(own, range(len(own)))
+      stream.flush(few_shapes=True)
+  return out if parts == 1 else from_all_parts(out, mesh)[:len(tokens)]
 
 
-@functools.partial(jax.jit, static_argnames=("encoder", "num_texts", "tower", "mesh"))
-def _encode(encoder, params, texts, num_texts, tower, mesh):
-  """Embeddings `[G, R, D]`, the whole of them on every device, so that every process can read them."""
-  embeddings = encoder.encode(params, texts, num_texts, tower=tower)
-  return jax.lax.with_sharding_constraint(embeddings, NamedSharding(mesh, PartitionSpec()))
+def from_all_parts(own: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """`[parts * n, ...]`, row i from part i modulo their number, of which each process has `[n, ...]`."""
+  numbers = multihost_utils.process_allgather(np.int32(part_of_batch(mesh)[0]))
+  of_processes = multihost_utils.process_allgather(own)
+  of_parts = of_processes[np.unique(numbers, return_index=True)[1]]
+  return np.moveaxis(of_parts, 0, 1).reshape(-1, *own.shape[1:])
 
 
-class _Batch(NamedTuple):
-  """Packed texts `[groups, rows, length]` with room for `num_texts` in each group, and which embedding is whose."""
+class EmbeddingStream:
+  """Embeds texts as they come: packed into rows, which wait until they fill a batch of all processes.
 
-  texts: Texts
-  num_texts: int
-  numbers: np.ndarray  # of the texts in this batch
-  places: np.ndarray   # where their embeddings are in the flat [groups * num_texts]
+  Every process adds texts of its own and gets their embeddings; all of them add, and flush, equally often. A context:
+  under the mesh, and waits for what is running.
+
+  Args:
+    encoder: the computation.
+    params: sharded over `mesh`.
+    tower: "query" or "passage".
+    max_length: tokens of a text at most.
+    mesh: the devices.
+    put: gets numbers of texts, int `[n]`, and their embeddings, float32 `[n, D]`.
+    bar: to report progress to.
+
+  Attributes:
+    on_cpu: whether the devices are CPUs.
+  """
+
+  def __init__(self, encoder: DualEncoder, params: Any, tower: str, max_length: int, mesh: Mesh,
+               put: Callable[[np.ndarray, np.ndarray], None], bar: "Progress | None" = None):
+    self.on_cpu = mesh.devices.flat[0].platform == "cpu"
+    self._encode = functools.partial(_encode, encoder, params, tower=tower)
+    self._mesh, self._put, self._bar, self._groups = mesh, put, bar, own_groups(mesh)
+    self._waiting = RowQueue(max_length, self.on_cpu)
+    self._running: deque[tuple[PackedTexts, jax.Array]] = deque()
+    self._within = contextlib.ExitStack()
+
+  def __enter__(self) -> "EmbeddingStream":
+    self._within.enter_context(jax.set_mesh(self._mesh))
+    self._within.enter_context(doing(ENCODING))
+    return self
+
+  def __exit__(self, kind, *exc_info):
+    with self._within:
+      while self._running and kind is None:
+        self._fetch()
+
+  def add(self, tokens: Sequence[np.ndarray], numbers: Sequence[int]) -> None:
+    """Takes more texts, int32 `[<= max_length]` each, with their numbers, and embeds what fills whole batches."""
+    self._waiting.add(tokens, numbers)
+    whole = [self._waiting.rows(length) // (most * len(self._groups)) for length, most in self._waiting.batch_rows]
+    for (length, most), number in zip(self._waiting.batch_rows, _agreed(whole, min), strict=True):
+      for _ in range(number):
+        self.run(self._waiting.take(length, most, len(self._groups)))
+
+  def flush(self, few_shapes: bool = False) -> None:
+    """Embeds what is left.
+
+    Args:
+      few_shapes: no other programs are compiled than for a whole batch and for one of a single row; else the last
+        batch of each length has the shape that its texts fill best.
+    """
+    waiting, groups = self._waiting, len(self._groups)
+    for length, most in waiting.batch_rows:
+      rows, = _agreed([-(-waiting.rows(length) // groups)], max)
+      for _ in range(rows // most):
+        self.run(waiting.take(length, most, groups))
+      if few_shapes and rows % most:
+        self.run(waiting.take(length, 1 if rows % most == 1 else most, groups))
+      elif rows % most:
+        lengths, needed = waiting.lengths_of_last(length), _agreed(waiting.rows_of_last(length, groups), max)
+        other, rows = min(zip(lengths, needed, strict=True), key=math.prod)
+        waiting.repack(length, other)
+        self.run(waiting.take(other, rows, groups))
+
+  def run(self, batch: PackedTexts) -> None:
+    """Embeds a batch of this process's groups."""
+    doing(ENCODING)
+    texts = global_batch(self._mesh, batch.texts)
+    self._running.append((batch, self._encode(texts=texts, num_texts=batch.num_texts)))
+    if len(self._running) > _AHEAD:
+      self._fetch()
+
+  def _fetch(self):
+    batch, result_GxTxD = self._running.popleft()
+    of_group = {shard.index[0].start or 0: shard.data for shard in result_GxTxD.addressable_shards}
+    own = np.concatenate([np.asarray(of_group[group]) for group in self._groups])
+    if len(batch.numbers):
+      self._put(batch.numbers, own.reshape(-1, own.shape[-1])[batch.places])
+    if self._bar is not None:
+      parts = num_groups(self._mesh) // len(self._groups)  # The others are about as far.
+      self._bar.add(parts * len(batch.numbers), parts * int(np.count_nonzero(batch.texts.segment_ids)))
+
+
+def _agreed(numbers: Sequence[int], by: Callable[[Iterable[int]], int]) -> list[int]:
+  """The least, or largest, of each that any process has."""
+  if jax.process_count() == 1:
+    return list(numbers)
+  of_all = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
+  return [int(by(of_number)) for of_number in of_all.T.tolist()]
+
+
+@functools.partial(jax.jit, static_argnames=("encoder", "num_texts", "tower"))
+def _encode(encoder, params, texts, num_texts, tower):
+  """Embeddings `[G, T, D]`, those of a group where the group is."""
+  return encoder.encode(params, texts, num_texts, tower=tower)
 
 
 def _batches(tokens: Sequence[np.ndarray], max_length: int, groups: int, on_cpu: bool,
-             batch_size: int | None = None) -> Iterator[_Batch]:
-  """Packs texts into batches of few shapes, the longest texts first.
+             batch_size: int | None = None) -> Iterator[PackedTexts]:
+  """Packs all of some texts into batches of few shapes, those of the longest texts first.
 
-  A row is an eighth longer than the longest text it is made for, which leaves room for a good fit. Texts that exceed
-  `LONGEST_IN_SHORT_ROWS` get longer rows, whose gaps shorter texts fill: attention costs a token the length of its row.
   Each length of rows has one shape, and a second one of a single row for the little that a query needs. A
   `batch_size` leaves rows out of a batch; only where it is less than the rows of one, these are fewer, a power of two.
   """
-  lengths = np.asarray([len(t) for t in tokens], np.int64)
-  multiple = 8 if on_cpu else 128
-  made_for = [min(LONGEST_IN_SHORT_ROWS, max_length)]
-  while made_for[-1] < max_length:
-    made_for.append(min(2 * made_for[-1], max_length))
-  row_lengths = np.asarray([-(-longest * 9 // 8 // multiple) * multiple for longest in made_for])
-  opens = row_lengths[np.searchsorted(made_for, lengths)]
-  room = int(row_lengths[0]) // TOKENS_OF_TEXT + 1
-  at_once = max(batch_size // groups, 1) if batch_size else None  # texts of each group
-  row, start, num_rows = best_fit(lengths, opens, min(room, at_once) if at_once else room)
-  length_of_row = np.zeros(num_rows, np.int64)
-  np.maximum.at(length_of_row, row, opens)  # The text that opens a row is its longest.
-  by_row = np.argsort(row, kind="stable")
-  row = row[by_row]
-  texts_of_row = np.bincount(row, minlength=num_rows)
-  for length in row_lengths[::-1].tolist():
-    rows_of_length = np.flatnonzero(length_of_row == length)
-    most = max((CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH) // length, 1)
+  at_once = max(batch_size // groups, 1) if batch_size else None  # Texts of each group.
+  queue = RowQueue(max_length, on_cpu, at_once)
+  queue.add(tokens, range(len(tokens)))
+  for length, most in queue.batch_rows:
     if at_once:
       most = min(most, 1 << at_once.bit_length() - 1)
-    for chosen in _in_batches(rows_of_length, texts_of_row, most * groups, groups, batch_size):
-      rows = most if len(chosen) > groups else 1
-      packed = np.zeros((2, groups * rows, length), np.int32)
-      numbers, places = [], []
-      for r, begin, end in zip(range(len(chosen)), np.searchsorted(row, chosen), np.searchsorted(row, chosen, "right"),
-                               strict=True):
-        for in_row, number in enumerate(by_row[begin:end].tolist()):
-          at = slice(start[number], start[number] + lengths[number])
-          packed[0, r, at] = tokens[number]
-          packed[1, r, at] = 1 + r % rows * room + in_row
-          numbers.append(number)
-          places.append(r * room + in_row)
-      yield _Batch(Texts(*packed.reshape(2, groups, rows, length)), rows * room, np.asarray(numbers),
-                   np.asarray(places))
-
-
-def _in_batches(rows: np.ndarray, texts_of_row: np.ndarray, most: int, few: int,
-                batch_size: int | None) -> Iterator[np.ndarray]:
-  """The rows in parts of at most `most`, and of at most `batch_size` texts: full ones, or of `few` rows."""
-  first = 0
-  while first < len(rows):
-    chosen = rows[first:first + most]
-    if batch_size:
-      chosen = chosen[:max(np.searchsorted(np.cumsum(texts_of_row[chosen]), batch_size, "right"), 1)]
-      if len(chosen) < min(most // 2, len(rows) - first):  # Most of a full batch would be empty.
-        chosen = chosen[:few]
-    first += len(chosen)
-    yield chosen
+    while queue.rows(length):
+      chosen = min(queue.rows(length), most * groups)
+      if batch_size:
+        chosen = min(chosen, queue.rows_with(length, batch_size))
+        if chosen < min(most * groups // 2, queue.rows(length)):  # Most of a full batch would be empty.
+          chosen = min(chosen, groups)
+      yield queue.take(length, most if chosen > groups else 1, groups, chosen)
 
 
 def tokenize(model: Model, texts: Sequence[str], side: str, max_length: int,

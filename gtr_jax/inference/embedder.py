@@ -29,7 +29,7 @@ DTYPES = ("float32", "float16", "int8")
 
 @also_called(model_name_or_path="model")
 def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_ids: int | None = None,
-         query_length: int | None = None, document_length: int | None = None) -> "Embedder":
+         query_length: int | None = None, document_length: int | None = None, dtype: str | None = None) -> "Embedder":
   """Loads a model to encode with.
 
   Args:
@@ -42,6 +42,8 @@ def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_
     extra_ids: sentinels after its pieces (T5, and the default where the model does not say: 100).
     query_length: most tokens of a query.
     document_length: most tokens of a document.
+    dtype: "float32" or "bfloat16", that the encoder computes in; default: bfloat16 on TPUs and GPUs, float32 on CPUs.
+      What `Embedder.encode` calls so is that of the vectors.
 
   Raises:
     InputError: there is no such model, or it is damaged, or does not say what is asked for here; or an argument is of
@@ -52,7 +54,7 @@ def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_
   if not isinstance(mesh, Mesh | None):
     raise InputError(f"mesh is {mesh!r:.80}: give one of gtr_jax.parallel.partitioning.make_mesh, or None for all "
                      "devices")
-  return Embedder(load_model(model, mesh, Tokenization(vocabulary, extra_ids, query_length, document_length)))
+  return Embedder(load_model(model, mesh, Tokenization(vocabulary, extra_ids, query_length, document_length), dtype))
 
 
 class Embedder:
@@ -158,9 +160,9 @@ class Embedder:
       prompt_name: the same as `side`.
       prompt: put before every text instead of the model's own prompt for the side; "" for none.
       batch_size: texts that are computed at once, at most. It is a bound for memory, and changes nothing else: as many
-        texts as fit are packed into rows of some hundred tokens, and rows into batches of
-        `gtr_jax.inference.embed.TOKENS_PER_BATCH` tokens (on a CPU `CPU_TOKENS_PER_BATCH`) for each device. Default: no
-        other bound than that, which is the fastest.
+        texts as fit are packed into rows of some hundred tokens, and rows into batches of `TOKENS_PER_BATCH` tokens of
+        `gtr_jax.inference.row_queue` (on a CPU `CPU_TOKENS_PER_BATCH`) for each device. Default: no other bound than
+        that, which is the fastest.
       max_length: tokens of a text at most, EOS included; default: the model's own for the side.
       normalize: whether vectors have length 1; default: as the model was trained.
       normalize_embeddings: True: vectors have length 1; False: as the model was trained.

@@ -23,6 +23,7 @@ from gtr_jax.inference.weights_hash import weights_hash
 from gtr_jax.io.paths import reached
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import abstract_parameters
+from gtr_jax.models.t5 import DTYPES
 from gtr_jax.parallel.partitioning import make_mesh, place
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -32,14 +33,14 @@ class Model:
   """A dual encoder with its parameters.
 
   Attributes:
-    encoder: the computation.
+    encoder: the computation; the dtype of its activations is "float32" or "bfloat16", and no longer "auto".
     params: unboxed, sharded over `mesh`; float32, or bfloat16 where the weights on disk are.
     tokenizer: of its vocabulary.
     lengths: most tokens of a "query" and of a "document".
     prompts: text put before every "query" and every "document".
     mesh: where the parameters lie.
-    weights_hash: hexadecimal sha256 of all that decides an embedding: parameters, configuration, vocabulary, lengths
-      and prompts.
+    weights_hash: hexadecimal sha256 of all that decides an embedding: parameters, configuration, the dtype of
+      activations, vocabulary, lengths and prompts.
     path: where it was read from.
   """
 
@@ -53,7 +54,8 @@ class Model:
   path: str
 
 
-def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tokenization | None = None) -> Model:
+def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
+               dtype: str | None = None) -> Model:
   """Loads a model to encode with.
 
   Args:
@@ -62,10 +64,14 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
       Hugging Face hub.
     mesh: where the parameters go; default: data parallel over all devices.
     tokenization: what the model does not say itself.
+    dtype: of the activations, "float32" or "bfloat16"; default: bfloat16 on TPUs and GPUs, float32 on CPUs, however it
+      was trained.
 
   Raises:
     InputError: it is no such model, something in it is missing or damaged, or the vocabulary is not the model's.
   """
+  if dtype is not None and dtype not in DTYPES:
+    raise InputError(f"dtype is {dtype!r:.40}: give one of {', '.join(DTYPES)}, or None for what suits the devices")
   model_dir = find_model_dir(path)
   mesh = make_mesh() if mesh is None else mesh
   with reached(path):
@@ -75,9 +81,11 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
     else:
       source, step = open_run(locate(path), model_dir, tokenization)
       params = restore_params(step, abstract_parameters(source.encoder, mesh))
-  tokenizer = tokenizer_of(source)
-  return Model(source.encoder, params, tokenizer, source.lengths, source.prompts, mesh,
-               weights_hash(source.encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
+  tokenizer, config = tokenizer_of(source), source.encoder.config
+  dtype = dtype or config.dtype_on(mesh.devices.flat[0].platform)
+  encoder = dataclasses.replace(source.encoder, config=dataclasses.replace(config, dtype=dtype))
+  return Model(encoder, params, tokenizer, source.lengths, source.prompts, mesh,
+               weights_hash(encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
 
 
 def check_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> None:

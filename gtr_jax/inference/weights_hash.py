@@ -16,9 +16,12 @@ from gtr_jax.text.tokenizer import Tokenizer
 
 def weights_hash(encoder: DualEncoder, params: Any, tokenizer: Tokenizer, lengths: Mapping[str, int],
                  prompts: Mapping[str, str]) -> str:
-  """Hexadecimal sha256 of all that decides an embedding. The same on every mesh; all processes must call it."""
+  """Hexadecimal sha256 of all that decides an embedding, the dtype of the activations too. The same on every mesh; all
+  processes must call it."""
+  fields = deciding_fields(encoder)
+  fields["config"]["dtype"] = encoder.config.dtype
   digest = hashlib.sha256()
-  digest.update(json.dumps([deciding_fields(encoder), tokenizer.sha256, tokenizer.extra_ids, dict(lengths),
+  digest.update(json.dumps([fields, tokenizer.sha256, tokenizer.extra_ids, dict(lengths),
                             dict(prompts)], sort_keys=True).encode())
   leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
   for name, leaf in sorted(leaves.items()):

@@ -66,6 +66,11 @@ class InBatchLoss:
       raise InputError(f"{type(self).__name__}.own_negatives_only has no backward direction: set bidirectional = "
                        "False as well")
 
+  def on_mesh(self, mesh: jax.sharding.Mesh) -> "InBatchLoss":
+    """The same loss: `RingLoss` looks at where the devices are."""
+    del mesh
+    return self
+
   def init_params(self) -> dict[str, jax.Array]:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
     if not self.learned_temperature:

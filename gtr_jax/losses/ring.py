@@ -4,8 +4,8 @@ Letters: G groups, Q pairs in the global batch, N hard negatives, M negative que
 device holds R blocks of rows and sees the C blocks of columns of one device at a time; a block is B examples.
 """
 
+import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.losses.blocks import MaskInputs, candidates, cut, from_blocks, in_blocks
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
-from gtr_jax.parallel.partitioning import BATCH_AXES
+from gtr_jax.losses.rounds import Ring, shards_of_mesh
+from gtr_jax.parallel.partitioning import BATCH_AXES, platform, slices_of_shards
 
 # Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
 # TPU it should be large enough to hide the launch of its dozen kernels; 4096 x 4096 logits in float32 are 64 MiB.
@@ -36,6 +37,10 @@ class RingLoss(InBatchLoss):
   FlashAttention (Dao et al. 2022, arXiv 2205.14135). That makes 4 products of the size of the logits, where the dense
   loss has 6.
 
+  Over several TPU slices the ring is one of rings: candidates go round inside a slice, and then to the next one, where
+  they go round again. What crosses the network between slices, once a round instead of at every hop, is on its way for
+  as long as the round takes.
+
   Only vectors travel: forward the candidates, backward they and their gradient, one hop behind, so that a hop's
   exchanges wait for none of its products. What masks are made of is a few words for each example, which all devices get
   at once; the columns' sums are exchanged once, behind the last hop.
@@ -46,9 +51,18 @@ class RingLoss(InBatchLoss):
   The mesh is that of `jax.set_mesh`; without one the ring is a single device. Along the axis `model`, along which
   embeddings are replicated, all devices compute the same.
 
+  Attributes:
+    slices: of each data shard the number of the slice that it is on; () where all are on one. `on_mesh` sets it.
+
   Raises:
     InputError: as `InBatchLoss`; and when the groups of the batch cannot be divided over the mesh.
   """
+
+  slices: tuple[int, ...] = ()
+
+  def on_mesh(self, mesh: jax.sharding.Mesh) -> "RingLoss":
+    """The same loss, for the slices of this mesh."""
+    return dataclasses.replace(self, slices=slices_of_shards(mesh))
 
   def _compute(self, queries, passages, batch, scale, train):
     dtype = jnp.promote_types(jnp.promote_types(queries.dtype, passages.dtype), jnp.float32)
@@ -56,7 +70,7 @@ class RingLoss(InBatchLoss):
     margin = self.margin if train else 0.0
     if self.own_negatives_only:
       return own_negatives(self, queries, passages, batch, scale, margin)
-    shards = _shards()
+    shards = shards_of_mesh()
     if len(queries) % shards:
       raise InputError(f"RingLoss: {len(queries)} groups cannot be divided over {shards} data shards (data x fsdp): "
                        "make the number of groups a multiple of them, or change the mesh")
@@ -64,7 +78,10 @@ class RingLoss(InBatchLoss):
     mask_inputs = MaskInputs(*map(jnp.asarray, (
         number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
         batch.text_hash, batch.known_hash)))
-    block = BLOCK_ON_CPU if jax.default_backend() == "cpu" else BLOCK
+    block = BLOCK_ON_CPU if platform() == "cpu" else BLOCK
+    if self.slices and len(self.slices) != shards:
+      raise InputError(f"RingLoss.slices is of {len(self.slices)} data shards, and the mesh has {shards}: let "
+                       "`on_mesh` set it")
     *sums, number_valid = _sums((self, margin, block), queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
 
@@ -124,15 +141,16 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   dtype = scale.dtype
   zeros = jnp.zeros_like(parts.pairs[0].facts.valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
-  rows, columns = _sweep(*parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
+  ring = Ring(loss.slices)
+  rows, columns = _sweep(ring, *parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
   if parts.passages:
-    rows, _ = _sweep(*parts.passages, scale, rows)
+    rows, _ = _sweep(ring, *parts.passages, scale, rows)
   if columns is not None:
     rows, columns = _one_after_the_other(rows, columns)
-    columns = _at_home(columns)
+    columns = _at_home(ring, columns)
   if parts.queries:
-    columns, _ = _sweep(*parts.queries, scale, columns)
+    columns, _ = _sweep(ring, *parts.queries, scale, columns)
 
   valid = mask_inputs.valid.reshape(-1)
   rows, columns = jax.tree.map(lambda x: x.reshape(-1)[:valid.size], (rows, columns))
@@ -155,7 +173,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   return tuple(_total(jnp.where(valid, results, 0))), (own, directions)
 
 
-def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
+def _sweep(ring, rows, columns, scale, row_sums, column_sums=None, diagonal=False):
   """Takes the columns once round the ring, past the rows of each device.
 
   Without `column_sums` only the rows are summed. With `diagonal`, column i is the own one of row i at the first hop;
@@ -168,7 +186,7 @@ def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
 
   def hop(carry, number):
     x, row_sums = carry
-    next_x, facts = _pass_on(x), _take(all_facts, _source(number))
+    next_x, facts = ring.pass_on(x), _take(all_facts, ring.source(number))
 
     def row_block(r, carry):
       row_sums, column_sums = carry
@@ -194,14 +212,20 @@ def _sweep(rows, columns, scale, row_sums, column_sums=None, diagonal=False):
     row_sums, of_hop = lax.fori_loop(0, len(rows.x), row_block, (row_sums, column_sums))
     return (next_x, row_sums), of_hop
 
-  (_, row_sums), of_hops = lax.scan(hop, (columns.x, row_sums), jnp.arange(_shards()))
+  def a_round(carry, numbers):
+    x, row_sums = carry
+    x, next_x = _before_the_loop(x, ring.to_next_slice(x))
+    (_, row_sums), of_hops = lax.scan(hop, (x, row_sums), numbers)
+    return (next_x, row_sums), of_hops
+
+  (_, row_sums), of_hops = ring.rounds(a_round, (columns.x, row_sums))
   return row_sums, of_hops
 
 
-def _at_home(of_hops):
+def _at_home(ring, of_hops):
   """The sums of this device's columns, from what all have added to them."""
-  if (shards := _shards()) > 1:
-    hop_of_device = _source(jnp.arange(shards))  # At hop k it had the columns of device me - k, and so back.
+  if shards_of_mesh() > 1:
+    hop_of_device = ring.hop_of_device()
     leaves, tree = jax.tree.flatten(of_hops)
     exchanged = lax.all_to_all(jnp.stack(leaves, 1)[hop_of_device], BATCH_AXES, 0, 0, tiled=True)
     of_hops = jax.tree.unflatten(tree, [exchanged[:, i] for i in range(len(leaves))])
@@ -248,14 +272,15 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].facts.valid.shape), directions)
 
   d_negatives = d_negative_queries = None
-  d_rows, d_columns = _gradient_sweep(*parts.pairs, scale, jnp.zeros_like(parts.pairs[0].x, dtype), rows, *columns)
+  ring, d_rows = Ring(loss.slices), jnp.zeros_like(parts.pairs[0].x, dtype)
+  d_rows, d_columns = _gradient_sweep(ring, *parts.pairs, scale, d_rows, rows, *columns)
   if parts.passages:
-    d_rows, d_negatives = _gradient_sweep(*parts.passages, scale, d_rows, rows)
+    d_rows, d_negatives = _gradient_sweep(ring, *parts.passages, scale, d_rows, rows)
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
     d_rows, d_columns = _one_after_the_other(d_rows, d_columns)
-    d_columns, d_negative_queries = _gradient_sweep(*parts.queries, scale, d_columns, *columns)
+    d_columns, d_negative_queries = _gradient_sweep(ring, *parts.queries, scale, d_columns, *columns)
     d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = _total(d_scale[None])
@@ -273,12 +298,12 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
           d_scale * cotangent)
 
 
-def _gradient_sweep(rows, columns, scale, d_rows, row_weights, column_weights=None):
+def _gradient_sweep(ring, rows, columns, scale, d_rows, row_weights, column_weights=None):
   """Adds to the gradient of the rows what their logits give, less the factor `scale`; and the gradient of the columns.
 
   The columns' gradient goes round the ring one hop behind them: while a device computes what it adds to that of one
-  column, that of the one before is on its way. Products are written so that on CPU, where it matters most, no large
-  operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
+  column, that of the one before is on its way; between slices, one round behind them. Products are written so that on
+  CPU, where it matters most, no large operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -287,8 +312,8 @@ def _gradient_sweep(rows, columns, scale, d_rows, row_weights, column_weights=No
 
   def hop(carry, number):
     x, behind, d_rows = carry
-    next_x, received = _pass_on((x, behind))
-    facts, weights = _take((all_facts, all_weights), _source(number))
+    next_x, received = ring.pass_on((x, behind))
+    facts, weights = _take((all_facts, all_weights), ring.source(number))
 
     def row_block(r, carry):
       d_rows, d_columns = carry
@@ -312,9 +337,15 @@ def _gradient_sweep(rows, columns, scale, d_rows, row_weights, column_weights=No
     d_rows, d_columns = lax.fori_loop(0, len(rows.x), row_block, (d_rows, nothing))
     return (next_x, received + d_columns, d_rows), None
 
-  (_, behind, d_rows), _ = lax.scan(hop, (columns.x, nothing, d_rows), jnp.arange(_shards()))
-  d_rows, behind = _one_after_the_other(d_rows, behind)
-  return d_rows, jnp.swapaxes(_pass_on(behind), 1, 2)
+  def a_round(carry, numbers):
+    x, of_slices, d_rows = carry
+    x, (next_x, received) = _before_the_loop(x, ring.to_next_slice((x, of_slices)))
+    (_, behind, d_rows), _ = lax.scan(hop, (x, nothing, d_rows), numbers)
+    d_rows, behind = _one_after_the_other(d_rows, behind)
+    return (next_x, received + ring.pass_on(behind), d_rows), None
+
+  (_, of_slices, d_rows), _ = ring.rounds(a_round, (columns.x, nothing, d_rows))
+  return d_rows, jnp.swapaxes(ring.to_next_slice(of_slices), 1, 2)
 
 
 def _d_logits(logits, mask, weights, axis):
@@ -332,32 +363,13 @@ def _put(tree, number, block):
   return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, number, 0), tree, block)
 
 
-def _shards():
-  """Number of devices in the ring."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def _on_mesh(f, in_specs, out_specs):
   return f if jax.sharding.get_abstract_mesh().empty else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
 
 
-def _pass_on(tree):
-  """To the next device of the ring."""
-  shards = _shards()
-  if shards == 1:
-    return tree
-  return jax.tree.map(lambda x: lax.ppermute(x, BATCH_AXES, [(i, (i + 1) % shards) for i in range(shards)]), tree)
-
-
-def _source(number):
-  """The device whose columns are here at a hop."""
-  return (lax.axis_index(BATCH_AXES) - number) % _shards() if _shards() > 1 else number
-
-
 def _of_all(tree):
   """Of `[C, B]` on each device those of all, `[devices, C, B]`, by one collective."""
-  if _shards() == 1:
+  if shards_of_mesh() == 1:
     return jax.tree.map(lambda x: x[None], tree)
   leaves, structure = jax.tree.flatten(tree)
   if not leaves:
@@ -367,6 +379,11 @@ def _of_all(tree):
   # Each an array of its own (`Facts` says why).
   found = lax.optimization_barrier([gathered[:, i].astype(x.dtype) for i, x in enumerate(leaves)])
   return jax.tree.unflatten(structure, found)
+
+
+def _before_the_loop(x, exchanged):
+  """What a loop starts from, and what is exchanged while it runs; on CPU, before it does."""
+  return _one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
 
 
 def _one_after_the_other(*trees):

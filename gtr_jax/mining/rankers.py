@@ -97,7 +97,7 @@ class ModelRanker:
 
   def __init__(self, model: Model, store: Store, query_length: int | None = None, document_length: int | None = None,
                progress: bool = True):
-    store.check_model(model.weights_hash)
+    store.check_model(model)
     self._model, self._store, self._progress = model, store, progress
     self._lengths = {"query": query_length, "passage": document_length}  # None: the model's own.
     self._searcher: Searcher | None = None

@@ -1,27 +1,30 @@
 """The dual encoder of GTR (Ni et al. 2021, arXiv 2112.07899): T5 encoder, pooling, projection, L2 normalisation."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from gtr_jax.errors import InputError
 from gtr_jax.models import t5
 from gtr_jax.models.pooling import POOLINGS, l2_normalize
-from gtr_jax.parallel.partitioning import constrain, num_groups
+from gtr_jax.parallel import shards
+from gtr_jax.parallel.partitioning import BATCH_AXES, logical_spec, num_groups, over_shards
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive
 
 TOWERS = ("query", "passage")
-_HOW_TO_TRAIN = ("remat", "scan_layers")  # fields of the T5 configuration that change no result
+_HOW_TO_COMPUTE = ("dtype", "remat", "scan_layers")  # fields of the T5 configuration that make it no other model
 
 
 class Tower(nn.Module):
-  """Tokens and segment ids `[groups, rows, length]` -> embeddings `[groups, num_texts, dim]`."""
+  """Tokens and segment ids `[groups, rows, length]` of each side -> embeddings `[groups, num_texts, dim]` of each."""
 
   config: t5.T5Config
   projection_dim: int | None
@@ -29,29 +32,26 @@ class Tower(nn.Module):
   normalize: bool
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, segment_ids: jax.Array, num_texts: int) -> jax.Array:
+  def __call__(self, tokens: t5.Sides, segment_ids: t5.Sides, num_texts: Sequence[int]) -> t5.Sides:
     hidden = t5.TokenEmbedder(self.config, name="token_embedder")(tokens)
     hidden = t5.Encoder(self.config, name="encoder")(hidden, segment_ids)
-    x = POOLINGS[self.pooling](hidden, segment_ids, num_texts)
-    x = constrain(x, "group", "text", "activation_embed")
+    xs = tuple(map(POOLINGS[self.pooling], hidden, segment_ids, num_texts))
     if self.projection_dim is not None:
-      x = Projection(self.projection_dim, name="projection_layer")(x)
-    if self.normalize:
-      x = l2_normalize(x)
-    return constrain(x, "group", "text", "affinity")
+      xs = Projection(self.projection_dim, name="projection_layer")(xs)
+    return tuple(map(l2_normalize, xs)) if self.normalize else xs
 
 
 class Projection(nn.Module):
-  """`x @ kernel` without a bias, in float32 or better whatever the encoder's dtype."""
+  """`x @ kernel` without a bias, in float32 or better whatever the encoder's dtype, of each side."""
 
   features: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-    kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", "affinity")),
-                        (x.shape[-1], self.features), jnp.float32)
-    return jnp.einsum("gte,ea->gta", x, kernel, precision=jax.lax.Precision.HIGHEST)
+  def __call__(self, xs: t5.Sides) -> t5.Sides:
+    init, axes = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), ("embed", "affinity")
+    own = t5.own_param(self, "kernel", init, axes, (xs[0].shape[-1], self.features))
+    kernel = shards.gathered(own, axes, own.dtype)
+    return tuple(jnp.einsum("gte,ea->gta", x, kernel, precision=jax.lax.Precision.HIGHEST) for x in xs)
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,20 @@ class DualEncoder:
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Initial float32 parameters, each boxed as `nn.LogicallyPartitioned` with its logical axis names."""
-    mesh = jax.sharding.get_abstract_mesh()
-    tokens = jnp.zeros((1 if mesh.empty else num_groups(mesh), 1, 1), jnp.int32)
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
 
     def tower_params(key):
-      return dict(self._tower().init(key, tokens, tokens, 1)["params"])
+      return dict(self._tower().init(key, (tokens,), (tokens,), (1,))["params"])
 
     if self.shared:
       return tower_params(key)
     return {tower: tower_params(k) for tower, k in zip(TOWERS, jax.random.split(key), strict=True)}
+
+  @functools.lru_cache  # noqa: B019  (as many as there are models)
+  def specs(self) -> dict[str, Any]:
+    """How a mesh divides the parameters: a tree of `PartitionSpec`."""
+    return jax.tree.map(lambda box: logical_spec(box.names), jax.eval_shape(self.init, jax.random.key(0)),
+                        is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
   def encode(self, params: Mapping[str, Any], texts: Any, num_texts: int, *, tower: str = "query",
              dropout_key: jax.Array | None = None) -> jax.Array:
@@ -107,17 +112,60 @@ class DualEncoder:
 
     Returns:
       float32 (float64 for float64 parameters) `[groups, num_texts, dim]`; zero for a text without tokens.
+
+    Raises:
+      InputError: there is no such tower, or the groups cannot be divided over the mesh.
     """
-    if tower not in TOWERS:
-      raise InputError(f"no tower {tower!r}: use one of {', '.join(TOWERS)}")
-    params = params if self.shared else params[tower]
-    rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, TOWERS.index(tower))}
-    return self._tower().apply({"params": params}, texts.tokens, texts.segment_ids, num_texts, rngs=rngs)
+    return self._encode(params, (tower,), (texts,), (num_texts,), dropout_key)[0]
+
+  def encode_both(self, params: Mapping[str, Any], queries: Any, passages: Any, num_texts: tuple[int, int],
+                  dropout_key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Embeddings of queries and of passages: as `encode` of each, layer after layer together in a shared tower.
+
+    Args:
+      params: as of `encode`.
+      queries: the texts of one side.
+      passages: and of the other.
+      num_texts: of each, in each group, static.
+      dropout_key: the masks are others than those of `encode`.
+    """
+    of_queries, of_passages = self._encode(params, TOWERS, (queries, passages), num_texts, dropout_key)
+    return of_queries, of_passages
+
+  def _encode(self, params, towers, texts, num_texts, dropout_key):
+    for tower in towers:
+      if tower not in TOWERS:
+        raise InputError(f"no tower {tower!r}: use one of {', '.join(TOWERS)}")
+    mesh, groups = jax.sharding.get_abstract_mesh(), len(texts[0].tokens)
+    if not mesh.empty and not mesh.manual_axes and groups % num_groups(mesh):
+      raise InputError(f"{groups} groups of texts cannot be divided over {num_groups(mesh)} data shards (mesh "
+                       f"{dict(mesh.shape)}): make them a multiple of it, or change the mesh")
+    specs, grouped = self.specs(), PartitionSpec(BATCH_AXES)
+    params = {name: params[name] for name in specs}
+    if shards.within():
+      return self._encode_part(towers, num_texts, params, texts, dropout_key)
+
+    def encode(params, texts, dropout_key):
+      return self._encode_part(towers, num_texts, shards.own_gradients(params, specs), texts, dropout_key)
+
+    return over_shards(encode, (specs, grouped, PartitionSpec()), grouped)(params, texts, dropout_key)
+
+  def _encode_part(self, towers, num_texts, params, texts, dropout_key):
+    """Of the groups that are here."""
+    sides = [(tower, of_side.tokens, of_side.segment_ids, number)
+             for tower, of_side, number in zip(towers, texts, num_texts, strict=True)]
+    embeddings = []
+    for of_tower in [sides] if self.shared else [[side] for side in sides]:
+      (tower, *_), *inputs = zip(*of_tower, strict=True)
+      rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, TOWERS.index(tower))}
+      own = params if self.shared else params[tower]
+      embeddings += self._tower().apply({"params": own}, *inputs, rngs=rngs)
+    return tuple(embeddings)
 
   def to_json(self) -> dict[str, Any]:
-    """A plain dict for model.json, without what only decides how training is computed."""
+    """A plain dict for model.json, without what only decides how it is computed."""
     fields = dataclasses.asdict(self)
-    for name in _HOW_TO_TRAIN:
+    for name in _HOW_TO_COMPUTE:
       del fields["config"][name]
     fields["config"]["mlp_activations"] = list(self.config.mlp_activations)
     return fields
@@ -126,7 +174,7 @@ class DualEncoder:
   def from_json(cls, fields: Mapping[str, Any]) -> "DualEncoder":
     """The inverse of `to_json`. Raises InputError where a field is unknown or missing."""
     try:
-      config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_TRAIN}
+      config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_COMPUTE}
       return cls(**{**fields, "config": t5.T5Config(**config)})
     except (TypeError, KeyError) as e:
       raise InputError(f"the model description does not fit this version of gtr_jax ({e}): write it again with the "

@@ -4,25 +4,36 @@ The parameter tree is T5X's: unscanned layers, two-dimensional kernels `[embed, 
 parameter. Attention sees only equal segment ids, and T5's relative positions depend only on distance, so a row may
 hold one text or several and no text's result changes.
 
+Everything from the embedder to the last norm takes the texts of several sides at once, each as an array of its own, and
+takes them through layer after layer together: so a layer's parameters are gathered once for all of them, and so are
+their gradients summed. Within `partitioning.over_shards` a module has a part of the heads, of the MLP's columns and of
+the vocabulary, and what it adds up is that of all (Shoeybi et al. 2019, arXiv 1909.08053).
+
 Letters: G groups, R rows, L length (also Q query and K key positions), E embed, H heads, D head_dim, F mlp, B buckets.
 """
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.parallel.partitioning import constrain, own_part
+from gtr_jax.parallel import shards
+from gtr_jax.parallel.partitioning import platform
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
+DTYPES = ("float32", "bfloat16")  # of activations
+# Of the attention weights of the rows that are worked on at once, in float32: on a CPU they should stay in the cache.
+_CPU_ATTENTION_BYTES, _ATTENTION_BYTES = 2**21, 2**30
+Sides = tuple[jax.Array, ...]
 
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -54,7 +65,8 @@ class T5Config:
     relpos_buckets: buckets of the relative position bias, half of them for each direction.
     relpos_max_distance: distances from here on share one bucket.
     dropout_rate: used only where a dropout key is given.
-    dtype: of the activations: "bfloat16", or "float32" (which follows float64 parameters up).
+    dtype: of the activations: "bfloat16"; "float32" (which follows float64 parameters up); or "auto", the first on TPUs
+      and GPUs and the second on CPUs.
     remat: what the backward pass computes again instead of keeping it. Attention weights always; with "none" nothing
       else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
@@ -71,7 +83,7 @@ class T5Config:
   relpos_buckets: Positive = 32
   relpos_max_distance: Positive = 128
   dropout_rate: Annotated[float, Range(0, below=1)] = 0.0
-  dtype: str = "float32"
+  dtype: str = "auto"
   remat: str = "none"
   scan_layers: bool = False
 
@@ -83,12 +95,19 @@ class T5Config:
     if self.mlp_activations not in (("relu",), ("gelu", "linear")):
       raise InputError(f"T5Config.mlp_activations is {self.mlp_activations}: use ('relu',) for T5 1.0, "
                        "('gelu', 'linear') for T5 1.1 and mT5")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16' (T5 overflows in float16)")
+    if self.dtype not in ("auto", *DTYPES):
+      raise InputError(f"T5Config.dtype is {self.dtype!r}: use 'auto', 'float32' or 'bfloat16' (T5 overflows in "
+                       "float16)")
     if self.relpos_buckets < 4 or self.relpos_buckets % 2 or self.relpos_max_distance <= self.relpos_buckets // 4:
       raise InputError(f"T5Config.relpos_buckets is {self.relpos_buckets} and relpos_max_distance "
                        f"{self.relpos_max_distance}: use an even number of at least 4 buckets, and a distance above a "
                        "quarter of it")
+
+  def dtype_on(self, platform: str) -> str:
+    """`dtype`, or what "auto" means on this platform: "cpu", "gpu" or "tpu"."""
+    if self.dtype != "auto":
+      return self.dtype
+    return "float32" if platform == "cpu" else "bfloat16"
 
 
 def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
@@ -110,7 +129,7 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
-              bias_GxHxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
+              bias_HxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
               dropout_key: jax.Array | None = None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
@@ -124,8 +143,7 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   def of_rows(query, key, value, segment_ids, keep):
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision,
                         preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    bias = bias_GxHxQxK.astype(logits.dtype)
-    logits = logits + bias.reshape(bias.shape[:1] + (1,) * (logits.ndim - bias.ndim) + bias.shape[1:])
+    logits = logits + bias_HxQxK.astype(logits.dtype).reshape((1,) * (logits.ndim - 3) + bias_HxQxK.shape)
     same_text = segment_ids[..., None, :, None] == segment_ids[..., None, None, :]
     weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
     if keep is not None:
@@ -135,36 +153,56 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
   keep = None
   if dropout_key is not None and dropout_rate:
     # One mask for all query positions, as in T5.
-    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length))
+    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length), of_model=2)
   inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
-  at_once = max(1, _attention_bytes() // (4 * heads * length**2))
-  if rows <= at_once:
-    return jax.checkpoint(of_rows)(*inputs)
-  inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
-  out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
-  return jnp.moveaxis(out, 0, 1)
+  bytes_of_row = 4 * heads * length**2
+
+  def at_most(weights_bytes, *inputs):
+    at_once = max(1, weights_bytes // bytes_of_row)
+    if rows <= at_once:
+      return jax.checkpoint(of_rows)(*inputs)
+    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
+    out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
+    return jnp.moveaxis(out, 0, 1)
+
+  on_cpu, elsewhere = (functools.partial(at_most, limit) for limit in (_CPU_ATTENTION_BYTES, _ATTENTION_BYTES))
+  if rows * bytes_of_row <= _CPU_ATTENTION_BYTES:
+    return elsewhere(*inputs)
+  if shards.within():
+    return (on_cpu if platform() == "cpu" else elsewhere)(*inputs)
+  return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=elsewhere)  # It may be exported for several.
 
 
-def _attention_bytes() -> int:
-  """How large the attention weights of the rows that are worked on at once may be, in float32."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)  # One may compile for another platform.
-  platform = jax.default_backend() if device is None else device.platform
-  return 2**21 if platform == "cpu" else 2**30
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, of_model: int | None = None) -> jax.Array:
+  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None.
 
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None."""
+  Args:
+    x: `[G, R, L, ...]`.
+    rate: share that is dropped.
+    key: of the mask, which does not depend on the mesh.
+    of_model: the axis that `model` divides, if it divides any.
+  """
   if key is None or rate == 0:
     return x
-  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1])), x / (1 - rate), 0)
+  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1]), of_model), x / (1 - rate), 0)
 
 
-def _keep(key, rate, shape):
-  return own_part(lambda shape: jax.random.bernoulli(key, 1 - rate, shape), shape)
+def _keep(key, rate, shape, of_model):
+  """Each row's from its number in the whole batch: so no device draws what another needs."""
+  groups, rows, *of_row = shape
+  number = shards.number() * groups * rows + jnp.arange(groups * rows)
+  if of_model is not None:
+    of_row[of_model - 2] *= shards.size("model")
+  keep = jax.vmap(lambda number: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, of_row))(number)
+  keep = keep.reshape(groups, rows, *of_row)
+  return keep if of_model is None else shards.own_part(keep, of_model)
 
 
 class Linear(nn.Module):
-  """`x @ kernel` without a bias, in the config's activation dtype."""
+  """`x @ kernel` without a bias, in the config's activation dtype, of each side.
+
+  Where `model` divides the inputs, what comes is the sum over its devices; its terms are float32 or better.
+  """
 
   config: T5Config
   features: int
@@ -172,175 +210,179 @@ class Linear(nn.Module):
   init: Callable
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = _param(self, "kernel", self.init, self.axes, (x.shape[-1], self.features))
-    dtype = _activation_dtype(self.config, kernel)
-    return jnp.einsum("...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=_precision(self.config))
+  def __call__(self, xs: Sides) -> Sides:
+    own = own_param(self, "kernel", self.init, self.axes, (xs[0].shape[-1], self.features))
+    dtype, is_sum = _activation_dtype(self.config, own), shards.is_divided(self.axes[0], "model")
+
+    def products(own, xs):
+      kernel = shards.gathered(own, self.axes, dtype)
+      product = functools.partial(jnp.einsum, "...i,io->...o", precision=_precision(self.config),
+                                  preferred_element_type=jnp.promote_types(dtype, jnp.float32) if is_sum else None)
+      return tuple(product(x.astype(dtype), kernel) for x in xs)
+
+    if self.config.remat == "none" and shards.size("fsdp") > 1:
+      products = jax.checkpoint(products)  # What is gathered is never kept: nor would the other kinds of remat keep it.
+    ys = products(own, xs)
+    return tuple(shards.summed(y, "model").astype(dtype) for y in ys) if is_sum else ys
 
 
 class RMSNorm(nn.Module):
-  """`x / sqrt(mean(x^2) + 1e-6) * scale`, in float32 or better; no mean subtracted, no bias."""
+  """`x / sqrt(mean(x^2) + 1e-6) * scale`, float32 or better; no mean subtracted, no bias."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = _param(self, "scale", nn.initializers.ones, ("embed",), (x.shape[-1],))
-    dtype = _activation_dtype(self.config, scale)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
-    return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+  def __call__(self, xs: Sides) -> Sides:
+    own = own_param(self, "scale", nn.initializers.ones, ("embed",), (xs[0].shape[-1],))
+    scale = shards.gathered(own, ("embed",), own.dtype)
+
+    def normalized(x):
+      x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+      return x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+    return tuple(map(normalized, xs))
 
 
 class TokenEmbedder(nn.Module):
-  """Token ids `[G, R, L]` -> vectors `[G, R, L, E]`."""
+  """Token ids `[G, R, L]` -> vectors `[G, R, L, E]`, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, tokens_GxRxL: jax.Array) -> jax.Array:
+  def __call__(self, tokens: Sides) -> Sides:
     config = self.config
-    table = _param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
-                   (config.vocab_size, config.emb_dim))
-    return _look_up(_activation_dtype(config, table), table, tokens_GxRxL)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _look_up(dtype: jnp.dtype, table: jax.Array, tokens_GxRxL: jax.Array) -> jax.Array:
-  """Rows of the table in this dtype. Their gradients, thousands for a frequent token, are summed in the table's.
-
-  Under fsdp the table is gathered, and not the activations; its gradient stays divided like the table.
-  """
-  table = constrain(constrain(table.astype(dtype), "vocab", "embed"), "vocab", None)
-  return _constrain_hidden(jnp.take(table, tokens_GxRxL, axis=0))
-
-
-def _look_up_gradient(dtype, looked_up, gradient_GxRxLxE):
-  table, tokens_GxRxL = looked_up
-  gradient_GxRxLxE = constrain(_constrain_hidden(gradient_GxRxLxE), "data_group", "row", "length", "embed")
-  total = jnp.zeros_like(table).at[tokens_GxRxL].add(gradient_GxRxLxE.astype(table.dtype))
-  return constrain(total, "vocab", "embed"), None
-
-
-_look_up.defvjp(lambda dtype, table, tokens_GxRxL: (_look_up(dtype, table, tokens_GxRxL), (table, tokens_GxRxL)),
-                _look_up_gradient)
+    table = own_param(self, "embedding", nn.initializers.normal(1.0), ("vocab", "embed"),
+                      (config.vocab_size, config.emb_dim))
+    flat = [x.reshape(len(x), -1) for x in tokens]
+    vectors = shards.look_up(table, jnp.concatenate(flat, axis=1), _activation_dtype(config, table))
+    of_sides = jnp.split(vectors, list(itertools.accumulate(x.shape[1] for x in flat))[:-1], axis=1)
+    return tuple(x.reshape(*of_side.shape, -1) for x, of_side in zip(of_sides, tokens, strict=True))
 
 
 class RelativePositionBias(nn.Module):
-  """The bias that all layers share, once for each group, `[G, H, L, L]`."""
+  """The bias that all layers share, `[H, L, L]`, for rows of each of these lengths."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, groups: int, length: int) -> jax.Array:
+  def __call__(self, lengths: Sequence[int]) -> Sides:
     config = self.config
-    table_HxB = _param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
-                       (config.num_heads, config.relpos_buckets))
-    # The bias is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
-    # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
-    buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
-               for distance in (*range(length), *range(-length, 0))]
-    # Each group has a table of its own: its gradient is summed over the devices once, and not in every layer.
-    table_GxHxB = jnp.broadcast_to(table_HxB[None], (groups, *table_HxB.shape))
-    table_GxHxB = constrain(table_GxHxB, "group", "activation_heads", None)
-    flat = jnp.tile(jnp.take(table_GxHxB, jnp.array(buckets), axis=2), (1, 1, length))[..., :length * (2 * length - 1)]
-    bias_GxHxLxL = flat.reshape(*table_GxHxB.shape[:2], length, 2 * length - 1)[..., :length]
-    return constrain(bias_GxHxLxL, "group", "activation_heads", None, None)
+    table_HxB = own_param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
+                          (config.num_heads, config.relpos_buckets))
+
+    def bias(length):
+      # It is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
+      # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
+      buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
+                 for distance in (*range(length), *range(-length, 0))]
+      flat = jnp.tile(jnp.take(table_HxB, jnp.array(buckets), axis=1), (1, length))[:, :length * (2 * length - 1)]
+      return flat.reshape(-1, length, 2 * length - 1)[..., :length]
+
+    return tuple(map(bias, lengths))
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention, `[G, R, L, E]` -> `[G, R, L, E]`."""
+  """Multi-head self-attention, `[G, R, L, E]` -> `[G, R, L, E]`, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
     config = self.config
 
     def heads(name, init):
-      joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(x)
-      split = joined.reshape(*joined.shape[:-1], config.num_heads, config.head_dim)
-      return constrain(split, "group", "row", "length", "activation_heads", "head_dim")
+      joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(xs)
+      return [x.reshape(*x.shape[:-1], -1, config.head_dim) for x in joined]
 
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
-    query = heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5)
-    key, value = heads("key", _fan_in_normal), heads("value", _fan_in_normal)
-    out = attention(query, key, value, bias_GxHxLxL, segment_ids, dropout_rate=config.dropout_rate,
-                    dropout_key=_dropout_key(self), precision=_precision(config))
-    out = out.reshape(*out.shape[:-2], -1)
-    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(out)
+    inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),
+              heads("key", _fan_in_normal), heads("value", _fan_in_normal), biases, segment_ids)
+    of_heads = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
+                          precision=_precision(config)) for of_side in zip(*inputs, strict=True))
+    outs = tuple(out.reshape(*out.shape[:-2], -1) for out in of_heads)
+    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(outs)
 
 
 class MLP(nn.Module):
-  """ReLU MLP, or gated GELU with two input kernels (Shazeer 2020, arXiv 2002.05202)."""
+  """ReLU MLP, or gated GELU with two input kernels (Shazeer 2020, arXiv 2002.05202), of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides) -> Sides:
     config = self.config
     names = ["wi"] if len(config.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(config.mlp_activations))]
-    parts = (_ACTIVATIONS[activation](Linear(config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(x))
-             for name, activation in zip(names, config.mlp_activations, strict=True))
-    hidden = constrain(functools.reduce(operator.mul, parts), "group", "row", "length", "activation_mlp")
-    hidden = dropout(hidden, config.dropout_rate, _dropout_key(self))
+    parts = [tuple(map(_ACTIVATIONS[activation], Linear(
+        config, config.mlp_dim, ("embed", "mlp"), _fan_in_truncated, name=name)(xs)))
+        for name, activation in zip(names, config.mlp_activations, strict=True)]
+    hidden = tuple(dropout(functools.reduce(operator.mul, of_side), config.dropout_rate, _dropout_key(self), of_model=3)
+                   for of_side in zip(*parts, strict=True))
     return Linear(config, config.emb_dim, ("mlp", "embed"), _fan_in_truncated, name="wo")(hidden)
 
 
 class EncoderLayer(nn.Module):
-  """Pre-norm attention and MLP, each on a residual."""
+  """Pre-norm attention and MLP, each on a residual, of each side."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array, bias_GxHxLxL: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
     config = self.config
-    y = RMSNorm(config, name="pre_attention_layer_norm")(x)
-    y = SelfAttention(config, name="attention")(y, segment_ids, bias_GxHxLxL)
-    x = _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
-    y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-    y = MLP(config, name="mlp")(y)
-    return _constrain_hidden(x + dropout(y, config.dropout_rate, _dropout_key(self)))
+
+    def added(xs, ys):
+      return tuple(x + dropout(y, config.dropout_rate, _dropout_key(self)) for x, y in zip(xs, ys, strict=True))
+
+    def normalized(name):
+      # The gradient is summed over `model` here, once for all products, and before it has the activations' dtype.
+      return tuple(shards.varying(y, "model") for y in RMSNorm(config, name=name)(xs))
+
+    ys = normalized("pre_attention_layer_norm")
+    xs = added(xs, SelfAttention(config, name="attention")(ys, segment_ids, biases))
+    ys = normalized("pre_mlp_layer_norm")
+    return added(xs, MLP(config, name="mlp")(ys))
 
 
 class Encoder(nn.Module):
-  """Embedded tokens `[G, R, L, E]` and segment ids `[G, R, L]` -> `[G, R, L, E]`. Dropout where there is an rng."""
+  """Embedded tokens `[G, R, L, E]` and segment ids `[G, R, L]` of each side -> `[G, R, L, E]` of each.
+
+  Dropout where there is an rng.
+  """
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  def __call__(self, xs: Sides, segment_ids: Sides) -> Sides:
     config = self.config
-    bias_GxHxLxL = RelativePositionBias(config, name="relpos_bias")(x.shape[0], x.shape[2])
-    x = dropout(x, config.dropout_rate, _dropout_key(self))
+    biases = RelativePositionBias(config, name="relpos_bias")([x.shape[2] for x in xs])
+    xs = self._dropout(xs)
     if config.scan_layers and not self.is_initializing():
-      x = self._scan_layers(x, segment_ids, bias_GxHxLxL)
+      xs = self._scan_layers(xs, segment_ids, biases)
     else:
       for i in range(config.num_layers):
-        x = _remat_layer(config)(config, name=f"layers_{i}")(x, segment_ids, bias_GxHxLxL)
-    x = RMSNorm(config, name="encoder_norm")(x)
-    return dropout(x, config.dropout_rate, _dropout_key(self))
+        xs = _remat_layer(config)(config, name=f"layers_{i}")(xs, segment_ids, biases)
+    normalized = RMSNorm(config, name="encoder_norm")(xs)
+    return self._dropout(tuple(y.astype(x.dtype) for x, y in zip(xs, normalized, strict=True)))
 
-  def _scan_layers(self, x, segment_ids, bias_GxHxLxL):
-    """The layers as one loop over their stacked parameters, kernels already in the activation dtype."""
+  def _dropout(self, xs):
+    return tuple(dropout(x, self.config.dropout_rate, _dropout_key(self)) for x in xs)
+
+  def _scan_layers(self, xs, segment_ids, biases):
+    """The layers as one loop over their stacked parameters: each layer gathers its own, and in their dtype are the
+    gradients that the loop stacks."""
     config = self.config
-
-    def stacked(path, *leaves):
-      dtype = _activation_dtype(config, leaves[0]) if path[-1].key == "kernel" else leaves[0].dtype
-      return jnp.stack([leaf.astype(dtype) for leaf in leaves])
-
-    params = jax.tree_util.tree_map_with_path(
-        stacked, *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves),
+                          *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
     key = _dropout_key(self)
     keys = None if key is None else jax.random.split(key, config.num_layers)
 
-    def step(x, of_layer):
+    def step(xs, of_layer):
       params, key = of_layer
       rngs = {} if key is None else {"dropout": key}
-      return _remat_layer(config)(config, parent=None).apply({"params": params}, x, segment_ids, bias_GxHxLxL,
+      return _remat_layer(config)(config, parent=None).apply({"params": params}, xs, segment_ids, biases,
                                                              rngs=rngs), None
 
-    return jax.lax.scan(step, x, (params, keys))[0]
+    return jax.lax.scan(step, xs, (params, keys))[0]
 
 
 def _remat_layer(config):
@@ -348,22 +390,23 @@ def _remat_layer(config):
   return EncoderLayer if policy is None else nn.remat(EncoderLayer, policy=policy)
 
 
-def _param(module, name, init, axes, shape):
-  return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+def own_param(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...],
+              shape: tuple[int, ...]) -> jax.Array:
+  """A module's float32 parameter of this shape, or the part of it that this device has."""
+  if shards.within():
+    return module.get_variable("params", name)  # `param` would refuse a part.
+  param: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+  return param
 
 
 def _activation_dtype(config, param):
-  return jnp.bfloat16 if config.dtype == "bfloat16" else jnp.promote_types(param.dtype, jnp.float32)
+  return jnp.bfloat16 if config.dtype_on(platform()) == "bfloat16" else jnp.promote_types(param.dtype, jnp.float32)
 
 
 def _precision(config):
   """float32 means float32: GPUs and TPUs would take fewer bits by default."""
-  return None if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
+  return None if config.dtype_on(platform()) == "bfloat16" else jax.lax.Precision.HIGHEST
 
 
 def _dropout_key(module):
   return module.make_rng("dropout") if module.has_rng("dropout") else None
-
-
-def _constrain_hidden(x):
-  return constrain(x, "group", "row", "length", "activation_embed")

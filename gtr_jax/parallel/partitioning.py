@@ -2,16 +2,19 @@
 
 A mesh has three axes. `data` and `fsdp` both divide the batch; `fsdp` also divides the parameters, which are gathered
 layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code names what an axis *means* ("embed",
-"mlp", "group"), and `RULES` alone says where that goes.
+"mlp"), and `RULES` alone says where that goes. What one device computes, and what it exchanges with the others, is
+written out (`over_shards`, `shards.py`).
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gtr_jax.errors import InputError
@@ -21,7 +24,6 @@ AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    # parameters
     "vocab": "model",
     "embed": "fsdp",
     "mlp": "model",
@@ -29,30 +31,23 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "model",
     "relpos_buckets": None,
     "affinity": None,
-    # activations
-    "group": BATCH_AXES,
-    "data_group": "data",  # where `fsdp` divides another axis
-    "row": None,
-    "text": None,
-    "length": None,
-    "activation_embed": None,
-    "activation_mlp": "model",
-    "activation_heads": "model",
-    "head_dim": None,
 }
 
 
 _AxisSize = Annotated[Literal[-1] | Positive, Says("a positive whole number, or -1 (the rest)")]
 
 
-def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None) -> Mesh:
-  """A mesh with the axes `AXES`.
+def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, devices: Any = None,
+              across_slices: Literal["data", "fsdp", "model"] = "data") -> Mesh:
+  """A mesh with the axes `AXES`, on TPUs with neighbours along an axis near each other in the torus.
 
   Args:
     data: devices along `data`; -1 takes what the other two leave. At most one of the three may be -1.
     fsdp: devices along `fsdp`.
     model: devices along `model`.
     devices: default: all devices of all processes.
+    across_slices: of several TPU slices, the axis along which they follow one another: what is exchanged along it
+      crosses the data-centre network between them, and along the other axes nothing does.
 
   Raises:
     InputError: the devices cannot be divided that way.
@@ -68,7 +63,17 @@ def make_mesh(data: _AxisSize = -1, fsdp: _AxisSize = 1, model: _AxisSize = 1, d
   if math.prod(sizes) != len(devices):
     raise InputError(f"mesh {asked} does not fit {len(devices)} device{'s' * (len(devices) > 1)}: make the product of "
                      f"the axes {len(devices)}, or set one axis to -1")
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  else:
+    between = [slices if name == across_slices else 1 for name in AXES]
+    if sizes[AXES.index(across_slices)] % slices:
+      raise InputError(f"mesh {asked} does not fit {slices} slices of {len(devices) // slices} devices: the axis "
+                       f"{across_slices!r} crosses them (make_mesh.across_slices), so make it a multiple of {slices}")
+    within = [size // by for size, by in zip(sizes, between, strict=True)]
+    placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def num_groups(mesh: Mesh | AbstractMesh) -> int:
@@ -76,62 +81,79 @@ def num_groups(mesh: Mesh | AbstractMesh) -> int:
   return _axes_size(mesh, BATCH_AXES)
 
 
-def local_groups(mesh: Mesh) -> int:
-  """Number of groups that this process has to feed."""
-  groups = batch_sharding(mesh).addressable_devices_indices_map((num_groups(mesh),))
-  return len({index[0].start or 0 for index in groups.values() if index is not None})
+def own_groups(mesh: Mesh) -> tuple[int, ...]:
+  """Numbers of the groups that this process has to feed, ascending: wherever the mesh has put its devices.
+
+  Processes whose devices share groups, because the axis `model` spans processes, feed the same ones.
+
+  Raises:
+    InputError: a process shares some of its groups with another one, and others not.
+  """
+  return _parts(mesh)[jax.process_index()]
+
+
+def part_of_batch(mesh: Mesh) -> tuple[int, int]:
+  """(number of this process's part of a batch, number of parts): those that feed the same groups have one part.
+
+  Raises:
+    InputError: as `own_groups`.
+  """
+  parts = _parts(mesh)
+  different = sorted(set(parts.values()))
+  return different.index(parts[jax.process_index()]), len(different)
+
+
+def _parts(mesh):
+  """The groups of each process."""
+  fed = defaultdict(set)
+  placed: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((num_groups(mesh),)))
+  for device, index in placed.items():
+    fed[device.process_index].add(index[0].start or 0)
+  parts = {process: tuple(sorted(of_process)) for process, of_process in fed.items()}
+  different = set(parts.values())
+  if len(set(map(len, different))) > 1 or sum(map(len, different)) != num_groups(mesh):
+    devices = Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(devices.values())) > 1:
+      raise InputError("the processes have different numbers of devices: " + ", ".join(
+          f"process {i} has {count}" for i, count in sorted(devices.items())) + "; give each the same number")
+    raise InputError(f"mesh {dict(mesh.shape)}: its {num_groups(mesh)} data shards overlap in some of "
+                     f"{jax.process_count()} processes; make the model axis divide the devices of a process, or be a "
+                     "multiple of them")
+  return parts
+
+
+def slices_of_shards(mesh: Mesh) -> tuple[int, ...]:
+  """Of each data shard the number of the TPU slice that it is on; () where all are on one, or each on several."""
+  numbers = np.vectorize(lambda device: getattr(device, "slice_index", 0), otypes=[int])(mesh.devices)
+  shards = numbers.reshape(num_groups(mesh), -1)
+  if len(np.unique(shards)) == 1 or (shards != shards[:, :1]).any():
+    return ()
+  return tuple(shards[:, 0].tolist())
+
+
+def platform() -> str:
+  """What is computed on under the mesh of `jax.set_mesh`, which may be of described devices: "cpu", "gpu" or "tpu"."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return jax.default_backend() if device is None else device.platform
 
 
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:
-  """The mesh axes of an array whose axes have these logical names (None: not divided)."""
+  """The mesh axes of a parameter whose axes have these logical names (None: not divided)."""
   return PartitionSpec(*(None if name is None else RULES[name] for name in names))
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Holds `x` to the sharding of these logical axes under the mesh of `jax.set_mesh`; without a mesh, `x` itself.
+def over_shards(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`f` as each device computes it, from its own parts of the arguments, under the mesh of `jax.set_mesh`.
 
-  Without such constraints the compiler may silently replicate activations under fsdp.
-
-  Raises:
-    InputError: an axis of `x` cannot be divided over the mesh.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  spec = PartitionSpec(*(_without(axes, mesh.manual_axes) for axes in logical_spec(names)))
-  _check_divides(mesh, x.shape, names, spec, "the batch or the model")
-  return jax.lax.with_sharding_constraint(x, spec)
-
-
-def each_data_shard(f: Callable, *specs: PartitionSpec) -> Callable:
-  """`f` as each shard along `data` computes it from its own part, summed over the shards at the end.
-
-  Left to the compiler, a sum that a loop builds up is summed over the devices in every iteration. `fsdp` is left to it.
-  Where the mesh has `model` too, everything is, and `f` comes back as it is: XLA (of jaxlib 0.10) aborts.
+  Without a mesh, and within such a function, it is `f` itself, of arrays that are whole or the device's own already.
 
   Args:
-    f: of parameters and of divided arguments; returns a tree of sums over the groups of the batch.
-    specs: how `data` divides each argument after the parameters.
+    f: the functions of `shards.py` say what it exchanges with the other devices.
+    in_specs: how the mesh divides the arguments, as of `jax.shard_map`.
+    out_specs: how it divides the results.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["data"] == 1 or mesh.shape["model"] != 1:
-    return f
-
-  def summed(params, *args):
-    # They are the same in all shards; said to differ, their gradients are not added up before the end.
-    params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
-    return jax.lax.psum(f(params, *args), "data")
-
-  return jax.shard_map(summed, in_specs=(PartitionSpec(), *specs), out_specs=PartitionSpec(), axis_names={"data"})
-
-
-def own_part(draw: Callable, shape: tuple[int, ...]) -> jax.Array:
-  """`draw(shape)` of random numbers; within `each_data_shard`, the shard's part of those that all of them would get."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or not mesh.manual_axes:
-    return draw(shape)
-  whole = draw((mesh.shape["data"] * shape[0], *shape[1:]))
-  return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("data") * shape[0], shape[0])
+  return f if mesh.empty or mesh.manual_axes else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -170,7 +192,7 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
   Raises:
     InputError: the leading axis is not this process's number of groups.
   """
-  sharding, groups, local = batch_sharding(mesh), num_groups(mesh), local_groups(mesh)
+  sharding, groups, local = batch_sharding(mesh), num_groups(mesh), len(own_groups(mesh))
 
   def to_device(x):
     if x.ndim == 0 or x.shape[0] != local:
@@ -184,12 +206,6 @@ def global_batch(mesh: Mesh, host_batch: Any) -> Any:
 def place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
   """An array that every process holds in full, on the devices: each gets its part."""
   return jax.make_array_from_callback(value.shape, sharding, lambda index: np.ascontiguousarray(value[index]))
-
-
-def _without(axes: str | tuple[str, ...] | None, manual: Any) -> str | tuple[str, ...] | None:
-  if isinstance(axes, tuple):
-    return tuple(axis for axis in axes if axis not in manual)
-  return None if axes in manual else axes
 
 
 def _axes_size(mesh: Any, axes: str | tuple[str, ...] | None) -> int:

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 import uuid
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,33 +169,6 @@ def check_shared(folder: epath.PathLike) -> None:
   wait_for_all()
   if is_first():
     (folder / name).unlink()
-
-
-def data_part(mesh: Any) -> tuple[int, int]:
-  """(the part of the data that this process reads, number of parts).
-
-  A part goes with the groups of the batch that a process feeds. Processes whose devices share groups, because the mesh
-  axis `model` spans processes, read the same part.
-
-  Raises:
-    InputError: a process shares some of its groups with another one, and others not.
-  """
-  import jax
-
-  from gtr_jax.parallel import partitioning
-  groups = partitioning.num_groups(mesh)
-  fed = defaultdict(set)
-  for device, index in partitioning.batch_sharding(mesh).devices_indices_map((groups,)).items():
-    fed[device.process_index].add(index[0].start or 0)  # type: ignore[attr-defined]  # jax gives devices no type.
-  parts = sorted({tuple(sorted(of_process)) for of_process in fed.values()})
-  if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != groups:
-    devices = Counter(device.process_index for device in mesh.devices.flat)
-    if len(set(devices.values())) > 1:
-      raise InputError("the processes have different numbers of devices: " + ", ".join(
-          f"process {i} has {count}" for i, count in sorted(devices.items())) + "; give each the same number")
-    raise InputError(f"mesh {dict(mesh.shape)}: its {groups} data shards overlap in some of {jax.process_count()} "
-                     "processes; make the model axis divide the devices of a process, or be a multiple of them")
-  return parts.index(tuple(sorted(fed[jax.process_index()]))), len(parts)
 
 
 def advise(make_advice: Callable[[], str]) -> None:

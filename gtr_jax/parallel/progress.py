@@ -8,6 +8,7 @@ least is the one that the others wait for, and only its time counts.
 
 import math
 import os
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,13 +35,15 @@ class Stamp(NamedTuple):
 
 
 _now = Stamp()
+_since = time.perf_counter()  # it is at that
+_seconds: dict[str | None, float] = {}  # by what it was at before
 _at_place: Callable[[], None] | None = None
 
 
 class doing:  # Not Doing: it reads as a function.
   """Says what the main thread does from now on; as a context, it is what it was before at the end.
 
-  Costs as much as an assignment. All processes must say the same in the same order, so not within `is_first()`.
+  Costs as much as a few assignments. All processes must say the same in the same order, so not within `is_first()`.
 
   Args:
     what: one of the above, or None for what has no limit.
@@ -63,8 +66,10 @@ class doing:  # Not Doing: it reads as a function.
 
 
 def _say(what, step):
-  global _now
-  _now = Stamp(_now.number + 1, what, step)
+  global _now, _since
+  now = time.perf_counter()
+  _seconds[_now.what] = _seconds.get(_now.what, 0.0) + now - _since
+  _since, _now = now, Stamp(_now.number + 1, what, step)
 
 
 def at_places(function: Callable[[], None] | None) -> None:
@@ -76,6 +81,11 @@ def at_places(function: Callable[[], None] | None) -> None:
 def current() -> Stamp:
   """What this process has said last."""
   return _now
+
+
+def seconds() -> dict[str | None, float]:
+  """How long the main thread has been at each thing so far; the sum is the time since this was imported."""
+  return _seconds | {_now.what: _seconds.get(_now.what, 0.0) + time.perf_counter() - _since}
 
 
 def patience() -> float:

@@ -1,4 +1,4 @@
-"""A corpus into an embedding store, chunk by chunk."""
+"""A corpus into an embedding store, chunk by chunk; of several processes each makes chunks of its own."""
 
 import concurrent.futures
 import dataclasses
@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 
 from gtr_jax.collections.corpus import Documents, full_text
-from gtr_jax.inference.embed import Progress, check_finite, embed_tokens, tokenize
+from gtr_jax.inference.embed import EmbeddingStream, Progress, check_finite, tokenize
 from gtr_jax.inference.load import Model
-from gtr_jax.parallel.progress import ENCODING, doing
+from gtr_jax.parallel.partitioning import own_groups, part_of_batch
 from gtr_jax.retrieval.store import Store, StoreWriter, normalized
+
+_GROUPS_OF_CHUNK = 8  # The texts of a chunk fill a few batches of so many groups.
 
 
 def encode_corpus(model: Model, documents: Documents, output: Any, max_length: int | None = None,
                   progress: bool = True) -> Store:
-  """Embeds a corpus into a store. Started again, goes on at the first chunk that is missing.
+  """Embeds a corpus into a store. Started again, goes on with the chunks that are missing.
+
+  A chunk is what is written at once, and no more: its last texts wait for those of the next to fill a batch.
 
   Args:
     model: from `load_model`.
@@ -33,24 +37,53 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
   max_length = max_length or model.lengths["document"]
   not_normalized = dataclasses.replace(model.encoder, normalize=False)
   writer = StoreWriter(output, documents, dim=model.encoder.dim, settings={
-      "weights_hash": model.weights_hash, "max_length": max_length, "prompt": model.prompts["document"]})
+      "dtype": model.encoder.config.dtype, "weights_hash": model.weights_hash, "max_length": max_length,
+      "prompt": model.prompts["document"]})
   ids, titles, texts = writer.documents
   chunks = writer.missing_chunks()
+  part, parts = part_of_batch(model.mesh)
+  # Enough at once for all groups of a process; all processes add equally often.
+  at_once = -(-len(own_groups(model.mesh)) // _GROUPS_OF_CHUNK)
+  windows = [chunks[first + part:first + at_once * parts:parts] for first in range(0, len(chunks), at_once * parts)]
+  unfinished: dict[int, _Chunk] = {}
+  starts_of_chunks = np.asarray([chunk.start for chunk in chunks])
 
-  def tokens_of(chunk):
-    return tokenize(model, [full_text(titles[row], texts[row]) for row in chunk], "document", max_length)
+  def tokens_of(window):
+    rows = [row for chunk in window for row in chunk]
+    return rows, tokenize(model, [full_text(titles[row], texts[row]) for row in rows], "document", max_length)
+
+  def put(rows, embeddings):
+    starts = starts_of_chunks[np.searchsorted(starts_of_chunks, rows, "right") - 1]
+    for start in np.unique(starts).tolist():
+      chunk, here = unfinished[start], starts == start
+      chunk.embeddings[rows[here] - start] = embeddings[here]
+      chunk.missing -= int(here.sum())
+      if not chunk.missing:
+        write(unfinished.pop(start))
+
+  def write(chunk):
+    norms = np.linalg.norm(chunk.embeddings, axis=1)
+    check_finite(norms[:, None], [ids[row] for row in chunk.rows], model)
+    embeddings = normalized(chunk.embeddings, norms) if model.encoder.normalize else chunk.embeddings
+    writer.write_chunk(chunk.rows, embeddings, norms)
 
   with (concurrent.futures.ThreadPoolExecutor(1) as thread,
-        Progress(len(ids), "encoding documents", progress) as bar, doing(ENCODING)):
+        Progress(len(ids), "encoding documents", progress) as bar,
+        EmbeddingStream(not_normalized, model.params, "passage", max_length, model.mesh, put, bar) as stream):
     bar.skip(len(ids) - sum(len(chunk) for chunk in chunks))
-    coming = [thread.submit(tokens_of, chunk) for chunk in chunks[:1]]
-    for number, chunk in enumerate(chunks):
-      tokens = coming.pop().result()
-      coming = [thread.submit(tokens_of, later) for later in chunks[number + 1:number + 2]]
-      embeddings = embed_tokens(not_normalized, model.params, tokens, "passage", max_length, model.mesh, bar)
-      norms = np.linalg.norm(embeddings, axis=1)
-      check_finite(norms[:, None], [ids[row] for row in chunk], model)
-      if model.encoder.normalize:
-        embeddings = normalized(embeddings, norms)
-      writer.write_chunk(chunk, embeddings, norms)
+    coming = [thread.submit(tokens_of, window) for window in windows[:1]]
+    for number, window in enumerate(windows):
+      unfinished |= {chunk.start: _Chunk(chunk, model.encoder.dim) for chunk in window}
+      rows, tokens = coming.pop().result()
+      coming = [thread.submit(tokens_of, later) for later in windows[number + 1:number + 2]]
+      stream.add(tokens, rows)
+    stream.flush()
   return writer.finish()
+
+
+class _Chunk:
+  """Rows of a store whose embeddings are coming."""
+
+  def __init__(self, rows: range, dim: int):
+    self.rows, self.missing = rows, len(rows)
+    self.embeddings = np.zeros((len(rows), dim), np.float32)

@@ -137,16 +137,48 @@ def _search_block(queries_QxD, block_BxD, first_row, num_rows, best_scores_QxK, 
     scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k puts +0 before -0; for trec_eval they are equal.
     scores_QxR = jnp.where(exists_1xR, scores_QxR, -jnp.inf)
     scores_QxK, rows_QxK = _top_k(scores_QxR, min(k, len(rows_RxD)))
-    return scores_QxK, first_row + rows_QxK
+    return _of_all_devices(scores_QxK, first_row + rows_QxK, k, mesh)
 
-  over_devices = P(None, mesh.axis_names)
-  scores, rows = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(mesh.axis_names), P(), P()),
-                               out_specs=(over_devices, over_devices))(queries_QxD, block_BxD, first_row, num_rows)
-  scores = jnp.concatenate([best_scores_QxK, scores], axis=1)
-  rows = jnp.concatenate([best_rows_QxK, rows], axis=1)
-  scores, rows = (jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P())) for x in (scores, rows))
-  best_scores_QxK, order = jax.lax.top_k(scores, k)
-  return best_scores_QxK, jnp.take_along_axis(rows, order, axis=1)
+  # The results are the same everywhere, which JAX cannot see.
+  found = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(mesh.axis_names), P(), P()), out_specs=P(),
+                        check_vma=False)(queries_QxD, block_BxD, first_row, num_rows)
+  return _best(k, *(jnp.concatenate(both, axis=1) for both in zip((best_scores_QxK, best_rows_QxK), found,
+                                                                    strict=True)))
+
+
+def _of_all_devices(scores_QxK: jax.Array, rows_QxK: jax.Array, k: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+  """The best k of what all devices have found, on each of them.
+
+  In log2(devices) exchanges: at each one a device and its partner, twice as far away as before, merge what both have of
+  their neighbours. Of a number of devices that is no power of two the odd factor comes last, in as many exchanges.
+  """
+  found, number = (scores_QxK, rows_QxK), jax.lax.axis_index(mesh.axis_names)
+  together = 1
+
+  def from_device(sender_of):
+    pairs = [(sender_of(i), i) for i in range(mesh.size)]
+    return [jax.lax.ppermute(x, mesh.axis_names, pairs) for x in found]
+
+  while together < mesh.size:
+    if mesh.size % (2 * together) == 0:
+      parts = [found, from_device(lambda i: i ^ together)]  # noqa: B023  (called at once)
+      order = number // together % 2 ^ jnp.arange(2)
+    else:
+      count = mesh.size // together
+      parts = [found, *(from_device(lambda i: (i - step * together) % mesh.size)  # noqa: B023
+                        for step in range(1, count))]
+      order = (number // together - jnp.arange(count)) % count
+    together *= len(parts)
+    # By their rows: which of them is the device's own depends on its number.
+    found = _best(k, *(jnp.moveaxis(jnp.stack(of_all)[order], 0, 1).reshape(len(scores_QxK), -1)
+                       for of_all in zip(*parts, strict=True)))
+  return found
+
+
+def _best(k: int, scores: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The best k of scores `[Q, ...]` in the order of their rows, or all where there are fewer."""
+  scores, order = jax.lax.top_k(scores, min(k, scores.shape[1]))
+  return scores, jnp.take_along_axis(rows, order, axis=1)
 
 
 def _top_k(scores_QxR: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -21,13 +21,14 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from etils import epath
 
 from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError, first_line
+from gtr_jax.inference.load import Model
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
 from gtr_jax.io.json_file import check_json, read_json
@@ -52,7 +53,8 @@ class Store:
     path: the folder.
     ids: document ids by row.
     shape: (documents, D).
-    settings: what the embeddings were made with: "weights_hash", "max_length", "prompt".
+    settings: what the embeddings were made with: "weights_hash", "max_length", "prompt", and "dtype", of activations,
+      which stores of earlier versions do not say.
     documents_hash: hexadecimal sha256 of the documents.
   """
 
@@ -122,8 +124,13 @@ class Store:
     fields = jsonl.parse(line)
     return self.ids[row], fields["title"], fields["text"]
 
-  def check_model(self, weights_hash: str) -> None:
-    """Raises InputError unless the embeddings are the model's."""
+  def check_model(self, model: Model) -> None:
+    """Raises InputError unless the embeddings are the model's, computed as it computes."""
+    weights_hash, dtype = model.weights_hash, model.encoder.config.dtype
+    if (there := self.settings.get("dtype", dtype)) != dtype:
+      raise InputError(f"{self.path}: holds embeddings that were computed in {there}, and queries would be in {dtype}; "
+                       f"load the model with that dtype (--dtype {there}), or encode the corpus again into another "
+                       "folder")
     if weights_hash != self.settings["weights_hash"]:
       raise InputError(f"{self.path}: holds the embeddings of another model (weights "
                        f"{self.settings['weights_hash'][:12]}, not {weights_hash[:12]}); encode the corpus with this "
@@ -131,7 +138,7 @@ class Store:
 
 
 class StoreWriter:
-  """Writes a store, or goes on with one that was not finished. All processes take part, one writes.
+  """Writes a store, or goes on with one that was not finished. All processes take part; each chunk is written by one.
 
   Args:
     path: the folder; made if it is not there.
@@ -189,10 +196,10 @@ class StoreWriter:
       raise InputError(f"{self.path}: an embedding store without its {_MANIFEST}, so nobody can tell whose it is; "
                        "remove the folder, and encode again")
     there = _read_manifest(self.path)
-    of = {"weights_hash": "another model's embeddings", "max_length": "embeddings of another maximum length",
-          "prompt": "embeddings with another prompt"}
+    of = {"dtype": "embeddings that were computed in another dtype", "weights_hash": "another model's embeddings",
+          "max_length": "embeddings of another maximum length", "prompt": "embeddings with another prompt"}
     for name, value in self._manifest["settings"].items():
-      if there["settings"].get(name) != value:
+      if there["settings"].get(name, None if name in _Settings.__required_keys__ else value) != value:
         raise InputError(f"{self.path}: holds {of.get(name, name)} ({there['settings'].get(name)!r:.20}, not "
                          f"{value!r:.20}); choose another folder, or remove this one")
     if (there["documents_hash"], there["dim"]) != (self._manifest["documents_hash"], self._manifest["dim"]):
@@ -211,16 +218,19 @@ class StoreWriter:
     return [range(i * rows, min((i + 1) * rows, total)) for i in processes.from_first(look)]
 
   def write_chunk(self, rows: range, embeddings: np.ndarray, norms: np.ndarray) -> None:
-    """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had."""
-    if processes.is_first():
-      chunk = rows.start // self._manifest["chunk_rows"]
-      arrays = [np.ascontiguousarray(array, np.float32) for array in (embeddings, norms)]
-      checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
-      for name, array in zip((_EMBEDDINGS, _NORMS, _OF_BOTH), (*arrays, checksums), strict=True):
-        write_parts(self.path / name.format(chunk), [_npy(array)])
+    """Writes one of the missing chunks: embeddings `[rows, D]` and the lengths `[rows]` that they have or had.
+
+    Called by one process, whichever has made it.
+    """
+    chunk = rows.start // self._manifest["chunk_rows"]
+    arrays = [np.ascontiguousarray(array, np.float32) for array in (embeddings, norms)]
+    checksums = np.array([zlib.crc32(array.data) for array in arrays], np.uint32)
+    for name, array in zip((_EMBEDDINGS, _NORMS, _OF_BOTH), (*arrays, checksums), strict=True):
+      write_parts(self.path / name.format(chunk), [_npy(array)])
 
   def finish(self) -> Store:
-    """Marks the store complete and opens it."""
+    """Marks the store complete, when all processes have written their chunks, and opens it."""
+    processes.wait_for_all()
     complete = self.path / _COMPLETE
     if processes.is_first() and not (complete.exists() and complete.read_bytes() == self._sums):
       write_parts(complete, [self._sums])
@@ -240,6 +250,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class _Settings(TypedDict):
+  dtype: NotRequired[str]
   weights_hash: str
   max_length: Positive
   prompt: str

@@ -45,9 +45,10 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
     step: that it begins at.
   """
   config, mesh = run.model.config, run.mesh
+  dtype = config.dtype_on(mesh.devices.flat[0].platform)
   microbatched = batch.valid.ndim == 3
   shards = partitioning.num_groups(mesh)
-  pairs = batch.valid.size // partitioning.local_groups(mesh) * shards
+  pairs = batch.valid.size // len(partitioning.own_groups(mesh)) * shards
   negatives = batch.negative_valid.size // max(1, batch.valid.size)
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
   parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
@@ -55,7 +56,7 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
   if step:
     start = f"its checkpoint of step {step}"
   lines = [_line("model", f"{config.num_layers} layers, {config.emb_dim} wide, {parameters / 1e6:,.1f} million "
-                          f"parameters, vectors of {run.model.dim}; from {start}")]
+                          f"parameters, vectors of {run.model.dim}, computed in {dtype}; from {start}")]
   if axes:
     lines.append(_line("mesh", axes))
   each = f", {negatives} hard negative{'s' * (negatives > 1)} each" if negatives else ""

@@ -18,8 +18,5 @@ def encode_pair(model: DualEncoder, params: Any, batch: Batch,
     batch: the texts, and how many there are on each side.
     dropout_key: None without dropout.
   """
-  queries = model.encode(params, batch.queries, batch.query_hash.shape[1], tower="query", dropout_key=dropout_key)
-  # Else, under fsdp, the parameters that are gathered for the queries may be kept for the passages, all layers of them.
-  params, queries = jax.lax.optimization_barrier((params, queries))
-  passages = model.encode(params, batch.passages, batch.passage_hash.shape[1], tower="passage", dropout_key=dropout_key)
-  return queries, passages
+  num_texts = batch.query_hash.shape[1], batch.passage_hash.shape[1]
+  return model.encode_both(params, batch.queries, batch.passages, num_texts, dropout_key)

@@ -16,23 +16,29 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.parallel import partitioning
+from gtr_jax.parallel import shards
+from gtr_jax.parallel.partitioning import BATCH_AXES, over_shards
 from gtr_jax.text.batch import Batch
 from gtr_jax.text.packing import Texts
 from gtr_jax.training.encode_pair import encode_pair
 from gtr_jax.training.state import Loss
 
 _NO_TEXTS = Texts(None, None)
+_GROUPED, _MICROBATCHED, _WHOLE = PartitionSpec(BATCH_AXES), PartitionSpec(None, BATCH_AXES), PartitionSpec()
 
 
 def encode_microbatches(model: DualEncoder, params: Any, batch: Batch,
                         dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """Embeddings of both sides, `[m, G, T, D]`, one microbatch after the other; not for differentiation."""
-  def step(_, numbered):
-    number, microbatch = numbered
-    return None, encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number))
+  def encode(params, batch, dropout_key):
+    def step(_, numbered):
+      number, microbatch = numbered
+      return None, encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number))
 
-  return jax.lax.scan(step, None, _numbered(batch))[1]
+    return jax.lax.scan(step, None, _numbered(batch))[1]
+
+  encode = over_shards(encode, (model.specs(), _GROUPED, _WHOLE), _MICROBATCHED)
+  return encode(_of_model(model, params), batch, dropout_key)
 
 
 def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
@@ -53,22 +59,25 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
 
   def loss_of_embeddings(embeddings, logit_scale):
     (queries, passages), merged_batch = merged(embeddings, batch)
-    return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
+    with jax.named_scope("loss"):
+      return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
 
   (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
       embeddings, params.get("logit_scale"))
 
-  def pulled_back(params, batch, to_embeddings):
-    def step(total, numbered):
+  def pulled_back(params, batch, to_embeddings, dropout_key):
+    own = shards.own_gradients(params, model.specs())
+
+    def step(so_far, numbered):
       (number, microbatch), cotangents = numbered
-      _, pull_back = jax.vjp(
-          lambda params: encode_pair(model, params, microbatch, _microbatch_key(dropout_key, number)), params)
-      return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
+      _, pull_back = jax.vjp(lambda own: encode_pair(model, own, microbatch, _microbatch_key(dropout_key, number)), own)
+      return jax.tree.map(jnp.add, so_far, pull_back(cotangents)[0]), None
 
-    return jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), (_numbered(batch), to_embeddings))[0]
+    of_device, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, own), (_numbered(batch), to_embeddings))
+    return shards.total(of_device, model.specs())
 
-  total = partitioning.each_data_shard(pulled_back, PartitionSpec("data"), PartitionSpec(None, "data"))(
-      params, batch, to_embeddings)
+  pulled_back = over_shards(pulled_back, (model.specs(), _GROUPED, _MICROBATCHED, _WHOLE), model.specs())
+  total = pulled_back(_of_model(model, params), batch, to_embeddings, dropout_key)
   if to_scale is not None:
     total = {**total, "logit_scale": to_scale}
   return total, metrics
@@ -105,6 +114,11 @@ def _flatten(x_GxmxTx):
 def _numbered(batch):
   """Microbatches with their numbers, the microbatch axis first."""
   return jnp.arange(batch.valid.shape[1]), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch)
+
+
+def _of_model(model, params):
+  """Without the loss's own."""
+  return {name: params[name] for name in model.specs()}
 
 
 def _microbatch_key(dropout_key, number):

@@ -18,10 +18,13 @@ from gtr_jax.parallel.partitioning import global_batch
 from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE, SAVE, STEP, doing
 from gtr_jax.parallel.stopping import Stop, Stopped
 from gtr_jax.text.batch import Batch
+from gtr_jax.training.goodput import STEPS, Goodput
 from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
+from gtr_jax.training.step import FINITE
 
 GIVEN_UP = "given up"  # An evaluation, on a signal.
 
@@ -138,12 +141,14 @@ def resume(checkpointer: Checkpointer, state: TrainState, shardings: TrainState,
 def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer: Checkpointer, *, periods: Periods,
         mesh: jax.sharding.Mesh, evaluators: Sequence[Evaluator] = (), best_metric: str | None = None,
         writers: Sequence[Writer] = (), progress: Mapping[str, Any] | None = None,
-        look_at: Callable[[int, Any], None] = lambda step, batch: None, measure_start: bool = False) -> FitResult:
+        look_at: Callable[[int, Any], None] = lambda step, batch: None, measure_start: bool = False,
+        began: Mapping[str | None, float] | None = None, profiler: Profiler | None = None,
+        skip_non_finite: int = 0, most_tokens_per_second: float | None = None) -> FitResult:
   """Trains until `periods.train_steps`, or until SIGTERM or ctrl-C, and saves.
 
   The loss of every step is looked at while the next one runs. If it, the gradient or the new parameters are not finite,
-  training stops there; such a state is never saved. On a signal to any process the step that is running ends and is
-  saved; an evaluation that is running is given up, and made up for when training goes on.
+  training stops there, unless so many may be skipped; such a state is never saved. On a signal to any process the step
+  that is running ends and is saved; an evaluation that is running is given up, and made up for when training goes on.
 
   Args:
     state: fresh, or from `resume`; donated.
@@ -159,22 +164,26 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     progress: from `resume`.
     look_at: called with each step and this process's part of its batch.
     measure_start: run the evaluators before step 1.
+    began: `parallel.progress.seconds()` when the run began; None: when Python did.
+    profiler: of the steps; None: nothing is traced.
+    skip_non_finite: steps in a row that may not be finite, of a `train_step` that skips them.
+    most_tokens_per_second: of `mfu`; None: it is not known.
 
   Raises:
     TrainingError: something is not finite, or the batches ended.
   """
-  progress = progress or {}
-  loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, PeriodMeans(progress.get("means")),
-               batches.made_from, progress.get("start"))
+  progress, profiler = progress or {}, profiler or Profiler(None)
+  loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, profiler, batches.made_from, progress,
+               Goodput(began or {}, progress.get("goodput")), skip_non_finite, most_tokens_per_second)
   step, saved = int(state.step), checkpointer.latest_step()
   queue, shapes, gave_up = same_row_counts(_read(batches), mesh), set(), False
   with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
-        doing(STEP, step)):
+        profiler, doing(STEP, step)):
     try:
       with contextlib.suppress(Stopped):
         with stop.given_up():
           if measure_start and step == 0:
-            loop.start = loop.evaluate(0, state.params)
+            loop.start = loop.evaluate(0, state.params_to_use)
           if progress.get("evaluation") == GIVEN_UP:
             loop.make_up_for_evaluation(step, state)
         gave_up = periods.gives_up(step, checkpointer.best_step())
@@ -187,7 +196,9 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         compiled = shape in shapes or known(train_step, batch)
         if not compiled:
           loop.say_what_compiles(batch)
-        with doing(STEP if compiled else COMPILATION, step + 1):
+        profiler.before(step + 1)
+        with (doing(STEP if compiled else COMPILATION, step + 1),
+              jax.profiler.StepTraceAnnotation("train", step_num=step + 1)):
           state, metrics = train_step(state, global_batch(mesh, batch))
         shapes.add(shape)
         step += 1
@@ -222,7 +233,7 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
   """The batches; what waits for one of them says so."""
   batches = iter(batches)
   while True:
-    with doing(READING):
+    with doing(READING), jax.profiler.TraceAnnotation(READING):
       item = next(batches, None)
     if item is None:
       return
@@ -232,14 +243,18 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
-  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, means, made_from, start):
+  def __init__(self, periods, checkpointer, evaluators, best_metric, writers, profiler, made_from, progress, goodput,
+               skip_non_finite, most_tokens_per_second):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
-    self._best_metric, self._means, self._made_from = best_metric, means, dict(made_from)
+    self._best_metric, self._made_from, self._profiler = best_metric, dict(made_from), profiler
+    self._means, self._goodput = PeriodMeans(progress.get("means")), goodput
+    self._may_skip, self._skipped = skip_non_finite, 0  # in a row
+    self._most_tokens_per_second = most_tokens_per_second
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
-    self.start = start  # what the run started from was measured to; None: it was not
+    self.start = progress.get("start")  # what the run started from was measured to; None: it was not
     self._clock = None  # when the last step was looked at; None: the next one is not timed
 
   def progress_bar(self, step: int) -> bars.Bar:
@@ -253,15 +268,20 @@ class _Loop:
     """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""
     while len(self.pending) > keep:
       step, ids, metrics = self.pending.popleft()
-      metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      self._check_finite(step, ids, metrics)
+      with jax.profiler.TraceAnnotation("waiting for the devices"):
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      self._profiler.after(step)
       now = time.perf_counter()
-      self._means.add(metrics, None if self._clock is None else now - self._clock)
+      if self._is_finite(step, ids, metrics):
+        self._means.add(metrics, None if self._clock is None else now - self._clock)
       self._clock = now
-      scalars = self._means.scalars()
-      self._bar.update(1, _postfix(scalars))
+      scalars, shares = self._means.scalars(), self._goodput.shares()
+      if self._most_tokens_per_second and "tokens_per_second" in scalars:
+        scalars["mfu"] = scalars["tokens_per_second"] / self._most_tokens_per_second
+      self._bar.update(1, f"{_postfix(scalars)}, goodput {shares[STEPS]:.0%}")
       if self._periods.logs(step):
-        self._write(step, {f"train/{name}": value for name, value in scalars.items()})
+        self._write(step, {f"train/{name}": value for name, value in scalars.items()} |
+                    {f"time/{name}": share for name, share in shares.items()})
         self._means.clear()
 
   def evaluate_and_save(self, step: int, state: TrainState, stop: Stop) -> bool:
@@ -274,7 +294,7 @@ class _Loop:
     if self._periods.evaluates(step):
       try:
         with stop.given_up():
-          metric = self.evaluate(step, state.params)
+          metric = self.evaluate(step, state.params_to_use)
       except Stopped:
         self.gave_evaluation_up = True
         self.save(step, state, None, evaluation=GIVEN_UP)
@@ -287,20 +307,21 @@ class _Loop:
 
   def make_up_for_evaluation(self, step: int, state: TrainState) -> None:
     """Evaluates the checkpoint that training goes on from, as this was given up when it was saved."""
-    metric = self.evaluate(step, state.params)
+    metric = self.evaluate(step, state.params_to_use)
     self._checkpointer.set_progress(step, self._progress(), metric)
 
   def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:
-    with doing(SAVE, step):
+    with doing(SAVE, step), jax.profiler.TraceAnnotation(SAVE):
       self._checkpointer.save(step, state, self._progress() | more, metric)
 
   def _progress(self):
     return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start,
-            "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators}}
+            "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators},
+            "goodput": self._goodput.to_json()}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""
-    with doing(EVALUATION, step):
+    with doing(EVALUATION, step), jax.profiler.TraceAnnotation(EVALUATION):
       results = {f"{evaluator.name}/{name}": float(value)
                  for evaluator in self._evaluators for name, value in evaluator(params).items()}
     if results:
@@ -319,14 +340,25 @@ class _Loop:
     for writer in self._writers:
       writer.write(step, scalars)
 
-  def _check_finite(self, step: int, ids: Sequence[str], metrics: Mapping[str, float]) -> None:
-    names = ("loss", "grad_norm", "param_norm")
-    if all(math.isfinite(metrics[name]) for name in names):
-      return
+  def _is_finite(self, step: int, ids: Sequence[str], metrics: Mapping[str, float]) -> bool:
+    """False of a step that was skipped. Raises TrainingError where none may be skipped, or too many were in a row."""
+    if all(math.isfinite(metrics[name]) for name in FINITE):
+      self._skipped = 0
+      return True
+    self._skipped += 1
+    values = ", ".join(f"{name} {metrics[name]:g}" for name in FINITE)
+    what = f"step {step} is not finite ({values}) on the batch of examples {self._shown(step, ids)}"
+    if self._skipped <= self._may_skip:
+      bars.say(f"{what}; it is skipped, {self._skipped} of at most {self._may_skip} in a row")
+      return False
     self._checkpointer.wait()
     last = self._checkpointer.latest_step()
     good = (f"the last good checkpoint is {self._checkpointer.directory / str(last)}" if last is not None
             else "no checkpoint has been saved yet")
+    raise TrainingError(f"{what}; {good}; look at these examples, lower the learning rate or clip the gradient")
+
+  def _shown(self, step: int, ids: Sequence[str]) -> str:
+    """Some ids, and where all of them are written to."""
     shown = ", ".join(ids[:8])
     if len(ids) > 8:
       path = self._checkpointer.directory.parent / f"non_finite_step_{step}_process_{jax.process_index()}.json"
@@ -335,13 +367,15 @@ class _Loop:
         atomic.write_json(path, list(ids))
         shown = shown.replace(f"({len(ids)} in all", f"(all {len(ids)}: {path}")
       shown += ")"
-    values = ", ".join(f"{name} {metrics[name]:g}" for name in names)
-    raise TrainingError(f"step {step} is not finite ({values}) on the batch of examples {shown}; {good}; look at these "
-                        "examples, lower the learning rate or clip the gradient")
+    return shown
 
 
 def _postfix(scalars: Mapping[str, float]) -> str:
+  if not scalars:  # All steps since the last line of metrics were skipped.
+    return "no finite step"
   parts = [f"loss {scalars['loss']:.3f}", f"acc {scalars['accuracy']:.3f}", f"mrr {scalars['mrr']:.3f}"]
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
+  if "mfu" in scalars:
+    parts.append(f"MFU {scalars['mfu']:.0%}")
   return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])

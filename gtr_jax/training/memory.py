@@ -41,24 +41,25 @@ def estimated_bytes(model: DualEncoder, params: Any, opt_state: Any, mesh: jax.s
   divided = mesh.shape["fsdp"] * mesh.shape["model"]
   of_params = _bytes(params)
   gradients = of_params * (2 if microbatches > 1 else 1)  # with gradient caching also their sum
-  if model.config.dtype == "bfloat16":
+  dtype = model.config.dtype_on(mesh.devices.flat[0].platform)
+  if dtype == "bfloat16":
     gradients += of_params // 2  # the copy that is computed with
   state = (of_params + _bytes(opt_state) + gradients) // divided
   config = model.config
   if config.scan_layers:  # Its copy of the layers' parameters, stacked, and their gradients.
     state += 2 * of_params // divided
-  activations = max((_activations(config, rows, length) for rows, length in shapes.values()), default=0)
+  activations = max((_activations(config, dtype, rows, length) for rows, length in shapes.values()), default=0)
   if microbatches == 1:  # Both sides are kept until the loss is known.
-    activations = sum(_activations(config, rows, length) for rows, length in shapes.values())
+    activations = sum(_activations(config, dtype, rows, length) for rows, length in shapes.values())
   shards = partitioning.num_groups(mesh)
   embeddings = 4 * model.dim * (batch_size + passages) * 4
   logits = _LOGIT_COPIES * 4 * batch_size * passages // shards
   return state + activations // mesh.shape["model"] + embeddings + logits
 
 
-def _activations(config: T5Config, rows: int, length: int) -> int:
+def _activations(config: T5Config, dtype: str, rows: int, length: int) -> int:
   """Bytes that the forward pass keeps for the backward pass, and the most that a layer needs besides."""
-  size = 2 if config.dtype == "bfloat16" else 4
+  size = 2 if dtype == "bfloat16" else 4
   joined = config.num_heads * config.head_dim
   mlp = sum(_KEPT.get(name, 2) for name in config.mlp_activations) + (len(config.mlp_activations) > 1)
   of_token = 4 * config.emb_dim + 4 * joined + mlp * config.mlp_dim

@@ -5,7 +5,7 @@ is an `optax.GradientTransformation` that also carries its schedule.
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,42 @@ class Optimizer(NamedTuple):
   init: Callable
   update: Callable
   learning_rate: Schedule
+
+
+class Averaged(NamedTuple):
+  """The state of `averaged`: that of the optimizer, the number of updates, and the average of the parameters."""
+
+  of_optimizer: Any
+  made: jax.Array
+  average: Any
+
+
+def averaged(optimizer: Optimizer, decay: _Decay = 0.9999) -> Optimizer:
+  """An optimizer that also keeps an exponential moving average of the parameters (Polyak & Juditsky 1992).
+
+    average = d * average + (1 - d) * X after each update t = 1, 2, ..., with d = min(decay, (1 + t) / (10 + t))
+
+  The average is what is evaluated, what decides which checkpoint is the best, and what whoever takes the model gets.
+  Training itself goes on from X. It takes the memory of the parameters once more.
+
+  Args:
+    optimizer: which makes the updates.
+    decay: of the average, after a while; 0.9999 averages over about 10,000 steps.
+  """
+  check_arguments(averaged, locals())
+
+  def init(params):
+    return Averaged(optimizer.init(params), jnp.zeros((), jnp.int32), params)
+
+  def update(gradient, state, params):
+    updates, of_optimizer = optimizer.update(gradient, state.of_optimizer, params)
+    made = state.made + 1
+    share = jnp.maximum(1 - decay, 9 / (10 + made))
+    average = jax.tree.map(lambda mean, x: mean + share * (x - mean), state.average,
+                           optax.apply_updates(params, updates))
+    return updates, Averaged(of_optimizer, made, average)
+
+  return Optimizer(init, update, optimizer.learning_rate)
 
 
 def constant(learning_rate: _Rate) -> Schedule:

@@ -22,14 +22,16 @@ from gtr_jax.io.paths import expanded, location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
-from gtr_jax.parallel.progress import EVALUATION, doing
+from gtr_jax.parallel.progress import EVALUATION, doing, seconds
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training import banner, begun
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
 from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import Programs, Wanted, compile_ahead
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
@@ -71,6 +73,10 @@ class TrainingRun:
     document_prompt: likewise.
     trained_on: what the model card says of the training data, as `from_pairs` says it.
     wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
+    skip_non_finite: so many steps in a row whose loss, gradient or parameters are not finite leave everything as it was
+      and are gone past; one more, or the first where it is 0, ends the run.
+    profile_start: step from which `profile_steps` are traced into MODEL_DIR/profile; None: only those after a SIGUSR1.
+    profile_steps: how many steps are traced at once.
 
   Raises:
     InputError: a value is not of its type or range.
@@ -100,6 +106,9 @@ class TrainingRun:
   document_prompt: str = ""
   trained_on: Mapping[str, Any] | None = None
   wandb_project: str | None = None
+  skip_non_finite: NonNegative = 0
+  profile_start: Positive | None = None
+  profile_steps: Positive = 3
 
   def __post_init__(self):
     check_fields(self)
@@ -146,7 +155,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     InputError: something given does not fit; nothing has been written yet, or nothing is lost.
     TrainingError: not finite, out of data or out of memory.
   """
-  directory, mesh = location(run.model_dir), run.mesh
+  began_at = seconds()
+  directory, mesh, loss = location(run.model_dir), run.mesh, run.loss.on_mesh(run.mesh)
   if run.wandb_project is not None:
     installed()
   best_metric = run.best_metric
@@ -162,23 +172,22 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     if says_next:
       banner.say(*banner.following(run, begun.first_collection(config_text)))
     return None
-  part, parts = processes.data_part(mesh)
-  shard = {"groups": partitioning.num_groups(mesh), "process_index": part, "process_count": parts}
+  shard = {"groups": partitioning.num_groups(mesh), "own_groups": partitioning.own_groups(mesh)}
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, **shard))
-  candidates = Candidates(run.loss)
+  candidates = Candidates(loss)
   first_batch = batches.check_first_batch()
   candidates.check_first(first_batch)
   processes.check_same(batches.made_from)
   tokenizer = Tokenizer(*batches.vocabulary_file)
   tokenizer.check_fits(run.model.config.vocab_size)
   reads = run.lengths_and_prompts(batches.feature_lengths)
-  state, shardings = create_state(run.model, run.loss, run.optimizer, mesh, run.random_seed)
+  state, shardings = create_state(run.model, loss, run.optimizer, mesh, run.random_seed)
   with jax.set_mesh(mesh):
     measured = [make(model=run.model, tokenizer=tokenizer, mesh=mesh, **reads)
                 for make in run.evaluators]
     if (validation_data := run.validation_data) is not None:
-      eval_step = Programs(jax.jit(make_eval_step(run.model, run.loss)))
+      eval_step = Programs(jax.jit(make_eval_step(run.model, loss)))
       validation = processes.first_before_others(lambda: validation_data(**shard))
       measured.insert(0, ValidationLoss(validation, eval_step, mesh, candidates,
                                         (best_metric or "").partition("/")[0] == ValidationLoss.name))
@@ -188,7 +197,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   if best_metric is not None and best_metric.partition("/")[0] not in names:
     raise InputError(f"best_metric {best_metric!r} belongs to no evaluator; there are: {', '.join(names) or 'none'}")
   if run.initial_checkpoint_path and not processes.from_first(lambda: list_steps(directory / "checkpoints")):
-    state = state.replace(params=with_initial_params(
+    state = state.beginning_from(with_initial_params(
         state.params, shardings.params, expanded(run.initial_checkpoint_path), tokenizer))
 
   # All is checked that can be; only now is anything written.
@@ -233,15 +242,19 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       for make in makers:
         writers.append(make())
         closing.callback(writers[-1].close)
-    step_fn = Programs(compile_step(make_train_step(run.model, run.loss, run.optimizer, run.random_seed), shardings))
+    step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed,
+                                                    bool(run.skip_non_finite)), shardings))
     if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
       wanted = [Wanted("training", step_fn, state, first_batch)]
       wanted += [Wanted("validation", of.eval_step, state.params, of.first) for of in measured
                  if isinstance(of, ValidationLoss) and of.first is not None and run.eval_period]
       compile_ahead(mesh, wanted)
+    profiler = Profiler(directory, run.profile_start, run.profile_steps)
     result = fit(state, step_fn, batches, checkpointer, periods=periods, mesh=mesh, evaluators=measured,
                  best_metric=best_metric, writers=writers, progress=progress, look_at=candidates.look_at,
-                 measure_start=run.measure_start)
+                 measure_start=run.measure_start, began=began_at, profiler=profiler,
+                 skip_non_finite=run.skip_non_finite,
+                 most_tokens_per_second=most_tokens_per_second(run.model, mesh))
     return _finish(run, checkpointer, result, measured, says_next)
 
 

@@ -13,12 +13,14 @@ import optax
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
-from gtr_jax.training.optimizers import Optimizer
+from gtr_jax.training.optimizers import Averaged, Optimizer
 
 
 @runtime_checkable
 class Loss(Protocol):
   """What training needs of a loss, such as an `InBatchLoss`."""
+
+  def on_mesh(self, mesh: jax.sharding.Mesh) -> "Loss": ...
 
   def init_params(self) -> dict[str, jax.Array]: ...
 
@@ -38,6 +40,18 @@ class TrainState(flax.struct.PyTreeNode):
   step: Any
   params: Any
   opt_state: Any
+
+  @property
+  def params_to_use(self) -> Any:
+    """What is evaluated: the average of the parameters where the optimizer keeps one (`optimizers.averaged`)."""
+    return self.opt_state.average if isinstance(self.opt_state, Averaged) else self.params
+
+  def beginning_from(self, params: Any) -> "TrainState":
+    """A fresh state with other parameters, which an average begins from too."""
+    opt_state = self.opt_state
+    if isinstance(opt_state, Averaged):  # A copy: both are donated.
+      opt_state = opt_state._replace(average=jax.tree.map(jnp.copy, params))
+    return self.replace(params=params, opt_state=opt_state)
 
 
 def create_state(model: DualEncoder, loss: Loss, optimizer: Optimizer, mesh: jax.sharding.Mesh,

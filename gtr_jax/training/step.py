@@ -15,11 +15,13 @@ from gtr_jax.training.encode_pair import encode_pair
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.state import Loss, TrainState
 
+FINITE = ("loss", "grad_norm", "param_norm")  # Metrics of a step that have to be.
+
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
-                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer, seed: int,
+                    skips_non_finite: bool = False) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """The function that makes one update.
 
   Args:
@@ -27,6 +29,8 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
     loss: of a whole batch.
     optimizer: of `gtr_jax.training.optimizers`.
     seed: of the dropout masks, which depend on it and on the step alone, so that a run that resumes draws the same.
+    skips_non_finite: where the loss, the gradient or the new parameters are not finite, parameters and optimizer stay
+      as they were, and the step counts.
 
   Returns:
     `(state, batch) -> (state, metrics)`; a batch with a microbatch axis goes through gradient caching. The metrics are
@@ -43,7 +47,8 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
 
   def loss_fn(params, batch, dropout_key):
     queries, passages = encode_pair(model, params, batch, dropout_key)
-    return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
+    with jax.named_scope("loss"):
+      return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
 
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -51,10 +56,15 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer,
       gradient, metrics = grad_cache.gradient(model, loss, state.params, batch, dropout_key)
     else:
       gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, dropout_key)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
                "param_norm": optax.tree.norm(params), "learning_rate": jnp.asarray(optimizer.learning_rate(state.step))}
+    if skips_non_finite:
+      finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in FINITE])))
+      params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state),
+                                       (state.params, state.opt_state))
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step

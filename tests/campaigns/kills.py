@@ -172,7 +172,8 @@ class Run:
 
   def metrics(self) -> list[dict[str, Any]]:
     """Without times: the first step of a process is not timed."""
-    return [{name: value for name, value in json.loads(line).items() if "per_second" not in name}
+    return [{name: value for name, value in json.loads(line).items()
+             if "per_second" not in name and not name.startswith("time/")}
             for line in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
 
   def left(self) -> set[str]:

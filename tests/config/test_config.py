@@ -231,7 +231,7 @@ def test_includes_that_are_found_are_not_logged_as_missing(tmp_path, caplog):
     ("ROW_LENGTHS={'inputs': 8, 'targets': 300}", "rows of 8 tokens for inputs (ROW_LENGTHS) are shorter"),
     ("MICROBATCH_SIZE=3", "(MICROBATCH_SIZE) is 3: it must divide the batch of 2048"),
     ("TASK_FEATURE_LENGTHS={'inputs': 7}", "give inputs and targets"),
-    ("t5.T5Config.dtype='float16'", "T5Config.dtype is 'float16': use 'float32' or 'bfloat16'"),
+    ("t5.T5Config.dtype='float16'", "T5Config.dtype is 'float16': use 'auto', 'float32' or 'bfloat16'"),
     ("in_batch.InBatchLoss.own_negatives_only=True", "InBatchLoss.own_negatives_only has no backward direction"),
 ])
 def test_wrong_value(binding, message):

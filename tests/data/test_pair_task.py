@@ -105,7 +105,7 @@ def test_all_pairs_of_a_batch_come_from_one_task(declare):
   assert {len(of_batch) for of_batch in one} == {1}
   assert 45 < sum(names[0] in of_batch for of_batch in one) < 75
   assert one == tasks(one_task_per_batch=True)
-  parts = [tasks(one_task_per_batch=True, groups=2, process_index=i, process_count=2) for i in range(2)]
+  parts = [tasks(one_task_per_batch=True, groups=2, own_groups=[i]) for i in range(2)]
   assert parts[0] == parts[1]  # Or the processes' parts would be of different tasks.
 
 

@@ -12,12 +12,13 @@ import pytest
 from tiny_training import tiny_loss
 
 from gtr_jax.cli.main import main
-from gtr_jax.dry_run import chips, hlo, step_plan
+from gtr_jax.dry_run import described, hlo, step_plan
+from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Collective, Program, Work
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.parallel import partitioning
+from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import optimizers
 
@@ -59,8 +60,10 @@ def test_reads_what_other_compilers_write():
   assert work.flops == 2 * 12 * 64 * 256 * 64
   assert work.matmul_bytes == 2 * (2 * 12 * 64 * 256 + 12 * 64 * 64)
   assert set(work.collectives) == {
-      Collective("all-gather", 4, 4, False, 1, 3 * 128), Collective("reduce-scatter", 2, 2, False, 1, 128 / 2),
-      Collective("all-reduce", 4, 7, False, 1, 2 * 128 * 3 / 4), Collective("all-reduce", 2, 5, False, 1, 128 + 64)}
+      Collective("all-gather", "f32", 4, 4, False, 1, 3 * 128),
+      Collective("reduce-scatter", "f32", 2, 2, False, 1, 128 / 2),
+      Collective("all-reduce", "f32", 4, 7, False, 1, 2 * 128 * 3 / 4),
+      Collective("all-reduce", "f32", 2, 5, False, 1, 128 + 64)}
 
 
 @pytest.mark.parametrize("attributes, groups", [
@@ -129,7 +132,7 @@ def test_collectives_in_a_loop():
   assert [(c.kind, c.devices) for c in work.collectives if not c.in_loop] == [("all-reduce", 8)]
 
 
-CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3)
+CONFIG = T5Config(vocab_size=128, emb_dim=32, num_heads=4, head_dim=16, mlp_dim=128, num_layers=3, dtype="float32")
 SIZES = step_plan.BatchSizes(64, {"inputs": 8, "targets": 24})
 
 
@@ -156,7 +159,17 @@ def test_flops_are_those_of_the_formula(options, sizes):
   mesh = partitioning.make_mesh(1, 8, 1)
   plan = step_plan.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, sizes)
   assert 8 * plan.work.flops == pytest.approx(formula(config, sizes, 48), rel=1e-9)
+  assert plan.work.float32_flops == plan.work.flops
   assert plan.work.unknown_loops == 0
+
+
+def test_flops_of_each_dtype():
+  """By default a step is that of accelerators: in bfloat16, but for attention's logits, the projection and the loss."""
+  mesh, config = partitioning.make_mesh(1, 8, 1), dataclasses.replace(CONFIG, dtype="auto")
+  plan = step_plan.plan(DualEncoder(config, 48), tiny_loss(), optimizers.adafactor(1e-3), mesh, SIZES)
+  assert 8 * plan.work.flops == pytest.approx(formula(config, SIZES, 48), rel=1e-9)
+  projection = 3 * 2 * (2 * 64 * 32 * 48)
+  assert 8 * plan.work.float32_flops == pytest.approx(projection + 3 * 2 * 2 * 64**2 * 48, rel=1e-9)
 
 
 def test_a_step_that_does_not_fit_one_device(monkeypatch):
@@ -221,22 +234,68 @@ def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
 
 
 def test_floors():
-  chip = chips.Chip(flops=1e12, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8, network=1e9, source="")
-  work = Work(2e12, 1e10, [Collective("all-gather", 8, 8, True, 3, 2e9),
-                           Collective("all-reduce", 4, 13, False, 1, 5e8)])
-  floor = chips.floor(chip, work, 5e8)
-  assert (floor.compute, floor.memory, floor.interconnect) == pytest.approx((2, 0.11, 0.7))
-  assert floor.seconds == 2
-  floor = chips.floor(dataclasses.replace(chip, network=None, flops=1e16), work, 5e8)
-  assert floor.interconnect is None and floor.seconds == pytest.approx(0.11)
+  chip = chips.Chip(flops=1e12, float32_flops=1e11, memory=1e9, memory_bandwidth=1e11, interconnect=1e10, domain=8,
+                    network=1e9, source="")
+  work = Work(2e12, 1e11, 1e10, [Collective("all-gather", "bf16", 8, 8, True, 3, 2e9),
+                                 Collective("all-reduce", "f32", 4, 13, False, 1, 5e8)])
+  least = floor(chip, work, 5e8)
+  assert (least.compute, least.memory, least.interconnect) == pytest.approx((1.9 + 1, 0.11, 0.7))
+  assert least.seconds == pytest.approx(2.9)
+  least = floor(dataclasses.replace(chip, network=None, flops=1e16, float32_flops=1e15), work, 5e8)
+  assert least.interconnect is None and least.seconds == pytest.approx(0.11)
 
 
 @pytest.mark.parametrize("name, devices, expected", [
     ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8")])
-def test_torus(name, devices, expected):
-  assert chips.torus(chips.CHIPS[name].topology, devices) == expected
+def test_tpu_slices(name, devices, expected):
+  assert described.tpu_slices(chips.CHIPS[name].topology, devices) == (expected, 1)
+  assert described.tpu_slices(chips.CHIPS[name].topology, 3 * devices, 3) == (expected, 3)
   with pytest.raises(InputError, match="power of two"):
-    chips.torus(chips.CHIPS[name].topology, devices + 1)
+    described.tpu_slices(chips.CHIPS[name].topology, devices + 1)
+
+
+class Tpu:
+  """What a mesh reads of a chip of two slices of 2 x 4."""
+
+  platform, device_kind = "tpu", "TPU v5 lite"
+
+  def __init__(self, number):
+    self.id, self.slice_index, self.process_index, self.core_on_chip = number, number // 8, number // 4, 0
+    self.coords = [number % 8 // 4, number % 4, 0]
+
+  def __repr__(self):
+    return str(self.id)
+
+
+def test_which_axis_crosses_the_network_between_slices():
+  chips_of_two = [Tpu(number) for number in range(16)]
+
+  def slices(*shape, **how):
+    mesh = partitioning.make_mesh(*shape, devices=chips_of_two, **how)
+    return mesh, np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+
+  mesh, found = slices(4, 2, 2)
+  assert (found[:2] == 0).all() and (found[2:] == 1).all()
+  assert partitioning.slices_of_shards(mesh) == (0, 0, 0, 0, 1, 1, 1, 1)
+  mesh, found = slices(2, 4, 2, across_slices="fsdp")
+  assert (found[:, :2] == 0).all() and (found[:, 2:] == 1).all()
+  assert partitioning.slices_of_shards(mesh) == (0, 0, 1, 1, 0, 0, 1, 1)
+  mesh, _ = slices(1, 8, 2, across_slices="model")
+  assert partitioning.slices_of_shards(mesh) == ()  # Each is on both.
+  with pytest.raises(InputError, match=r"does not fit 2 slices of 8 devices: the axis 'data' crosses them .*multiple"):
+    slices(1, 16, 1)
+
+
+MESSAGES = [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded", 15 * 2**30),
+    ("Ran out of memory on HBM, the total memory required for HLO temporaries (53.76G) exceeds available HBM (15.75G)",
+     int(53.76 * 2**30)),
+    ("Program hbm requirement 20.00G", None)]
+
+
+@pytest.mark.parametrize("message, expected", MESSAGES)
+def test_what_the_tpu_s_compiler_says_of_memory(message, expected):
+  assert step_plan._temporary_bytes(message, 5 * 2**30) == expected
 
 
 def test_every_chip_has_a_source():

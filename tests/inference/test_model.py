@@ -1,7 +1,9 @@
 """Models from disk: what comes back, what the hash covers, and one line for all that is wrong."""
 
+import dataclasses
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -13,8 +15,10 @@ from gtr_jax.errors import InputError
 from gtr_jax.formats.convert import convert
 from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.inference.embed import embed
 from gtr_jax.inference.load import check_model, for_several, load_model
 from gtr_jax.inference.weights_hash import weights_hash
+from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel.partitioning import make_mesh
 
 
@@ -65,9 +69,32 @@ def test_the_hash_covers_all_that_decides_an_embedding(run):
   others = [{"params": {**model.params, "projection_layer": {"kernel": nudged}}},
             {"encoder": tiny_encoder(model.tokenizer, pooling="first")},
             {"encoder": tiny_encoder(model.tokenizer, normalize=False)},
+            {"encoder": in_dtype(model.encoder, "bfloat16")},
             {"lengths": {"query": 16, "document": 33}}, {"prompts": {"query": "q: ", "document": ""}}]
   hashes = {weights_hash(**{**values, **other}) for other in others} | {model.weights_hash}
   assert len(hashes) == len(others) + 1
+
+
+def in_dtype(encoder, dtype):
+  return dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, dtype=dtype))
+
+
+def test_computes_in_what_suits_the_devices_or_is_asked_for(run, tmp_path):
+  """Not in what it was trained in, which model.json of earlier versions says."""
+  shutil.copytree(run, tmp_path / "run")
+  place = tmp_path / "run" / "model.json"
+  described = json.loads(place.read_text())["model"]
+  assert "dtype" not in described["config"]
+  change(place, model={**described, "config": {**described["config"], "dtype": "bfloat16"}})
+  model, half = load_model(tmp_path / "run", one_device()), load_model(tmp_path / "run", one_device(), dtype="bfloat16")
+  assert (model.encoder.config.dtype, half.encoder.config.dtype) == ("float32", "bfloat16")
+  assert model.weights_hash == load_model(run, one_device()).weights_hash != half.weights_hash
+  assert model.encoder.config.dtype_on("gpu") == "float32"
+  assert [T5Config(9, 8, 1, 8, 8, 1).dtype_on(on) for on in ("cpu", "gpu", "tpu")] == ["float32", *["bfloat16"] * 2]
+  texts = ["a text of a few words"]
+  difference = np.abs(embed(model, texts, "query", progress=False) - embed(half, texts, "query", progress=False)).max()
+  assert 0 < difference < 0.05
+  assert "dtype is 'float16': give one of float32, bfloat16, or None" in message(load_model, run, dtype="float16")
 
 
 def test_separate_towers(tmp_path):

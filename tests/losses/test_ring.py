@@ -101,6 +101,17 @@ def test_every_mesh_gives_the_dense_loss(mesh, options, small_blocks):
           both(InBatchLoss(**options), *inputs), 1e-12)
 
 
+@pytest.mark.parametrize("slices", [
+    (0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 0, 1, 0, 1, 0, 1), (3, 3, 0, 0, 1, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"bidirectional": False}], ids=["both", "forward"])
+def test_slices_change_nothing(slices, options, small_blocks):
+  options = {"temperature": 0.05, **options}
+  with jax.enable_x64(True):
+    inputs = large()
+    check(both(RingLoss(**options, slices=slices), *inputs, partitioning.make_mesh(4, 2)),
+          both(InBatchLoss(**options), *inputs), 1e-12)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 1e-4])
 def test_float32_at_low_temperatures(temperature, small_blocks):
   """The running maximum keeps the sums finite, in whatever order the logits come."""

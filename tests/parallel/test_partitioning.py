@@ -5,7 +5,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -17,6 +16,7 @@ from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config, dropout
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
+from gtr_jax.text.packing import Texts
 
 MODEL = DualEncoder(T5Config(64, 16, 4, 4, 32, 1, mlp_activations=("gelu", "linear")), 12)
 LOSS = InBatchLoss(temperature=0.05, margin=0.05, label_smoothing=0.1, learned_temperature=True)
@@ -174,7 +174,7 @@ def test_make_mesh():
     mesh = partitioning.make_mesh(**arguments)
     assert tuple(mesh.shape.values()) == shape
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
-    assert partitioning.num_groups(mesh) == partitioning.local_groups(mesh) == shape[0] * shape[1]
+    assert partitioning.num_groups(mesh) == len(partitioning.own_groups(mesh)) == shape[0] * shape[1]
 
 
 @pytest.mark.parametrize("arguments", [{"model": 3}, {"data": 2, "model": 2}, {"data": 16}, {"fsdp": 0}, {"fsdp": -1},
@@ -209,12 +209,11 @@ def test_what_the_mesh_cannot_divide():
   wide = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, num_heads=3, head_dim=4))
   with pytest.raises(InputError, match="encoder/relpos_bias/rel_embedding: axis 'heads' of length 3"):
     partitioning.state_shardings(mesh, jax.eval_shape(wide.init, jax.random.key(0)))
-  with jax.set_mesh(mesh), pytest.raises(InputError, match="axis 'group' of length 6"):
-    jax.eval_shape(lambda: partitioning.constrain(jnp.zeros((6, 2)), "group", "row"))
+  texts = Texts(*np.zeros((2, 6, 2, 3), np.int32))
+  with jax.set_mesh(mesh), pytest.raises(InputError, match="6 groups of texts cannot be divided over 4 data shards"):
+    jax.eval_shape(lambda key: MODEL.encode(nn.meta.unbox(MODEL.init(key)), texts, 2), jax.random.key(0))
 
 
-def test_constrain_without_a_mesh_is_nothing_and_names_must_be_known():
-  x = jnp.zeros((6, 2))
-  assert partitioning.constrain(x, "group", "row") is x
+def test_names_of_axes_must_be_known():
   with pytest.raises(KeyError, match="grp"):
     partitioning.logical_spec(("grp",))

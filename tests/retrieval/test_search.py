@@ -1,5 +1,7 @@
 """Exact search equals brute force, ties included, on any number of devices."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def whole_numbers(rng, *shape):
   return rng.integers(-2, 3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize(("mesh", "keep"), [((1,), False), ((4, 1, 2), True)])
+@pytest.mark.parametrize(("mesh", "keep"), [((1,), False), ((4, 1, 2), True), ((6,), True), ((7,), False)])
 @pytest.mark.parametrize(("rows", "k"), [(1000, 10), (1000, 700), (3000, 7), (5, 10)])
 def test_equals_brute_force_with_ties_at_the_cut(mesh, keep, rows, k, monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 384)  # Several blocks, the last not full.
@@ -40,6 +42,16 @@ def test_equals_brute_force_with_ties_at_the_cut(mesh, keep, rows, k, monkeypatc
   if k < rows:
     next_scores, _ = brute_force(corpus, queries, k + 1)
     assert (next_scores[:, k] == next_scores[:, k - 1]).any()  # There were ties at the cut to get wrong.
+
+
+def test_devices_merge_in_pairs():
+  """What one holds at a time is twice what it has found, and not what all have."""
+  mesh, k = mesh_of(8), 20
+  shapes = jax.ShapeDtypeStruct((16, 8), np.float32), jax.ShapeDtypeStruct((8 * 96, 8), np.float32)
+  number, best = jax.ShapeDtypeStruct((), np.int32), [jax.ShapeDtypeStruct((16, k), t) for t in (np.float32, np.int32)]
+  text = search._search_block.lower(*shapes, number, number, *best, mesh=mesh).compile().as_text()
+  assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 2 * 3
+  assert "all-gather" not in text and not re.search(rf"\[16,{8 * k}\]", text)
 
 
 def test_two_steps_are_used_and_exact_for_wide_rows():

@@ -1,12 +1,15 @@
 """Embedding stores: reading, and one line that names the file where something is damaged."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.t5 import T5Config
 from gtr_jax.retrieval import store
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store, StoreWriter
@@ -146,12 +149,30 @@ def test_the_advice_for_a_damaged_chunk_works(folder, damaged):
   assert writer.finish()[3:4].tolist() == [[3, -3]] and Store(folder).norms(slice(3, 4)).tolist() == [4]
 
 
+def model(weights_hash, dtype="float32"):
+  return types.SimpleNamespace(weights_hash=weights_hash, encoder=DualEncoder(T5Config(9, 8, 1, 8, 8, 1, dtype=dtype)))
+
+
+def test_embeddings_are_of_one_dtype(folder, tmp_path):
+  half = {"dtype": "bfloat16", **SETTINGS}
+  StoreWriter(folder, DOCUMENTS, 2, half)  # An earlier version has not said it; then the hash of the weights decides.
+  writer = StoreWriter(tmp_path / "half", DOCUMENTS, 2, half)
+  for chunk in writer.missing_chunks():
+    writer.write_chunk(chunk, np.zeros((len(chunk), 2), np.float32), np.zeros(len(chunk), np.float32))
+  store = writer.finish()
+  store.check_model(model("w" * 64, "bfloat16"))
+  with pytest.raises(InputError, match="computed in bfloat16, and queries would be in float32; .*--dtype bfloat16"):
+    store.check_model(model("w" * 64))
+  with pytest.raises(InputError, match="computed in another dtype .'bfloat16', not 'float32'.; choose another folder"):
+    StoreWriter(tmp_path / "half", DOCUMENTS, 2, {"dtype": "float32", **SETTINGS})
+
+
 def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
   with pytest.raises(InputError, match="not an embedding store"):
     Store(tmp_path)
-  Store(folder).check_model("w" * 64)
+  Store(folder).check_model(model("w" * 64))
   with pytest.raises(InputError, match="another model .weights wwwwwwwwwwww, not xxxxxxxxxxxx"):
-    Store(folder).check_model("x" * 64)
+    Store(folder).check_model(model("x" * 64))
   manifest = json.loads((folder / "manifest.json").read_text())
   (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
   with pytest.raises(InputError, match="format 9, this version reads 3"):

@@ -49,9 +49,9 @@ def features():
   return f | {f"negative_{name}": rng.integers(1, 20, (PAIRS, 2)) for name in ("passage_hash", "text_hash")}
 
 
-def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype):
+def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype, activations="float32"):
   """(gradient, metrics) of one batch."""
-  model = tiny_model()
+  model = tiny_model(dtype=activations)
   loss = LOSSES[loss](temperature=0.1, margin=0.1, label_smoothing=0.1, learned_temperature=True)
   boxed = {**model.init(jax.random.key(0)), **loss.init_params()}
   shape = MESHES[mesh_name]
@@ -98,6 +98,18 @@ def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
 
 def test_same_gradient_in_float32():
   check(gradient_of("ring", PACKED, CACHED, "all", jnp.float32), reference(jnp.float32), 1e-4)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
+def test_in_bfloat16_meshes_differ_by_less_than_it_does_from_float32(mesh):
+  """Sums over the devices are in float32, so a mesh adds no error of its own kind."""
+  exact, one, several = (gradient_of("ring", PACKED, CACHED, name, jnp.float32, activations)[0]
+                         for name, activations in (("one", "float32"), ("one", "bfloat16"), (mesh, "bfloat16")))
+
+  def distance(a, b):
+    return np.sqrt(sum(np.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
+
+  assert 0 < distance(several, one) < distance(one, exact)
 
 
 def test_dropout_masks_are_drawn_again():

@@ -84,8 +84,8 @@ def run(folder, periods, *, batches=None, train_step=STEP, evaluators=(), best_m
 
 def lines(folder, without_throughput=True):
   found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in line.items() if not (without_throughput and "per_second" in name)}
-          for line in found]
+  return [{name: value for name, value in line.items()
+           if not (without_throughput and ("per_second" in name or name.startswith("time/")))} for line in found]
 
 
 def saved_steps(folder):

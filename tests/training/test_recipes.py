@@ -1,5 +1,6 @@
 """The recipes, with a tiny model put in place of T5's: prepared data, tasks, and three steps of each."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ from gtr_jax.cli.main import main
 from gtr_jax.data.sources import TfdsSource
 from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
+from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.training import run
 
 # Of each distinct structure one; the other recipes differ from these in numbers and names only (tests/golden/runs).
@@ -51,8 +53,20 @@ def data(tmp_path_factory):
   data_root.set_data_dir(None)
 
 
+class OnMesh(InBatchLoss):
+  """What `on_mesh` gives."""
+
+  computed: list[bool] = []  # Whether in training. # noqa: RUF012
+
+  def _compute(self, *args):
+    self.computed.append(args[-1])
+    return super()._compute(*args)
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_three_steps_of_each_recipe(data, name, tmp_path):
+def test_three_steps_of_each_recipe(data, name, tmp_path, monkeypatch):
+  monkeypatch.setattr(InBatchLoss, "on_mesh", lambda loss, mesh: OnMesh(**dataclasses.asdict(loss)))
+  OnMesh.computed.clear()
   files, bindings = RECIPES[name]
   data_root.set_data_dir(str(data))
   start = f"{'T5_CHECKPOINT' if 'pretrain' in files[0] else 'INITIAL_CHECKPOINT_PATH'}='{data / 't5'}'"
@@ -64,6 +78,7 @@ def test_three_steps_of_each_recipe(data, name, tmp_path):
   losses = [line["train/loss"] for line in lines if "train/loss" in line]
   assert len(losses) == 3 and np.isfinite(losses).all() and np.isfinite(lines[-1]["validation/loss"])
   assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+  assert {True, False} == set(OnMesh.computed)  # In training and in validation the loss for the mesh.
 
 
 def test_every_task_says_how_to_prepare_it(tmp_path):

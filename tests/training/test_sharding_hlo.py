@@ -3,8 +3,11 @@
 HLO is that of the divided program, before the CPU's compiler fits it to the CPU.
 """
 
+import collections
+import dataclasses
 import functools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import pytest
 from flax import linen as nn
 from tiny_training import VOCAB, tiny_loss
 
+from gtr_jax.dry_run import hlo
 from gtr_jax.dry_run.hlo import Program
 from gtr_jax.dry_run.step_plan import BatchSizes, abstract_batch
 from gtr_jax.losses.in_batch import InBatchLoss
@@ -33,28 +37,35 @@ from gtr_jax.training.step import compile_step, make_train_step
 MODEL = DualEncoder(T5Config(vocab_size=320, emb_dim=64, num_heads=8, head_dim=12, mlp_dim=384, num_layers=2,
                              remat="layer"), projection_dim=48)
 LENGTHS = {"inputs": 8, "targets": 40}
-KERNELS = {(320, 64), (64, 96), (96, 64), (64, 384), (384, 64), (64, 48)}
-PARAMETERS = 320 * 64 + 2 * (4 * 64 * 96 + 2 * 64 * 384 + 2 * 64) + 64 + 8 * 32 + 64 * 48
+HALF = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, dtype="bfloat16"))
+TABLE, BIASES, EMBEDDINGS = (320, 64), (8, 32), (256, 48)
+KERNELS = {(64, 96), (96, 64), (64, 384), (384, 64), (64, 48)}
+GATHERED = 2 * (4 * 64 * 96 + 2 * 64 * 384 + 2 * 64) + 64 + 64 * 48  # Of the parameters under fsdp.
+PARAMETERS = GATHERED + math.prod(TABLE) + math.prod(BIASES)
+ARRAYS = 2 * 8 + 4  # Of parameters.
 
 
 class Compiled:
   """A training step on a mesh of all eight devices, or of the first."""
 
-  def __init__(self, mesh_shape, loss, pairs=256, microbatch_size=None):
+  def __init__(self, mesh_shape, loss, pairs=256, microbatch_size=None, model=MODEL):
     mesh = partitioning.make_mesh(*mesh_shape, devices=jax.devices()[:int(np.prod(mesh_shape))])
     optimizer = optimizers.adamw(1e-3)
-    init, shardings = state_initializer(MODEL, loss, optimizer, mesh, 0)
+    init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
       state = abstract_state(jax.eval_shape(init), shardings)
       batch = abstract_batch(mesh, BatchSizes(pairs, LENGTHS, microbatch_size))
-      step = compile_step(make_train_step(MODEL, loss, optimizer, 0), shardings).lower(state, batch)
+      step = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
       step = step.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
       dumped = list(Path(folder).glob("*after_spmd-partitioning*.txt"))
       self.text = dumped[0].read_text() if dumped else step.as_text()
     self.memory = step.memory_analysis()
     program = Program(self.text, mesh.size)
     self.collectives = program.work().collectives
-    self.instructions = [instruction for instruction, *_ in program.executed()]
+    self.executed, self.devices = list(program.executed()), mesh.size
+    self.arguments = {shape.dims for instruction in program._computations[program._entry].values()
+                      if instruction.opcode == "parameter" for shape in instruction.shapes}
+    self.instructions = [instruction for instruction, *_ in self.executed]
 
   def shapes(self, *opcodes, floats=True):
     """Shapes of the results of these instructions."""
@@ -64,15 +75,24 @@ class Compiled:
   def bytes(self, kind, in_loop):
     return sum(c.bytes for c in self.collectives if c.kind == kind and c.in_loop == in_loop)
 
+  def exchanged(self, kind):
+    """How often arrays of each dtype and shape are the result of such a collective among several devices."""
+    found = collections.Counter()
+    for instruction, _, times, _ in self.executed:
+      if instruction.opcode == kind and hlo._groups(instruction.attributes, self.devices).shape[1] > 1:
+        for shape in instruction.shapes:
+          found[shape] += times
+    return found
+
 
 compiled_once = functools.cache(Compiled)
 
 
-def step(mesh_shape, loss=InBatchLoss(), microbatch_size=None):  # noqa: B008
-  return compiled_once(mesh_shape, loss, microbatch_size=microbatch_size)  # always named alike, for the cache
+def step(mesh_shape, loss=InBatchLoss(), microbatch_size=None, model=MODEL):  # noqa: B008
+  return compiled_once(mesh_shape, loss, microbatch_size=microbatch_size, model=model)  # named alike, for the cache
 
 
-FSDP, DATA, BOTH = (1, 8, 1), (8, 1, 1), (2, 4, 1)
+FSDP, DATA, BOTH, TENSOR = (1, 8, 1), (8, 1, 1), (2, 4, 1), (4, 1, 2)
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 64])
@@ -84,38 +104,65 @@ def test_under_fsdp_state_and_memory_are_divided(microbatch_size):
   assert eight.memory.argument_size_in_bytes < 1.02 * (state + batch)
   assert eight.memory.output_size_in_bytes < 1.02 * state + 1000
   assert eight.memory.alias_size_in_bytes > 0.98 * state
-  assert not eight.shapes("parameter") & KERNELS
-  assert one.shapes("parameter") >= KERNELS
+  assert not eight.arguments & {TABLE, *KERNELS}
+  assert one.arguments >= {TABLE, *KERNELS}
   assert eight.memory.temp_size_in_bytes < one.memory.temp_size_in_bytes / (5 if microbatch_size is None else 3)
 
 
 @pytest.mark.parametrize("mesh, microbatch_size", [(FSDP, None), (FSDP, 64), (BOTH, None), (BOTH, 64)], ids=str)
 def test_under_fsdp_parameters_are_gathered_and_gradients_scattered(mesh, microbatch_size):
-  """Layer by layer where they are used; and no activation is gathered, nor a gradient summed to a whole."""
+  """Layer by layer where they are used, once for both sides; no activation, nor the table of tokens, is gathered."""
   compiled = step(mesh, microbatch_size=microbatch_size)
   gathered = compiled.shapes("all-gather")
-  assert gathered & KERNELS == KERNELS
+  assert gathered & KERNELS == KERNELS and TABLE not in gathered
   # Besides, scales of norms, and the embeddings for the dense loss.
   assert all(len(dims) <= 3 and 40 not in dims for dims in gathered - KERNELS), gathered
+  microbatches, share = (256 // microbatch_size if microbatch_size else 1), (mesh[1] - 1) / mesh[1]
   shards = compiled.bytes("reduce-scatter", microbatch_size is not None)
-  whole = compiled.bytes("all-reduce", True) + compiled.bytes("all-reduce", False)
-  assert shards > 4 * PARAMETERS * (mesh[1] - 1) / mesh[1]
+  of_loss = 0 if microbatch_size else 2 * math.prod(EMBEDDINGS)  # The gradient of the dense loss.
+  assert shards == pytest.approx(4 * (share * microbatches * GATHERED + 7 / 8 * of_loss))
   if mesh == FSDP:
-    assert whole < 0.02 * shards  # scales of norms, position biases, metrics
+    whole = compiled.bytes("all-reduce", True) + compiled.bytes("all-reduce", False)
+    assert whole < 0.02 * shards  # position biases, metrics
 
 
-def test_one_layer_is_gathered_at_a_time():
-  """With remat the backward pass gathers again instead of keeping what the forward pass has gathered."""
-  kernel = [c for c in step(FSDP).instructions if c.opcode == "all-gather" and (64, 384) in [s.dims for s in c.shapes]]
-  layers, sides, passes = 2, 2, 2
-  assert len(kernel) == layers * sides * passes
+@pytest.mark.parametrize("mesh", [DATA, BOTH, FSDP, TENSOR], ids=str)
+@pytest.mark.parametrize("microbatch_size", [None, 64])
+def test_gradients_are_summed_once_and_in_float32(mesh, microbatch_size):
+  """Of both sides together, though activations and the kernels that are gathered are bfloat16."""
+  compiled = step(mesh, microbatch_size=microbatch_size, model=HALF)
+  (data, fsdp, tensor), microbatches = mesh, (256 // microbatch_size if microbatch_size else 1)
+  scattered = compiled.exchanged("reduce-scatter")
+  assert {shape.dtype for shape in scattered} <= {"f32"}
+  assert scattered.total() == (ARRAYS - 2) * microbatches * (fsdp > 1)
+  summed = {shape: times for shape, times in compiled.exchanged("all-reduce").items() if len(shape.dims) > 1}
+  activations = {shape: times for shape, times in summed.items() if len(shape.dims) == 4}
+  gradients = {shape: times for shape, times in summed.items() if len(shape.dims) == 2 and shape.dims != EMBEDDINGS}
+  assert {shape.dtype for shape in gradients} == {"f32"}
+  kernels = 2 * 6 + 3  # With the table, the position biases and the projection.
+  assert sum(gradients.values()) == (kernels if data > 1 else 1)
+  gathered = {shape.dtype for shape in compiled.exchanged("all-gather") if shape.dims in KERNELS - {(64, 48)}}
+  assert gathered == ({"bf16"} if fsdp > 1 else set())
+  # Of activations along `model`: the embedded tokens; and in each layer, forward, again and backward, two.
+  each = 2 if tensor > 1 else 0
+  layers, passes = 2, 3 - 1 / 2 + (1 if microbatch_size else 0)
+  assert sum(activations.values()) <= each * (2 * layers * passes + 3) * microbatches
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "layer"])
+def test_one_layer_is_gathered_at_a_time(remat):
+  """The backward pass gathers again instead of keeping what the forward pass has gathered."""
+  model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, remat=remat))
+  layers, passes, compiled = 2, 2, step(FSDP, model=model)
+  kernel = {shape: times for shape, times in compiled.exchanged("all-gather").items() if shape.dims == (64, 384)}
+  assert sum(kernel.values()) == layers * passes
 
 
 def test_gradient_cache_keeps_the_gradient_divided():
   compiled = step(FSDP, microbatch_size=64)
   carried = compiled.shapes("while")
   assert carried >= {(320, 8), (8, 96), (96, 8), (8, 384), (384, 8), (8, 48)}
-  assert not carried & KERNELS
+  assert not carried & {TABLE, *KERNELS}
 
 
 @pytest.mark.parametrize("mesh", [DATA, BOTH], ids=str)

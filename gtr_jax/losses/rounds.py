@@ -1,0 +1,75 @@
+"""Who passes what on to whom in `RingLoss`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gtr_jax.parallel.partitioning import BATCH_AXES
+
+
+def shards_of_mesh() -> int:
+  """Number of devices that pass something on: of data shards."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+class Ring:
+  """Which device passes what on to which: round after round inside its slice, and from slice to slice.
+
+  Args:
+    slices: of each device, as `RingLoss.slices`.
+  """
+
+  def __init__(self, slices: tuple[int, ...]):
+    slices = slices or (0,) * shards_of_mesh()
+    # [slices, devices of each]
+    self._devices = np.stack([np.flatnonzero(np.asarray(slices) == number) for number in sorted(set(slices))])
+
+  def pass_on(self, tree: Any) -> Any:
+    """To the next device of the slice."""
+    return self._permuted(tree, np.roll(self._devices, -1, axis=1))
+
+  def to_next_slice(self, tree: Any) -> Any:
+    """To the same place in the next slice."""
+    return self._permuted(tree, np.roll(self._devices, -1, axis=0))
+
+  def _permuted(self, tree, receivers):
+    if (receivers == self._devices).all():
+      return tree
+    pairs = list(zip(self._devices.reshape(-1).tolist(), receivers.reshape(-1).tolist(), strict=True))
+    return jax.tree.map(lambda x: lax.ppermute(x, BATCH_AXES, pairs), tree)
+
+  def rounds(self, a_round: Callable, carry: Any) -> tuple[Any, Any]:
+    """`lax.scan` of `a_round` over the numbers of the hops of each round; what it yields, by hop."""
+    slices, devices = self._devices.shape
+    numbers = jnp.arange(slices * devices).reshape(slices, devices)
+    if slices == 1:
+      return a_round(carry, numbers[0])
+    carry, of_rounds = lax.scan(a_round, carry, numbers)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_rounds)
+
+  def source(self, number: Any) -> Any:
+    """The device whose columns are here at a hop."""
+    if shards_of_mesh() == 1:
+      return number
+    slices, devices = self._devices.shape
+    of_slice, place = self._here()
+    return jnp.asarray(self._devices)[(of_slice - number // devices) % slices, (place - number) % devices]
+
+  def hop_of_device(self) -> jax.Array:
+    """At which hop the columns of each device are here, and so those of this device there."""
+    slices, devices = self._devices.shape
+    of_slice, place = self._here()
+    hops = jnp.arange(slices * devices).reshape(slices, devices)
+    rounds, of_round = (of_slice - jnp.arange(slices)) % slices, (place - jnp.arange(devices)) % devices
+    by_place = hops[rounds[:, None], of_round[None]]
+    return by_place.reshape(-1)[np.argsort(self._devices, axis=None)]
+
+  def _here(self):
+    where = np.argsort(self._devices, axis=None)
+    return divmod(jnp.asarray(where)[lax.axis_index(BATCH_AXES)], self._devices.shape[1])

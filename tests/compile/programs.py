@@ -1,0 +1,183 @@
+"""The programs of `make test-compile`, compiled for chips that need not be here.
+
+`python tests/compile/programs.py NAME` compiles one and prints as JSON what the tests look at.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gtr_jax.cli import dry_run
+from gtr_jax.dry_run import described, step_plan
+from gtr_jax.parallel import chips
+
+LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
+DEEP = ("t5.T5Config.remat='layer'", "t5.T5Config.scan_layers=True")  # as of base and larger ones
+RING = "LOSS=@ring.RingLoss()"
+
+
+def of_launch_file(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The gin files and bindings that a launch file gives to `gtr-jax train`."""
+  text = (LAUNCH / name).read_text()
+  found = re.findall(r"--(gin_file=|gin\.)([^\s\\]+)", text)
+  values = [(kind, value.replace('"', "")) for kind, value in found]
+  return (tuple(value for kind, value in values if kind == "gin_file="),
+          tuple(value for kind, value in values if kind == "gin." and not value.startswith(("MODEL_DIR", "MIXTURE"))))
+
+
+class Training(NamedTuple):
+  """A training step: a model, a recipe and a mesh on chips; `fits` is empty, or why it does not."""
+
+  chip: str
+  devices: int
+  files: tuple[str, ...]
+  bindings: tuple[str, ...] = ()
+  slices: int = 1
+  fits_not: str = ""
+
+
+class Encoding(NamedTuple):
+  """A batch of documents of a model."""
+
+  chip: str
+  devices: int
+  model: str
+  model_parallel: int = 1
+
+
+class Search(NamedTuple):
+  """A block of a corpus searched for 512 queries."""
+
+  chip: str
+  devices: int
+  k: int
+
+
+def training(chip, devices, size, *files, **options):
+  return Training(chip, devices, (f"models/t5_{size}.gin", *files), **options)
+
+
+PRETRAIN, FINETUNE = "recipes/gtr_pretrain.gin", "recipes/gtr_finetune.gin"
+SLICE = "meshes/tpu_slice.gin"
+PROGRAMS: dict[str, Training | Encoding | Search] = {
+    "base, 8 x v5e": training("v5e", 8, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
+                              bindings=(*DEEP, "MICROBATCH_SIZE=256")),
+    "search, 256 x v5e": Search("v5e", 256, 1000),
+    "encode base, 8 x v5e": Encoding("v5e", 8, "base"),
+    "small, one v5e": training("v5e", 1, "small", "runs/pretrain.gin", fits_not="2,048 pairs at once"),
+    "launch on GKE": Training("v5e", 16, *of_launch_file("gke_jobset.yaml")),
+    "base, 64 x v4": training("v4", 64, "base", PRETRAIN, SLICE),
+    "base, 2 slices of 16 x v5e": training(
+        "v5e", 32, "base", "runs/pretrain.gin", "meshes/data_parallel.gin", slices=2,
+        bindings=(*DEEP, "MICROBATCH_SIZE=1024", "BATCH_SIZE=16384", RING)),
+    "large, 64 x v5e": training("v5e", 64, "large", FINETUNE, SLICE),
+    "large, 8 x v6e, tensor": training("v6e", 8, "large", "runs/finetune.gin", "meshes/tensor.gin",
+                                       bindings=(*DEEP, "MICROBATCH_SIZE=128", "NEGATIVES_PER_EXAMPLE=1")),
+    "xl, 64 x v5p": training("v5p", 64, "xl", PRETRAIN, SLICE),
+    "xl, 8 x v6e": training("v6e", 8, "xl", "runs/pretrain.gin", "meshes/eight_gpus.gin"),
+    "xxl, 64 x v5p": training("v5p", 64, "xxl", PRETRAIN, SLICE),
+    "xxl, 256 x v5e": training("v5e", 256, "xxl", PRETRAIN, SLICE),
+    "base, 256 x v5e, 65,536": training("v5e", 256, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
+                                        bindings=(*DEEP, "MICROBATCH_SIZE=8192", "BATCH_SIZE=65536", RING)),
+    "encode xxl, 8 x v5e": Encoding("v5e", 8, "xxl", model_parallel=8),
+}
+IN_CI = ("base, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e")
+TO_HOST = {"infeed", "outfeed", "send", "recv"}
+
+
+def compiled_training(case: Training) -> dict[str, Any]:
+  plan = dry_run.make_plan(argparse.Namespace(
+      gin_file=list(case.files), gin_bindings=list(case.bindings), gin_search_paths="", mean_tokens=None,
+      described_devices=case.devices, chip=case.chip), slices=case.slices)
+  assert not plan.compiler.endswith("cpu"), plan.compiler
+  return {"mesh": plan.mesh, "params_bytes": plan.params_bytes, "parameters": plan.parameters,
+          "total_bytes": plan.total_bytes, "out_of_memory": plan.out_of_memory, "seconds": plan.seconds,
+          "tokens": plan.tokens, **read(plan.program)}
+
+
+def compiled_encoding(case: Encoding) -> dict[str, Any]:
+  step_plan.describe_devices(1)
+  import jax
+  import jax.numpy as jnp
+
+  from gtr_jax import config
+  from gtr_jax.inference import embed
+  from gtr_jax.inference.row_queue import TOKENS_PER_BATCH
+  from gtr_jax.models.parameters import abstract_parameters
+  from gtr_jax.parallel import partitioning
+  from gtr_jax.text.packing import Texts
+  from gtr_jax.training import run
+  mesh = mesh_of(case, model=case.model_parallel)
+  config.load(run.TrainingRun, [f"models/t5_{case.model}.gin", "runs/pretrain.gin"], [], [], dry_run.NOT_NEEDED)
+  model = config.bindings(run.TrainingRun)["model"]
+  groups, length = partitioning.num_groups(mesh), 512
+  tokens = jax.ShapeDtypeStruct((groups, TOKENS_PER_BATCH // length, length), jnp.int32,
+                                sharding=partitioning.batch_sharding(mesh))
+  params = abstract_parameters(model, mesh)
+  with jax.set_mesh(mesh):
+    lowered = embed._encode.lower(model, params, Texts(tokens, tokens), 64, "passage")
+    return of_program(lowered, mesh)
+
+
+def compiled_search(case: Search) -> dict[str, Any]:
+  step_plan.describe_devices(1)
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from gtr_jax.retrieval import search
+  mesh = mesh_of(case)
+  whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+  def array(dtype, *shape, sharding=whole):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  with jax.set_mesh(mesh):
+    lowered = search._search_block.lower(
+        array(jnp.float32, 512, 768), array(jnp.float32, case.devices * search.CHUNK, 768, sharding=rows),
+        array(jnp.int32), array(jnp.int32), array(jnp.float32, 512, case.k), array(jnp.int32, 512, case.k), mesh=mesh)
+    return of_program(lowered, mesh)
+
+
+def mesh_of(case: Encoding | Search, **axes: int) -> Any:
+  from gtr_jax.parallel import partitioning
+  topology = chips.CHIPS[case.chip].topology
+  assert topology is not None
+  return partitioning.make_mesh(**axes, devices=described.tpu_devices(described.tpu_slices(topology, case.devices)))
+
+
+def of_program(lowered: Any, mesh: Any) -> dict[str, Any]:
+  program, compiled = step_plan.compile_lowered(lowered, mesh.size)
+  if isinstance(compiled, Exception):
+    raise compiled
+  memory = compiled.memory_analysis()
+  return {"mesh": dict(mesh.shape), "total_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes +
+          memory.output_size_in_bytes - memory.alias_size_in_bytes, "out_of_memory": "", **read(program)}
+
+
+def read(program: Any) -> dict[str, Any]:
+  """What the devices exchange, and whether something goes to the host."""
+  work = program.work()
+  results = [shape for instruction, *_ in program.executed() if instruction.opcode.startswith("all-gather")
+             for shape in instruction.shapes if shape.dtype not in ("u32", "s32", "pred")]
+  opcodes = {instruction.opcode.removesuffix("-start").removesuffix("-done")
+             for instruction, *_ in program.executed()}
+  return {"collectives": [dataclasses.asdict(collective) for collective in work.collectives],
+          "gathered": sorted({(math.prod(shape.dims), shape.dtype, shape.dims) for shape in results}, reverse=True),
+          "to_host": sorted(opcodes & TO_HOST), "flops": work.flops, "float32_flops": work.float32_flops,
+          "unknown_loops": work.unknown_loops}
+
+
+def main(name: str) -> None:
+  case = PROGRAMS[name]
+  of = {Training: compiled_training, Encoding: compiled_encoding, Search: compiled_search}[type(case)]
+  print(json.dumps(of(case)))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

@@ -1,0 +1,99 @@
+"""What the TPU's own compiler makes of training, encoding and search, on chips that need not be here.
+
+Of each program: it fits, gradients are summed once and in float32, parameters are gathered a layer at a time, nothing
+else is gathered, and nothing goes to the host.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import programs
+import pytest
+
+from gtr_jax.parallel import chips
+
+pytest.importorskip("libtpu", reason="the TPU's compiler: pip install 'gtr_jax[aot]'")
+TO_SPARE = 0.1
+# What of T5's sizes the largest kernel of a layer has, in parameters.
+KERNEL = {"small": 512 * 2048, "base": 768 * 3072, "large": 1024 * 4096, "xl": 1024 * 16384, "xxl": 1024 * 65536}
+
+
+def compiled(name):
+  """What `programs.py` says, of a process of its own: each has other devices."""
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_FLAGS", "JAX_"))}
+  process = subprocess.run([sys.executable, str(Path(__file__).with_name("programs.py")), name], capture_output=True,
+                           text=True, env={**environment, "JAX_PLATFORMS": "cpu"})
+  assert process.returncode == 0, process.stderr[-4000:]
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+def names(kind):
+  """Of the programs of a kind; those of `IN_CI` alone where that is asked for."""
+  return [name for name, case in programs.PROGRAMS.items()
+          if isinstance(case, kind) and (name in programs.IN_CI or not os.environ.get("COMPILE_FEW"))]
+
+
+def collectives(found, *kinds):
+  return [c for c in found["collectives"] if c["kind"] in kinds]
+
+
+def sent(found, *kinds):
+  return sum(c["bytes"] for c in collectives(found, *kinds))
+
+
+@pytest.mark.parametrize("name", names(programs.Training))
+def test_training(name):
+  case, found = programs.PROGRAMS[name], compiled(name)
+  memory = chips.CHIPS[case.chip].memory
+  if case.fits_not:
+    assert found["out_of_memory"] and found["total_bytes"] > memory
+    return
+  assert not found["out_of_memory"] and found["total_bytes"] <= (1 - TO_SPARE) * memory
+  assert not found["to_host"] and not found["unknown_loops"]
+  sizes, whole = found["mesh"], 4 * found["parameters"]
+  data, fsdp = sizes["data"], sizes["fsdp"]
+  summed = collectives(found, "all-reduce", "reduce-scatter")
+  assert not [c for c in summed if "bf16" in c["dtype"]]
+  if fsdp == sizes["model"] == 1:  # One sum of all parameters, and not in a loop.
+    assert sent(found, "all-reduce") == pytest.approx(2 * (data - 1) / data * whole, rel=0.02)
+    assert not [c for c in summed if c["in_loop"] and c["bytes"] > 0.01 * whole]
+  if fsdp > 1:  # A part of the sum for each, of every microbatch; what is whole on all devices is little.
+    microbatches = round(sent(found, "reduce-scatter") / ((fsdp - 1) / fsdp * whole), 1)
+    assert microbatches == pytest.approx(round(microbatches), abs=0.1) and microbatches >= 1
+    assert sent(found, "all-reduce") < 0.02 * sent(found, "reduce-scatter")
+  size = case.files[0].removeprefix("models/t5_").removesuffix(".gin")
+  of_embeddings = 2 * 2048 * 768  # Of both sides, for the dense loss.
+  for elements, dtype, dims in found["gathered"]:
+    assert elements <= max(KERNEL[size], of_embeddings), (dtype, dims)
+    assert len(dims) <= 3 and 512 not in dims[1:2], (dtype, dims)
+  if programs.RING in case.bindings:
+    shards, permutes = data * fsdp, collectives(found, "collective-permute")
+    # Forward the passages, backward they and their gradient; between slices once a round.
+    assert sum(c["count"] for c in permutes) <= 3 * (shards + 2 * case.slices)
+    assert max(elements for elements, *_ in found["gathered"]) < 2048 * 768
+
+
+@pytest.mark.parametrize("name", names(programs.Encoding))
+def test_encoding(name):
+  case, found = programs.PROGRAMS[name], compiled(name)
+  assert found["total_bytes"] <= (1 - TO_SPARE) * chips.CHIPS[case.chip].memory
+  assert not found["to_host"] and not collectives(found, "all-gather", "all-to-all", "reduce-scatter")
+  if case.model_parallel == 1:
+    assert not found["collectives"]
+  else:  # Of activations, two sums a layer.
+    assert {c["dtype"] for c in collectives(found, "all-reduce")} <= {"f32"}
+  assert found["float32_flops"] < 0.01 * found["flops"]
+
+
+@pytest.mark.parametrize("name", names(programs.Search))
+def test_search(name):
+  case, found = programs.PROGRAMS[name], compiled(name)
+  assert found["total_bytes"] <= (1 - TO_SPARE) * chips.CHIPS[case.chip].memory
+  assert not found["to_host"] and not collectives(found, "all-gather", "all-reduce", "all-to-all")
+  exchanges = math.log2(case.devices)
+  assert sum(c["count"] for c in collectives(found, "collective-permute")) == 2 * exchanges  # Scores and rows.
+  assert sent(found, "collective-permute") <= exchanges * 512 * case.k * 8
