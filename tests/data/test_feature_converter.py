@@ -82,7 +82,7 @@ def test_too_long_or_undeclared_features_are_refused():
 def test_a_mixture_of_tasks_with_and_without_negatives_becomes_a_batch(data_dir, vocabulary):
   rows = pairs(40)
   write_jsonl(data_dir / "plain.jsonl", rows[:20])
-  write_jsonl(data_dir / "hard.jsonl", [r | {"negatives": [words(4, f"n{i}"), r["passage"]]}
+  write_jsonl(data_dir / "hard.jsonl", [r | {"negatives": [words(4, f"n{i}"), words(5, f"m{i}")]}
                                         for i, r in enumerate(rows[20:])])
   plain, hard = task_name(), task_name()
   fields = {"query": "query", "passage": "passage", "vocabulary": vocabulary}

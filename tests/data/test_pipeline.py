@@ -107,7 +107,7 @@ def test_any_number_of_processes_makes_the_same_batches(task, counts, how):
   def parts(count):
     made = []
     for process in range(count):
-      batches = make(own_groups=range(8 // count * process, 8 // count * (process + 1)))
+      batches = make(own_groups=tuple(range(8 // count * process, 8 // count * (process + 1))))
       batches.check_first_batch()
       made.append(take(batches, 12))
       batches.close()

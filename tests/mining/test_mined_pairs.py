@@ -177,8 +177,8 @@ def test_sets_stay_marked_and_each_of_their_texts_is_a_passage(tmp_path, way):
     assert {"lion b", "lion c", "lion d"} < set(record["negatives"])
     ids = dict(zip(record["negatives"], record["negative_ids"], strict=True))
     assert {text for text, of in ids.items() if of in marks} == {"lion b", "lion c", "lion d"}
-  again = examples_of(write(tmp_path / "mined.jsonl", mined))
-  assert {example.group for example in again if example.query in texts} == marks
+  again = [example for example in examples_of(write(tmp_path / "mined.jsonl", mined)) if example.query in texts]
+  assert {example.query_id for example in again} == marks and all(example.is_mutual for example in again)
 
 
 def test_title_and_text_of_pairs(tmp_path):

@@ -21,8 +21,14 @@ def work(monkeypatch):
   """What is done: the towers that have encoded texts, and searches; empty it to count anew."""
   done = []
   embed_tokens, search_of = embed.embed_tokens, search.Searcher.search
-  for module in (embed, encode):
-    monkeypatch.setattr(module, "embed_tokens", lambda *args: done.append(args[3]) or embed_tokens(*args))
+
+  class Documents(embed.EmbeddingStream):
+    def add(self, *args):
+      done.append("passage")
+      super().add(*args)
+
+  monkeypatch.setattr(embed, "embed_tokens", lambda *args: done.append(args[3]) or embed_tokens(*args))
+  monkeypatch.setattr(encode, "EmbeddingStream", Documents)
   monkeypatch.setattr(search.Searcher, "search", lambda *args: done.append(f"search of {args[2]}") or search_of(*args))
   return done
 
