@@ -173,7 +173,8 @@ def test_a_large_bucket_is_read_in_passes_to_the_same_order(tmp_path, monkeypatc
 
 
 def test_equal_pairs_are_kept_once(data, tmp_path):
-  first, other = toy_source.rows(200), toy_source.rows(200, seed=1)
+  first = toy_source.rows(200)
+  other = [row | {"query_id": f"other {row['query_id']}"} for row in toy_source.rows(200, seed=1)]
   again = [{"query": r["query"].upper() + "?", "passage": r["passage"].replace(" ", "  "), "query_id": "again"}
            for r in first[:50]]
   near = [{"query": r["query"], "passage": r["passage"] + " more"} for r in first[50:60]]
