@@ -87,14 +87,14 @@ def test_every_form_of_model(place):
     assert batches["extra_ids"] == ours.tokenizer.extra_ids
     lengths = (16, 32) if name == "model" else (32, 32)  # sentence-transformers has one for both
     assert (run["query_length"], run["document_length"]) == lengths and said[-1] == f"start     {place / name}"
-  t5x = place / "checkpoint_0"
+  t5x, config = place / "checkpoint_0", ours.encoder.to_json()["config"]
   with pytest.raises(InputError, match="comes without a vocabulary.*--vocabulary"):
     configured(place, t5x)
   run, batches, _ = configured(place, t5x, vocabulary=str(place / "vocabulary.model"), extra_ids=0, query_length=9)
-  assert run["model"].config == ours.encoder.config and run["model"].projection_dim == ours.encoder.projection_dim
+  assert run["model"].to_json()["config"] == config and run["model"].projection_dim == ours.encoder.projection_dim
   assert (run["query_length"], run["document_length"]) == (9, 512) and batches["feature_lengths"]["inputs"] <= 9
   run, _, said = configured(place, bare_t5(place / "published", place / "bare"))
-  assert run["model"].config == ours.encoder.config and run["model"].projection_dim == 768
+  assert run["model"].to_json()["config"] == config and run["model"].projection_dim == 768
   assert "a T5 alone: its projection to 768 is drawn at random" in said[-1]
 
 
