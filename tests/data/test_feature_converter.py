@@ -108,5 +108,5 @@ def test_a_mixture_of_tasks_with_and_without_negatives_becomes_a_batch(data_dir,
   same_hash, same_tokens = ((x[:, 32:].reshape(2, 32, 3, -1)[is_hard, 1][:, None] == x[:, :32].reshape(64, -1)).all(-1)
                             for x in (batch.text_hash, batch.passages.tokens))
   np.testing.assert_array_equal(same_hash, same_tokens)
-  assert (same_hash.sum(1) <= 3).all() and same_hash.any(1).sum() > is_hard.sum() / 2
+  assert same_hash.any(1).sum() > is_hard.sum() / 2 and same_hash.sum(1).max() < 16
   assert (batch.passages.segment_ids.max(-1) >= 0).all()
