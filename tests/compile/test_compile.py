@@ -69,7 +69,7 @@ def test_training(name):
   of_embeddings = 2 * 2048 * 768  # Of both sides, for the dense loss.
   for elements, dtype, dims in found["gathered"]:
     assert elements <= max(KERNEL[size], of_embeddings), (dtype, dims)
-    assert len(dims) <= 3 and 512 not in dims[1:2], (dtype, dims)
+    assert len(dims) <= 3 or elements < 1e6, (dtype, dims)  # Of activations, `[G, R, L, E]`, never.
   if programs.RING in case.bindings:
     shards, permutes = data * fsdp, collectives(found, "collective-permute")
     # Forward the passages, backward they and their gradient; between slices once a round.
