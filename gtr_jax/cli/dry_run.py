@@ -11,7 +11,7 @@ from gtr_jax.values.ranges import Range
 MOST_DEVICES = 10_000  # jax makes an object of each
 _DEEP = 12  # layers: those of base
 NOT_NEEDED = {"MODEL_DIR": "", "MIXTURE_OR_TASK_NAME": "", "MIXTURE_OR_TASK_MODULE": None, "TRAIN_STEPS": 1,
-               "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
+              "INITIAL_CHECKPOINT_PATH": None, "T5_CHECKPOINT": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -212,7 +212,7 @@ def _write_shard(job: _Job, task: workers.Task) -> None:
     for record in itertools.chain([first], found):
       records.write_record(file, record)
       counts.add("examples")
-  del counts.reasons["written_train"]
+  del counts.reasons["written_train"]  # As many as "examples".
   atomic.write_json(f"{job.work}/{name}.json", counts.reasons)
 
 

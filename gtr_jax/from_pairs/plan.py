@@ -165,8 +165,7 @@ def _named(collections: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _for_devices(run: Mapping[str, Any], batches: Mapping[str, Any], lengths: Mapping[str, data.Lengths]) -> str:
-  """Layers as a loop where there are many, which compiles sooner; parameters divided where a
-  device cannot hold all."""
+  """Layers as a loop where there are many, which compiles sooner; parameters divided where a device cannot hold all."""
   del batches, lengths
   lines = ["from gtr_jax.models import t5"]
   if jax.default_backend() != "cpu":

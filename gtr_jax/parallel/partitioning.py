@@ -6,6 +6,7 @@ layer by layer; `model` divides heads and MLP columns (tensor parallelism). Code
 written out (`over_shards`, `shards.py`).
 """
 
+import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -103,6 +104,7 @@ def part_of_batch(mesh: Mesh) -> tuple[int, int]:
   return different.index(parts[jax.process_index()]), len(different)
 
 
+@functools.lru_cache(maxsize=8)  # It is asked at every batch, and looks at all devices.
 def _parts(mesh):
   """The groups of each process."""
   fed = defaultdict(set)

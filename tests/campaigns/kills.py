@@ -37,6 +37,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from forked import Forked  # noqa: E402
+from metrics_lines import without_times  # noqa: E402
 from ports import free_port  # noqa: E402
 from tiny_gin import tiny_model  # noqa: E402
 from tiny_model_dir import corpus, sentence, write_collection, write_vocabulary  # noqa: E402
@@ -172,8 +173,7 @@ class Run:
 
   def metrics(self) -> list[dict[str, Any]]:
     """Without times: the first step of a process is not timed."""
-    return [{name: value for name, value in json.loads(line).items()
-             if "per_second" not in name and not name.startswith("time/")}
+    return [without_times(json.loads(line))
             for line in (self.model_dir / "metrics.jsonl").read_text().splitlines()]
 
   def left(self) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metrics_lines import without_times
 from one_of_two import SIGNAL_AFTER, STEPS
 from ports import free_port
 from test_resume import GIN, write_data
@@ -83,8 +84,7 @@ def metrics(folder):
 
 
 def without_time(lines):
-  return [{name: value for name, value in line.items() if "per_second" not in name and not name.startswith("time/")}
-          for line in lines]
+  return [without_times(line) for line in lines]
 
 
 def test_same_losses_as_one_process(together):

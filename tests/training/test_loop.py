@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from metrics_lines import without_times
 from tiny_training import PAIRS, TinyBatches
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
@@ -84,8 +85,7 @@ def run(folder, periods, *, batches=None, train_step=STEP, evaluators=(), best_m
 
 def lines(folder, without_throughput=True):
   found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in line.items()
-           if not (without_throughput and ("per_second" in name or name.startswith("time/")))} for line in found]
+  return [without_times(line) for line in found] if without_throughput else found
 
 
 def saved_steps(folder):
