@@ -153,13 +153,13 @@ class Here:
     mains = [lambda group: None, self.main] if index == 0 else [self.main, lambda group: None]
     nows = [progress.current, self.main.now] if index == 0 else [self.main.now, progress.current]
     both = [Process(port, i, 2, main, now) for i, (main, now) in enumerate(zip(mains, nows, strict=True))]
-    self.group, self.other = both[index].group, both[1 - index]
+    self.group, self.other, self.groups = both[index].group, both[1 - index], [process.group for process in both]
     assert all(process.met.wait(120) for process in both)
     monkeypatch.setattr(processes, "_group", self.group)
 
   def wait_until_heard(self):
-    """Of a signal."""
-    until(lambda: self.group._held or self.group.stops_after < math.inf)
+    """Of a signal, by both: a main thread that goes on before may come to its last place."""
+    until(lambda: all(group._held or group.stops_after < math.inf for group in self.groups))
 
 
 @pytest.mark.parametrize("index", [0, 1])
