@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-peers test-mteb test-beam test-t5x test-compile campaign-kills lint wheel-check bench clean install install-peers
+.PHONY: help demo test test-peers test-mteb test-beam test-t5x test-compile test-buckets campaign-kills lint wheel-check bench clean install install-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 	$(BIN)/gtr-jax demo --output demo
 
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --ignore tests/compile --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --ignore tests/compile --ignore tests/buckets --durations=10
 
 test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
 	$(BIN)/python -m pytest tests/peers --durations=10
@@ -44,6 +44,10 @@ test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.
 
 test-compile: $(VENV)/installed .aot/installed  ## compile steps for TPUs that are not here, and look at them (an hour; FEW=1: 3 minutes)
 	COMPILE_FEW=$(FEW) PYTHONPATH=.aot $(BIN)/python -m pytest tests/compile --durations=0
+
+test-buckets: $(VENV)/installed  ## train, encode, search, mine and prepare in gs://, against an emulator (installs it)
+	$(PIP) install --quiet -c constraints.txt -e '.[test,buckets]'
+	$(BIN)/python -m pytest tests/buckets --durations=5
 
 KILLS ?= 300
 SEED ?= 0

@@ -21,9 +21,9 @@ from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.training import optimizers
 from gtr_jax.training.loop import Periods, fit, resume
-from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.state import create_state
 from gtr_jax.training.step import compile_step, make_train_step
+from gtr_jax.training.writers import JsonlWriter
 
 STEPS, SIGNAL_AFTER = 12, 5
 

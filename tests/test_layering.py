@@ -131,7 +131,7 @@ BY_HAND = {
     "demo/run.py": "its own marker",
     "parallel/processes.py": "an empty file, to see whether a folder is shared",
     "sweep/run.py": "appends to logs, and sets trainings aside",
-    "training/metrics.py": "appends to the metrics",
+    "training/writers.py": "appends to the metrics",
 }
 
 

@@ -9,6 +9,7 @@ moment leaves whole steps only. What lies there and is not whole is never delete
 import copy
 import dataclasses
 import functools
+import importlib
 import logging
 import math
 import operator
@@ -38,7 +39,7 @@ from gtr_jax.checkpoints.steps import (
     write_progress,
 )
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io.paths import absolute
+from gtr_jax.io.paths import absolute, is_remote
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -67,6 +68,16 @@ class Checkpoint(NamedTuple):
   step: int
   state: Any
   progress: dict[str, Any]
+
+
+def check_place(directory: epath.PathLike) -> None:
+  """Raises InputError where Orbax lacks what it needs to save there: of a bucket it asks Google's own client."""
+  try:
+    if is_remote(directory):
+      importlib.import_module("google.cloud.storage")
+  except ImportError as e:
+    raise InputError(f"{directory}: to save checkpoints in a bucket, Orbax needs google-cloud-storage: pip install "
+                     "'gtr_jax[gcs]'") from e
 
 
 class Checkpointer:

@@ -35,24 +35,40 @@ def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
     InputError: a folder, a pipe or a device lies there.
   """
   path = location(path)
-  if not is_remote(path):
-    path = epath.Path(os.path.realpath(path))
-    if path.exists() and not os.path.isfile(path):
-      raise InputError(f"{path}: a folder; name the file to write in it" if path.is_dir() else
-                       f"{path}: a pipe or a device, which cannot be replaced; name a file")
+  if is_remote(path):
+    with _uploaded(path, mode) as file:
+      yield file
+    return
+  path = epath.Path(os.path.realpath(path))
+  if path.exists() and not os.path.isfile(path):
+    raise InputError(f"{path}: a folder; name the file to write in it" if path.is_dir() else
+                     f"{path}: a pipe or a device, which cannot be replaced; name a file")
   path.parent.mkdir(parents=True, exist_ok=True)
   new = _beside(path)
   try:
     with naming(path, hidden=new):
       with new.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
         yield file
-        if not is_remote(path):
-          file.flush()
-          os.fsync(file.fileno())  # Else a machine that stops may keep the name and lose the bytes.
+        file.flush()
+        os.fsync(file.fileno())  # Else a machine that stops may keep the name and lose the bytes.
       new.replace(path)
   except BaseException:
     new.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def _uploaded(path: epath.Path, mode: str) -> Iterator[IO]:
+  """A file of this machine's, which becomes the object `path` when the block ends without an error.
+
+  What is written to a bucket at once cannot seek, as archives of arrays do, and is an object, if half of one, when an
+  error ends it.
+  """
+  with (naming(tempfile.gettempdir(), hidden=tempfile.gettempdir()),
+        tempfile.NamedTemporaryFile(mode, encoding=None if "b" in mode else "utf-8") as file):
+    yield file
+    file.flush()
+    epath.Path(file.name).copy(path, overwrite=True)
 
 
 def write_parts(path: epath.PathLike, parts: Iterable[bytes]) -> None:

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -80,15 +81,14 @@ class Store:
     self._seen: set[tuple[str, int]] = set()  # Chunks whose checksums have been looked at.
     for number in range(-(-self.shape[0] // self._chunk_rows)):
       for name in (_EMBEDDINGS, _NORMS):
-        self._open_chunk(name, number)
+        _check_form(self.path / name.format(number), self._shape_of(name, number), np.float32)
 
-  def _open_chunk(self, name: str, number: int) -> np.ndarray:
+  def _shape_of(self, name: str, number: int) -> tuple[int, ...]:
     rows = min(self._chunk_rows, self.shape[0] - number * self._chunk_rows)
-    shape = (rows, self.shape[1]) if name == _EMBEDDINGS else (rows,)
-    return _read_array(self.path / name.format(number), shape, np.float32)
+    return (rows, self.shape[1]) if name == _EMBEDDINGS else (rows,)
 
   def _checked_chunk(self, name: str, number: int) -> np.ndarray:
-    chunk = self._open_chunk(name, number)
+    chunk = _read_array(self.path / name.format(number), self._shape_of(name, number), np.float32)
     if (name, number) not in self._seen:
       checksums = _read_array(self.path / _OF_BOTH.format(number), (2,), np.uint32)
       if zlib.crc32(chunk.data) != checksums[(_EMBEDDINGS, _NORMS).index(name)]:
@@ -298,6 +298,21 @@ def _read_ids(path: epath.Path, count: int, sums: Mapping[str, int]) -> list[str
   return ids
 
 
+def _check_form(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> None:
+  """Raises InputError unless the file is of such an array, whose numbers are not read."""
+  try:
+    with path.open("rb") as file:
+      if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of the format")
+      there, fortran, its_dtype = np.lib.format.read_array_header_1_0(file)
+      size = file.tell() + math.prod(there) * its_dtype.itemsize
+    if path.stat().length < size:
+      raise ValueError(f"{path.stat().length} bytes instead of {size}")
+  except (OSError, ValueError, EOFError) as e:
+    raise _damaged(path, first_line(e) if path.exists() else "missing") from e
+  _check_array(path, there, its_dtype, not fortran, shape, dtype)
+
+
 def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any,
                 sums: Mapping[str, int] | None = None) -> np.ndarray:
   """An array of the store; with `sums`, its file's checksum is looked at."""
@@ -306,13 +321,17 @@ def _read_array(path: epath.Path, shape: tuple[int, ...], dtype: Any,
     array = np.load(os.fspath(path), mmap_mode="r") if data is None else np.load(io.BytesIO(data))
   except (OSError, ValueError, EOFError) as e:
     raise _damaged(path, first_line(e) if path.exists() else "missing") from e
-  if array.shape != shape or array.dtype != dtype:
-    raise _damaged(path, f"{array.dtype} {list(array.shape)} instead of {np.dtype(dtype)} {list(shape)}")
-  if not array.flags.c_contiguous:
-    raise _damaged(path, "in another order")
+  _check_array(path, array.shape, array.dtype, array.flags.c_contiguous, shape, dtype)
   if sums is not None:
     _check_sum(path, path.read_bytes() if data is None else data, sums)
   return array
+
+
+def _check_array(path, there, its_dtype, in_order, shape, dtype):
+  if there != shape or its_dtype != dtype:
+    raise _damaged(path, f"{its_dtype} {list(there)} instead of {np.dtype(dtype)} {list(shape)}")
+  if not in_order:
+    raise _damaged(path, "in another order")
 
 
 def _damaged(path: epath.Path, what: str, advice: str = "") -> InputError:

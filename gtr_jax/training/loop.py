@@ -25,6 +25,7 @@ from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import TrainState, abstract_state, free
 from gtr_jax.training.step import FINITE
+from gtr_jax.training.writers import Writer
 
 GIVEN_UP = "given up"  # An evaluation, on a signal.
 
@@ -47,12 +48,6 @@ class Batches(Protocol):
   def __iter__(self) -> Iterator[Any]: ...
 
   def close(self) -> None: ...
-
-
-class Writer(Protocol):
-  """Takes metrics."""
-
-  def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -312,6 +307,8 @@ class _Loop:
 
   def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:
     with doing(SAVE, step), jax.profiler.TraceAnnotation(SAVE):
+      for writer in self._writers:
+        writer.flush()  # What the checkpoint has behind it: a run that resumes does not write it again.
       self._checkpointer.save(step, state, self._progress() | more, metric)
 
   def _progress(self):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.checkpoints.checkpointer import Checkpointer, check_place
 from gtr_jax.checkpoints.steps import list_steps
 from gtr_jax.data.pipeline import TrainingBatches, ValidationBatches
 from gtr_jax.errors import InputError, TrainingError, first_line
@@ -28,7 +28,6 @@ from gtr_jax.training import banner, begun
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
 from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
-from gtr_jax.training.metrics import JsonlWriter
 from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.optimizers import Optimizer
 from gtr_jax.training.profiler import Profiler
@@ -37,6 +36,7 @@ from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
 from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
 from gtr_jax.training.wandb_writer import WandbWriter, installed
+from gtr_jax.training.writers import InBackground, JsonlWriter, TensorboardWriter, Writer
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Seed
 
@@ -163,6 +163,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   periods = Periods(run.train_steps, log=run.log_period, evaluate=run.eval_period, checkpoint=run.checkpoint_period,
                     early_stopping=run.early_stopping or 0)
   _check_same_run(config_text)
+  check_place(directory)
   lower_is_better = banner.lower_is_better(best_metric)
   with _told_where_it_goes_on(directory):
     ended = processes.from_first(lambda: begun.at_its_end(directory, run.train_steps, lower_is_better, config_text))
@@ -228,20 +229,19 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       banner.say(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}")
     else:
       banner.warn(run, batches.num_pairs, batches.batch_size)
-    writers: list[JsonlWriter | TensorboardWriter | WandbWriter] = []
+    writers: Sequence[Writer] = ()
     if processes.is_first():
       if trains or not progress:
         begun.write_config(directory, config_text, step if progress else None)
       abstract = jax.eval_shape(run.model.init, jax.random.key(0))
       atomic.write_text(directory / "parameters.txt", parameter_table(abstract))
       atomic.write_json(directory / "versions.json", versions())
-      makers: list[Callable[[], JsonlWriter | TensorboardWriter | WandbWriter]] = [
-          lambda: JsonlWriter(directory / "metrics.jsonl", step), lambda: TensorboardWriter(directory / "tensorboard")]
+      of_run: list[Writer] = [
+          JsonlWriter(directory / "metrics.jsonl", step), TensorboardWriter(directory / "tensorboard")]
       if (project := run.wandb_project) is not None:
-        makers.append(lambda: WandbWriter(project, directory, config_text))
-      for make in makers:
-        writers.append(make())
-        closing.callback(writers[-1].close)
+        of_run.append(WandbWriter(project, directory, config_text))
+      writers = [InBackground(of_run)]
+      closing.callback(writers[0].close)
     step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed,
                                                     bool(run.skip_non_finite)), shardings))
     if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
@@ -327,21 +327,6 @@ class ValidationLoss:
       for name in ("loss", "accuracy", "mrr"):
         totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
     return {name: total / pairs for name, total in totals.items()}
-
-
-class TensorboardWriter:
-  """Scalars for TensorBoard."""
-
-  def __init__(self, directory: epath.Path):
-    from clu import metric_writers  # It imports TensorFlow.
-    self._writer = metric_writers.SummaryWriter(str(directory))
-
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    self._writer.write_scalars(step, scalars)
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
 
 
 def versions() -> dict[str, str]:

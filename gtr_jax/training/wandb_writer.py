@@ -69,6 +69,9 @@ class WandbWriter:
     """Sends a row."""
     self._run.log({"step": step, **scalars})
 
+  def flush(self) -> None:
+    """It has threads of its own."""
+
   def close(self) -> None:
     """Waits until all is sent."""
     self._run.finish()

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_training import tiny_loss, tiny_model
 
-from gtr_jax.checkpoints.checkpointer import Checkpointer, find_checkpoint, restore_params
+from gtr_jax.checkpoints.checkpointer import Checkpointer, check_place, find_checkpoint, restore_params
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import partitioning
 from gtr_jax.training import optimizers
@@ -295,3 +295,11 @@ def test_killed_while_saving(folder, delay):
   assert restored.progress == {"n": restored.step}
   assert restored.state.params["logit_scale"] == restored.step
   assert not [p for p in folder.iterdir() if not p.name.isdecimal()]
+
+
+def test_a_bucket_wants_googles_client(monkeypatch):
+  """Orbax imports it, long after a run has begun."""
+  monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+  check_place("/a/folder")
+  with pytest.raises(InputError, match=r"gs://b/run: to save .* needs google-cloud-storage: pip install 'gtr_jax\[gcs\]'"):
+    check_place("gs://b/run")

@@ -28,7 +28,7 @@ from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.io import atomic, failures
 from gtr_jax.training import run
 from gtr_jax.training.loop import Periods, fit, resume
-from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.writers import JsonlWriter
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 _TMP = "/run/checkpoints/16.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/_sharding"

@@ -76,3 +76,19 @@ def test_another_file_under_the_name_makes_no_difference_and_the_file_is_closed(
   del table
   gc.collect()
   assert opened() == 0
+
+
+def test_a_bucket_is_asked_for_some_lines_and_then_for_all(tmp_path, monkeypatch):
+  """A request for each line would take days for a corpus; nothing is left of the copy."""
+  monkeypatch.setattr(line_table, "is_remote", lambda path: True)
+  monkeypatch.setattr(line_table.tempfile, "tempdir", str(tmp_path / "temporary"))
+  (tmp_path / "temporary").mkdir()
+  path = tmp_path / "lines"
+  path.write_bytes(b"".join(b"%03d\n" % i for i in range(1000)))
+  table = LineTable(path, np.arange(0, 4001, 4))
+  asked = list(range(0, 1000, 10))
+  assert [int(table[i]) for i in asked] == asked
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert list(pool.map(lambda i: int(table[i]), range(1000))) == list(range(1000))
+  path.unlink()
+  assert table[999] == b"999" and not os.listdir(tmp_path / "temporary")

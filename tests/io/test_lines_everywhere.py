@@ -27,7 +27,7 @@ from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.passages import open_table
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.retrieval.runs import read_run
-from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.writers import JsonlWriter
 
 ROW = {"_id": "1", "title": "t", "text": "a b", "query": "q", "positive": "p", "step": 1}
 LINE = json.dumps(ROW).encode() + b"\n"

@@ -18,8 +18,9 @@ from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.parallel import partitioning
 from gtr_jax.parallel.progress import EVALUATION, doing
 from gtr_jax.training.loop import Periods, fit, resume
-from gtr_jax.training.metrics import JsonlWriter, PeriodMeans
+from gtr_jax.training.metrics import PeriodMeans
 from gtr_jax.training.state import TrainState
+from gtr_jax.training.writers import JsonlWriter
 
 MESH = partitioning.make_mesh(devices=jax.devices()[:1])
 BAD = {"loss": None, "grad_norm": None, "param_norm": None}
@@ -345,23 +346,6 @@ def test_throughput_and_fill():
   assert again.scalars() == found
   again.add(metrics_of(10), 1.0)
   assert means.scalars() == found  # not shared
-
-
-def test_jsonl_is_cut_at_the_resumed_step(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 5, "a": 1}\n{"step": 10, "a": 2}\n{"step": 10, "b": 2}\n{"step": 15, "a": 3}\n{"step": 1')
-  writer = JsonlWriter(path, 10)
-  assert path.read_text().count("\n") == 3
-  writer.write(12, {"a": 0.1})
-  assert path.read_text().endswith('{"step": 10, "b": 2}\n{"step": 12, "a": 0.1}\n')  # readable at once
-  writer.close()
-  assert os.listdir(tmp_path) == ["metrics.jsonl"]
-  JsonlWriter(path, 0).close()
-  assert path.read_text() == ""
-  path.write_text('{"step": 5}\n{"stop": 10}\n')
-  with pytest.raises(InputError, match=r"metrics.jsonl:2: not a line of metrics"):
-    JsonlWriter(path, 10)
-  assert path.read_text().count("\n") == 2
 
 
 def test_the_loop_imports_no_tensorflow():

@@ -20,18 +20,18 @@ import os
 import time
 import seqio
 from gtr_jax.data.examples import add_pair_task, jsonl
-from gtr_jax.training.metrics import JsonlWriter
+from gtr_jax.training.writers import InBackground
 for name in ("questions", "titles"):
   add_pair_task("resume_" + name, jsonl(train=name + ".jsonl"), query="query", passage="passage", negatives="negatives",
                 vocabulary="spiece.model", shuffle_buffer_size=64)
 seqio.MixtureRegistry.add("resume_both", [("resume_questions", 3.0), ("resume_titles", 1.0)])
 
 # A process that is to be killed does not come to its end before, however late this machine lets the test do it.
-slow_after, write = int(os.environ.get("SLOW_AFTER", 1_000_000)), JsonlWriter.write
+slow_after, write = int(os.environ.get("SLOW_AFTER", 1_000_000)), InBackground.write
 def write_slowly(self, step, scalars):
   write(self, step, scalars)
   time.sleep(0.5 * (step > slow_after))
-JsonlWriter.write = write_slowly
+InBackground.write = write_slowly
 """
 
 GIN = tiny_model(160, 32) + f"""
