@@ -301,5 +301,5 @@ def test_a_bucket_wants_googles_client(monkeypatch):
   """Orbax imports it, long after a run has begun."""
   monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
   check_place("/a/folder")
-  with pytest.raises(InputError, match=r"gs://b/run: to save .* needs google-cloud-storage: pip install 'gtr_jax\[gcs\]'"):
+  with pytest.raises(InputError, match=r"gs://b/run: .* needs google-cloud-storage: pip install 'gtr_jax\[gcs\]'"):
     check_place("gs://b/run")
