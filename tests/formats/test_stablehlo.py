@@ -1,12 +1,17 @@
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 import safetensors.numpy
+from flax import traverse_util
 from tiny_model_dir import sentence, write_model_dir
+from tiny_training import tiny_model
 
 import gtr_jax
 from gtr_jax.formats.convert import convert
+from gtr_jax.formats.stablehlo import encode_rows
 
 
 def test_programs_compute_what_the_model_does(tmp_path):
@@ -27,6 +32,17 @@ def test_programs_compute_what_the_model_does(tmp_path):
       row[:len(ids)] = ids
     vectors = program.call([weights[name] for name in fields["weights"]], tokens)
     np.testing.assert_allclose(vectors, model.encode(texts[:count], max_length=64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("platform, one_after_the_other", [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_attention_is_that_of_the_platform_that_a_program_is_for(platform, one_after_the_other):
+  """Only a CPU, whose caches are small, takes the rows in parts; who exports for others may be one."""
+  encoder = tiny_model()
+  params = traverse_util.flatten_dict(jax.eval_shape(lambda key: nn.unbox(encoder.init(key)), jax.random.key(0)),
+                                      sep="/")
+  tokens = jax.ShapeDtypeStruct((32, 512), jax.numpy.int32)
+  program = jax.export.export(jax.jit(lambda *inputs: encode_rows(encoder, *inputs)), platforms=[platform])
+  assert ("stablehlo.while" in program(params, tokens).mlir_module()) == one_after_the_other
 
 
 def test_saved_model(tmp_path):
