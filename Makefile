@@ -38,11 +38,15 @@ test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.
 	$(BIN)/python -m pytest tests/t5x --durations=10
 
 # Beside the environment and not in it, where jax would look for a TPU whenever it starts. FEW=1: those that are quick.
-.aot/installed: constraints.txt
+.aot/libtpu-installed: constraints.txt
 	$(PIP) install --quiet --no-deps --upgrade --target .aot -c constraints.txt libtpu
 	@touch $@
 
-test-compile: $(VENV)/installed .aot/installed  ## compile steps for TPUs that are not here, and look at them (an hour; FEW=1: 3 minutes)
+.aot/cuda-installed: constraints.txt
+	$(PIP) install --quiet --no-deps --upgrade --target .aot -c constraints.txt jax-cuda13-plugin jax-cuda13-pjrt
+	@touch $@
+
+test-compile: $(VENV)/installed .aot/libtpu-installed $(if $(FEW),,.aot/cuda-installed)  ## compile for TPUs and GPUs that are not here, and look at it (an hour; FEW=1: 3 minutes)
 	COMPILE_FEW=$(FEW) PYTHONPATH=.aot $(BIN)/python -m pytest tests/compile --durations=0
 
 test-buckets: $(VENV)/installed  ## train, encode, search, mine and prepare in gs://, against an emulator (installs it)

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--described_devices", type=flags.of(Annotated[int, Range(1, MOST_DEVICES)]), metavar="N",
                      help="for a mesh of N devices that need not be here (default: those of this machine)")
   group.add_argument("--chip", metavar="NAME",
-                     help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where libtpu is "
-                     "installed, the compiler of a TPU is asked what memory it needs")
+                     help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where its "
+                     "compiler is installed (gtr_jax[aot], gtr_jax[cuda]), that is asked what memory it needs")
   group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
@@ -86,7 +86,7 @@ def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) ->
   _check_mean_tokens(sizes)
   devices, of_model = of_run["mesh"].size, of_run["model"].config
   deep = of_model.num_layers >= _DEEP and not of_model.scan_layers
-  if chip and chip.topology and described.has_tpu_compiler() and deep:
+  if chip and chip.topology and described.has_compiler(chip) and deep:
     bars.note(f"the TPU's compiler takes its time over each of {of_model.num_layers} layers, over ten minutes in all "
               "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")

@@ -6,10 +6,47 @@ import os
 from typing import Any, NamedTuple
 
 from gtr_jax.errors import InputError
+from gtr_jax.parallel.chips import Chip
 
 # Else libtpu waits for the metadata server of a cloud machine, asks which TPU it is on, and serves one process alone.
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
                     "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+# What XLA wants to know of a GPU. NVIDIA's "H100 Tensor Core GPU Architecture", table 3 (SXM5), and the CUDA
+# programming guide's technical specifications of compute capability 9.0; an H200 differs in its memory alone.
+_HOPPER = """\
+platform_name: "CUDA"
+device_description_str: "{kind}"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: {cuda} }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  l2_cache_size: {l2:.0f}
+  device_memory_size: {memory:.0f}
+  memory_bandwidth: {memory_bandwidth:.0f}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: {shared_of_block:.0f}
+  shared_memory_per_block_optin: {shared_of_block_at_most:.0f}
+  shared_memory_per_core: {shared_of_core:.0f}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+"""
+
+
+class Described(NamedTuple):
+  """Devices, and what they are called."""
+
+  devices: list[Any]
+  name: str
 
 
 class TpuSlices(NamedTuple):
@@ -22,36 +59,62 @@ class TpuSlices(NamedTuple):
     return self.name if self.number == 1 else f"{self.number} slices of {self.name}"
 
 
-def has_tpu_compiler() -> bool:
-  """Whether libtpu is installed."""
-  return importlib.util.find_spec("libtpu") is not None
+def has_compiler(chip: Chip) -> bool:
+  """Whether the compiler for these chips is installed: libtpu, or jax's plugin for CUDA."""
+  return any(map(importlib.util.find_spec, ["libtpu"] if chip.topology else _CUDA_PLUGINS))
 
 
-def tpu_slices(topology: tuple[str, int], devices: int, number: int = 1) -> TpuSlices:
+def devices(chip: Chip, number: int, slices: int = 1) -> Described:
+  """Chips for their own compiler to compile for; processes with 8 GPUs each, or as libtpu has it.
+
+  Args:
+    chip: whose compiler is installed.
+    number: of chips, in all slices.
+    slices: of TPUs, that they are in.
+
+  Raises:
+    InputError: there are no nodes or slices of so many chips.
+  """
+  if chip.topology:
+    return _tpu_devices(tpu_slices(chip.topology, number, slices))
+  nodes, of_node = max(number // chip.domain, 1), min(number, chip.domain)
+  if nodes * of_node != number:
+    raise InputError(f"--described_devices {number}: nodes have {chip.domain} of these GPUs")
+  from jax.experimental import topologies
+  plugin = next(filter(importlib.util.find_spec, _CUDA_PLUGINS))
+  kib = 1024
+  config = _HOPPER.format(kind=chip.kind, cuda=plugin[len("jax_cuda"):][:2], memory=chip.memory, l2=50 * kib**2,
+                          memory_bandwidth=chip.memory_bandwidth, shared_of_block=48 * kib,
+                          shared_of_block_at_most=227 * kib, shared_of_core=228 * kib)
+  found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x{nodes}x{of_node}").devices
+  return Described(list(found), f"{number} x {chip.kind}")
+
+
+def tpu_slices(topology: tuple[str, int], number: int, slices: int = 1) -> TpuSlices:
   """Slices that have this many chips together, axes as equal as they can be.
 
   Args:
     topology: `chips.Chip.topology`.
-    devices: in all slices.
-    number: of slices.
+    number: of chips, in all slices.
+    slices: how many.
 
   Raises:
     InputError: a slice's number of chips is no power of two.
   """
   name, axes = topology
-  exponent = int(math.log2(max(devices // number, 1)))
-  if 2**exponent * number != devices:
-    raise InputError(f"--described_devices {devices}: slices of {name} have a power of two of chips")
+  exponent = int(math.log2(max(number // slices, 1)))
+  if 2**exponent * slices != number:
+    raise InputError(f"--described_devices {number}: slices of {name} have a power of two of chips")
   sizes = [2 ** (exponent // axes + (i >= axes - exponent % axes)) for i in range(axes)]
-  return TpuSlices(f"{name}:{'x'.join(map(str, sizes))}", number)
+  return TpuSlices(f"{name}:{'x'.join(map(str, sizes))}", slices)
 
 
-def tpu_devices(slices: TpuSlices) -> list[Any]:
-  """Their chips, for libtpu to compile for. v4 has two cores to a chip, which act as one."""
+def _tpu_devices(slices):
   for name, value in _TPU_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   from jax.experimental import topologies
+  # v4 has two cores to a chip, which act as one.
   options: dict[str, Any] = {"chip_config_name": "megacore"} if slices.name.startswith("v4:") else {}
   if slices.number > 1:
     options["num_slices"] = slices.number
-  return list(topologies.get_topology_desc(slices.name, platform="tpu", **options).devices)
+  return Described(list(topologies.get_topology_desc(slices.name, platform="tpu", **options).devices), str(slices))

@@ -107,7 +107,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     optimizer: of `gtr_jax.training.optimizers`.
     mesh: of devices, or of described ones.
     sizes: of the batch.
-    chip: a TPU where libtpu is installed: its own compiler says what memory the step needs.
+    chip: where its own compiler is installed, that says what memory the step needs.
     slices: that its devices are in.
 
   Raises:
@@ -115,10 +115,10 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
-  if chip and chip.topology and mesh.devices.flat[0].platform == "cpu" and described.has_tpu_compiler():
-    of_chips = described.tpu_slices(chip.topology, mesh.size, slices)
-    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=described.tpu_devices(of_chips))
-    compiler = f"the compiler for {of_chips}"
+  if chip and mesh.devices.flat[0].platform == "cpu" and described.has_compiler(chip):
+    of_chips = described.devices(chip, mesh.size, slices)
+    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices)
+    compiler = f"the compiler for {of_chips.name}"
   loss = loss.on_mesh(mesh)
   model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
@@ -204,8 +204,8 @@ def _bytes(tree: Any) -> int:
 
 _CPU_NOTE = """\
 Temporaries are those of the CPU's compiler, which computes bfloat16 in float32 and attention in small pieces: an \
-accelerator's differ, and for bfloat16 are mostly smaller. With libtpu installed, --chip v5e, v5p or v6e asks the \
-TPU's compiler.
+accelerator's differ, and for bfloat16 are mostly smaller. With libtpu installed, --chip v4, v5e, v5p or v6e asks the \
+TPU's compiler, with jax's plugin for CUDA, --chip h100 or h200 the GPU's.
 """
 _FLOOR_NOTE = """\
 The floor is the longest of three: FLOPs at the peak rate of their dtype; what the matrix products read and write, and \

@@ -75,6 +75,8 @@ class TrainingRun:
     wandb_project: of Weights & Biases, where metrics are written too; None: they are not.
     skip_non_finite: so many steps in a row whose loss, gradient or parameters are not finite leave everything as it was
       and are gone past; one more, or the first where it is 0, ends the run.
+    deterministic: on GPUs, a run that is repeated, or goes on from a checkpoint, has the same bits, at the price of
+      slower kernels; on CPUs and TPUs it has without.
     profile_start: step from which `profile_steps` are traced into MODEL_DIR/profile; None: only those after a SIGUSR1.
     profile_steps: how many steps are traced at once.
 
@@ -107,6 +109,7 @@ class TrainingRun:
   trained_on: Mapping[str, Any] | None = None
   wandb_project: str | None = None
   skip_non_finite: NonNegative = 0
+  deterministic: bool = False
   profile_start: Positive | None = None
   profile_steps: Positive = 3
 
@@ -242,8 +245,9 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
         of_run.append(WandbWriter(project, directory, config_text))
       writers = [InBackground(of_run)]
       closing.callback(writers[0].close)
-    step_fn = Programs(compile_step(make_train_step(run.model, loss, run.optimizer, run.random_seed,
-                                                    bool(run.skip_non_finite)), shardings))
+    train_step = make_train_step(run.model, loss, run.optimizer, run.random_seed, bool(run.skip_non_finite))
+    step_fn = Programs(compile_step(train_step, shardings,
+                                    run.deterministic and mesh.devices.flat[0].platform == "gpu"))
     if step < run.train_steps and jax.process_count() == 1:  # Several agree on their shapes first: at the first step.
       wanted = [Wanted("training", step_fn, state, first_batch)]
       wanted += [Wanted("validation", of.eval_step, state.params, of.first) for of in measured

@@ -86,9 +86,17 @@ def make_eval_step(model: DualEncoder, loss: Loss) -> Callable[[Any, Batch], Met
   return eval_step
 
 
-def compile_step(train_step: Callable, shardings: TrainState) -> jax.stages.Wrapped:
-  """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings."""
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+def compile_step(train_step: Callable, shardings: TrainState, deterministic_on_gpu: bool = False) -> jax.stages.Wrapped:
+  """`train_step` under jit: the old state's memory is used for the new one, which keeps the shardings.
+
+  Args:
+    train_step: of `make_train_step`.
+    shardings: of the state.
+    deterministic_on_gpu: XLA takes no kernel that adds in the order in which threads come, and chooses none by how long
+      it takes just now. On CPUs and TPUs there is none.
+  """
+  options: dict[str, Any] | None = {"xla_gpu_deterministic_ops": True} if deterministic_on_gpu else None
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def _counts(batch):

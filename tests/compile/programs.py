@@ -71,6 +71,7 @@ PROGRAMS: dict[str, Training | Encoding | Search] = {
     "encode base, 8 x v5e": Encoding("v5e", 8, "base"),
     "small, one v5e": training("v5e", 1, "small", "runs/pretrain.gin", fits_not="2,048 pairs at once"),
     "launch on GKE": Training("v5e", 16, *of_launch_file("gke_jobset.yaml")),
+    "launch with Slurm": Training("h100", 16, *of_launch_file("slurm.sh")),
     "base, 64 x v4": training("v4", 64, "base", PRETRAIN, SLICE),
     "base, 2 slices of 16 x v5e": training(
         "v5e", 32, "base", "runs/pretrain.gin", "meshes/data_parallel.gin", slices=2,
@@ -79,7 +80,7 @@ PROGRAMS: dict[str, Training | Encoding | Search] = {
     "large, 8 x v6e, tensor": training("v6e", 8, "large", "runs/finetune.gin", "meshes/tensor.gin",
                                        bindings=(*DEEP, "MICROBATCH_SIZE=128", "NEGATIVES_PER_EXAMPLE=1")),
     "xl, 64 x v5p": training("v5p", 64, "xl", PRETRAIN, SLICE),
-    "xl, 8 x v6e": training("v6e", 8, "xl", "runs/pretrain.gin", "meshes/eight_gpus.gin"),
+    "xl, 8 x h100": training("h100", 8, "xl", "runs/pretrain.gin", "meshes/eight_gpus.gin"),
     "xxl, 64 x v5p": training("v5p", 64, "xxl", PRETRAIN, SLICE),
     "xxl, 256 x v5e": training("v5e", 256, "xxl", PRETRAIN, SLICE),
     "base, 256 x v5e, 65,536": training("v5e", 256, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
@@ -146,9 +147,7 @@ def compiled_search(case: Search) -> dict[str, Any]:
 
 def mesh_of(case: Encoding | Search, **axes: int) -> Any:
   from gtr_jax.parallel import partitioning
-  topology = chips.CHIPS[case.chip].topology
-  assert topology is not None
-  return partitioning.make_mesh(**axes, devices=described.tpu_devices(described.tpu_slices(topology, case.devices)))
+  return partitioning.make_mesh(**axes, devices=described.devices(chips.CHIPS[case.chip], case.devices).devices)
 
 
 def of_program(lowered: Any, mesh: Any) -> dict[str, Any]:

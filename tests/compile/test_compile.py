@@ -1,4 +1,4 @@
-"""What the TPU's own compiler makes of training, encoding and search, on chips that need not be here.
+"""What the compilers of TPUs and GPUs make of training, encoding and search, on chips that need not be here.
 
 Of each program: it fits, gradients are summed once and in float32, parameters are gathered a layer at a time, nothing
 else is gathered, and nothing goes to the host.
@@ -14,9 +14,9 @@ from pathlib import Path
 import programs
 import pytest
 
+from gtr_jax.dry_run import described
 from gtr_jax.parallel import chips
 
-pytest.importorskip("libtpu", reason="the TPU's compiler: pip install 'gtr_jax[aot]'")
 TO_SPARE = 0.1
 # What of T5's sizes the largest kernel of a layer has, in parameters.
 KERNEL = {"small": 512 * 2048, "base": 768 * 3072, "large": 1024 * 4096, "xl": 1024 * 16384, "xxl": 1024 * 65536}
@@ -24,6 +24,8 @@ KERNEL = {"small": 512 * 2048, "base": 768 * 3072, "large": 1024 * 4096, "xl": 1
 
 def compiled(name):
   """What `programs.py` says, of a process of its own: each has other devices."""
+  if not described.has_compiler(chips.CHIPS[programs.PROGRAMS[name].chip]):
+    pytest.skip("the compilers of TPUs and GPUs: make test-compile installs them")
   environment = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_FLAGS", "JAX_"))}
   process = subprocess.run([sys.executable, str(Path(__file__).with_name("programs.py")), name], capture_output=True,
                            text=True, env={**environment, "JAX_PLATFORMS": "cpu"})
