@@ -66,7 +66,7 @@ def embed_tokens(encoder: DualEncoder, params: Any, tokens: Sequence[np.ndarray]
     max_length: tokens of a text at most.
     mesh: the devices.
     bar: to report progress to.
-    batch_size: texts that are computed at once, at most.
+    batch_size: texts that are computed at once, at most; where several processes embed, a batch is full whatever it is.
   """
   part, parts = part_of_batch(mesh)
   out = np.zeros((-(-len(tokens) // parts), encoder.dim), np.float32)

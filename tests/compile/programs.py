@@ -62,7 +62,6 @@ def training(chip, devices, size, *files, **options):
   return Training(chip, devices, (f"models/t5_{size}.gin", *files), **options)
 
 
-PRETRAIN, FINETUNE = "recipes/gtr_pretrain.gin", "recipes/gtr_finetune.gin"
 SLICE = "meshes/tpu_slice.gin"
 PROGRAMS: dict[str, Training | Encoding | Search] = {
     "base, 8 x v5e": training("v5e", 8, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
@@ -70,19 +69,19 @@ PROGRAMS: dict[str, Training | Encoding | Search] = {
     "search, 256 x v5e": Search("v5e", 256, 1000),
     "encode base, 8 x v5e": Encoding("v5e", 8, "base"),
     "small, one v5e": training("v5e", 1, "small", "runs/pretrain.gin", fits_not="2,048 pairs at once"),
-    "launch on GKE": Training("v5e", 16, *of_launch_file("gke_jobset.yaml")),
+    "launch on TPUs": Training("v5e", 16, *of_launch_file("gke_jobset.yaml")),
     "launch with Slurm": Training("h100", 16, *of_launch_file("slurm.sh")),
-    "base, 64 x v4": training("v4", 64, "base", PRETRAIN, SLICE),
+    "base, one h100": training("h100", 1, "base", "recipes/sentence_t5_nli.gin", "meshes/one_gpu.gin"),
+    "base, 64 x v4": training("v4", 64, "base", "recipes/gtr_finetune_10_percent.gin", SLICE),
     "base, 2 slices of 16 x v5e": training(
         "v5e", 32, "base", "runs/pretrain.gin", "meshes/data_parallel.gin", slices=2,
         bindings=(*DEEP, "MICROBATCH_SIZE=1024", "BATCH_SIZE=16384", RING)),
-    "large, 64 x v5e": training("v5e", 64, "large", FINETUNE, SLICE),
-    "large, 8 x v6e, tensor": training("v6e", 8, "large", "runs/finetune.gin", "meshes/tensor.gin",
-                                       bindings=(*DEEP, "MICROBATCH_SIZE=128", "NEGATIVES_PER_EXAMPLE=1")),
-    "xl, 64 x v5p": training("v5p", 64, "xl", PRETRAIN, SLICE),
-    "xl, 8 x h100": training("h100", 8, "xl", "runs/pretrain.gin", "meshes/eight_gpus.gin"),
-    "xxl, 64 x v5p": training("v5p", 64, "xxl", PRETRAIN, SLICE),
-    "xxl, 256 x v5e": training("v5e", 256, "xxl", PRETRAIN, SLICE),
+    "large, 64 x v5e": training("v5e", 64, "large", "recipes/gtr_finetune_rocketqa.gin", SLICE),
+    "large, 8 x v6e, tensor": training("v6e", 8, "large", "recipes/gtr_finetune_nq.gin", "meshes/tensor.gin",
+                                       bindings=(*DEEP, "MICROBATCH_SIZE=128")),
+    "xl, 8 x h100": training("h100", 8, "xl", "recipes/gtr_finetune_only.gin", "meshes/eight_gpus.gin"),
+    "xxl, 64 x v5p": training("v5p", 64, "xxl", "recipes/gtr_pretrain.gin", SLICE),
+    "xxl, 256 x v5e": training("v5e", 256, "xxl", "recipes/gtr_pretrain.gin", SLICE),
     "base, 256 x v5e, 65,536": training("v5e", 256, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
                                         bindings=(*DEEP, "MICROBATCH_SIZE=8192", "BATCH_SIZE=65536", RING)),
     "encode xxl, 8 x v5e": Encoding("v5e", 8, "xxl", model_parallel=8),

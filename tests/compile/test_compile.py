@@ -7,6 +7,7 @@ else is gathered, and nothing goes to the host.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,20 @@ def collectives(found, *kinds):
 
 def sent(found, *kinds):
   return sum(c["bytes"] for c in collectives(found, *kinds))
+
+
+def test_all_files_that_say_how_to_train_are_compiled():
+  """Recipes, meshes and launch files, those that others include as well."""
+  gin = programs.LAUNCH.parents[1] / "gin"
+  files = {str(path.relative_to(gin)) for folder in ("recipes", "meshes") for path in (gin / folder).glob("*.gin")}
+  found = {file for name in programs.PROGRAMS if isinstance(case := programs.PROGRAMS[name], programs.Training)
+           for file in case.files}
+  for file in list(found):
+    found |= set(re.findall(r"^include '(.*)'", (gin / file).read_text(), re.MULTILINE))
+  assert files <= found
+  launch = {path.name: programs.of_launch_file(path.name) for path in programs.LAUNCH.iterdir()}
+  assert launch.keys() == {"cloud_tpu.sh", "gke_jobset.yaml", "slurm.sh"}
+  assert launch["cloud_tpu.sh"] == launch["gke_jobset.yaml"]  # Of 16 chips each.
 
 
 @pytest.mark.parametrize("name", names(programs.Training))
