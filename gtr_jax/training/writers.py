@@ -18,7 +18,7 @@ class Writer(Protocol):
   """Takes metrics."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """A row, which others see after `flush`."""
+    """A row, which others may see after `flush` alone."""
 
   def flush(self) -> None:
     """Returns when all that was written is where it belongs."""
@@ -40,25 +40,23 @@ class JsonlWriter:
     self._path = location(path)
     kept = [line for at, line in _read_lines(self._path) if at <= step]
     atomic.write_parts(self._path, kept)
-    self._lines: list[bytes] = []
-    self._file: IO[bytes] | None = None
-    if is_remote(path):
-      self._lines = kept  # An object cannot grow: it is written anew.
-    else:
-      self._file = open(self._path, "ab")  # noqa: SIM115
+    # An object cannot grow: in a bucket it is written anew, of these lines.
+    self._lines = kept if is_remote(path) else None
+    self._file = open(self._path, "ab") if self._lines is None else None  # noqa: SIM115
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """A line."""
-    self._lines.append(json.dumps({"step": step, **scalars}).encode() + b"\n")
+    """A line; on a disk it can be read at once."""
+    line = json.dumps({"step": step, **scalars}).encode() + b"\n"
+    if self._lines is not None:
+      self._lines.append(line)
+    if self._file is not None:
+      self._file.write(line)
+      self._file.flush()
 
   def flush(self) -> None:
-    """All lines can be read."""
-    if self._file is None:
+    """All lines can be read, also in a bucket."""
+    if self._lines is not None:
       atomic.write_parts(self._path, self._lines)
-      return
-    self._file.writelines(self._lines)
-    self._file.flush()
-    self._lines.clear()
 
   def close(self) -> None:
     """Closes the file."""
