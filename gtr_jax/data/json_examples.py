@@ -8,7 +8,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Example
-from gtr_jax.prepare.sources.pair_fields import Named, meaning
+from gtr_jax.prepare.sources.pair_fields import Named, check_meaning, meaning, texts_of
 from gtr_jax.text.same_text import folded
 
 
@@ -63,8 +63,21 @@ def _check_names(names: tuple[str, ...], fields: Fields) -> None:
   if label:
     why = f"a field {label!r}, which says whether the passage answers the query"
   if why:
-    raise ValueError(f"{why}, and the task does not declare it; let gtr-jax prepare pairs read the file, or leave the "
-                     "field out (--ignore), and train on what it writes")
+    raise _not_declared(why)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_names_of_negative(names: tuple[str, ...], fields: Fields) -> None:
+  """The same of a negative that is an object."""
+  try:
+    check_meaning([name for name in names if name not in (*fields.passage, fields.passage_id)], ())
+  except ValueError as e:
+    raise _not_declared(f"a negative has {str(e).partition(';')[0]}") from e
+
+
+def _not_declared(why: str) -> ValueError:
+  return ValueError(f"{why}, and the task does not declare it; let gtr-jax prepare pairs read the file, or leave the "
+                    "field out (--ignore), and train on what it writes")
 
 
 def example_of(row: dict, fields: Fields) -> Example:
@@ -81,7 +94,7 @@ def example_of(row: dict, fields: Fields) -> Example:
     for value, name in zip(values, names, strict=True):
       if not isinstance(value, str):
         raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, not a string")
-    joined = " ".join(v.strip() for v in values if v.strip())
+    joined = " ".join(v.strip() for v in (value.replace("\0", "") for value in values) if v.strip())
     try:
       joined.encode()
     except UnicodeEncodeError as e:
@@ -98,8 +111,7 @@ def example_of(row: dict, fields: Fields) -> Example:
 
   def listed(name):
     """The value of a field that may hold none, one or many."""
-    value = None if name is None else row.get(name)
-    return [] if value is None else value if isinstance(value, list) else [value]
+    return texts_of(row, name) if name in row else []
 
   negatives, negative_ids = [], [identifier(i, fields.negative_ids) for i in listed(fields.negative_ids)]
   for negative in listed(fields.negatives):
@@ -107,6 +119,7 @@ def example_of(row: dict, fields: Fields) -> Example:
       missing = [name for name in fields.passage if name not in negative]
       if missing:
         raise ValueError(f"a negative has no field {missing[0]!r}")
+      _check_names_of_negative(tuple(negative), fields)
       negatives.append(text([negative[name] for name in fields.passage], "negative", fields.passage))
       if fields.passage_id in negative:
         negative_ids.append(identifier(negative[fields.passage_id], fields.passage_id))

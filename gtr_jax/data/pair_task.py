@@ -20,7 +20,7 @@ _LISTS = {"negative_inputs": ("negative_queries",), "negative_targets": ("negati
 _CACHED_LISTS = {"negative_inputs": ("negative_inputs",),
                  "negative_targets": ("negative_targets", "negative_passage_hash", "negative_text_hash")}
 """Feature -> what an example has of each text of it."""
-_CACHE_FORMAT = 5  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
+_CACHE_FORMAT = 6  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
 
 
 class PairTask(seqio.Task):

@@ -32,7 +32,7 @@ from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import most_positives, right_negatives
 from gtr_jax.text.same_text import folded
 
-_FORMAT = 6  # Part of the hash: raise it when the records change, or their order.
+_FORMAT = 7  # Part of the hash: raise it when the records change, or their order.
 _SHARD_BYTES = 32 << 20
 _MIN_SHARDS, _MAX_SHARDS = 64, 1024
 _FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer to begin.
@@ -88,9 +88,11 @@ def _records(fields: Fields, names: Mapping[str, str], are_lines: bool,
 
 
 def pair(example: Example, example_id: str) -> tuple[bytes, bytes]:
-  """What a `Read` of pairs yields: the digest of the pair, and the record."""
+  """What a `Read` of pairs yields: the digest of the pair, and the record, empty where the query is its own passage."""
   query, passage = folded(example.query), folded(example.passage)
   digest = records.digest_of(*(text.encode(errors="surrogatepass") for text in (query, passage)))
+  if query == passage:
+    return digest, b""
   return digest, records.serialize(right_negatives(example, query, passage, Counts()), example_id)
 
 
@@ -174,8 +176,8 @@ def _write(parts, read, size, described, check, folder, are_pairs):
     files, counts = sorted(new.glob("examples-*.tfrecord")), collections.Counter[str]()
     if not files:
       raise InputError(f"{described['sources'][0]}: no example in it")
-    for path in files:
-      counts.update(_told(f"{work}/{path.stem}.json", dict))
+    for number in range(job.shards):
+      counts.update(_told(f"{work}/{_shard_name(number)}.json", dict))
     atomic.write_json(new / "manifest.json", described | {
         "examples": counts.pop("examples"), "counts": counts, "files": {
             path.name: path.stat().length for path in files}})
@@ -202,23 +204,29 @@ def _deal(job: _Job, task: workers.Task) -> None:
 
 def _write_shard(job: _Job, task: workers.Task) -> None:
   """In a worker."""
-  counts, name = Counts(), f"examples-{task.number:05d}"
+  counts, name = Counts(), _shard_name(task.number)
   read = buckets.read(job.dealt(), task.number, job.shards)
   found = (record for some in read for record in (
       _joined(some, counts) if job.are_pairs else [record for _, record in some]))
-  if (first := next(found, None)) is None:
-    return
-  with atomic.replacing(f"{job.folder}/{name}.tfrecord") as file:
-    for record in itertools.chain([first], found):
-      records.write_record(file, record)
-      counts.add("examples")
-  del counts.reasons["written_train"]  # As many as "examples".
+  if (first := next(found, None)) is not None:
+    with atomic.replacing(f"{job.folder}/{name}.tfrecord") as file:
+      for record in itertools.chain([first], found):
+        records.write_record(file, record)
+        counts.add("examples")
+    del counts.reasons["written_train"]  # As many as "examples".
   atomic.write_json(f"{job.work}/{name}.json", counts.reasons)
+
+
+def _shard_name(number: int) -> str:
+  return f"examples-{number:05d}"
 
 
 def _joined(dealt: list[tuple[bytes, bytes]], counts: Counts) -> list[bytes]:
   """The records of pairs, of those with equal texts one, each knowing of its query's others, as they are prepared."""
-  return [pair.record for pair in transforms.kept(((digest, "train", record) for digest, record in dealt), counts)]
+  pairs = [(digest, "train", record) for digest, record in dealt if record]
+  if len(pairs) < len(dealt):
+    counts.drop("query_is_passage", n=len(dealt) - len(pairs))
+  return [pair.record for pair in transforms.kept(pairs, counts)]
 
 
 def _short(path: epath.Path) -> str:

@@ -23,6 +23,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.contents import content_hash
+from gtr_jax.io.table_folders import check_shards
 from gtr_jax.prepare import manifests
 from gtr_jax.prepare.of_queries import most_positives
 
@@ -44,6 +45,7 @@ def _find(patterns: Patterns, prepare: str | None) -> list[epath.Path]:
     found = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else [path]
     if not found or not found[0].exists():
       raise InputError(f"{path}: no such file; {_hint(prepare)}")
+    check_shards([os.fspath(file) for file in found], path.name)
     files += found
   return files
 

@@ -1,6 +1,8 @@
 """Rows of CSV and TSV whose first line names the columns. All cells are texts: "2019" may be a query."""
 
+import contextlib
 import csv
+import io
 import itertools
 from collections.abc import Iterator
 
@@ -10,13 +12,15 @@ from gtr_jax.io.lines import Line, OnBroken, Part
 
 _LONGEST_CELL = 16 << 20  # Characters: a quote that nothing closes takes no more.
 _LONGEST_NAME = 64
+_LOOKED_AT = 1000  # Lines of a TSV, for how it is quoted.
 
 
 def read(part: Part, separator: str = "", on_broken: OnBroken | None = None) -> Iterator[tuple[str, dict[str, str]]]:
   """(place, row) of a whole file; the place is that of the row's first line.
 
   Quoted cells may hold line ends. Where tabs part the columns, most writers quote nothing, so that a line with as many
-  cells as there are columns is a row, and a quote in it that does not enclose a whole cell is text.
+  cells as there are columns is a row, and a quote in it that does not enclose a whole cell is text; unless the first
+  thousand lines are what a writer of CSV makes, and make no sense otherwise.
 
   Args:
     part: a file.
@@ -28,8 +32,8 @@ def read(part: Part, separator: str = "", on_broken: OnBroken | None = None) -> 
   """
   rest = lines.read_lines(part)
   names: list[str] = []
-  is_empty = True
-  for line in rest:
+  is_empty, is_quoted = True, False
+  while (line := next(rest, None)) is not None:
     if not line.data.strip():
       continue
     taken = [line]
@@ -38,9 +42,13 @@ def read(part: Part, separator: str = "", on_broken: OnBroken | None = None) -> 
         separator = separator or next((mark for mark in ",;\t" if mark.encode() in line.data), ",")
         names = _names(_cells(taken, rest, separator, 0), line)
         lines.progress.lines -= len(taken)
+        if separator == "\t":
+          first = list(itertools.islice(rest, _LOOKED_AT))
+          is_quoted = _is_quoted(first, len(names))
+          rest = itertools.chain(first, rest)
         continue
       is_empty = False
-      cells = _cells(taken, rest, separator, len(names))
+      cells = _cells(taken, rest, separator, 0 if is_quoted else len(names))
       if len(cells) != len(names):
         raise ValueError(f"{len(cells)} cells, where the first line names {len(names)} columns; quote a cell that "
                          f"holds {separator!r} or a line end")
@@ -80,6 +88,23 @@ def _cells(taken: list[Line], rest: Iterator[Line], separator: str, width: int) 
                      "quote doubled") from e
   finally:
     csv.field_size_limit(before)
+
+
+def _is_quoted(first: list[Line], width: int) -> bool:
+  """Whether these lines of a TSV hold cells with line ends, in quotes: not all have the cells of a row, and written
+  anew from what a reader of CSV takes them for, they are the same."""
+  texts = [line.data.decode(errors="replace") for line in first if line.data.strip()]
+  if not any('"' in text for text in texts) or all(text.count("\t") + 1 == width for text in texts):
+    return False
+  rows: list[list[str]] = []
+  with contextlib.suppress(csv.Error):  # The last row may be longer than what was looked at.
+    rows.extend(csv.reader((text + "\n" for text in texts), delimiter="\t", strict=True))
+  for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+    anew = io.StringIO()
+    csv.writer(anew, delimiter="\t", lineterminator="\n", quoting=quoting).writerows(rows)
+    if rows and "\n".join(texts).startswith(anew.getvalue().rstrip("\n")) and {len(row) for row in rows} == {width}:
+      return True
+  return False
 
 
 def _text(line: Line) -> str:

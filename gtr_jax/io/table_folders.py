@@ -15,7 +15,9 @@ BINARY = (".parquet", ".arrow", ".feather")
 ENDINGS = (*BINARY, ".csv", ".tsv", ".jsonl")
 COMPRESSED = tuple(diagnose.ARCHIVES.values())
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
-_SHARD = re.compile(r"(?P<before>.*-)\d+-of-(?P<count>\d+)(?P<after>.*)")
+# Behind the number the hub has put a hash of its own for each shard.
+_SHARD = re.compile(r"(?P<before>(?:.*[-_.])?)(?P<number>\d+)(?P<of>[-_]of[-_])(?P<count>\d+)"
+                    r"(?P<hash>-[0-9a-f]{16})?(?P<after>.*)")
 
 
 def in_folder(folder: epath.Path) -> list[str]:
@@ -84,14 +86,17 @@ def _object(path: epath.Path) -> dict[str, Any]:
 def check_shards(found: Sequence[str], pattern: str) -> None:
   """Raises InputError where files are numbered as train-00000-of-00003, and one of them is not there that is of the
   pattern."""
-  there = {*found}
+  sets: dict[tuple[str, ...], dict[int, str]] = {}
   for path in found:
     folder, name = os.path.split(path)
     if shard := _SHARD.fullmatch(name):
-      digits = len(shard["count"])
-      for number in range(int(shard["count"])):
-        one = f"{shard['before']}{number:0{digits}}-of-{shard['count']}{shard['after']}"
-        other = os.path.join(folder, one)
-        if other not in there and fnmatch.fnmatchcase(one, pattern):
-          raise InputError(f"{other}: no such file, but {name} says that there are "
-                           f"{int(shard['count'])}; fetch it, or name the files that are meant")
+      of_set = (folder, shard["before"], shard["of"], shard["count"], "-…" if shard["hash"] else "", shard["after"])
+      sets.setdefault(of_set, {})[int(shard["number"])] = name
+  for (folder, before, of, count, any_hash, after), there in sets.items():
+    first = int(min(there) > 0 and int(count) in there)  # Some count from 1.
+    for number in range(first, int(count) + first):
+      one = f"{before}{number:0{len(count)}}{of}{count}{any_hash}{after}"
+      like = one.replace("-…", "-" + 16 * "0")
+      if number not in there and fnmatch.fnmatchcase(like, pattern):
+        raise InputError(f"{os.path.join(folder, one)}: no such file, but {there[min(there)]} says that there are "
+                         f"{int(count)}; fetch it, or name the files that are meant")

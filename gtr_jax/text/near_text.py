@@ -16,8 +16,9 @@ from gtr_jax.text.same_text import CLOSING, QUOTES, folded, hash_key
 RUN = 8  # Words.
 NEAR = 0.8  # Of the runs of the shorter text.
 # A word may stand between these, and is the same; a point, ! or colon before it are part of it: .NET, !x, :w.
-_BEFORE = "\"'`“„‘‚«»「『([{（【《〈,;¿¡"
+_BEFORE = "\"'`“„‘‚«»‹›「『〝([{（【《〈,;¿¡"
 _BEHIND = CLOSING + "".join(QUOTES) + "`)]}）】》〉"
+_OPERATORS = frozenset(("()", "[]", "{}", "::", "?.", "?:"))  # Words, though punctuation: "[] in Python".
 _DASHES = "-‐‑‒–―−─·•"  # Nothing but these parts words, as white space does.
 _MOST_KNOWN = 1 << 18  # Different words that a process remembers: some 30 MB.
 _BASE = 0x9E3779B97F4A7C15  # Odd, so that it has an inverse modulo 2**64.
@@ -48,7 +49,7 @@ def _bare(token: str) -> str:
   word = token.rstrip(_BEHIND).lstrip(_BEFORE)
   if word.startswith("..") and word.lstrip(".")[:1].isalnum():
     word = word.lstrip(".")
-  return word if word.strip(_DASHES) else ""
+  return word if word.strip(_DASHES) else token if token in _OPERATORS else ""
 
 
 class _Hashes(dict[str, bytes]):

@@ -12,9 +12,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # Unicode's Terminal_Punctuation (PropList.txt, 14.0) beyond ASCII: what ends sentences and their parts in all scripts,
-# but for what folds into others of these.
+# but for what folds into others of these; Greek's ano teleia into b7.
 _TERMINAL = (
-    "589 5c3 60c 61b 61d-61f 6d4 700-70a 70c 7f8-7f9 830-83e 85e 964-965 e5a-e5b f08 f0d-f12 104a-104b 1361-1368 "
+    "b7 589 5c3 60c 61b 61d-61f 6d4 700-70a 70c 7f8-7f9 830-83e 85e 964-965 e5a-e5b f08 f0d-f12 104a-104b 1361-1368 "
     "166e 16eb-16ed 1735-1736 17d4-17d6 17da 1802-1805 1808-1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5d-1b5f 1b7d-1b7e "
     "1c3b-1c3f 1c7e-1c7f 203d 2e2e 2e3c 2e41 2e4c 2e4e-2e4f 2e53-2e54 3001-3002 a4fe-a4ff a60d-a60f a6f3-a6f7 "
     "a876-a877 a8ce-a8cf a92f a9c7-a9c9 aa5d-aa5f aadf aaf0-aaf1 abeb 1039f 103d0 10857 1091f 10a56-10a57 "
@@ -26,7 +26,8 @@ _CLOSING = " .?!;:,"
 CLOSING = _CLOSING + "".join(chr(code) for first, _, last in (span.partition("-") for span in _TERMINAL.split())
                              for code in range(int(first, 16), int(last or first, 16) + 1))
 """Not folded where it stands last; of "…", "？" and their like are made these."""
-QUOTES = {"\"": "", "'": "", "”": "“„”", "“": "„", "’": "‘‚", "»": "«", "«": "»", "」": "「", "』": "『"}
+QUOTES = {"\"": "", "'": "", "”": "“„”", "“": "„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "›": "‹", "‹": "›",
+          "」": "「", "』": "『", "》": "《", "〉": "〈", "〞": "〝", "〟": "〝"}
 """What closes a quotation, and what opens the same; "" where that may be of code."""
 _ANY_QUOTES = "".join(QUOTES) + "".join(QUOTES.values())
 _LAST = frozenset((*CLOSING, *QUOTES))

@@ -1,5 +1,7 @@
 """Tasks of JSON lines read what `gtr-jax prepare` would make of them, or refuse it."""
 
+import json
+
 import pytest
 from tiny_text import task_name, write_jsonl
 
@@ -73,3 +75,28 @@ def test_what_cannot_be_seen_is_empty(examples):
   for field in ("query", "passage"):
     with pytest.raises(InputError, match=rf"pairs.jsonl:1: the {field} .* is empty"):
       examples([{"query": "q", "passage": "p"} | {field: "\u200b\ufeff"}])
+
+
+def test_a_query_that_is_its_passage_is_counted_and_left_out(examples, data_dir):
+  found = examples([{"query": "Same  text?", "passage": "same text"}, {"query": "q", "passage": "A"},
+                    {"query": "r", "passage": "R."}])
+  assert set(found) == {"A"}
+  manifest, = data_dir.glob("cache/*/manifest.json")
+  assert json.loads(manifest.read_text())["counts"]["query_is_passage"] == 2
+
+
+def test_a_missing_shard_is_named(data_dir, vocabulary):
+  for number in (0, 2):
+    write_jsonl(data_dir / f"train-0000{number}-of-00003.jsonl", [{"query": "q", "passage": f"p{number}"}])
+  task = add_pair_task(task_name(), jsonl(train="train-*.jsonl"), vocabulary=vocabulary)
+  with pytest.raises(InputError, match="train-00001-of-00003.jsonl: no such file, but train-00000-of-00003.jsonl says"):
+    task.source.list_shards("train")
+
+
+def test_negatives_as_prepare_reads_them(examples):
+  """A list of JSON in a text; objects, if nothing in them may judge."""
+  found = examples([{"query": "q", "passage": "A", "negatives": '["n", "a."]'}, {"query": "r", "passage": "B\0b"},
+                    {"query": "r", "passage": "C", "negatives": ["Bb", "m"]}])
+  assert {passage: e.negatives for passage, e in found.items()} == {"A": ("n",), "Bb": (), "C": ("m",)}
+  with pytest.raises(InputError, match="pairs.jsonl:1: a negative has a field 'label'.*gtr-jax prepare pairs"):
+    examples([{"query": "q", "passage": "A", "negatives": [{"passage": "n", "label": 1}]}])

@@ -40,6 +40,33 @@ def test_a_shard_that_is_missing(tmp_path):
   assert error(tables.files, f"{tmp_path}/data*/train*").startswith(f"{second}/train-00000-of-00003.jsonl: no such")
 
 
+@pytest.mark.parametrize("name", ["train_{:05}_of_{:05}.jsonl", "{:05}-of-{:05}.jsonl", "train.{:05}-of-{:05}.jsonl"])
+def test_other_ways_to_number_shards(tmp_path, name):
+  folder = tmp_path / "data"
+  every = [shard(folder, number, name=name) for number in (0, 2)]
+  assert f"{folder}/{name.format(1, 3)}: no such file" in error(tables.files, folder)
+  every.append(shard(folder, 1, name=name))
+  assert tables.files(folder) == sorted(every)
+
+
+def test_shards_that_are_numbered_from_one(tmp_path):
+  folder = tmp_path / "data"
+  every = [shard(folder, number, 2) for number in (1, 2)]
+  assert tables.files(folder) == every
+  shard(folder, 3, 3, "more-{:05}-of-{:05}.jsonl")
+  assert "more-00001-of-00003.jsonl: no such file" in error(tables.files, folder)
+
+
+def test_shards_with_a_hash_of_their_own(tmp_path):
+  """As the hub had them before 2024."""
+  folder = tmp_path / "data"
+  every = [shard(folder, i, 2, f"train-{{:05}}-of-{{:05}}-{of}.jsonl") for i, of in enumerate(("1b3da2d0dc0e0a07",
+                                                                                            "9f8e7d6c5b4a3210"))]
+  assert tables.files(folder) == tables.files(f"{folder}/train-*") == every
+  shard(folder, 1, 2, "test-{:05}-of-{:05}-00ff00ff00ff00ff.jsonl")
+  assert f"{folder}/test-00000-of-00002-….jsonl: no such file" in error(tables.files, f"{folder}/*")
+
+
 def test_what_datasets_wrote_without_its_state(tmp_path):
   table = pyarrow.table({"a": [1]})
   with ipc.new_stream(tmp_path / "data-00000-of-00002.arrow", table.schema) as writer:

@@ -36,6 +36,8 @@ SAME = [
     ("正确、", "正确"), ("\u1325\u1229\u1362", "\u1325\u1229"),
     ("「正确」", "正确。"), ("『「正确。」』", "正确"), ("“Yes.”", "yes"), ("«Oui !»", "oui"), ("„Ja.“", "ja"),
     ('The answer is "yes"', 'The answer is "yes."'), ('He said "yes".', 'He said "yes!"'),
+    ("‹Oui›", "oui"), ("›Ja.‹", "ja"), ("‚Ja?‘", "ja"), ("《书》", "书"), ("〈书。〉", "书"), ("〝Yes〞", "yes"),
+    ("\u03c4\u03b9 \u03b5\u03af\u03bd\u03b1\u03b9\u0387", "\u03c4\u03b9 \u03b5\u03af\u03bd\u03b1\u03b9"),
     ("“He said ‘yes.’”", "he said ‘yes’"), ('“a” or "b."', '“A” or "b"'),
 ]
 DIFFERENT = [
@@ -45,6 +47,7 @@ DIFFERENT = [
     ("2\u00bd", "21\u20442"),    ("10\u207b\u00b2", "10\u22122"), ("H\u2082O", "H2O"), ("1\u00ba", "1o"),
     ("f(x)", "f(x"), ("[a]", "a"), ("-1 < 0", "1 < 0"), (r"\d+", r"\d*"), ('"1"', "1"), ("'a'", "a"), ("don't", "dont"),
     ('what is "?"', 'what is "!"'), ("“?”", "“!”"), ("“a” and “b”", "a” and “b"), ("x'", "x"), ("5٫1", "51"),
+    ("《a》 b", "a b"), ("l\u00b7l", "ll"), ("‹a› und ‹b›", "a› und ‹b"),
 ]
 APART = [chr(c) for c in range(0x110000)
          if unicodedata.decomposition(chr(c)).split(" ")[0] in ("<super>", "<sub>", "<fraction>")]
