@@ -181,7 +181,7 @@ def test_one_reader_of_json():
 # Files that fold case or Unicode beside text/same_text.py, and why: none asks whether two texts are the same.
 FOLDS = {
     "prepare/sources/pair_fields.py": "names of fields, and true and false",
-    "prepare/sources/field_names.py": "names of fields",
+    "prepare/sources/field_names.py": "names of fields, and words of annotators",
     "io/tables.py": "names of files",
     "io/table_folders.py": "names of files",
     "io/jsonl.py": "names of files",

@@ -8,7 +8,8 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Example
-from gtr_jax.prepare.sources.pair_fields import Named, check_meaning, meaning, texts_of
+from gtr_jax.prepare.sources.field_names import check_meaning
+from gtr_jax.prepare.sources.pair_fields import Named, meaning, texts_of
 from gtr_jax.text.same_text import folded
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,14 @@ def titled(title: str | None, text: str) -> str:
   """The whole text of a passage. A title of "-" is none: RocketQA and Tevatron write it so."""
   title = (title or "").strip()
   return full_text("" if title == "-" else title, text.strip())
+
+
+def passage_text(value: Any) -> Any:
+  """The text of a passage, which may be an object with a title; what is neither is itself."""
+  if isinstance(value, dict) and isinstance(value.get("text"), str):
+    title = value.get("title")
+    return titled(title if isinstance(title, str) else None, value["text"])
+  return value
 
 
 class PassageTable:

@@ -74,11 +74,24 @@ JUDGING = ["duplicates", "isduplicate", "is_dup", "judgments", "irrelevants", "n
     "is_paraphrase", "paraphrase", "is_similar", "target", "class", "rating", "stars", "qrel", "qrels", "margin",
     "logit", "logits", "rejected", "contradiction", "weight", "teacherScore", "relevanceScore", "isCorrect",
     "isMatch", "IsSelected", "ratings", "labelText", "entailment", "unanswerable", "known_positives",
-    "positive_passage_2", "other_answers", "alternativeAnswers", "additional_positive"]
+    "positive_passage_2", "other_answers", "alternativeAnswers", "additional_positive", "rel", "rels", "is_rel",
+    "user_rating", "avgRating", "is_accepted", "accepted", "is_answer", "has_answer", "hasAnswers", "judged",
+    "manually_judged", "is_good", "bad", "is_useful", "helpful", "quality", "answer_quality", "related", "is_related",
+    "unrelated", "is_matching", "mismatch", "mismatched", "is_supported", "unsupported", "partially_supported", "sim",
+    "cos_sim", "distance", "confidence", "preference", "verdict", "llm_verdict", "annotation", "nli", "polarity",
+    "semantically_equivalent", "semantic_equivalence", "non_equivalent", "answerability", "is_duplicated", "dissimilar",
+    "clicked", "chosen", "bad_passages", "unrelated_docs", "gold_answers", "valid_answers", "acceptable_answers",
+    "accepted_answer", "best_answer", "gold_passages", "passages", "documents", "ctxs", "passage_2", "answer_2",
+    "document3"]
 METADATA = ["title", "id", "url", "source", "target_language", "category", "views", "date", "class_name",
     "productClass", "language", "timestamp", "author", "num_negatives", "n_positives", "label_count", "weighting",
     "matcher", "selection", "paraphraser", "contents", "positional", "scoreboard", "answers", "tags", "meta", "rank",
-    "domain", "other", "true_case"]
+    "domain", "other", "true_case", "lang", "subreddit", "votes", "upvotes", "helpful_vote", "verified_purchase",
+    "rating_count", "n_ratings", "rights", "goods_id", "license", "is_answered", "accepted_answer_id", "answer_start",
+    "answer_type", "gold_passage_id", "question_type", "related_questions", "similar_questions", "badge", "release_day",
+    "relation", "relative_path", "simple", "quality_control", "confidential", "distance_unit", "annotator",
+    "preferences_url", "doc", "context", "contexts", "text", "body", "abstract", "passage_title", "passage_id_2",
+    "hardness", "negotiation", "num_answers", "number_of_docs", "num_passages", "match_id", "created_utc", "is_self"]
 
 
 @pytest.mark.parametrize("name", JUDGING)
@@ -112,15 +125,35 @@ def test_positives_with_numbers(source, row, passages):
 @pytest.mark.parametrize(("row", "name"), [
     ({"question": "a", "answer": "b", "answer_2": "c"}, "answer_2"),
     ({"query": "a", "passage": "b", "passage2": "c"}, "passage2"),
-    ({"title": "a", "body": "b", "Body 2": "c"}, "Body 2")])
+    ({"title": "a", "body": "b", "Body 2": "c"}, "Body 2"),
+    ({"question": "a", "answer": "b", "answers": ["b", "c"], "negatives": ["c"]}, "answers"),
+    ({"query": "a", "document": "b", "documents": ["c"]}, "documents"),
+    ({"query": "a", "text": "b", "texts": ["b", "c", "d"]}, "texts"),
+    ({"sentence_1": "a", "sentence_2": "b", "sentence_3": "c"}, "sentence_3"),
+    ({"question": "a", "answer": "b", "passage_2": "c"}, "passage_2"),
+    ({"title": "a", "text": "b", "answer_2": "c"}, "answer_2")])
 def test_another_passage_of_the_name(source, row, name):
   with pytest.raises(InputError, match=f"a field '{name}', which may change what the pair means, and is not known"):
     source(row).parts()
 
 
 def test_what_readers_think_of_a_post_is_nothing_to_it(source):
-  of = source({"title": "a", "text": "b", "rating": 5, "stars": 3, "score": 7})
-  assert [example.scores for example in made(of)] == [()] and of.fields()[0].endswith("not read: rating, stars, score")
+  of = source({"title": "a", "text": "b", "rating": 5, "stars": 3, "score": 7, "average_rating": 4, "helpful": 1})
+  assert [example.scores for example in made(of)] == [()]
+  assert of.fields()[0].endswith("not read: rating, stars, score, average_rating, helpful")
+
+
+@pytest.mark.parametrize("name", ["hardnegatives", "HARDNEGATIVES", "hardneg", "hardnegs", "negdocs",
+                                  "negativepassages"])
+def test_negatives_whose_name_is_one_word(source, name):
+  for texts in (["n"], "n", '["n"]'):
+    example, = made(source({"query": "a", "positive": "b", name: texts}))
+    assert example.negatives == ("n",)
+  named = {"query": ("q",), "passage": ("p",)}
+  with pytest.raises(InputError, match=rf"a field '{name}', .* name it \(--negatives\), or "):
+    source({"q": "a", "p": "b", name: ["n"]}, **named).parts()
+  with pytest.raises(InputError, match=f"a field '{name}'"):
+    source({"query": "a", "pos": [{"text": "b", name: ["n"]}]}).parts()
 
 
 def test_labels_of_entailment(source):

@@ -248,7 +248,7 @@ def test_named_fields(file):
   with pytest.raises(InputError, match=r"jsonl:1: no field 'body', only 't', 's', .*expected \{.query.: ..., .posi"):
     PairsJsonl((path,), query=("t",), passage=("body",)).parts()
   with pytest.raises(InputError, match="jsonl:1: no field 'id', nor in the lines behind it, only 't'"):
-    PairsJsonl((path,), query=("t",), passage=("long",), query_id="id").parts()
+    PairsJsonl((path,), query=("t",), passage=("long",), negatives="bad", query_id="id").parts()
   for given in ({"query": ("t",)}, {"negatives": "n"}, {"query_id": "n"}):
     with pytest.raises(InputError, match="go together|--(negatives|query_id) goes with --query and --passage"):
       PairsJsonl((path,), **given)
@@ -293,7 +293,7 @@ def test_a_file_of_another_kind_is_refused(file, row, says):
 
 
 def test_broken_lines_are_counted(file, tmp_path):
-  path = file([["a", "b"], '["a", "b', ["a", 3], {"x": 1}, ["c", "d", None], {"query": "q", "pos": [[]]}, ["e", "f"]])
+  path = file([["a", "b"], '["a", "b', ["a", 3], {"x": 1}, ["c", None], {"query": "q", "pos": [[]]}, ["e", "f"]])
   with open(path, "ab") as f:
     f.write(b'["\xff", "b"]\n["last", "line"]')
   examples, counts = prepared(PairsJsonl((path,)))
@@ -378,7 +378,8 @@ def test_the_documentation_names_every_field():
       "scores of negatives": pair_fields._NEGATIVE_SCORES, "id of the query": pair_fields.QUERY_IDS,
       "id of the passage": pair_fields.PASSAGE_IDS, "ids of all passages": pair_fields._POSITIVE_IDS,
       "ids of all negatives": pair_fields._NEGATIVE_IDS,
-      "id within a passage that is an object": pair_fields._OBJECT_IDS, "score there": ["score"]}.items():
+      "id within a passage that is an object": pair_fields._OBJECT_IDS, "score there": ["score"],
+      "id within a query that is an object": pair_fields._IN_QUERIES[0]}.items():
     assert found.pop(row) == list(names), row
   patterns = dict(zip(("hard negatives", "vector of the query", "vectors of passages", "vectors of negatives"),
                       (pair_fields._NEGATIVES, *pair_fields._VECTORS), strict=True))

@@ -6,28 +6,29 @@ as what it is not.
 """
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gtr_jax.io import jsonl
-from gtr_jax.prepare.passages import titled
-from gtr_jax.prepare.sources.field_names import folded_name, may_change_the_meaning
+from gtr_jax.prepare.sources.field_names import check_meaning, folded_name, leave_out, not_known, without_number
 from gtr_jax.prepare.vectors import packed
 
 # Query, passage: where an object has both of one of these.
-_NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("query", "answer"), ("question", "answer"),
-          ("query", "passage"), ("title_body", "upvoted_answer"), ("title", "abstract"))
+_NAMES = (("title", "body"), ("query", "positive"), ("anchor", "positive"), ("question", "positive"),
+          ("query", "answer"), ("question", "answer"), ("query", "passage"), ("title_body", "upvoted_answer"),
+          ("title", "abstract"))
 # Likewise, where it has none of those: "text" beside "query" and "title" may be either's.
-_LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("query", "text"),
-           ("query", "context"), ("question1", "question2"), ("text", "text_pair"), ("sentence1", "sentence2"),
-           ("sentence_1", "sentence_2"), ("text1", "text2"),
-           ("title", "text"))
+_LOOSER = (("question", "passage"), ("question", "context"), ("query", "document"), ("question", "document"),
+           ("query", "text"), ("query", "context"), ("question1", "question2"), ("text", "text_pair"),
+           ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("text1", "text2"), ("title", "text"))
+_BACKGROUND = {"text", "context"}  # What may go with a query and its answer.
 _QUERIES = ("query", "question", "anchor")
 _POSITIVES = ("pos", "positives", "positive_passages", "positive_ctxs")  # Several, with one of those.
 _POSITIVE_N = re.compile(r"(positive|pos)_?\d+")  # One of several, with one of those, and with `positive` or without.
-_NEGATIVES = re.compile(r"((hard_)?(neg|negative)s?(_(passage|ctx|document|doc|text)s?)?|downvoted_answers?)(_?\d+)?")
+_NEGATIVES = re.compile(r"((hard_?)?(neg|negative)s?(_?(passage|ctx|document|doc|text)s?)?|downvoted_answers?)(_?\d+)?")
 _LABELS = ("label", "labels", "gold_label", "is_duplicate", "relevant", "is_relevant")
 _SCORES = ("scores", "score", "pos_scores", "pos_score", "positive_scores", "positive_score")
 _NEGATIVE_SCORES = ("neg_scores", "neg_score", "negative_scores", "negative_score")
@@ -38,6 +39,7 @@ _POSITIVE_IDS = ("pos_id", "pos_ids", "positive_ids")  # As many as there are pa
 _NEGATIVE_IDS = ("negative_ids", "negative_id", "neg_id", "neg_ids", "hard_negative_ids")
 _OBJECT_IDS = ("_id", "id", "docid", "doc_id", "passage_id", "psg_id", "pid", "corpus_id")  # Within a passage.
 _OBJECT_FIELDS = {"title", "text", "score", "title_score"}  # The last of these DPR has of its search, and others none.
+_IN_QUERIES = ("_id", "id", *QUERY_IDS), {"title", "text"}  # Ids and other fields within a query.
 _VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
             re.compile(r"(positive|passage|document|answer|pos)_(vector|embedding)s?"),
             re.compile(r"((hard_)?negative|neg)_(vector|embedding)s"))
@@ -45,12 +47,13 @@ _VECTORS = (re.compile(r"(query|question|anchor)_(vector|embedding)"),
 # think of it.
 _SCORED = {"positive", "passage", "document", *_POSITIVES}
 _POSTS = (("title", "body"), ("title", "text"), ("title", "abstract"), ("title_body", "upvoted_answer"))
-_OF_READERS = ("score", "rating", "ratings", "stars")
+_OF_READERS = re.compile("score|((star|user|avg|average|mean|overall)_)?ratings?|stars|(is_)?(helpful|useful)")
 _ENTAILED = ("premise", "hypothesis")
 _OF_ENTAILMENT = ("fields 'premise' and 'hypothesis', of whose labels 0 often says that the one follows from the other "
                   "(keep such pairs, and name the fields: --query premise --passage hypothesis --ignore label), are of "
                   "no kind that is known")
-_SEVERAL = re.compile(r"(hard_)?neg|.*s")  # Names of what may be a list, also where all cells are texts.
+_SEVERAL = re.compile(r"(hard_?)?neg|.*s")  # Names of what may be a list, also where all cells are texts.
+_NAME_THEM = "name those that are (--query, --passage)"
 _LIST_BEGINS = re.compile(r"""\s*\[\s*(["'\]{]|$)""")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -158,18 +161,20 @@ def _of_folded(written: Mapping[str, str], named: Named) -> Meaning:
     raise ValueError(_OF_ENTAILMENT)
   if (found.query + found.passage) in _POSTS:  # What readers think of a post, and what it is about.
     scores = [name for name in scores if name != "score"]
-    there = [name for name in there if name not in _OF_READERS]
-  elif "score" in scores and _SCORED.isdisjoint(map(_without_number, found.passage)):
-    raise ValueError("a pair with a 'score', which may say how alike its texts are, or what somebody thinks of them; "
-                     "keep the pairs whose texts belong together, and " + _leave_out(written["score"]))
-  elif "score" in scores and found.negatives and not found.several:
+    there = [name for name in there if not _OF_READERS.fullmatch(name)]
+  if scores and _SCORED.isdisjoint(map(without_number, found.passage)) and (
+      "score" in scores or not found.negatives and not negative_scores):
+    name = written[scores[0]]
+    raise ValueError(f"a pair with a {name!r}, which may say how alike its texts are, or what somebody thinks of them; "
+                     f"keep the pairs whose texts belong together, and {leave_out(name)}")
+  if "score" in scores and found.negatives and not found.several:
     raise ValueError("a 'score' beside a passage and its negatives, which may be the passage's or the margin between "
                      "them; name it positive_score, or give the scores of both as 'scores', or "
-                     + _leave_out(written["score"]))
+                     + leave_out(written["score"]))
   for several in (labels, scores, negative_scores):
     if len(several) > 1:
       first, second = (written[name] for name in several[:2])
-      raise ValueError(f"fields {first!r} and {second!r}, which may be meant alike; " + _leave_out(second))
+      raise ValueError(f"fields {first!r} and {second!r}, which may be meant alike; " + leave_out(second))
   label, of_passages, of_negatives = ((*several, "")[0] for several in (labels, scores, negative_scores))
   query_id, passage_id, negative_ids = (
       next((name for name in known if name in there and name not in found.fields), "")
@@ -180,30 +185,31 @@ def _of_folded(written: Mapping[str, str], named: Named) -> Meaning:
   found = found._replace(vectors=(of_query, of_passage, of_negative if found.negatives else ""))
   found = found._replace(label=label, scores=of_passages, negative_scores=of_negatives, query_id=query_id,
                          passage_id=passage_id, negative_ids=negative_ids if len(found.negatives) == 1 else "")
+  if not {*found.query, *found.passage} <= {*written}:  # Which is said where they are read.
+    return found
   unread = [name for name in there if name not in found.fields]
   check_meaning([written[name] for name in unread], (), named.query != ())
-  if again := next((name for name in unread if _without_number(name) in found.passage), ""):  # answer, answer_2
-    raise ValueError(_not_known(written[again]))
+  for name in unread:  # answer, answer_2, answers
+    if any(without_number(name).removesuffix("s") == without_number(one).removesuffix("s") for one in found.passage):
+      raise ValueError(not_known(written[name]))
   return found
 
 
-def _without_number(name):
-  return re.sub(r"_?\d+$", "", name)
+def check_shape(shape: str, names: Iterable[str], ignored: Collection[str]) -> None:
+  """Raises ValueError where `set` or `texts` is beside a field that may be of a pair, or may change what is meant."""
+  unread = [name for name in names if name != shape and name not in ignored]
+  if beside := next((name for name in unread if _is_of_pair(folded_name(name))), ""):
+    raise ValueError(_beside(repr(shape), beside))
+  check_meaning(unread, ())
 
 
-def check_meaning(unread: Iterable[str], ignored: Collection[str], is_named: bool = False) -> None:
-  """Raises ValueError where one of the fields that are not read may change what is meant."""
-  for name in unread:
-    if name not in ignored and may_change_the_meaning(name):
-      raise ValueError(_not_known(name, "name it (--negatives), or " * (is_named and "neg" in name.lower())))
+def _is_of_pair(name):
+  """Whether it can be nothing but a query or a passage that answers one."""
+  return name in (*_QUERIES, "positive", *_POSITIVES) or _POSITIVE_N.fullmatch(name) is not None
 
 
-def _not_known(name, how=""):
-  return f"a field {name!r}, which may change what the pair means, and is not known; {how}{_leave_out(name)}"
-
-
-def _leave_out(name):
-  return f"if {name!r} means nothing here, say so (--ignore {name})"
+def _beside(found, other):
+  return f"fields that may be meant as {found} or as {other!r}; {_NAME_THEM}, or {leave_out(other)}"
 
 
 def _guessed(there: Sequence[str], written: Mapping[str, str]) -> Meaning:
@@ -226,8 +232,14 @@ def _guessed(there: Sequence[str], written: Mapping[str, str]) -> Meaning:
   if len(possible) > 1:
     raise ValueError("fields that may be meant as " + " or as ".join(
         f"{written[found.query[0]]!r} and {written[found.passage[0]]!r}" for found in possible)
-        + "; name those that are (--query, --passage)")
-  return possible[0]
+        + f"; {_NAME_THEM}")
+  found = possible[0]
+  others = [pair for pair in _LOOSER if {*pair} <= {*there} and (
+      pair[1] not in _BACKGROUND or {*pair}.isdisjoint(found.fields))]
+  beside = [*filter(_is_of_pair, there), *itertools.chain.from_iterable(others)]
+  if unread := [name for name in beside if name not in found.fields]:
+    raise ValueError(_beside(f"{written[found.query[0]]!r} and {written[found.passage[0]]!r}", written[unread[0]]))
+  return found
 
 
 def label_of(value: Any, name: str) -> bool:
@@ -242,7 +254,7 @@ def label_of(value: Any, name: str) -> bool:
     if number in (0, 1):
       return number == 1
   raise ValueError(f"field {name!r} is {jsonl.kind_of(value)} ({value!r:.40}), where 1 says that the texts belong "
-                   f"together and 0 that they do not; keep the pairs that do, or {_leave_out(name)}")
+                   f"together and 0 that they do not; keep the pairs that do, or {leave_out(name)}")
 
 
 def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int) -> tuple[list[float], list[float]]:
@@ -257,7 +269,7 @@ def scores(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int)
   for name, values, count in ((kind.scores, of_passages, passages), (kind.negative_scores, of_negatives, negatives)):
     if len(values) not in (0, count):
       raise ValueError(f"field {name!r} has {len(values)} scores for {passages} passages and {negatives} negatives; "
-                       f"correct it, or {_leave_out(name)}")
+                       f"correct it, or {leave_out(name)}")
   return of_passages or [math.nan] * passages, of_negatives or [math.nan] * negatives
 
 
@@ -277,18 +289,20 @@ def _is_none(value: Any) -> bool:
   return value is None or isinstance(value, float) and math.isnan(value)
 
 
-def in_objects(texts: Sequence[Any], ignored: Collection[str]) -> tuple[list[str], list[float]]:
-  """The ids and scores within passages that are objects; "" and NaN where there is none.
+def in_objects(texts: Sequence[Any], ignored: Collection[str], is_passage: bool = True) -> tuple[
+    list[str], list[float]]:
+  """The ids and scores within passages, or queries, that are objects; "" and NaN where there is none.
 
   Raises:
     ValueError: one is no id or no number, or a field that is not known may change what is meant.
   """
   ids, found = [""] * len(texts), [math.nan] * len(texts)
+  known_ids, known = (_OBJECT_IDS, _OBJECT_FIELDS) if is_passage else _IN_QUERIES
   for i, value in enumerate(texts):
     if isinstance(value, dict) and isinstance(value.get("text"), str):
-      check_meaning([name for name in value if name not in _OBJECT_FIELDS], ignored)
+      check_meaning([name for name in value if name not in known], ignored)
       names = {folded_name(name): name for name in reversed(value) if name not in ignored}
-      there = [names[name] for name in _OBJECT_IDS if name in names]
+      there = [names[name] for name in known_ids if name in names]
       ids[i] = next(filter(None, (identifier_in(value, name) for name in there)), "")
       if "score" not in ignored and not isinstance(value.get("score"), list):
         found[i] = (*_scores_in(value.get("score"), "score"), math.nan)[0]
@@ -330,13 +344,13 @@ def vectors(row: Mapping[str, Any], kind: Meaning, passages: int, negatives: int
     values = _parsed(values, name) if isinstance(values, str) else values
     if values is not None and (not isinstance(values, list) or len(values) != count):
       raise ValueError(f"field {name!r} is no list of {count} vectors, as there are texts; correct it, or "
-                       + _leave_out(name))
+                       + leave_out(name))
     numbers = [_numbers(value, name) for value in values or [None] * count]
     lengths |= {len(vector) for vector in numbers if vector}
     every.append(list(map(packed, numbers)))
   if len(lengths) > 1:
     raise ValueError(f"vectors of {' and '.join(map(str, sorted(lengths)))} numbers; correct them, or "
-                     + _leave_out(next(filter(None, kind.vectors))))
+                     + leave_out(next(filter(None, kind.vectors))))
   return every[0][0], every[1], every[2]
 
 
@@ -349,10 +363,10 @@ def _numbers(value: Any, name: str) -> list[float]:
     is_number = NUMBER.fullmatch(one) if isinstance(one, str) else isinstance(one, int | float)
     if isinstance(one, bool) or not is_number:
       raise ValueError(f"field {name!r} has {jsonl.kind_of(one)} ({one!r:.40}), where a number is expected; correct "
-                       f"it, or {_leave_out(name)}")
+                       f"it, or {leave_out(name)}")
   numbers = list(map(float, values))
   if infinite := [one for one in numbers if math.isinf(one)]:
-    raise ValueError(f"field {name!r} has {infinite[0]}, which is not finite; correct it, or {_leave_out(name)}")
+    raise ValueError(f"field {name!r} has {infinite[0]}, which is not finite; correct it, or {leave_out(name)}")
   return numbers
 
 
@@ -379,12 +393,4 @@ def _parsed(text: str, name: str) -> list[Any]:
     raise ValueError(f"field {name!r} begins as a list, and is {e}; write it as JSON: json.dumps([…])") from e
   if not isinstance(value, list):
     raise ValueError(f"field {name!r} is {jsonl.kind_of(value)}, where a list is expected")
-  return value
-
-
-def passage_text(value: Any) -> Any:
-  """The text of a passage, which may be an object with a title; what is neither is itself."""
-  if isinstance(value, dict) and isinstance(value.get("text"), str):
-    title = value.get("title")
-    return titled(title if isinstance(title, str) else None, value["text"])
   return value

@@ -20,19 +20,19 @@ from gtr_jax.io import flags, jsonl, tables
 from gtr_jax.io.lines import Part
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import Negative, with_negatives
-from gtr_jax.prepare.sources.field_names import nowhere
+from gtr_jax.prepare.passages import passage_text
+from gtr_jax.prepare.sources.field_names import is_verdict, nowhere
 from gtr_jax.prepare.sources.html_text import html_to_text
 from gtr_jax.prepare.sources.pair_fields import (
     NUMBER,
     Meaning,
     Named,
-    check_meaning,
+    check_shape,
     identifier_in,
     identifiers,
     in_objects,
     label_of,
     meaning,
-    passage_text,
     scores,
     texts_of,
     vectors,
@@ -50,6 +50,7 @@ _KINDS = ('{"query": ..., "positive": ..., "negatives": [...]}, {"question": ...
           '{"query": ..., "pos": [...], "neg": [...]}, {"set": [...]}, {"texts": [query, passage]} or '
           '{"title": ..., "body": ...}')
 _SHOWN_LINES = 100
+_OF_LISTS = Meaning(("query",), ("positive",), ("negatives",))  # As an object.
 
 
 def is_of_set(query_id: str, passage_id: str) -> bool:
@@ -232,7 +233,7 @@ class PairsJsonl:
       for shape, is_one in (("set", isinstance(row.get("set"), list)),
                             ("texts", isinstance(row.get("texts"), list) and len(row["texts"]) == 2)):
         if is_one:
-          check_meaning([name for name in row if name != shape], self.ignore)
+          check_shape(shape, row, self.ignore)
           return shape
     return meaning(row, self._named)
 
@@ -242,16 +243,21 @@ class PairsJsonl:
     if kind == "list":
       if len(row) < 2:
         raise ValueError(f"a list of {len(row)}, where a pair has 2")
-      for text in row[2:]:
-        if isinstance(text, str) and NUMBER.fullmatch(text.strip()):
+      for text in filter(lambda text: isinstance(text, str), row[2:]):
+        if NUMBER.fullmatch(text.strip()) or is_verdict(text) and not is_verdict(row[1]):
           raise ValueError(f"a list with {text!r} behind its pair, which looks like a score or a label and not like a "
                            "negative; write objects, with names for what is in them")
-      return [RawPair(row[0], row[1], row[2:])]
     if kind == "set":
       texts = row["set"]
+      in_objects(texts, self.ignore, is_passage=False)
       mark = _SET + hashlib.sha256(repr(texts).encode(errors="replace")).hexdigest()[:16]
       return [RawPair(a, b, (), mark, mark, mark) for a, b in zip(texts, texts[1:], strict=False)]
-    return [RawPair(*row["texts"])] if isinstance(kind, str) else self._of_fields(row, kind)
+    if isinstance(kind, str):
+      query, passage, *negatives = row if kind == "list" else row["texts"]
+      if all(isinstance(text, str) for text in (query, passage, *negatives)):
+        return [RawPair(query, passage, negatives)]
+      row, kind = {"query": query, "positive": passage, "negatives": negatives}, _OF_LISTS
+    return self._of_fields(row, kind)
 
   def _of_fields(self, row: dict[str, Any], kind: Meaning) -> list[RawPair]:
     query = _joined(row, kind.query)
@@ -259,12 +265,14 @@ class PairsJsonl:
                 [_joined(row, kind.passage)])
     if len(kind.passage) > 1 and kind.several:  # Of positive_1, positive_2, … not all have to be there.
       passages = [passage for passage in passages if passage != ""]
-    negatives = [negative for name in kind.negatives for negative in texts_of(row, name)]
+    negatives = ["" if text is None else text for name in kind.negatives for text in texts_of(row, name)]
     of_passages, of_negatives = scores(row, kind, len(passages), len(negatives))
     is_negative = bool(kind.label) and not label_of(row[kind.label], kind.label)
     query_id = identifier_in(row, self.query_id or kind.query_id)
     ids = identifiers(row, self.passage_id or kind.passage_id, len(passages), "passages")
     negative_ids = identifiers(row, kind.negative_ids, len(negatives), "negatives")
+    if isinstance(query, dict):
+      (query_id,), _ = _filled([query_id], [], (in_objects([query], self.ignore, is_passage=False)[0], []))
     ids, of_passages = _filled(ids, of_passages, in_objects(passages, self.ignore))
     negative_ids, of_negatives = _filled(negative_ids, of_negatives, in_objects(negatives, self.ignore))
     of_query, passage_vectors, negative_vectors = vectors(row, kind, len(passages), len(negatives))
