@@ -115,7 +115,7 @@ def read_pairs(path: epath.PathLike, fields: Fields = _FOUND) -> Iterator[Pair]:
     InputError: a line is malformed, or its query or passage is empty; or there is none, or none has the ids asked for.
   """
   # Of fields that the user names, those that are written anew are not asked about: whatever they hold, it is replaced.
-  ignored = (*fields.ignored, *(_WRITTEN if fields.query else _WRITTEN[1:2]))
+  ignored = (*fields.ignored, fields.answers, *(_WRITTEN if fields.query else _WRITTEN[1:2]))
   rows = PairsJsonl((os.fspath(path),), fields.query, fields.passage, ignore=ignored)
   number, without = 0, set(filter(None, (fields.query_id, fields.passage_id)))
   not_ignored = {*fields.ignored}

@@ -10,9 +10,10 @@ from mining_runs import mine, mined_from, write
 from tiny_model_dir import corpus
 
 from gtr_jax.cli.main import main
+from gtr_jax.errors import InputError
 from gtr_jax.from_pairs import data as from_pairs
 from gtr_jax.io import data_root, tables
-from gtr_jax.mining.pairs import read_pairs
+from gtr_jax.mining.pairs import Fields, read_pairs
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -72,6 +73,14 @@ def test_what_a_label_calls_no_answer_is_searched_and_not_written(tmp_path):
   assert mined[0]["query"] == "lion food" and len(mined) == 5
   assert {"a lion sleeps", "lion and sheep"} < set(mined[0]["negatives"])
   assert mine(tmp_path, pairs=write(tmp_path / "none.jsonl", FORMS["labels"][1:]), output="x.jsonl") == (2, None)
+
+
+def test_the_field_of_the_answers_is_no_other_pair(tmp_path):
+  path = write(tmp_path / "pairs.jsonl", [{"question": "a", "answer": "b", "gold_answers": ["b", "c"]}])
+  pair, = read_pairs(path, Fields(answers="gold_answers"))
+  assert pair.answers == ("b", "c") and pair.passage == "b"
+  with pytest.raises(InputError, match="a field 'gold_answers', which may change"):
+    list(read_pairs(path))
 
 
 def test_all_answers_of_a_line_are_known(tmp_path):
