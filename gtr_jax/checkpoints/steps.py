@@ -152,11 +152,12 @@ def tidy(directory: epath.Path) -> None:
       path.rmtree()
     elif _TEMPORARY.fullmatch(path.name):
       set_aside(path, "it has a name that Orbax gives to what it is saving, and holds something else")
+  for folder in _step_folders(directory):
+    if _was_only_begun(folder) and _holds_only(folder, "_", *ITEMS):
+      folder.rmtree()
   faults = {folder: _fault(folder) for folder in _step_folders(directory)}
-  if None not in faults.values():
-    found = _may_be_checkpoints(directory)
-    if not all(map(_was_only_begun, found)):
-      raise InputError(_none_is_whole(directory, found))
+  if None not in faults.values() and (found := _may_be_checkpoints(directory)):
+    raise InputError(_none_is_whole(directory, found))
   for folder, fault in faults.items():
     if fault is not None:
       set_aside(folder, f"it is no whole checkpoint ({fault})")

@@ -1,6 +1,7 @@
 """What lies in a folder of checkpoints: nothing is deleted that may be one, or is not ours, or passed by in silence."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -8,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from test_checkpoint import abstract, make_state, saved
 
+from gtr_jax.checkpoints import steps
 from gtr_jax.checkpoints.checkpointer import Checkpointer, find_checkpoint, list_steps, restore_params
 from gtr_jax.errors import InputError
 
@@ -34,6 +36,18 @@ def killed_while_removing(folder, monkeypatch, part):
   checkpointer.save(3, make_state(3), {"n": 3})
   checkpointer.wait()
   assert names(folder) == ["1", "2", "3", "removing.json"]
+
+
+def test_what_was_begun_in_a_bucket_is_removed(folder, monkeypatch, capsys):
+  """There a step has its name from the beginning on, and says itself when it was done; what says nothing is kept."""
+  saved(folder, [1, 2]).close()
+  begun, other = (copy_of(folder, 2, name, without=("state", "commit_success.txt")) for name in ("3", "4"))
+  metadata = json.loads((begun / "_CHECKPOINT_METADATA").read_text())
+  (begun / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata | {"commit_timestamp_nsecs": None}))
+  monkeypatch.setattr(steps, "is_remote", lambda path: True)
+  assert Checkpointer(folder).steps() == [1, 2]
+  assert names(folder) == ["1", "2", "4.set-aside-1"]
+  assert capsys.readouterr().err.startswith(f"{other}: it is no whole checkpoint")
 
 
 @pytest.mark.parametrize("part", ["state", "progress"])
