@@ -186,24 +186,30 @@ def _estimated_pairs(paths: tuple[str, ...]) -> float:
 
 
 def _collection(name: str, train: int) -> tuple[epath.Path, dict[str, int]]:
-  """The held-out pairs in BEIR layout, and how many queries and documents it has: each query's passages are relevant;
-  those of the others, all hard negatives and the first passages to train on are not. Equal texts are one."""
+  """The held-out pairs in BEIR layout, and how many queries and documents it has: each query's passages are relevant,
+  also where they are others' and known to answer it, as under another wording of its id; all else, hard negatives and
+  the first passages to train on, is not. Equal texts are one."""
   folder = data_root.resolve(f"{name}-held_out-{MOST_DOCUMENTS}")  # Without a number: before passages to train on.
   if (folder / _SIZES).exists():
     return folder, read_json(folder / _SIZES, dict[str, int], f"remove {folder}, and run it again")
   queries: dict[int, tuple[str, str]] = {}
   documents: dict[int, tuple[str, str]] = {}
   judged: dict[tuple[str, str], None] = {}
+  known: dict[int, dict[str, None]] = {}  # Which queries a passage is known to answer in other pairs.
   for pair in _pairs(name, "validation"):
     (query,), (passage,) = pair["query"], pair["passage"]
     query_id, _ = queries.setdefault(text_key(query), (f"q{len(queries)}", query))
     doc_id, _ = documents.setdefault(text_key(passage), (f"d{len(documents)}", passage))
     judged[query_id, doc_id] = None
+    for answer in pair["positives"]:
+      known.setdefault(int(answer) % 2**64, {})[query_id] = None  # `records.key_of` writes them signed.
     for negative in pair["negatives"]:
       documents.setdefault(text_key(negative), (f"d{len(documents)}", negative))
   wanted = min(MOST_DOCUMENTS, int(MOST_OF_TRAINING * train)) - len(documents)
-  for key, text in _others(name, {*queries, *documents}, wanted):
+  for key, text in _others(name, {*queries, *documents, *known}, wanted):
     documents[key] = f"d{len(documents)}", text
+  for key, (doc_id, _) in documents.items():
+    judged |= dict.fromkeys((query_id, doc_id) for query_id in known.get(key, ()))
   (folder / "qrels").mkdir(parents=True, exist_ok=True)
   atomic.write_parts(folder / "corpus.jsonl", (
       _line({"_id": doc_id, "title": "", "text": text}) for doc_id, text in documents.values()))
@@ -218,8 +224,7 @@ def _collection(name: str, train: int) -> tuple[epath.Path, dict[str, int]]:
 
 def _others(name: str, taken: set[int], number: int) -> Iterator[tuple[int, str]]:
   """Key and text of the first so many passages to train on that are not `taken`: held-out queries, as a text may be a
-  passage here and a query there, which would find itself, and what is there already. None answers a held-out query as
-  far as the pairs say, for all of its pairs are held out."""
+  passage here and a query there, which would find itself, what is there already, and what is known to answer one."""
   if number <= 0:
     return
   taken = {*taken}

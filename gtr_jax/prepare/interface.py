@@ -90,9 +90,9 @@ class Counts:
     """
     self.add(reason.partition(" ")[0], n)
 
-  def answer(self, query: str, passage: str) -> None:
-    """Says that a passage answers a query of which no pair is made with it: it is no negative of the query's pairs, and
-    they know of it. The engine keeps that (`transforms.Tally`)."""
+  def answer(self, example: Example) -> None:
+    """Says that a passage answers a query of which no pair is made with it: it is no negative of the query's pairs, by
+    its text or its id, and they know of it. The engine keeps that (`transforms.Tally`)."""
 
   def wants(self, reason: str) -> bool:
     """Whether the texts of one more example are worth finding."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.records import Pair
-from gtr_jax.text.same_text import distinct, hash_key
+from gtr_jax.text.same_text import bytes_key, distinct
 
 MOST_POSITIVES = 16  # That a pair knows of beside its own; the loss compares all passages of a batch with each.
 _FEW_POSITIVES = 4
@@ -77,23 +77,37 @@ def by_query(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     yield list(of_query)
 
 
-def answers_of_id(pairs: Iterable[tuple[bytes, str]]) -> Iterator[Pair]:
-  """What each wording of a query is told of the answers to the others, by the id that they share.
+def on_one_side(pairs: Sequence[Pair]) -> Sequence[Pair]:
+  """The pairs of a query, in one split where a share is drawn: that of its words, or of its ids where one has several
+  wordings. Of several the query is held out by any, as by a set that it is held out of."""
+  sides = {pair.record for pair in pairs if pair.split == records.SIDE}
+  if not sides:
+    return [pair._replace(split="validation") if pair.split == records.DRAWN else pair for pair in pairs]
+  split = "validation" if b"validation" in sides or any(pair.split == "validation" for pair in pairs) else "train"
+  return [pair._replace(split=split) if pair.split in ("train", records.DRAWN) else pair
+          for pair in pairs if pair.split != records.SIDE]
+
+
+def told_of_id(pairs: Iterable[tuple[bytes, bytes]], split: str) -> Iterator[Pair]:
+  """What each wording of a query is told by the id that they share: the answers to the others, and where it belongs.
 
   Args:
-    pairs: 8 bytes of the digest that a wording's pairs share, and `records.key_of` the passage. An id with more than 16
-      wordings is taken for none of a query.
+    pairs: 8 bytes of the digest that a wording's pairs share, and `records.known_of` the passage. An id with more than
+      16 wordings is taken for none of a query.
+    split: that the id is drawn for; "": none is drawn by ids.
   """
-  of_wordings: dict[bytes, dict[str, None]] = {}
-  for query, key in pairs:
-    of_wordings.setdefault(query, {})[key] = None
+  of_wordings: dict[bytes, dict[bytes, None]] = {}
+  for query, known in pairs:
+    of_wordings.setdefault(query, {})[known] = None
   if not 1 < len(of_wordings) <= MOST_POSITIVES:
     return
   every = dict.fromkeys(itertools.chain.from_iterable(of_wordings.values()))
   for query, own in of_wordings.items():
-    for key in every:
-      if key not in own:
-        yield Pair(query + hash_key(key).to_bytes(8), records.ANSWER, key.encode())
+    if split:
+      yield Pair(query + bytes(8), records.SIDE, split.encode())
+    for known in every:
+      if known not in own:
+        yield Pair(query + bytes_key(known).to_bytes(8), records.ANSWER, known)
 
 
 def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
@@ -113,8 +127,14 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
   others = [Negative(example.passage, example.passage_id, (*example.scores, math.nan)[0], (*example.vectors, "", "")[1])
             for example in (records.example_in(pair.record) for pair in negatives)]
   answers = {records.key_of(example.passage): None for example in examples}
-  answers |= {pair.record.decode(): None for pair in pairs if pair.split == records.ANSWER}
-  ids = {example.passage_id for example in examples} - {""}
+  ids = {example.passage_id for example in examples}
+  for pair in pairs:
+    if pair.split == records.ANSWER:
+      key, _, passage_id = pair.record.decode(errors="surrogatepass").partition(" ")
+      answers[key] = None
+      ids.add(passage_id)
+  ids.discard("")
+  query = records.key_of(examples[0].query)
   for pair, example in zip(positives, examples, strict=True):
     found = negatives_of(example)
     kept = distinct((*found, *others), lambda negative: negative.text)
@@ -124,7 +144,7 @@ def joined(pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
       counts.drop("negative_is_positive", n=dropped, query=example.query, passage=example.passage, negative=next(
           negative.text for negative in kept.values() if negative not in right))
     own = records.key_of(example.passage)
-    known = [key for key in answers if key != own]
+    known = [key for key in answers if key not in (own, query)]
     if known:
       counts.add(_FEW if len(known) <= _FEW_POSITIVES else _MANY)
     if len(known) > MOST_POSITIVES:

@@ -14,10 +14,12 @@ import google_crc32c
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
-from gtr_jax.text.same_text import folded, text_key
+from gtr_jax.text.same_text import text_key
 
 NEGATIVE = "negative"  # The split of a pair that is none: its passage is a negative of the query's pairs.
-ANSWER = "answer"  # Of one that is not trained on, though its passage answers the query. `key_of` that is the record.
+ANSWER = "answer"  # Of one that is not trained on, though its passage answers the query. The record is `known_of` that.
+DRAWN = "drawn"  # Of one that is held out by the hash of its query's words, unless a query id says otherwise (`SIDE`).
+SIDE = "side"  # Of none: the record is the split that an id of the query is drawn for.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
@@ -30,20 +32,23 @@ class Pair(NamedTuple):
 
   @property
   def is_trained_on(self) -> bool:
-    """Whether it is no mark, no `NEGATIVE` and no `ANSWER`."""
-    return self.split not in ("", NEGATIVE, ANSWER)
+    """Whether it is no mark, no `NEGATIVE`, no `ANSWER` and no `SIDE`."""
+    return self.split not in ("", NEGATIVE, ANSWER, SIDE)
 
 
-def answer(query: str, passage: str) -> Pair | None:
-  """What the pairs of a query are told of a passage that answers it, and is in none of them; None of an empty text."""
-  digest = digest_of(*(folded(text).encode(errors="surrogatepass") for text in (query, passage)))
-  return Pair(digest, ANSWER, key_of(passage).encode()) if query.strip() and passage.strip() else None
+def known_of(passage: str, passage_id: str) -> bytes:
+  """By what a passage is known to answer a query: `key_of` it and, behind a space, its id, if it has one."""
+  return f"{key_of(passage)} {passage_id}".encode(errors="surrogatepass")
 
 
 def digest_of(query: bytes, passage: bytes) -> bytes:
   """16 bytes for a pair, folded; the first 8 are those of its query."""
-  return b"".join((hashlib.blake2b(query, digest_size=8, person=b"query").digest(),
-                   hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=8).digest()))
+  return query_digest(query) + hashlib.blake2b(b"%d %b %b" % (len(query), query, passage), digest_size=8).digest()
+
+
+def query_digest(query: bytes) -> bytes:
+  """8 bytes for a query, folded."""
+  return hashlib.blake2b(query, digest_size=8, person=b"query").digest()
 
 
 def share_of(text: bytes) -> float:

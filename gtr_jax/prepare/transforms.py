@@ -15,11 +15,12 @@ from gtr_jax.prepare import decontaminate, near_pairs, records
 from gtr_jax.prepare.interface import Counts, Example, Source
 from gtr_jax.prepare.of_queries import (
     Negative,
-    answers_of_id,
     by_query,
     joined,
     negatives_of,
+    on_one_side,
     right_negatives,
+    told_of_id,
     with_negatives,
 )
 from gtr_jax.prepare.records import Pair
@@ -28,6 +29,7 @@ from gtr_jax.text.same_text import distinct, folded
 
 KEPT_EXAMPLES = 20  # Of a reason, in a task and in dropped.jsonl.
 OF_ID = "\0query id "  # Begins the key under which pairs of one query id meet, whatever their query's words.
+_OF_SET = OF_ID + "\0"  # And of one set.
 _SHOWN = 300  # Characters of a text that it shows.
 
 
@@ -62,7 +64,7 @@ class Tally(Counts):
   def __init__(self):
     super().__init__()
     self.dropped: list[dict[str, str]] = []
-    self._answers: list[Pair] = []
+    self._answers: list[Pair | Value] = []
     self._kept = collections.Counter[str]()
 
   def drop(self, reason: str, place: str = "", n: int = 1, **texts: str) -> None:
@@ -71,14 +73,17 @@ class Tally(Counts):
       shown = {name: _beginning(text) for name, text in texts.items() if text}
       self.keep([{"reason": reason, "place": place or self.place} | shown])
 
-  def answer(self, query: str, passage: str) -> None:
-    if (pair := records.answer(query, passage)) is not None:
-      self._answers.append(pair)
+  def answer(self, example: Example) -> None:
+    query, passage = (folded(text).encode(errors="surrogatepass") for text in (example.query, example.passage))
+    if query and passage:
+      digest = records.digest_of(query, passage)
+      self._answers += [Pair(digest, records.ANSWER, records.known_of(example.passage, example.passage_id)),
+                        *_told(example, digest)]
 
-  def answers(self) -> Iterator[Pair]:
+  def answers(self) -> list[Pair | Value]:
     """What `answer` was told since the last time."""
     answers, self._answers = self._answers, []
-    yield from answers
+    return answers
 
   def broken(self, place: str, why: str) -> None:
     super().broken(place, why)
@@ -131,23 +136,39 @@ def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value
       yield Value(key, marshal.dumps(value))
     elif (pair := pair_of(plan, value, tally)) is not None:
       yield pair
-      if value.query_id and not value.group and pair.is_trained_on:
-        yield Value(OF_ID + value.query_id, marshal.dumps((pair.digest[:8], records.key_of(value.passage))))
+      if pair.is_trained_on:
+        yield from _told(value, pair.digest)
     yield from tally.answers()
   yield from tally.answers()
   tally.add("read", lines.progress.lines or yielded + tally.reasons["broken"])
 
 
+def _told(example: Example, digest: bytes) -> Iterator[Value]:
+  """What the other wordings of the query's id, or the other texts of a set, are told by `told_of_id`."""
+  if not example.query_id or example.group:
+    return
+  if example.is_mutual:  # Each text of a set is a query, and answers all.
+    of_texts = [(records.query_digest(folded(text).encode(errors="surrogatepass")),
+                 records.known_of(text, example.passage_id)) for text in (example.query, example.passage)]
+    yield Value(_OF_SET + example.query_id, marshal.dumps(of_texts))
+  else:
+    known_passage = records.known_of(example.passage, example.passage_id)
+    yield Value(OF_ID + example.query_id, marshal.dumps([(digest[:8], known_passage)]))
+
+
 def join(plan: Plan, key: str, values: Iterable[bytes], tally: Tally) -> Iterator[Pair]:
   """All that comes of the values of a key."""
   if key.startswith(OF_ID):
-    yield from answers_of_id(map(marshal.loads, values))
+    split = ""
+    if plan.validation_share and not key.startswith(_OF_SET):
+      split = "validation" if _is_held_out(plan, key) else "train"
+    yield from told_of_id(itertools.chain.from_iterable(map(marshal.loads, values)), split)
     return
   tally.place = f"key {key}"
   for example in plan.source.join(key, [marshal.loads(value) for value in values], tally):
     if (pair := pair_of(plan, example, tally)) is not None:
       yield pair
-  yield from tally.answers()
+  yield from (answer for answer in tally.answers() if isinstance(answer, Pair))  # A source's keys are its query ids.
 
 
 def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
@@ -172,7 +193,7 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     tally.drop("empty", **shown)
     return None
   if query == passage:
-    tally.drop("query_is_passage", **shown)
+    _left_out("query_is_passage", example, shown, tally)
     return None
   digest = records.digest_of(query, passage)
   example = right_negatives(example, folded_query, folded_passage, tally)
@@ -187,7 +208,7 @@ def pair_of(plan: Plan, example: Example, tally: Tally) -> Pair | None:
     _left_out("language", example, shown, tally)
     return None
   if split == "train" and _is_held_out(plan, example.group or folded_query):
-    split = "validation"
+    split = "validation" if example.group or example.is_mutual else records.DRAWN
   try:
     return Pair(digest, records.NEGATIVE if example.is_negative else split, records.serialize(example, digest.hex()))
   except UnicodeEncodeError:
@@ -205,7 +226,7 @@ def _left_out(reason: str, example: Example, shown: dict[str, Any], tally: Tally
   """Counts it; its passage answers the query all the same."""
   tally.drop(reason, **shown)
   if not example.is_negative:
-    tally.answer(example.query, example.passage)
+    tally.answer(example)
 
 
 def _clean_negatives(example: Example, find: Callable[[str, str], str | None], tally: Tally) -> Example:
@@ -256,8 +277,8 @@ def kept(pairs: Iterable[tuple], tally: Counts,
 
 def different(pairs: Iterable[tuple]) -> Iterator[Pair]:
   """Of pairs in order of their digests those that `kept` writes, where none is near to another."""
-  for _, group in itertools.groupby(map(Pair._make, pairs), key=lambda pair: pair.digest):
-    yield from (pair for pair in _unique(list(group), Counts()) if pair.is_trained_on)
+  for of_query in by_query(map(Pair._make, pairs)):
+    yield from (pair for pair in _unique(of_query, Counts()) if pair.is_trained_on)
 
 
 def _texts(record: bytes, reason: str, tally: Counts) -> dict[str, Any]:
@@ -268,18 +289,18 @@ def _texts(record: bytes, reason: str, tally: Counts) -> dict[str, Any]:
 
 def _unique(pairs: Sequence[Pair], tally: Counts) -> Iterator[Pair]:
   """Of each digest the first pair for validation, else the first, and where there is a mark an `ANSWER` alone. It gets
-  the negatives of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay."""
+  the negatives of the others of its split: some publish a line for each negative. Pairs that are `NEGATIVE` stay, and
+  of the others what they say of the passage's id."""
+  pairs = on_one_side(pairs)
   if len(pairs) == 1 and pairs[0].split:
     yield pairs[0]
     return
   for _, group in itertools.groupby(pairs, key=lambda pair: pair.digest):
-    mark, answer, first, others = None, None, None, []
+    mark, first, others = None, None, []
     for pair in group:
       if not pair.split:
         mark = mark or pair
-      elif pair.split == records.ANSWER:
-        answer = pair
-      elif pair.split == records.NEGATIVE:
+      elif pair.split in (records.ANSWER, records.NEGATIVE):
         yield pair
       elif mark or first and not (pair.split == "validation" != first.split):
         others.append(pair)
@@ -290,13 +311,14 @@ def _unique(pairs: Sequence[Pair], tally: Counts) -> Iterator[Pair]:
       if copies := [pair for pair in others if pair.split == first.split]:
         first = _with_negatives_of(first, copies, tally)
       yield first
-    elif answer:
-      yield answer
     reason, _, key = mark.record.decode().partition(" ") if mark else ("duplicate", "", "")
-    if mark and not answer:
+    if mark:
       yield mark._replace(split=records.ANSWER, record=key.encode())
     for pair in others:
       tally.drop(reason, **_texts(pair.record, reason, tally))
+      copy = records.example_in(pair.record)
+      if copy.passage_id:
+        yield pair._replace(split=records.ANSWER, record=records.known_of(copy.passage, copy.passage_id))
 
 
 def _with_negatives_of(first: Pair, copies: Iterable[Pair], tally: Counts) -> Pair:

@@ -94,3 +94,21 @@ def test_one_that_was_cut_off_or_is_of_another_form_is_written_anew(tmp_path):
   (before / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
   again = data.prepare(PairsJsonl((str(tmp_path / "a.jsonl"),)), 0.2)
   assert again == pairs and {path: path.read_bytes() for path in files} == files
+
+
+def test_wordings_of_an_id_are_held_out_together_and_judged_by_all_of_their_passages(tmp_path):
+  rows = [{"query_id": f"q{of_id}", "query": f"wording {number} of {of_id}", "positive": f"{of_id} answered {number}"}
+          for of_id in range(60) for number in range(4)]
+  rows += [{"query": f"Wording 0 of {of_id}.", "positive": f"{of_id} once more"} for of_id in range(60)]
+  pairs = prepare(tmp_path / "a.jsonl", rows, None)
+  train, held_out = ({pair["query"][0].strip(".").split()[-1] for pair in data.sample(pairs.name, split, 10_000)}
+                     for split in ("train", "validation"))
+  assert not train & held_out and len(train) + len(held_out) == 60 and len(held_out) > 1
+  collection = read_collection(pairs.collection)
+  texts = dict(zip(collection.documents.ids, collection.documents.texts, strict=True))
+  queries = dict(zip(collection.query_ids, collection.queries, strict=True))
+  assert len(queries) == 4 * len(held_out)
+  for query_id, text in queries.items():
+    _, number, _, of_id = text.lower().strip(".").split()
+    known = {f"{of_id} answered {other}" for other in range(4)} | ({f"{of_id} once more"} if number == "0" else set())
+    assert {texts[doc_id] for doc_id in collection.qrels[query_id]} == known

@@ -1,19 +1,17 @@
 """Pairs of one query, over lines, files and splits: what answers it in one is no negative in another."""
 
 import json
-from pathlib import Path
 
 import pytest
+from prepared_files import prepare_rows
 
 from gtr_jax.io import data_root
 from gtr_jax.io.lines import Part
-from gtr_jax.prepare import engine, records
+from gtr_jax.prepare import records
 from gtr_jax.prepare.interface import Counts
-from gtr_jax.prepare.manifests import Settings
 from gtr_jax.prepare.of_queries import MOST_POSITIVES
 from gtr_jax.prepare.sources.dpr import Dpr
 from gtr_jax.prepare.sources.pairs_by_id import JudgedPairs
-from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
 from gtr_jax.text.same_text import text_key
 
 
@@ -23,22 +21,10 @@ def prepare(tmp_path):
   data_root.set_data_dir(str(tmp_path / "data"))
 
   def prepare(*files, source=None, **settings):
-    paths = []
-    for number, rows in enumerate(files):
-      paths.append(tmp_path / f"{number}.jsonl")
-      paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    name = f"p{len(list(tmp_path.glob('data/p*')))}"
-    read = PairsJsonl(tuple(map(str, paths)), **{"max_pairs": 99} | (source or {}))
-    folder = Path(engine.prepare(read, Settings(name, **settings),
-                                 processes=1, say=lambda line: None))
-    found = {}
-    for path in folder.glob("*.tfrecord"):
-      with path.open("rb") as f:
-        for record in records.read_records(f, str(path)):
-          example = records.example_in(record)
-          assert example.passage not in found
-          found[example.passage] = example
-    return found, json.loads((folder / "manifest.json").read_text())["counts"]
+    examples, counts = prepare_rows(tmp_path, *files, source=source, **settings)
+    found = {example.passage: example for _, example in examples}
+    assert len(found) == len(examples)
+    return found, counts
 
   yield prepare
   data_root.set_data_dir(None)
@@ -182,8 +168,8 @@ class _Heard(Counts):
     super().__init__()
     self.answers = []
 
-  def answer(self, query, passage):
-    self.answers.append((query, passage))
+  def answer(self, example):
+    self.answers.append((example.query, example.passage, example.passage_id))
 
 
 def test_sources_that_take_some_answers_name_the_others(tmp_path):
@@ -193,7 +179,7 @@ def test_sources_that_take_some_answers_name_the_others(tmp_path):
   for number, others in ((1, ["second", "third"]), (2, ["third"]), (0, [])):
     heard = _Heard()
     list(Dpr((str(questions),), num_positives=number).read(Part(str(questions), kind="train"), heard))
-    assert heard.answers == [("q", text) for text in others]
+    assert heard.answers == [("q", text, "") for text in others]
   for name, text in (("passages", "1\tgood\n2\tfair\n3\tbad\n"), ("queries", "7\twhat\n"),
                      ("qrels", "7\t0\t1\t2\n7\t0\t2\t1\n7\t0\t3\t0\n")):
     (tmp_path / f"{name}.tsv").write_text(text)
@@ -201,4 +187,4 @@ def test_sources_that_take_some_answers_name_the_others(tmp_path):
                        str(tmp_path / "qrels.tsv"), str(tmp_path / "cache"), min_grade=2)
   heard = _Heard()
   values = [value for part in source.parts() for _, value in source.read(part, heard)]
-  assert [e.passage for e in source.join("7", values, heard)] == ["good"] and heard.answers == [("what", "fair")]
+  assert [e.passage for e in source.join("7", values, heard)] == ["good"] and heard.answers == [("what", "fair", "2")]

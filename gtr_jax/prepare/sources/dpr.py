@@ -93,11 +93,11 @@ class Dpr:
       counts.add("question_without_negatives")
     kept = kept[:self.num_negatives or None]
     ids, texts = tuple(p[0] for p in kept), tuple(p[1] for p in kept)
+    query_id = _id(record, ("query_id", "id"))
     for passage_id, text in positives[:self.num_positives or None]:
-      yield Example(query, text, _id(record, ("query_id", "id")), passage_id, texts, ids if all(ids) else (),
-                    split=split)
-    for _, text in positives[self.num_positives:] if self.num_positives else ():
-      counts.answer(query, text)
+      yield Example(query, text, query_id, passage_id, texts, ids if all(ids) else (), split=split)
+    for passage_id, text in positives[self.num_positives:] if self.num_positives else ():
+      counts.answer(Example(query, text, query_id, passage_id))
 
 
 def _passages(found: list) -> list[tuple[str, str]]:

@@ -94,8 +94,8 @@ class NqOpen:
     ids, texts = zip(*negatives[:self.num_negatives or None], strict=True) if negatives else ((), ())
     for passage_id, text in positives[:self.num_positives]:
       yield Example(question, text, key, passage_id, texts, ids)
-    for _, text in positives[self.num_positives:]:
-      counts.answer(question, text)
+    for passage_id, text in positives[self.num_positives:]:
+      counts.answer(Example(question, text, key, passage_id))
 
 
 def _read_questions(part: Part, counts: Counts) -> Iterator[tuple[str, list]]:

@@ -153,8 +153,8 @@ class JudgedPairs:
       relevant = [p for p, grade in grades.items() if grade >= self.min_grade]
       if low := [p for p, grade in grades.items() if 0 < grade < self.min_grade]:
         counts.drop("grade_too_low", n=len(low), query=query, passage_id=low[0])
-        for _, text in self._texts(low, "passage", query, Counts()):
-          counts.answer(query, text)
+        for passage_id, text in self._texts(low, "passage", query, Counts()):
+          counts.answer(Example(query, text, key, passage_id))
       positives, negatives = list(self._texts(relevant, "passage", query, counts)), list[tuple[str, str]]()
       if split == "train" and positives:
         irrelevant = [p for p, grade in grades.items() if grade <= 0]

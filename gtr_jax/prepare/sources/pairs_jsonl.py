@@ -214,12 +214,12 @@ class PairsJsonl:
             passage_text(more.passage)))
         for pair in pairs[len(examples):]:
           if not pair.is_negative:
-            counts.answer(self.text_of(pair.query), self.text_of(pair.passage))
+            counts.answer(self._example(pair))
       for example in examples:
         if reason := self._reason(example):
           counts.drop(reason, place, query=example.query, passage=example.passage)
           if not example.is_negative:
-            counts.answer(example.query, example.passage)
+            counts.answer(example)
         else:
           yield "", example
 
@@ -297,7 +297,7 @@ class PairsJsonl:
         pair.passage_id for pair in answers if pair.passage_id}
     examples: list[Example] = []
     for pair in pairs[:self.max_pairs]:
-      query, passage, *found = (self.text_of(t) for t in (pair.query, pair.passage, *pair.negatives))
+      example, found = self._example(pair), list(map(self.text_of, pair.negatives))
       scores = pair.scores[1:] or (math.nan,) * len(found)
       ids = pair.negative_ids or ("",) * len(found)
       vectors = pair.vectors[2:] or ("",) * len(found)
@@ -305,12 +305,16 @@ class PairsJsonl:
       right = [negative for negative in there
                if folded(negative.text) not in positives and negative.id not in positive_ids]
       if (dropped := len(there) - len(right)) and not examples:  # They are the same for all pairs.
-        counts.drop("negative_is_positive", place, dropped, query=query, passage=passage, negative=next(
+        counts.drop("negative_is_positive", place, dropped, query=example.query, passage=example.passage, negative=next(
             negative.text for negative in there if negative not in right))
-      example = Example(query, passage, pair.query_id, pair.passage_id, scores=tuple(pair.scores[:1]),
-                        is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]), is_mutual=bool(pair.group))
       examples.append(with_negatives(example, right))
     return examples
+
+  def _example(self, pair: RawPair) -> Example:
+    """Without its negatives. Raises ValueError, in words."""
+    return Example(self.text_of(pair.query), self.text_of(pair.passage), pair.query_id, pair.passage_id,
+                   scores=tuple(pair.scores[:1]), is_negative=pair.is_negative, vectors=tuple(pair.vectors[:2]),
+                   is_mutual=bool(pair.group))
 
   def text_of(self, value: Any) -> str:
     """Of a query or passage as a line has it, without what is no text. Raises ValueError, in words."""
