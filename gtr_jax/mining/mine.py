@@ -199,8 +199,12 @@ def _candidates(pair: Pair, found: Ranked, gathered: Gathered, ranker: Ranker, i
   places = np.arange(choice.first_rank - 1, min(choice.last_rank, len(found.rows)))
   if not any_score:
     places = places[found.scores[places] <= choice.most(found.positive_score)]
-  wrong = {text_key(pair.query), *pair.others}.union(*map(gathered.known.of, pair.query_keys))
-  near = gathered.known.near(pair.query_keys) or functools.partial(are_near, pair.passage)
+  known = gathered.known
+  query_keys = tuple(sorted({*pair.query_keys, *known.ids(text_key(pair.query))}))
+  wrong = {text_key(pair.query), *pair.others}.union(*map(known.of, query_keys))
+  near: list[Callable[[str], bool]] = [functools.partial(are_near, pair.passage)]
+  if (to_others := known.near(query_keys)) is not None:
+    near.append(to_others)
   forms = answer_forms(pair.answers)
   texts = set[int]()
   for i in random.Random(f"{choice.seed} {pair.query}").sample(range(len(places)), len(places)):
@@ -211,7 +215,7 @@ def _candidates(pair: Pair, found: Ranked, gathered: Gathered, ranker: Ranker, i
     whole = full_text(title, text)
     keys = set(map(text_key, filter(None, (whole, text))))  # A pair may have its passage without the title.
     if (wrong.isdisjoint(keys) and texts.isdisjoint(keys) and not contains_answer(whole, forms)
-        and not near(whole) and not (tested is not None and tested.find("", whole))):
+        and not any(is_near(whole) for is_near in near) and not (tested is not None and tested.find("", whole))):
       texts |= keys
       yield _Negative(place + 1, float(found.scores[place]), doc_id, whole)
 

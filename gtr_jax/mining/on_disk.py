@@ -103,17 +103,19 @@ class KnownPassages:
 
   Args:
     keys: a `Table` of (key of a query, key of a passage).
+    ids: one of (key of a query's text, key of an id that it shares with other texts).
     places: one of (key of a query, where in `texts` those of its passages begin), of queries that have several.
     texts: lists of texts, behind their length.
 
   Attributes:
     of: gives the keys of the passages of a query, by its key.
+    ids: gives the keys of the ids that a query's text has on any line and shares with others, by its key.
     near: gives what tells whether a text is near one of the passages that some keys of a query have, of up to 10,000 of
       each; None where they have no more than one.
   """
 
-  def __init__(self, keys: epath.PathLike, places: epath.PathLike, texts: epath.PathLike):
-    self.of, self._places = Table(keys).of, Table(places)
+  def __init__(self, keys: epath.PathLike, ids: epath.PathLike, places: epath.PathLike, texts: epath.PathLike):
+    self.of, self.ids, self._places = Table(keys).of, Table(ids).of, Table(places)
     self._texts = os.open(texts, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(self, os.close, self._texts)
     self.near = functools.lru_cache(_QUERIES_NEAR)(self._near)
@@ -121,6 +123,8 @@ class KnownPassages:
   def _near(self, query_keys: tuple[int, ...]) -> Callable[[str], bool] | None:
     texts = dict[str, None]()
     for place in sorted(place for key in query_keys for place in self._places.of(key)):
+      if len(texts) >= _MOST_NEAR:
+        break
       length, = _LENGTH.unpack(os.pread(self._texts, _LENGTH.size, place))
       texts |= dict.fromkeys(marshal.loads(os.pread(self._texts, length, place + _LENGTH.size)))
     return near_one_of(list(texts)) if texts else None
@@ -186,9 +190,10 @@ def gather(pairs: Iterable[Pair], folder: epath.Path, own_passages: bool, progre
     own_passages: whether the passages are wanted.
     progress: show progress bars on stderr.
   """
-  dealt, first = (os.fspath(folder / f"{name}.buckets") for name in ("known", "first"))
+  dealt, first, by_id = (os.fspath(folder / f"{name}.buckets") for name in ("known", "first", "by_id"))
   whole, count = folder / "pairs", 0
   with (buckets.Writer(dealt, _BUCKETS) as known, buckets.Writer(first, _BUCKETS) as firsts,
+        buckets.Writer(by_id, _BUCKETS) as wordings,
         atomic.replacing(whole) as file,
         Bar(None, "reading the pairs", " pairs", shown=progress and processes.is_first(), leave=False) as bar):
     for number, pair in enumerate(_written(pairs, file)):
@@ -196,11 +201,13 @@ def gather(pairs: Iterable[Pair], folder: epath.Path, own_passages: bool, progre
         firsts.add(_TWO.pack(pair.passage_key, number))
       count += _is_one(pair)
       if not pair.is_negative:
+        for text, identifier in pair.wordings:
+          wordings.add(_TWO.pack(identifier, text))
         of_text = text_key(pair.passage)
         for query_key, passage_key in itertools.product(pair.query_keys, pair.passage_keys):
           known.add(_TWO.pack(query_key, passage_key), *([_encoded(pair.passage)] if passage_key == of_text else []))
       bar.update()
-  return Gathered(count, lambda: filter(_is_one, _read(whole)), _known(dealt, folder),
+  return Gathered(count, lambda: filter(_is_one, _read(whole)), _known(dealt, _ids(by_id, folder), folder),
                   _passages(whole, first, folder) if own_passages else None)
 
 
@@ -212,7 +219,23 @@ def _encoded(text: str) -> bytes:
   return text.encode(errors="surrogatepass")
 
 
-def _known(dealt: str, folder: epath.Path) -> KnownPassages:
+def _ids(dealt: str, folder: epath.Path) -> epath.Path:
+  """A `Table` of (key of a text, key of its id), of rows the other way round, for ids that have several texts."""
+  by_text, table = os.fspath(folder / "by_text.buckets"), folder / "ids"
+  with buckets.Writer(by_text, _BUCKETS) as texts:
+    different = (digest for digest, _ in itertools.groupby(itertools.chain.from_iterable(_sorted(dealt))))
+    for identifier, rows in itertools.groupby(different, lambda digest: digest[:8]):
+      of_id = [digest[8:] for digest in rows]
+      for text in of_id if len(of_id) > 1 else ():
+        texts.add(text + identifier)
+  with atomic.replacing(table) as file:
+    file.writelines(itertools.chain.from_iterable(_sorted(by_text)))
+  for path in (dealt, by_text):
+    epath.Path(path).unlink(missing_ok=True)
+  return table
+
+
+def _known(dealt: str, ids: epath.Path, folder: epath.Path) -> KnownPassages:
   """Of rows (key of a query, key of a passage), with the text of the passage where its key is that of its text."""
   keys, places, texts = (folder / name for name in ("known", "places", "texts"))
   with atomic.replacing(keys) as keys_file, atomic.replacing(places) as places_file, atomic.replacing(texts) as file:
@@ -231,7 +254,7 @@ def _known(dealt: str, folder: epath.Path) -> KnownPassages:
         places_file.write(query_key + place.to_bytes(8))
         place += file.write(_LENGTH.pack(len(data)) + data)
   epath.Path(dealt).unlink(missing_ok=True)
-  return KnownPassages(keys, places, texts)
+  return KnownPassages(keys, ids, places, texts)
 
 
 def _written(pairs: Iterable[Pair], file: IO[bytes]) -> Iterator[Pair]:

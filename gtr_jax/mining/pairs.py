@@ -84,6 +84,12 @@ class Pair(NamedTuple):
     return (text_key(self.query), id_key(self.query_id)) if self.query_id else (text_key(self.query),)
 
   @property
+  def wordings(self) -> tuple[tuple[int, int], ...]:
+    """(text, id) of what the pair's id is of: its query, and of a set, whose texts are all queries, its passage."""
+    texts = (self.query,) if self.document_id == self.passage_id else (self.query, self.passage)
+    return tuple((text_key(text), id_key(self.query_id)) for text in texts if self.query_id)
+
+  @property
   def document_id(self) -> str:
     """The passage's id, by which it is found; "" where that only marks a set."""
     return "" if is_of_set(self.query_id, self.passage_id) else self.passage_id

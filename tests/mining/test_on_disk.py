@@ -24,7 +24,8 @@ def made_up(number, rng):
   """A query of few, often with an id; a passage of few, sometimes with one."""
   query, passage = int(rng.random() ** 3 * 50), rng.randrange(200)
   record = {"other": [number, None, "é\ud800", {"x": 2**70}]}
-  ids = f"q{query // 2}" if rng.random() < 0.5 else "", f"p{passage // 2}" if passage < 40 else ""
+  ids = (f"q{query // 2 if query < 40 else query}" if rng.random() < 0.5 else "",
+         f"p{passage // 2}" if passage < 40 else "")
   if number % 5 == 0:  # Of a set.
     ids = f"set:{query // 9}", f"set:{query // 9}"
   return Pair(record, f"query {query}", f"Passage {passage}", *ids, is_negative=number % 7 == 3,
@@ -55,6 +56,16 @@ def test_as_sets_in_memory(tmp_path):
     assert (near is not None) == (len(of_query) > 1)
     for i in range(0, 200, 9) if near else ():
       assert near(f"passage {i}?") == (f"Passage {i}" in of_query)
+  wordings, ids_of_text = {}, {}
+  for pair in pairs:
+    for text in (pair.query, pair.passage)[:2 if pair.query_id[:4] == "set:" else 1]:
+      if pair.query_id and not pair.is_negative:
+        wordings.setdefault(id_key(pair.query_id), set()).add(text_key(text))
+        ids_of_text.setdefault(text_key(text), set()).add(id_key(pair.query_id))
+  alone = {identifier for identifier, of_id in wordings.items() if len(of_id) == 1}
+  for key, of_text in [*ids_of_text.items(), (0, set())]:
+    assert gathered.known.ids(key) == of_text - alone
+  assert alone and max(map(len, ids_of_text.values())) > 2
   two = [text_key("query 1"), id_key("q1")]
   assert gathered.known.near(tuple(two))("passage 3") == any("Passage 3" in texts[key] for key in two)
   documents = gathered.passages.documents
@@ -65,7 +76,8 @@ def test_as_sets_in_memory(tmp_path):
   rows = on_disk.IdRows(documents.ids)
   assert [rows.get(doc_id) for doc_id in documents.ids] == list(range(len(passages)))
   assert rows.get("x") is None and rows.get(None) is None
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["known", "pairs", "passages", "places", "texts"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["ids", "known", "pairs", "passages", "places",
+                                                                "texts"]
 
 
 def test_near_to_one_of_many():
