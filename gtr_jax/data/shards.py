@@ -32,7 +32,7 @@ from gtr_jax.prepare.interface import Counts, Example
 from gtr_jax.prepare.of_queries import most_positives, right_negatives
 from gtr_jax.text.same_text import folded
 
-_FORMAT = 7  # Part of the hash: raise it when the records change, or their order.
+_FORMAT = 8  # Part of the hash: raise it when the records change, or their order.
 _SHARD_BYTES = 32 << 20
 _MIN_SHARDS, _MAX_SHARDS = 64, 1024
 _FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer to begin.
