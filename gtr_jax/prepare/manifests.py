@@ -26,7 +26,7 @@ from gtr_jax.text import language
 from gtr_jax.values.check import wrong
 from gtr_jax.values.ranges import Range
 
-FORMAT = 11  # Raise it when records, their order, what makes two of them equal, or the manifest change.
+FORMAT = 12  # Raise it when records, their order, what makes two of them equal, or the manifest change.
 SPLITS = ("train", "validation")
 _NOT_OF_PARTS = ("name", "without", "decontaminate", "near_duplicates")  # What is read does not depend on them by name.
 _SHOWN, _WIDTH = 3, 60  # Files or lines, and characters of a setting, in a message.
