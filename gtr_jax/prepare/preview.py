@@ -114,6 +114,8 @@ def show(source: Source, settings: manifests.Settings, processes: int | None = N
   whole = max(sum(seconds) / workers, *undivided, 0.0) + factor * after / workers
   size = count * sum(len(pair.record) + 16 for pair in kept) / max(1, len(kept))
   at_least = "at least " * bool(of_keys)
+  if factor > 1:
+    say("pairs that are the same as one further on are counted below as different ones")
   say(f"in all {at_least}about {_rounded(count)} pairs, {_rounded(size / 1e6)} MB, {_rounded(whole / 60)} minutes with "
       f"{workers} workers; nothing was written")
 

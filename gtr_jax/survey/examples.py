@@ -12,7 +12,9 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root, tables, tensorflow_log
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Counts, Example
+from gtr_jax.prepare.of_queries import right_negatives
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
+from gtr_jax.text.same_text import folded
 
 
 class Found(NamedTuple):
@@ -86,6 +88,7 @@ def _of_files(pairs, counts):
   def read():
     for part in parts:
       for number, (_, example) in enumerate(pairs.read(part, counts), start=1):
+        example = right_negatives(example, folded(example.query), folded(example.passage), counts)
         yield f"{os.path.basename(part.path)}, {number:,}", example
 
   return Found(", ".join(pairs.paths), read, [f"fields: {line}" for line in pairs.fields()], counts, has_files=True)

@@ -51,7 +51,7 @@ def run(capsys, *arguments):
 def test_the_same_of_each_source(source, rows, capsys):
   shown = [json.loads(line) for line in run(capsys, "show", *source, "--json", "--examples", "99").splitlines()]
   assert sorted((s["query"], s["passage"], len(s.get("negatives", ()))) for s in shown) == sorted(
-      (row["query"], row["positive"], len(set(row["negatives"]))) for row in rows) or source[0].endswith(".jsonl")
+      (row["query"], row["positive"], len(set(row["negatives"]))) for row in rows)
   found = json.loads(run(capsys, "stats", *source, "--json"))
   assert found["pairs"] == len(rows) == len(shown) and found["unit"] == "words"
   assert found["distinct_queries"] == 20 and found["pairs_of_query"] == {"2": 20} and found["same_pairs"] == 0
@@ -60,6 +60,13 @@ def test_the_same_of_each_source(source, rows, capsys):
   assert found["documents"]["texts"] == len(lengths) and found["documents"]["longest"] == max(lengths)
   np.testing.assert_allclose(found["documents"]["mean"], np.mean(lengths))
   assert sum(texts for _, texts in found["documents"]["histogram"]) == len(lengths)
+
+
+def test_negatives_that_are_none(data_dir, capsys):
+  """Are not shown of a file either."""
+  (data_dir / "own.jsonl").write_text(json.dumps({"query": "e", "positive": "p", "negatives": ["e", "P.", "n", "n"]}))
+  shown = [json.loads(line) for line in run(capsys, "show", str(data_dir / "own.jsonl"), "--json").splitlines()]
+  assert [example["negatives"] for example in shown] == [["n"]]
 
 
 def test_pieces_and_the_cut(data_dir, vocabulary, rows, capsys):
