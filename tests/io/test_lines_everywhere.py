@@ -22,7 +22,7 @@ from gtr_jax.data.json_examples import Fields, read_examples
 from gtr_jax.errors import InputError
 from gtr_jax.io import jsonl
 from gtr_jax.io.lines import Part
-from gtr_jax.mining.pairs import read_pairs
+from gtr_jax.mining import pairs
 from gtr_jax.prepare.interface import Counts
 from gtr_jax.prepare.passages import open_table
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -50,7 +50,7 @@ READERS = {
     "corpus": lambda path: read_corpus(path).documents.full_texts()[:],
     "queries": read_queries,
     "train": training_examples,
-    "mine": lambda path: list(read_pairs(path)),
+    "mine": lambda path: list(pairs.read_pairs(path, pairs.Fields(("query",), ("positive",)))),
     "prepare": prepared,
     "passages": lambda path: open_table(str(path), f"{path}-cache").get("1"),
     "objects": lambda path: list(jsonl.read_objects(path)),
