@@ -114,8 +114,13 @@ def example_of(row: dict, fields: Fields) -> Example:
     """The value of a field that may hold none, one or many."""
     return texts_of(row, name) if name in row else []
 
-  negatives, negative_ids = [], [identifier(i, fields.negative_ids) for i in listed(fields.negative_ids)]
-  for negative in listed(fields.negatives):
+  given, given_ids = listed(fields.negatives), listed(fields.negative_ids)
+  if None in given:  # Is none, as for `prepare`.
+    if len(given_ids) == len(given):
+      given_ids = [i for i, negative in zip(given_ids, given, strict=True) if negative is not None]
+    given = [negative for negative in given if negative is not None]
+  negatives, negative_ids = [], [identifier(i, fields.negative_ids) for i in given_ids]
+  for negative in given:
     if isinstance(negative, dict):  # A passage like the positive one, with its own title, text and id.
       missing = [name for name in fields.passage if name not in negative]
       if missing:

@@ -20,7 +20,7 @@ def read(part: Part, separator: str = "", on_broken: OnBroken | None = None) -> 
 
   Quoted cells may hold line ends. Where tabs part the columns, most writers quote nothing, so that a line with as many
   cells as there are columns is a row, and a quote in it that does not enclose a whole cell is text; unless the first
-  thousand lines are what a writer of CSV makes, and make no sense otherwise.
+  thousand lines are what a writer of CSV makes, with a line end in a cell.
 
   Args:
     part: a file.
@@ -91,18 +91,17 @@ def _cells(taken: list[Line], rest: Iterator[Line], separator: str, width: int) 
 
 
 def _is_quoted(first: list[Line], width: int) -> bool:
-  """Whether these lines of a TSV hold cells with line ends, in quotes: not all have the cells of a row, and written
-  anew from what a reader of CSV takes them for, they are the same."""
+  """Whether these lines of a TSV hold cells with line ends, in quotes: written anew from what a reader of CSV takes
+  them for, they are the same, which they are not where a quote stands in a cell that has none around it."""
   texts = [line.data.decode(errors="replace") for line in first if line.data.strip()]
-  if not any('"' in text for text in texts) or all(text.count("\t") + 1 == width for text in texts):
-    return False
   rows: list[list[str]] = []
   with contextlib.suppress(csv.Error):  # The last row may be longer than what was looked at.
     rows.extend(csv.reader((text + "\n" for text in texts), delimiter="\t", strict=True))
   for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
     anew = io.StringIO()
     csv.writer(anew, delimiter="\t", lineterminator="\n", quoting=quoting).writerows(rows)
-    if rows and "\n".join(texts).startswith(anew.getvalue().rstrip("\n")) and {len(row) for row in rows} == {width}:
+    if ("\n".join(texts).startswith(anew.getvalue().rstrip("\n")) and {len(row) for row in rows} == {width}
+        and any("\n" in cell for row in rows for cell in row)):
       return True
   return False
 

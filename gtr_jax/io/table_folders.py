@@ -93,6 +93,8 @@ def check_shards(found: Sequence[str], pattern: str) -> None:
       of_set = (folder, shard["before"], shard["of"], shard["count"], "-…" if shard["hash"] else "", shard["after"])
       sets.setdefault(of_set, {})[int(shard["number"])] = name
   for (folder, before, of, count, any_hash, after), there in sets.items():
+    if len(there) == 1 and f"{before}{min(there):0{len(count)}}{of}" not in there[min(there)]:
+      continue  # week-1-of-2019
     first = int(min(there) > 0 and int(count) in there)  # Some count from 1.
     for number in range(first, int(count) + first):
       one = f"{before}{number:0{len(count)}}{of}{count}{any_hash}{after}"

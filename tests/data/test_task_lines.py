@@ -96,7 +96,7 @@ def test_a_missing_shard_is_named(data_dir, vocabulary):
 def test_negatives_as_prepare_reads_them(examples):
   """A list of JSON in a text; objects, if nothing in them may judge."""
   found = examples([{"query": "q", "passage": "A", "negatives": '["n", "a."]'}, {"query": "r", "passage": "B\0b"},
-                    {"query": "r", "passage": "C", "negatives": ["Bb", "m"]}])
+                    {"query": "r", "passage": "C", "negatives": ["Bb", None, "m"]}])
   assert {passage: e.negatives for passage, e in found.items()} == {"A": ("n",), "Bb": (), "C": ("m",)}
   with pytest.raises(InputError, match="pairs.jsonl:1: a negative has a field 'label'.*gtr-jax prepare pairs"):
     examples([{"query": "q", "passage": "A", "negatives": [{"passage": "n", "label": 1}]}])

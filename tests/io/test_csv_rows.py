@@ -15,6 +15,7 @@ def read(path, on_broken=None):
 @pytest.mark.parametrize("rows, quoting", [
     ([("q0", "first line 0\nsecond line 0"), ("q1", "plain"), ("q2", 'says "so"\n\nand\ttabs')], csv.QUOTE_MINIMAL),
     ([("q0", "first\nsecond"), ("q1", "plain")], csv.QUOTE_ALL),
+    ([(f"q{i}", f"first line {i}\nsecond\tline {i}") for i in range(4)], csv.QUOTE_MINIMAL),  # Each line looks whole.
     ([(f"q{i}", "a\nb\tc\nd") for i in range(700)], csv.QUOTE_MINIMAL),  # More lines than are looked at.
 ])
 def test_as_a_writer_of_csv_has_them(tmp_path, rows, quoting):

@@ -49,6 +49,11 @@ def test_other_ways_to_number_shards(tmp_path, name):
   assert tables.files(folder) == sorted(every)
 
 
+def test_a_number_of_something_else(tmp_path):
+  (tmp_path / "week-1-of-2019.jsonl").write_text('{"a": 1}\n')
+  assert tables.files(tmp_path) == [str(tmp_path / "week-1-of-2019.jsonl")]
+
+
 def test_shards_that_are_numbered_from_one(tmp_path):
   folder = tmp_path / "data"
   every = [shard(folder, number, 2) for number in (1, 2)]

@@ -76,6 +76,8 @@ JUDGING = ["duplicates", "isduplicate", "is_dup", "judgments", "irrelevants", "n
     "isMatch", "IsSelected", "ratings", "labelText", "entailment", "unanswerable", "known_positives",
     "positive_passage_2", "other_answers", "alternativeAnswers", "additional_positive", "rel", "rels", "is_rel",
     "user_rating", "avgRating", "is_accepted", "accepted", "is_answer", "has_answer", "hasAnswers", "judged",
+    "is_accepted_answer", "contains_answer", "supports", "is_supporting", "is_evidence", "is_pertinent", "relatedness",
+    "same_meaning", "helpfulness", "truth", "reward", "prob", "probability", "cosine",
     "manually_judged", "is_good", "bad", "is_useful", "helpful", "quality", "answer_quality", "related", "is_related",
     "unrelated", "is_matching", "mismatch", "mismatched", "is_supported", "unsupported", "partially_supported", "sim",
     "cos_sim", "distance", "confidence", "preference", "verdict", "llm_verdict", "annotation", "nli", "polarity",

@@ -16,8 +16,10 @@ _JUDGING = re.compile(r"(is|has|non|not|un|in|ir|dis|hard)?(neg(ative)?(s?(passa
 # Where it is the whole name, but for what says how or whether: target_language and product_class are nothing to a pair.
 _JUDGING_ALONE = re.compile(r"(.+ly_)?((is|are|was|has)_?)?((non|not|un|in|ir|dis|mis)_?)?"
                             r"(match(ed|e|ing)?|selected|similar|same|valid|true|gold|rel|related|accept(ed|able)|good|"
-                            r"bad|useful|helpful|judged|supported|clicked|chosen|preferred)s?|"
-                            r"(is|has)_?answers?|class(es)?|targets?|stars|weights?")
+                            r"bad|useful|helpful|judged|support(s|ed|ing)|pertinent|clicked|chosen|preferred|evidence|"
+                            r"truth|reward|prob(abilit(y|ie))?|cosine|relatedness|helpfulness|usefulness|"
+                            r"same_meaning)s?|"
+                            r"(is|has|contains)_?(.+_)?answers?|class(es)?|targets?|stars|weights?")
 # Where it ends a name: avg_rating, cos_sim.
 _JUDGING_LAST = re.compile(r"(.+_)?(rating|sim|distance|confidence|verdict|quality|preference|polarity|annotation|"
                            r"nli)s?")
