@@ -24,7 +24,7 @@ gpu_device_info {{
   core_count: 132
   fpus_per_core: 128
   clock_rate_ghz: 1.98
-  l2_cache_size: {l2:.0f}
+  l2_cache_size: 52428800
   device_memory_size: {memory:.0f}
   memory_bandwidth: {memory_bandwidth:.0f}
   threads_per_warp: 32
@@ -32,9 +32,9 @@ gpu_device_info {{
   threads_per_core_limit: 2048
   registers_per_block_limit: 65536
   registers_per_core_limit: 65536
-  shared_memory_per_block: {shared_of_block:.0f}
-  shared_memory_per_block_optin: {shared_of_block_at_most:.0f}
-  shared_memory_per_core: {shared_of_core:.0f}
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
@@ -82,10 +82,8 @@ def devices(chip: Chip, number: int, slices: int = 1) -> Described:
     raise InputError(f"--described_devices {number}: nodes have {chip.domain} of these GPUs")
   from jax.experimental import topologies
   plugin = next(filter(importlib.util.find_spec, _CUDA_PLUGINS))
-  kib = 1024
-  config = _HOPPER.format(kind=chip.kind, cuda=plugin[len("jax_cuda"):][:2], memory=chip.memory, l2=50 * kib**2,
-                          memory_bandwidth=chip.memory_bandwidth, shared_of_block=48 * kib,
-                          shared_of_block_at_most=227 * kib, shared_of_core=228 * kib)
+  config = _HOPPER.format(kind=chip.kind, cuda=plugin[len("jax_cuda"):][:2], memory=chip.memory,
+                          memory_bandwidth=chip.memory_bandwidth)
   found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x{nodes}x{of_node}").devices
   return Described(list(found), f"{number} x {chip.kind}")
 
