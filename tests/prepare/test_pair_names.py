@@ -139,6 +139,20 @@ def test_another_passage_of_the_name(source, row, name):
     source(row).parts()
 
 
+def test_all_that_is_right_goes_to_one_field(source):
+  with pytest.raises(InputError, match="write all that answers the query as a list in 'pos', or if 'answers' means"):
+    source({"question": "a", "answer": "b", "answers": ["b", "c"]}).parts()
+
+
+def test_the_label_of_a_post_may_be_its_topic(source):
+  row = {"title": "a", "Text": "b", "Label": 0}
+  with pytest.raises(InputError, match="a 'Label' beside 'title' and 'Text', which may say what they are about; if 0 "
+                                       r"says .*, name them \(--query, --passage\), or .* \(--ignore Label\)"):
+    source(row).parts()
+  assert [example.is_negative for example in made(source(row, query=("title",), passage=("Text",)))] == [True]
+  assert [example.is_negative for example in made(source(row, ignore=("Label",)))] == [False]
+
+
 def test_what_readers_think_of_a_post_is_nothing_to_it(source):
   of = source({"title": "a", "text": "b", "rating": 5, "stars": 3, "score": 7, "average_rating": 4, "helpful": 1})
   assert [example.scores for example in made(of)] == [()]

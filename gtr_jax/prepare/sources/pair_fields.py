@@ -162,6 +162,10 @@ def _of_folded(written: Mapping[str, str], named: Named) -> Meaning:
   if (found.query + found.passage) in _POSTS:  # What readers think of a post, and what it is about.
     scores = [name for name in scores if name != "score"]
     there = [name for name in there if not _OF_READERS.fullmatch(name)]
+    if labels and not named.query:
+      label, query, passage = (written[name] for name in (labels[0], *found.query, *found.passage))
+      raise ValueError(f"a {label!r} beside {query!r} and {passage!r}, which may say what they are about; if 0 says "
+                       f"that they do not belong together, name them (--query, --passage), or {leave_out(label)}")
   if scores and _SCORED.isdisjoint(map(without_number, found.passage)) and (
       "score" in scores or not found.negatives and not negative_scores):
     name = written[scores[0]]
@@ -191,7 +195,7 @@ def _of_folded(written: Mapping[str, str], named: Named) -> Meaning:
   check_meaning([written[name] for name in unread], (), named.query != ())
   for name in unread:  # answer, answer_2, answers
     if any(without_number(name).removesuffix("s") == without_number(one).removesuffix("s") for one in found.passage):
-      raise ValueError(not_known(written[name]))
+      raise ValueError(not_known(written[name], "write all that answers the query as a list in 'pos', or "))
   return found
 
 
