@@ -15,10 +15,12 @@ from tiny_training import TinyBatches, tiny_loss
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.cli import main
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning, processes
+from gtr_jax.retrieval import store
 from gtr_jax.training import optimizers
 from gtr_jax.training.loop import Periods, fit, resume
 from gtr_jax.training.state import create_state
@@ -26,6 +28,7 @@ from gtr_jax.training.step import compile_step, make_train_step
 from gtr_jax.training.writers import JsonlWriter
 
 STEPS, SIGNAL_AFTER = 12, 5
+store._HASHED_ROWS = 8  # So that each process has a part of the documents to hash.
 
 
 class PartOfBatches(TinyBatches):
@@ -124,6 +127,14 @@ def together(index, port, folder):
   command("encode", "--model", model, "--collection", collection, "--output", folder / "store")
   command("search", "--model", model, "--embeddings", folder / "store", "--queries", collection / "queries.jsonl",
           "--output", folder / "run.trec", "--top_k", 1000)
+  texts = [f"text {row}" for row in range(20)]
+  texts[0] += " of process 1" * index  # The last row, of the part that process 1 hashes.
+  writer = store.StoreWriter(folder / "other", Documents([f"{row:02}" for row in range(20)], [""] * 20, texts), 4, {})
+  for rows in (range(4, 12), range(12, 20)):
+    try:
+      writer.check_documents(rows)
+    except InputError as e:
+      report["other documents"] = [rows.start, str(e)]
   command("evaluate", "--model", model, "--collection", collection, "--bm25", "--output", folder / "results")
 
   (folder / f"report_{index}.json").write_text(json.dumps(report))

@@ -152,9 +152,9 @@ def tidy(directory: epath.Path) -> None:
       path.rmtree()
     elif _TEMPORARY.fullmatch(path.name):
       set_aside(path, "it has a name that Orbax gives to what it is saving, and holds something else")
-  for folder in _step_folders(directory):
-    if _was_only_begun(folder) and _holds_only(folder, "_", *ITEMS):
-      folder.rmtree()
+  for path in list(directory.iterdir()):  # Also one in which Orbax has noted when it began, and no more.
+    if _STEP.fullmatch(path.name) and _holds_only(path, "_", *ITEMS) and _was_only_begun(path):
+      path.rmtree()
   faults = {folder: _fault(folder) for folder in _step_folders(directory)}
   if None not in faults.values() and (found := _may_be_checkpoints(directory)):
     raise InputError(_none_is_whole(directory, found))
@@ -188,8 +188,11 @@ def _holds_only(path: epath.Path, *beginnings: str) -> bool:
 
 def _was_only_begun(folder: epath.Path) -> bool:
   """In a bucket, where no folder can be renamed: whether a process was killed while it saved this step."""
+  if not is_remote(folder):
+    return False
   times = ocp.path.step.Metadata(step=0, path=folder)
-  return is_remote(folder) and times.init_timestamp_nsecs is not None and times.commit_timestamp_nsecs is None
+  return (times.commit_timestamp_nsecs is None if times.init_timestamp_nsecs is not None else
+          not any(folder.iterdir()))  # It makes the folder, and then says when it began.
 
 
 def _none_is_whole(path: epath.Path, found: list[epath.Path]) -> str:

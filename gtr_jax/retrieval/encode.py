@@ -49,6 +49,8 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
   starts_of_chunks = np.asarray([chunk.start for chunk in chunks])
 
   def tokens_of(window):
+    for chunk in window:
+      writer.check_documents(chunk)
     rows = [row for chunk in window for row in chunk]
     return rows, tokenize(model, [full_text(titles[row], texts[row]) for row in rows], "document", max_length)
 

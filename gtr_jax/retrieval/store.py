@@ -24,8 +24,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, TypedDict
 
+import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError, first_line
@@ -40,7 +42,8 @@ from gtr_jax.values.ranges import NonNegative, Positive
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
-_FORMAT = 3
+_FORMAT = 4
+_HASHED_ROWS = 8192  # Documents whose lines have a hash of their own, of which the hash of all is made.
 _MANIFEST, _COMPLETE = "manifest.json", "COMPLETE"
 _IDS, _DOCUMENTS, _OFFSETS, _CHECKSUMS = "ids.txt", "documents.jsonl", "offsets.npy", "checksums.npy"
 _EMBEDDINGS, _NORMS, _OF_BOTH = "embeddings-{:05}.npy", "norms-{:05}.npy", "checksums-{:05}.npy"  # of each chunk
@@ -158,22 +161,18 @@ class StoreWriter:
     order = np.asarray(sorted(range(len(documents.ids)), key=documents.ids.__getitem__, reverse=True), np.int64)
     self.documents = documents.reordered(order)
     ids = "".join(f"{doc_id}\n" for doc_id in self.documents.ids).encode()
-    digest = hashlib.sha256(ids)
-    ends, checksums = np.zeros(len(order) + 1, np.int64), np.zeros(len(order), np.uint32)
-    for row, line in enumerate(self._lines()):
-      digest.update(line)
-      ends[row + 1], checksums[row] = ends[row] + len(line), zlib.crc32(line[:-1])
+    processes.check_same({"the hash of the documents' ids": hashlib.sha256(ids).hexdigest(), **settings})
+    ends, self._checksums, hashes = self._measured()
     self._manifest: dict[str, Any] = {"format": _FORMAT, "documents": len(order), "dim": dim, "chunk_rows": CHUNK_ROWS,
-                      "documents_hash": digest.hexdigest(), "settings": dict(settings)}
-    small = {_IDS: ids, _OFFSETS: _npy(ends), _CHECKSUMS: _npy(checksums)}
-    processes.check_same({"the hash of the documents": self._manifest["documents_hash"], **settings})
+                      "documents_hash": hashlib.sha256(ids + hashes).hexdigest(), "settings": dict(settings)}
+    small = {_IDS: ids, _OFFSETS: _npy(ends), _CHECKSUMS: _npy(self._checksums)}
     self._manifest["chunk_rows"] = processes.from_first(self._check_folder)
     if processes.is_first():
       self.path.mkdir(parents=True, exist_ok=True)
       manifest = (json.dumps(self._manifest, indent=2) + "\n").encode()
       write_parts(self.path / _MANIFEST, [manifest])
       if not all((self.path / name).exists() for name in (_DOCUMENTS, *small)):
-        write_parts(self.path / _DOCUMENTS, self._lines())
+        write_parts(self.path / _DOCUMENTS, self._lines(range(len(order))))
         for name in (_OFFSETS, _CHECKSUMS, _IDS):
           write_parts(self.path / name, [small[name]])
       # Of what there ought to be, whatever the files that were there already hold.
@@ -181,10 +180,37 @@ class StoreWriter:
                     + "\n").encode()
     processes.check_shared(self.path)
 
-  def _lines(self) -> Iterator[bytes]:
-    """The lines of documents.jsonl."""
-    for title, text in zip(self.documents.titles, self.documents.texts, strict=True):
-      yield json.dumps({"title": title, "text": text}, ensure_ascii=False).encode() + b"\n"
+  def _lines(self, rows: range) -> Iterator[bytes]:
+    """Lines of documents.jsonl."""
+    for row in rows:
+      fields = {"title": self.documents.titles[row], "text": self.documents.texts[row]}
+      yield json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+  def _measured(self) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """Where the lines of documents.jsonl begin, their checksums, and hashes of them; each process reads a part."""
+    total, count = len(self.documents.ids), jax.process_count()
+    hashed = -(-total // (_HASHED_ROWS * count))  # In each process.
+    lines, hashes = np.zeros((hashed * _HASHED_ROWS, 2), np.uint32), np.zeros((hashed, 32), np.uint8)
+    first = jax.process_index() * len(lines)
+    for part, start in enumerate(range(first, min(first + len(lines), total), _HASHED_ROWS)):
+      digest = hashlib.sha256()
+      for row, line in enumerate(self._lines(range(start, min(start + _HASHED_ROWS, total))), start - first):
+        digest.update(line)
+        lines[row] = len(line), zlib.crc32(line[:-1])
+      hashes[part] = np.frombuffer(digest.digest(), np.uint8)
+    if count > 1:
+      lines, hashes = (np.concatenate(multihost_utils.process_allgather(of_part)) for of_part in (lines, hashes))
+    ends = np.concatenate([[0], np.cumsum(lines[:total, 0], dtype=np.int64)])
+    return ends, lines[:total, 1].copy(), hashes[:-(-total // _HASHED_ROWS)].tobytes()
+
+  def check_documents(self, rows: range) -> None:
+    """Raises InputError where this process has read other documents than the one that made their checksums."""
+    if jax.process_count() == 1:
+      return
+    for row, line in zip(rows, self._lines(rows), strict=True):
+      if zlib.crc32(line[:-1]) != self._checksums[row]:
+        raise InputError(f"document {self.documents.ids[row]!r} is another in process {jax.process_index()} than in "
+                         "one of the others; give all of them the same corpus")
 
   def _check_folder(self) -> int:
     """The rows of a chunk: of the store that is there already, if there is one."""

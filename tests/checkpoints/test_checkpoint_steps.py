@@ -44,6 +44,9 @@ def test_what_was_begun_in_a_bucket_is_removed(folder, monkeypatch, capsys):
   begun, other = (copy_of(folder, 2, name, without=("state", "commit_success.txt")) for name in ("3", "4"))
   metadata = json.loads((begun / "_CHECKPOINT_METADATA").read_text())
   (begun / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata | {"commit_timestamp_nsecs": None}))
+  shutil.copytree(begun, folder / "5")
+  shutil.rmtree(folder / "5" / "progress")
+  (folder / "6").mkdir()
   monkeypatch.setattr(steps, "is_remote", lambda path: True)
   assert Checkpointer(folder).steps() == [1, 2]
   assert names(folder) == ["1", "2", "4.set-aside-1"]

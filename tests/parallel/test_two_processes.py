@@ -129,6 +129,9 @@ def test_encodes_and_searches_as_one_process(together):
   ours = Store(folder / "store")
   expected = Store(next((folder / "results_alone" / "embeddings").iterdir()))
   assert ours.ids == expected.ids and ours.settings == expected.settings
+  assert ours.documents_hash == expected.documents_hash
+  assert all((folder / "store" / name).read_bytes() == (expected.path / name).read_bytes() for name in (
+      "documents.jsonl", "offsets.npy", "checksums.npy"))
   np.testing.assert_allclose(ours[:], expected[:], atol=1e-6)
   ours, expected = read_run(folder / "run.trec"), read_run(folder / "results_alone" / "runs" / "model-collection.trec")
   assert ours.keys() == expected.keys() and len(ours) == 12
@@ -142,7 +145,9 @@ def test_differences_are_named(together):
   _, reports, _, _ = together
   assert reports[1]["differs"].startswith("LEARNING_RATE is 0.2 in this process and 0.1 in process 0; ")
   assert re.match(r".*/of_process_1: not the same folder here and in process 0; ", reports[1]["not shared"])
-  assert "differs" not in reports[0] and "not shared" not in reports[0]
+  assert reports[0]["other documents"][0] == 12
+  assert reports[0]["other documents"][1].startswith("document '00' is another in process 0 than in one of the others")
+  assert reports[0].keys() & {"differs", "not shared"} == reports[1].keys() & {"other documents"} == set()
 
 
 def test_the_first_process_is_killed(together):

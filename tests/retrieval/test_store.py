@@ -175,5 +175,5 @@ def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
     Store(folder).check_model(model("x" * 64))
   manifest = json.loads((folder / "manifest.json").read_text())
   (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
-  with pytest.raises(InputError, match="format 9, this version reads 3"):
+  with pytest.raises(InputError, match="format 9, this version reads 4"):
     Store(folder)
