@@ -42,7 +42,9 @@ class Profiler:
     """A step is about to be given to the devices."""
     if self._folder is not None and self._last is None and self._first is not None and step >= self._first:
       self._first, self._last = None, step + self._steps - 1
-      jax.profiler.start_trace(os.fspath(self._folder / FOLDER))
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # Its calls would slow all threads, and bury what has a name here.
+      jax.profiler.start_trace(os.fspath(self._folder / FOLDER), profiler_options=options)
 
   def after(self, step: int) -> None:
     """The devices are done with a step."""

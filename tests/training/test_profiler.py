@@ -44,6 +44,7 @@ def test_given_steps(profiled, capfd):
   (steps, names), = profiled(3, periods=Periods(6, evaluate=4, checkpoint=4), evaluators=[Evaluation(0.1, 0.2)])
   assert steps == {3, 4}
   assert {"reading a batch", "waiting for the devices"} <= names
+  assert not [name for name in names if name.startswith("$")]  # Frames of Python, which would bury all else.
   assert "traced steps until 4: tensorboard --logdir" in capfd.readouterr().err
 
 
