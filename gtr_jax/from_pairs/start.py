@@ -21,7 +21,7 @@ GTR_LENGTHS = {"query": 64, "document": 512}  # of a T5 that says none (arXiv 21
 GTR_DIM = 768
 T5_EXTRA_IDS = 100
 _VOCABULARY_SIZE, _VOCABULARY_CHARACTERS = 8000, 5_000_000
-_HOW_TO_TRAIN = ("dtype", "remat", "scan_layers", "dropout_rate")  # of a T5Config: for this run to say
+_HOW_TO_TRAIN = ("dtype", "remat", "scan_layers", "attention", "dropout_rate")  # of a T5Config: for this run to say
 
 
 class Start(NamedTuple):

@@ -28,6 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 BLOCK = 128  # Queries and keys of a block: the lanes of a register, and the rows of the matrix unit.
 LONGEST = 8192
 _ENOUGH = 1024  # Positions of a row that keep the matrix unit busy while the next ones are fetched.
+INTERPRET = False  # Run it on any device, for tests.
 _LANES = 128
 _FAST_MEMORY = 2**24  # Bytes that a kernel may take at least.
 _LOWEST = -1e30  # A logit that is none; finite, so that no difference is NaN.
@@ -279,7 +280,7 @@ def attention(query_NxLxHxD: jax.Array, key_NxLxHxD: jax.Array, value_NxLxHxD: j
 
 
 def _rows_at_once(rows, length):
-  """So many rows, one behind the other, are one for the kernel: whole blocks, and enough of them; 0: a row is padded."""
+  """So many rows, one behind the other, are one row for the kernel, of whole blocks; 0: each has to be padded."""
   at_once = BLOCK // math.gcd(length, BLOCK)
   if rows % at_once:
     return 0

@@ -20,7 +20,8 @@ from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive
 
 TOWERS = ("query", "passage")
-_HOW_TO_COMPUTE = ("dtype", "remat", "scan_layers")  # fields of the T5 configuration that make it no other model
+# Fields of the T5 configuration that make it no other model.
+_HOW_TO_COMPUTE = ("dtype", "remat", "scan_layers", "attention")
 
 
 class Tower(nn.Module):

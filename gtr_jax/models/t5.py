@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
+from gtr_jax.models.attention import attention, kernel_serves, position_bias
+from gtr_jax.models.dropout import dropout
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
 from gtr_jax.values.check import check_fields
@@ -31,8 +33,7 @@ from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
 DTYPES = ("float32", "bfloat16")  # of activations
-# Of the attention weights of the rows that are worked on at once, in float32: on a CPU they should stay in the cache.
-_CPU_ATTENTION_BYTES, _ATTENTION_BYTES = 2**21, 2**30
+ATTENTIONS = ("reference", "kernel")
 Sides = tuple[jax.Array, ...]
 
 _ACTIVATIONS: dict[str, Callable] = {
@@ -71,6 +72,9 @@ class T5Config:
       else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
       The parameter tree stays the same; dropout draws other masks.
+    attention: "reference", which holds logits of `[H, L, L]` a row; or "kernel", on TPUs, which holds none and leaves
+      out what texts of a packed row have nothing to do with (`attention_kernel`). Where there is no kernel for rows of
+      a length, and on CPUs and GPUs, these are for the reference.
   """
 
   vocab_size: Positive
@@ -86,11 +90,14 @@ class T5Config:
   dtype: str = "auto"
   remat: str = "none"
   scan_layers: bool = False
+  attention: str = "reference"
 
   def __post_init__(self):
     check_fields(self)
     if self.remat not in _REMAT_POLICIES:
       raise InputError(f"T5Config.remat is {self.remat!r}: use one of {', '.join(_REMAT_POLICIES)}")
+    if self.attention not in ATTENTIONS:
+      raise InputError(f"T5Config.attention is {self.attention!r}: use one of {', '.join(ATTENTIONS)}")
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
     if self.mlp_activations not in (("relu",), ("gelu", "linear")):
       raise InputError(f"T5Config.mlp_activations is {self.mlp_activations}: use ('relu',) for T5 1.0, "
@@ -108,94 +115,6 @@ class T5Config:
     if self.dtype != "auto":
       return self.dtype
     return "float32" if platform == "cpu" else "bfloat16"
-
-
-def relative_position_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
-  """T5's bidirectional bucket of `key position - query position` (arXiv 1910.10683, section 2.1).
-
-  Half of the buckets are for keys after the query. The first half of each half is one distance each; the rest, from
-  `exact` on, grow by equal factors up to `max_distance`: `exact + floor(log(d / exact) / log(max / exact) * steps)`.
-  Counted in integers, because rounding shows: bfloat16 is wrong at distances 45 and 90, and a device's own logarithm
-  may fall below the exact steps at 16, 32 and 64.
-  """
-  half = num_buckets // 2
-  exact = half // 2
-  steps = half - exact
-  size = abs(distance)
-  if size >= exact:
-    # log(d / exact) / log(max / exact) >= k / steps, without the logarithms.
-    size = exact + sum(size**steps * exact**k >= max_distance**k * exact**steps for k in range(1, steps))
-  return size + half * (distance > 0)
-
-
-def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array,
-              bias_HxQxK: jax.Array, segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0,
-              dropout_key: jax.Array | None = None, precision: jax.lax.PrecisionLike = None) -> jax.Array:
-  """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
-
-  Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
-  The `[H, Q, K]` weights of a row are computed again in the backward pass instead of being kept, a few rows at a time
-  where that keeps them in the cache.
-  """
-  dtype = query_GxRxQxHxD.dtype
-  rows, length, heads = query_GxRxQxHxD.shape[1:4]
-
-  def of_rows(query, key, value, segment_ids, keep):
-    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=precision,
-                        preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    logits = logits + bias_HxQxK.astype(logits.dtype).reshape((1,) * (logits.ndim - 3) + bias_HxQxK.shape)
-    same_text = segment_ids[..., None, :, None] == segment_ids[..., None, None, :]
-    weights = jax.nn.softmax(jnp.where(same_text, logits, jnp.finfo(logits.dtype).min), axis=-1)
-    if keep is not None:
-      weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
-    return jnp.einsum("...hqk,...khd->...qhd", weights.astype(dtype), value, precision=precision)
-
-  keep = None
-  if dropout_key is not None and dropout_rate:
-    # One mask for all query positions, as in T5.
-    keep = _keep(dropout_key, dropout_rate, (*segment_ids_GxRxL.shape[:2], heads, 1, length), of_model=2)
-  inputs = (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL, keep)
-  bytes_of_row = 4 * heads * length**2
-
-  def at_most(weights_bytes, *inputs):
-    at_once = max(1, weights_bytes // bytes_of_row)
-    if rows <= at_once:
-      return jax.checkpoint(of_rows)(*inputs)
-    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
-    out = jax.lax.map(lambda row: jax.checkpoint(of_rows)(*row), inputs, batch_size=at_once)
-    return jnp.moveaxis(out, 0, 1)
-
-  on_cpu, elsewhere = (functools.partial(at_most, limit) for limit in (_CPU_ATTENTION_BYTES, _ATTENTION_BYTES))
-  if rows * bytes_of_row <= _CPU_ATTENTION_BYTES:
-    return elsewhere(*inputs)
-  if shards.within():
-    return (on_cpu if platform() == "cpu" else elsewhere)(*inputs)
-  return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=elsewhere)  # It may be exported for several.
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, of_model: int | None = None) -> jax.Array:
-  """Inverted dropout with one mask for all positions (axis -2), as in T5; `x` itself where `key` is None.
-
-  Args:
-    x: `[G, R, L, ...]`.
-    rate: share that is dropped.
-    key: of the mask, which does not depend on the mesh.
-    of_model: the axis that `model` divides, if it divides any.
-  """
-  if key is None or rate == 0:
-    return x
-  return jnp.where(_keep(key, rate, (*x.shape[:-2], 1, x.shape[-1]), of_model), x / (1 - rate), 0)
-
-
-def _keep(key, rate, shape, of_model):
-  """Each row's from its number in the whole batch: so no device draws what another needs."""
-  groups, rows, *of_row = shape
-  number = shards.number() * groups * rows + jnp.arange(groups * rows)
-  if of_model is not None:
-    of_row[of_model - 2] *= shards.size("model")
-  keep = jax.vmap(lambda number: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, of_row))(number)
-  keep = keep.reshape(groups, rows, *of_row)
-  return keep if of_model is None else shards.own_part(keep, of_model)
 
 
 class Linear(nn.Module):
@@ -261,25 +180,19 @@ class TokenEmbedder(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-  """The bias that all layers share, `[H, L, L]`, for rows of each of these lengths."""
+  """The bias that all layers share, as `attention` takes it, for rows of each of these lengths."""
 
   config: T5Config
 
   @nn.compact
   def __call__(self, lengths: Sequence[int]) -> Sides:
     config = self.config
-    table_HxB = own_param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
-                          (config.num_heads, config.relpos_buckets))
-
-    def bias(length):
-      # It is constant along diagonals. Distances 0, 1, .., L - 1, then -L, .., -1, in one period of 2 L; the flat
-      # sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row: [i, j] is at j - i.
-      buckets = [relative_position_bucket(distance, config.relpos_buckets, config.relpos_max_distance)
-                 for distance in (*range(length), *range(-length, 0))]
-      flat = jnp.tile(jnp.take(table_HxB, jnp.array(buckets), axis=1), (1, length))[:, :length * (2 * length - 1)]
-      return flat.reshape(-1, length, 2 * length - 1)[..., :length]
-
-    return tuple(map(bias, lengths))
+    table = own_param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
+                      (config.num_heads, config.relpos_buckets))
+    has_kernel = config.attention == "kernel"
+    return tuple(position_bias(
+        table, length, config.relpos_max_distance, has_kernel and kernel_serves(length, len(table), config.head_dim))
+        for length in lengths)
 
 
 class SelfAttention(nn.Module):

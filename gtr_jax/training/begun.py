@@ -25,7 +25,7 @@ _NOT_DECIDING = ("MODEL_DIR", *(f"TrainingRun.{name}" for name in (
     "log_period", "keep_checkpoints", "wandb_project", "query_length", "document_length", "query_prompt",
     "document_prompt", "trained_on", "mesh")), *(f"TrainingBatches.{name}" for name in (
         "mixture_or_task_module", "vocabulary", "use_cached", "microbatch_size")),
-                 "T5Config.remat", "T5Config.scan_layers")
+                 "T5Config.remat", "T5Config.scan_layers", "T5Config.attention")
 _NOT_DECIDING_MODULES = ("gtr_jax.evaluation.", "gtr_jax.parallel.", "gtr_jax.data.pipeline.ValidationBatches.")
 _MACROS = {"linear_decay.peak": "LEARNING_RATE", "linear_decay.warmup_steps": "WARMUP_STEPS",
            "TrainingRun.train_steps": "TRAIN_STEPS", "TrainingRun.random_seed": "RANDOM_SEED",

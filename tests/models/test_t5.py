@@ -1,17 +1,19 @@
-"""The encoder: parity with transformers' golden embeddings, position buckets, attention, dropout, numerics."""
+"""The encoder: parity with transformers' golden embeddings, dropout, numerics."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from t5_reference import GOLDEN, LENGTHS, MODELS, pack, random_params
+from test_attention import bucket_in
 
 from gtr_jax.errors import InputError
-from gtr_jax.models import t5
-from gtr_jax.models.t5 import Encoder, T5Config, attention, relative_position_bucket
+from gtr_jax.models import attention, t5
+from gtr_jax.models.attention import relative_position_bucket
+from gtr_jax.models.dropout import dropout
+from gtr_jax.models.t5 import Encoder, T5Config
 from gtr_jax.text.packing import pad_texts
 
 SMALL = T5Config(vocab_size=61, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_layers=2)
@@ -41,28 +43,6 @@ def test_packed_texts_have_the_golden_embeddings():
   np.testing.assert_allclose(ours[0], theirs, atol=1e-5, rtol=0)
 
 
-def bucket_in(dtype, distance, num_buckets=32, max_distance=128):
-  """T5X's formula with its logarithm in `dtype`."""
-  half, exact, size = num_buckets // 2, num_buckets // 4, abs(distance)
-  if size >= exact:
-    octaves = np.log(np.asarray(size, dtype) / np.asarray(exact, dtype) + np.finfo(np.float32).eps.astype(dtype))
-    value = octaves / np.asarray(math.log(max_distance / exact), dtype) * np.asarray(half - exact, dtype)
-    size = min(exact + int(value), half - 1)
-  return size + half * (distance > 0)
-
-
-def test_buckets():
-  distances = [*range(-1000, 1001)]
-  ours = {d: relative_position_bucket(d, 32, 128) for d in distances}
-  assert ours == {d: bucket_in(np.float32, d) for d in distances}
-  assert [ours[d] for d in (0, -1, 1, -7, 7, -8, 8)] == [0, 1, 17, 7, 23, 8, 24]
-  # Steps: 8 * 16 ** (k / 8), of which 16, 32 and 64 are exact.
-  assert [ours[-d] for d in (11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 1000)] == [
-      8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15]
-  wrong = [d for d in distances if bucket_in(jnp.bfloat16, d) != ours[d]]
-  assert {45, 90} <= {abs(d) for d in wrong}
-
-
 @pytest.mark.parametrize("wrong", [
     lambda d, n, m: bucket_in(jnp.bfloat16, d, n, m),
     lambda d, n, m: relative_position_bucket(-d, n, m),
@@ -70,34 +50,11 @@ def test_buckets():
 ], ids=["bfloat16", "direction", "one direction"])
 def test_the_golden_embeddings_show_a_wrong_bucket(wrong, monkeypatch):
   texts, theirs = golden("t5_1_0")
-  monkeypatch.setattr(t5, "relative_position_bucket", wrong)
+  monkeypatch.setattr(attention, "relative_position_bucket", wrong)
   ours = np.asarray(encode(MODELS["t5_1_0"], random_params(MODELS["t5_1_0"]), texts, len(LENGTHS)))[0]
   difference = dict(zip(LENGTHS, np.abs(ours - theirs).max(axis=1), strict=True))
   assert difference[300] > 1e-3
   assert difference[1] < 1e-5
-
-
-@pytest.mark.parametrize("length", [1, 2, 130])
-def test_position_bias_is_a_table_of_distances(length):
-  module = t5.RelativePositionBias(SMALL)
-  table = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
-  bias, = module.apply({"params": {"rel_embedding": table}}, [length])
-  buckets = np.array([[relative_position_bucket(j - i, 32, 128) for j in range(length)] for i in range(length)])
-  np.testing.assert_array_equal(bias, table[:, buckets])
-
-
-def test_attention_against_loops():
-  rng = np.random.default_rng(0)
-  q, k, v = rng.normal(size=(3, 1, 3, 5, 2, 4)).astype(np.float32)
-  bias = rng.normal(size=(2, 5, 5)).astype(np.float32)
-  segments = np.array([[[1, 1, 2, 2, 2], [3, 0, 0, 0, 0], [0, 0, 0, 0, 0]]], np.int32)
-  expected = np.zeros_like(q)
-  for r, i, h in np.ndindex(3, 5, 2):
-    keys = [j for j in range(5) if segments[0, r, j] == segments[0, r, i]]
-    logits = np.array([q[0, r, i, h] @ k[0, r, j, h] + bias[h, i, j] for j in keys], np.float64)
-    weights = np.exp(logits - logits.max())
-    expected[0, r, i, h] = sum(w * v[0, r, j, h] for w, j in zip(weights / weights.sum(), keys, strict=True))
-  np.testing.assert_allclose(attention(q, k, v, bias, segments), expected, atol=1e-5)
 
 
 def primitives(jaxpr):
@@ -124,7 +81,7 @@ def test_dropout_is_wherever_t5_has_it():
   # The embedded tokens and the output; in each layer attention weights, attention output, MLP hidden and output.
   assert masks({"dropout": jax.random.key(0)}) == 2 + 4 * config.num_layers
   assert masks(None) == 0
-  x = t5.dropout(jnp.ones((1, 3, 50, 400)), 0.25, jax.random.key(0))
+  x = dropout(jnp.ones((1, 3, 50, 400)), 0.25, jax.random.key(0))
   assert set(np.unique(x)) == {np.float32(0), np.float32(1 / 0.75)}
   np.testing.assert_allclose(x.mean(), 1, atol=0.05)
   np.testing.assert_array_equal(x, jnp.broadcast_to(x[:, :, :1], x.shape))  # one mask for all positions
@@ -198,7 +155,7 @@ def test_rows_of_attention_in_turn_change_nothing(monkeypatch):
 
   whole, looped = gradient()
   assert not looped
-  monkeypatch.setattr(t5, "_CPU_ATTENTION_BYTES", 2 * 4 * model.config.num_heads * 12**2)
+  monkeypatch.setattr(attention, "_CPU_ATTENTION_BYTES", 2 * 4 * model.config.num_heads * 12**2)
   in_turn, looped = gradient()
   assert looped
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max()), whole, in_turn)
