@@ -12,10 +12,9 @@ from gtr_jax.text.batch import Batch, make_batch
 VOCAB, PAIRS = 64, 16
 
 
-def tiny_model(dropout_rate: float = 0.0, emb_dim: int = 16, projection_dim: int = 8,
-               dtype: str = "float32") -> DualEncoder:
-  config = T5Config(vocab_size=VOCAB, emb_dim=emb_dim, num_heads=2, head_dim=8, mlp_dim=32, num_layers=1,
-                    dropout_rate=dropout_rate, dtype=dtype)
+def tiny_model(projection_dim: int = 8, **options) -> DualEncoder:
+  config = T5Config(**{"vocab_size": VOCAB, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32,
+                       "num_layers": 1, "dtype": "float32", **options})
   return DualEncoder(config, projection_dim=projection_dim)
 
 

@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -58,12 +59,23 @@ class Search(NamedTuple):
   k: int
 
 
+class Attention(NamedTuple):
+  """The kernel for rows of queries, keys and values, and its gradient."""
+
+  chip: str
+  length: int
+  dtype: str
+  rows: int = 64
+  heads: int = 12
+  head_dim: int = 64
+
+
 def training(chip, devices, size, *files, **options):
   return Training(chip, devices, (f"models/t5_{size}.gin", *files), **options)
 
 
 SLICE = "meshes/tpu_slice.gin"
-PROGRAMS: dict[str, Training | Encoding | Search] = {
+PROGRAMS: dict[str, Training | Encoding | Search | Attention] = {
     "base, 8 x v5e": training("v5e", 8, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
                               bindings=(*DEEP, "MICROBATCH_SIZE=256")),
     "search, 256 x v5e": Search("v5e", 256, 1000),
@@ -86,6 +98,9 @@ PROGRAMS: dict[str, Training | Encoding | Search] = {
                                         bindings=(*DEEP, "MICROBATCH_SIZE=8192", "BATCH_SIZE=65536", RING)),
     "encode xxl, 8 x v5e": Encoding("v5e", 8, "xxl", model_parallel=8),
 }
+PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, length, dtype, rows) for (
+    length, dtype, rows), chip in itertools.product(
+        [(64, "bfloat16", 64), (640, "float32", 64), (8192, "bfloat16", 2)], ["v5e", "v5p", "v6e"])}
 IN_CI = ("base, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e")
 TO_HOST = {"infeed", "outfeed", "send", "recv"}
 
@@ -144,6 +159,33 @@ def compiled_search(case: Search) -> dict[str, Any]:
     return of_program(lowered, mesh)
 
 
+def compiled_attention(case: Attention) -> dict[str, Any]:
+  step_plan.describe_devices(1)
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from gtr_jax.models import attention
+  mesh = described.devices(chips.CHIPS[case.chip], 1)
+  one = NamedSharding(jax.sharding.Mesh(mesh.devices[:1], ("one",)), PartitionSpec())
+  vectors = jax.ShapeDtypeStruct((1, case.rows, case.length, case.heads, case.head_dim), case.dtype, sharding=one)
+  table, segments = (jax.ShapeDtypeStruct(shape, dtype, sharding=one) for shape, dtype in (
+      ((case.heads, 32), jnp.float32), ((1, case.rows, case.length), jnp.int32)))
+
+  def gradient(table, q, k, v, segments):
+    def f(table, q, k, v):
+      bias = attention.position_bias(table, case.length, 128, True)
+      precision = "highest" if case.dtype == "float32" else None
+      return attention.attention(q, k, v, bias, segments, precision=precision).astype(jnp.float32).sum()
+    return jax.value_and_grad(f, argnums=(0, 1, 2, 3))(table, q, k, v)
+
+  compiled = jax.jit(gradient).lower(table, vectors, vectors, vectors, segments).compile()
+  text = compiled.as_text()
+  sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"(?:f32|bf16)\[([\d,]+)\]", text)]
+  return {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "largest": max(sizes),
+          "kernels": text.count("tpu_custom_call")}
+
+
 def mesh_of(case: Encoding | Search, **axes: int) -> Any:
   from gtr_jax.parallel import partitioning
   return partitioning.make_mesh(**axes, devices=described.devices(chips.CHIPS[case.chip], case.devices).devices)
@@ -173,7 +215,8 @@ def read(program: Any) -> dict[str, Any]:
 
 def main(name: str) -> None:
   case = PROGRAMS[name]
-  of = {Training: compiled_training, Encoding: compiled_encoding, Search: compiled_search}[type(case)]
+  of = {Training: compiled_training, Encoding: compiled_encoding, Search: compiled_search,
+        Attention: compiled_attention}[type(case)]
   print(json.dumps(of(case)))
 
 

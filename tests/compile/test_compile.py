@@ -119,3 +119,13 @@ def test_search(name):
   exchanges = math.log2(case.devices)
   assert sum(c["count"] for c in collectives(found, "collective-permute")) == 2 * exchanges  # Scores and rows.
   assert sent(found, "collective-permute") <= exchanges * 512 * case.k * 8
+
+
+@pytest.mark.parametrize("name", names(programs.Attention))
+def test_attention(name):
+  """Nothing of length by length: what is largest are the vectors, or of short rows the bias."""
+  case, found = programs.PROGRAMS[name], compiled(name)
+  vectors = case.rows * case.length * case.heads * case.head_dim
+  assert found["kernels"] == 2  # Forward and backward.
+  assert found["largest"] <= max(vectors, case.heads * 5 * 128 * 256)
+  assert found["temporaries"] < 12 * 4 * vectors

@@ -12,6 +12,7 @@ from tiny_training import VOCAB, tiny_model
 
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.models import attention_kernel
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import grad_cache
@@ -49,9 +50,9 @@ def features():
   return f | {f"negative_{name}": rng.integers(1, 20, (PAIRS, 2)) for name in ("passage_hash", "text_hash")}
 
 
-def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype, activations="float32"):
+def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype, activations="float32", **options):
   """(gradient, metrics) of one batch."""
-  model = tiny_model(dtype=activations)
+  model = tiny_model(dtype=activations, **options)
   loss = LOSSES[loss](temperature=0.1, margin=0.1, label_smoothing=0.1, learned_temperature=True)
   boxed = {**model.init(jax.random.key(0)), **loss.init_params()}
   shape = MESHES[mesh_name]
@@ -98,6 +99,17 @@ def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
 
 def test_same_gradient_in_float32():
   check(gradient_of("ring", PACKED, CACHED, "all", jnp.float32), reference(jnp.float32), 1e-4)
+
+
+@pytest.mark.parametrize("case", [("ring", PACKED, CACHED, "data"), ("dense", PADDED, ONE_SHOT, "fsdp")],
+                         ids=["data", "fsdp"])
+def test_same_gradient_with_the_kernel_for_attention(case, monkeypatch):
+  monkeypatch.setattr(attention_kernel, "INTERPRET", True)
+  # What interprets kernels does not know along which axes of the mesh its arrays differ.
+  monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+  heads = {"num_heads": 8, "head_dim": 16}
+  check(gradient_of(*case, jnp.float32, attention="kernel", **heads),
+        gradient_of("dense", PADDED, ONE_SHOT, "one", jnp.float32, **heads), 1e-4)
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
