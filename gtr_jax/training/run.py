@@ -27,6 +27,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.training import banner, begun
 from gtr_jax.training.candidates import Candidates
 from gtr_jax.training.initial_params import with_initial_params
+from gtr_jax.training.kernel_check import check_kernel
 from gtr_jax.training.loop import GIVEN_UP, FitResult, Periods, fit, resume
 from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.optimizers import Optimizer
@@ -203,6 +204,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   if run.initial_checkpoint_path and not processes.from_first(lambda: list_steps(directory / "checkpoints")):
     state = state.beginning_from(with_initial_params(
         state.params, shardings.params, expanded(run.initial_checkpoint_path), tokenizer))
+
+  check_kernel(run.model, state.params, first_batch, mesh)
 
   # All is checked that can be; only now is anything written.
   with _told_where_it_goes_on(directory), begun.alone(directory), contextlib.ExitStack() as closing:

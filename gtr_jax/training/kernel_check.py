@@ -1,0 +1,65 @@
+"""The kernel for attention against the reference, on the chip and the texts of a run: before anything is trained with
+it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gtr_jax.errors import TrainingError
+from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.parallel import partitioning
+from gtr_jax.text.batch import Batch
+
+_MOST = {"bfloat16": 0.05, "float32": 1e-3}  # By which they may differ, of the reference's length.
+
+
+def check_kernel(model: DualEncoder, params: Any, batch: Batch, mesh: jax.sharding.Mesh) -> None:
+  """Compares passages' embeddings, and the gradient of a sum of them, by the kernel and by the reference.
+
+  Args:
+    model: whose `config.attention` may be "kernel"; else nothing is done.
+    params: on the mesh.
+    batch: the first one of this process's groups; of microbatches the first is looked at.
+    mesh: the devices.
+
+  Raises:
+    TrainingError: they differ by more than roundings.
+  """
+  if model.config.attention != "kernel":
+    return
+  is_cached = batch.passages.tokens.ndim == 4
+  texts = jax.tree.map(lambda x: x[:, 0] if is_cached else x, batch.passages)
+  count = (batch.passage_hash[:, 0] if is_cached else batch.passage_hash).shape[1]
+  weights = jax.random.normal(jax.random.key(0), (model.dim,))
+
+  def outputs(attention, params, texts):
+    of = dataclasses.replace(model, config=dataclasses.replace(model.config, attention=attention))
+
+    def f(params):
+      embeddings = of.encode(params, texts, count, tower="passage")
+      return jnp.sum(jnp.sin(embeddings @ weights)), embeddings
+
+    gradient, embeddings = jax.grad(f, has_aux=True)(params)
+    return {"embeddings": embeddings, "gradient": gradient}
+
+  @jax.jit
+  def differences(params, texts):
+    by_kernel, by_reference = (outputs(attention, params, texts) for attention in ("kernel", "reference"))
+    return {name: _length(jax.tree.map(jnp.subtract, by_kernel[name], by_reference[name])) / _length(by_reference[name])
+            for name in by_kernel}
+
+  with jax.set_mesh(mesh):
+    found = jax.device_get(differences(params, partitioning.global_batch(mesh, texts)))
+  most = _MOST[model.config.dtype_on(mesh.devices.flat[0].platform)]
+  for name, difference in found.items():
+    if not difference <= most:
+      raise TrainingError(
+          f"T5Config.attention: on {mesh.devices.flat[0].device_kind} the kernel's {name} of the first batch differ by "
+          f"{difference:.2g} of those of the reference ({most:g} would be rounding); train with "
+          "--gin.t5.T5Config.attention=\"'reference'\", and report this, please")
+
+
+def _length(tree):
+  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
