@@ -74,9 +74,10 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
                       precision)
   if keep is not None:  # The same mask for all queries leaves out values.
     value_GxRxKxHxD = jnp.where(jnp.moveaxis(keep, 4, 2), value_GxRxKxHxD / (1 - dropout_rate), 0)
-  rows = (x.reshape(-1, *x.shape[2:]) for x in (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD))
-  out = attention_kernel.attention(*rows, bias, segment_ids_GxRxL.reshape(-1, segment_ids_GxRxL.shape[2]),
-                                   precision=precision, interpret=attention_kernel.INTERPRET)
+  query, key, value, segment_ids = (x.reshape(-1, *x.shape[2:]) for x in (
+      query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL))
+  out = attention_kernel.attention(query, key, value, bias, segment_ids, precision=precision,
+                                   interpret=attention_kernel.INTERPRET)
   return out.reshape(query_GxRxQxHxD.shape)
 
 
