@@ -76,8 +76,8 @@ def training(chip, devices, size, *files, **options):
 
 SLICE = "meshes/tpu_slice.gin"
 PROGRAMS: dict[str, Training | Encoding | Search | Attention] = {
-    "base, 8 x v5e": training("v5e", 8, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
-                              bindings=(*DEEP, "MICROBATCH_SIZE=256")),
+    "small, 8 x v5e": training("v5e", 8, "small", "runs/pretrain.gin", "meshes/data_parallel.gin",
+                               bindings=(*DEEP, "BATCH_SIZE=256")),
     "search, 256 x v5e": Search("v5e", 256, 1000),
     "encode base, 8 x v5e": Encoding("v5e", 8, "base"),
     "small, one v5e": training("v5e", 1, "small", "runs/pretrain.gin", fits_not="2,048 pairs at once"),
@@ -101,7 +101,7 @@ PROGRAMS: dict[str, Training | Encoding | Search | Attention] = {
 PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, length, dtype, rows) for (
     length, dtype, rows), chip in itertools.product(
         [(64, "bfloat16", 64), (640, "float32", 64), (8192, "bfloat16", 2)], ["v5e", "v5p", "v6e"])}
-IN_CI = ("base, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e")
+IN_CI = ("small, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e", "attention, 640 tokens in float32, v5e")
 TO_HOST = {"infeed", "outfeed", "send", "recv"}
 
 
