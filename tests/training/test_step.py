@@ -22,7 +22,8 @@ def mesh_of(devices, **axes):
 
 def train(mesh, steps, optimizer=None, loss=None, dropout_rate=0.0):
   """State after some steps on the same global batches, and the metrics of each."""
-  model, loss, optimizer = tiny_model(dropout_rate), loss or tiny_loss(), optimizer or optimizers.adamw(1e-2)
+  model, loss = tiny_model(dropout_rate=dropout_rate), loss or tiny_loss()
+  optimizer = optimizer or optimizers.adamw(1e-2)
   state, shardings = create_state(model, loss, optimizer, mesh, seed=0)
   step = compile_step(make_train_step(model, loss, optimizer, seed=1), shardings)
   history = []
