@@ -14,7 +14,7 @@ from t5_reference import GOLDEN, LENGTHS, MODELS, pack, random_params, random_to
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.models.t5 import relative_position_bucket
+from gtr_jax.models.attention import relative_position_bucket
 from gtr_jax.text.packing import pad_texts
 
 pytestmark = pytest.mark.peers
