@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.models.dropout import dropout
 from gtr_jax.models.dual_encoder import DualEncoder
-from gtr_jax.models.t5 import T5Config, dropout
+from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import make_batch
 from gtr_jax.text.packing import Texts

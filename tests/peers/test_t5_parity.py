@@ -13,8 +13,8 @@ import transformers
 from t5_reference import GOLDEN, LENGTHS, MODELS, pack, random_params, random_tokens
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.attention import relative_position_bucket
+from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.packing import pad_texts
 
 pytestmark = pytest.mark.peers
