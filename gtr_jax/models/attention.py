@@ -47,12 +47,7 @@ def position_bias(table_HxB: jax.Array, length: int, max_distance: int, for_kern
   distances = attention_kernel.distances(farthest) if for_kernel else (*range(length), *range(-length, 0))
   buckets = [relative_position_bucket(distance, table_HxB.shape[1], max_distance) for distance in distances]
   of_distance_HxS = jnp.take(table_HxB, jnp.array(buckets), axis=1)
-  if for_kernel:
-    return attention_kernel.bias_tiles(of_distance_HxS)
-  # Constant along diagonals: the flat sequence of repeats of one period of 2 L, read in rows of 2 L - 1, moves by one
-  # place to the right in each row: [i, j] is at j - i.
-  flat = jnp.tile(of_distance_HxS, (1, length))[:, :length * (2 * length - 1)]
-  return flat.reshape(-1, length, 2 * length - 1)[..., :length]
+  return (attention_kernel.bias_tiles if for_kernel else attention_kernel.along_diagonals)(of_distance_HxS)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array, bias: jax.Array,

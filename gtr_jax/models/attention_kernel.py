@@ -52,16 +52,21 @@ def serves(length: int, heads: int, head_dim: int) -> bool:
   return length <= LONGEST and (head_dim % _LANES == 0 or _LANES % head_dim == 0 and heads * head_dim % _LANES == 0)
 
 
+def along_diagonals(numbers_Hx2L: jax.Array) -> jax.Array:
+  """`[H, L, L]` with the number of `j - i` at `[i, j]`: of 0, 1, .., L - 1, then -L, .., -1."""
+  length = numbers_Hx2L.shape[1] // 2
+  # The flat sequence of repeats, read in rows of 2 L - 1, moves by one place to the right in each row.
+  flat = jnp.tile(numbers_Hx2L, (1, length))[:, :length * (2 * length - 1)]
+  return flat.reshape(-1, length, 2 * length - 1)[..., :length]
+
+
 def bias_tiles(bias_of_distance_HxS: jax.Array) -> jax.Array:
   """The blocks of the bias, `[H, T, K, Q]`, from that of each of `distances`."""
 
   def tile(number):
     of_distance = bias_of_distance_HxS[:, number * BLOCK:(number + 2) * BLOCK - 1]  # In its middle key and query meet.
-    # Of one period of 2 K numbers, read in rows of 2 K - 1, each row begins one place further on: [k, q] is at q - k.
-    period = jnp.concatenate([of_distance[:, BLOCK - 1::-1], jnp.zeros_like(of_distance[:, :1]),
-                              of_distance[:, :BLOCK - 1:-1]], axis=1)
-    flat = jnp.tile(period, (1, BLOCK))[:, :BLOCK * (2 * BLOCK - 1)]
-    return flat.reshape(-1, BLOCK, 2 * BLOCK - 1)[..., :BLOCK]
+    return along_diagonals(jnp.concatenate([of_distance[:, BLOCK - 1::-1], jnp.zeros_like(of_distance[:, :1]),
+                                            of_distance[:, :BLOCK - 1:-1]], axis=1))
 
   return jnp.stack([tile(number) for number in range(bias_of_distance_HxS.shape[1] // BLOCK)], axis=1)
 
