@@ -11,6 +11,7 @@ from gtr_jax.errors import TrainingError
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
+from gtr_jax.training.row_counts import same_row_counts
 
 _MOST = {"bfloat16": 0.05, "float32": 1e-3}  # By which they may differ, of the reference's length.
 
@@ -29,6 +30,7 @@ def check_kernel(model: DualEncoder, params: Any, batch: Batch, mesh: jax.shardi
   """
   if model.config.attention != "kernel":
     return
+  (_, batch), = same_row_counts([batch], mesh, batch_of=lambda batch: batch)
   is_cached = batch.passages.tokens.ndim == 4
   texts = jax.tree.map(lambda x: x[:, 0] if is_cached else x, batch.passages)
   count = (batch.passage_hash[:, 0] if is_cached else batch.passage_hash).shape[1]
