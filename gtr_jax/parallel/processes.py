@@ -65,6 +65,22 @@ def join(name: str, cluster: Cluster, advice: str = "start all of them again") -
                      "that, or --distributed")
   check_same({f"the version of {package}": importlib.metadata.version(package) for package in ("jax", "jaxlib")} |
              {"the source code of gtr_jax": _source_hash()})
+  _connect_devices()
+
+
+def _connect_devices() -> None:
+  """Devices connect when they first exchange arrays, and on CPUs wait only 30 seconds for the last (gloo).
+
+  So they do while all processes are here: a device of each with each other's, and all devices.
+  """
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec
+  multihost_utils.process_allgather(np.int32(0))
+  mesh = Mesh(np.asarray(jax.devices()), ("data",))
+  ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, PartitionSpec("data")), lambda _: np.ones(1))
+  jax.block_until_ready(jax.jit(jax.numpy.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones))
 
 
 def _let_reasons_come_first() -> None:

@@ -199,7 +199,6 @@ class StoreWriter:
         lines[row] = len(line), zlib.crc32(line[:-1])
       hashes[part] = np.frombuffer(digest.digest(), np.uint8)
     if count > 1:
-      processes.wait_for_all()  # Whoever is first to exchange arrays would wait for the others for 30 seconds only.
       lines, hashes = (np.concatenate(multihost_utils.process_allgather(of_part)) for of_part in (lines, hashes))
     ends = np.concatenate([[0], np.cumsum(lines[:total, 0], dtype=np.int64)])
     return ends, lines[:total, 1].copy(), hashes[:-(-total // _HASHED_ROWS)].tobytes()

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from gtr_jax.io.bars import Bar
+from gtr_jax.parallel import processes
 from gtr_jax.parallel.partitioning import batch_sharding
 from gtr_jax.parallel.progress import COMPILATION, doing
 from gtr_jax.text.batch import Batch
@@ -31,6 +32,9 @@ def in_words(batch: Batch) -> str:
 class Programs:
   """Calls a function under jit, or the program that was compiled of it for the shape of the batch.
 
+  Several processes compile and then wait for each other: devices that meet for the first time wait 30 seconds only
+  (gloo), and compilations take as long as each machine is busy.
+
   Args:
     function: of a state or of parameters, and a batch.
   """
@@ -40,6 +44,9 @@ class Programs:
     self._compiled: dict[Shape, jax.stages.Compiled] = {}
 
   def __call__(self, first: Any, batch: Batch) -> Any:
+    if jax.process_count() > 1 and not self.has(batch):
+      self.compile(first, batch)
+      processes.wait_for_all()
     return self._compiled.get(shape_of(batch), self._function)(first, batch)
 
   def has(self, batch: Batch) -> bool:

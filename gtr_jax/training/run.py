@@ -182,7 +182,6 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
       lambda: run.train_data(seed=run.random_seed, **shard))
   candidates = Candidates(loss)
   first_batch = batches.check_first_batch()
-  processes.wait_for_all()  # Whoever is first to exchange arrays would wait for the others for 30 seconds only.
   candidates.check_first(first_batch)
   processes.check_same(batches.made_from)
   tokenizer = Tokenizer(*batches.vocabulary_file)
