@@ -4,6 +4,7 @@ Letters: G groups, R rows, L length, Q query and K key positions, H heads, D hea
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from gtr_jax.models import attention_kernel
 from gtr_jax.models.dropout import kept
 from gtr_jax.parallel import shards
-from gtr_jax.parallel.partitioning import platform
+from gtr_jax.parallel.partitioning import device_kind, platform
 
 # Of the attention weights of the rows that are worked on at once, in float32: on a CPU they should stay in the cache.
 _CPU_ATTENTION_BYTES, _ATTENTION_BYTES = 2**21, 2**30
@@ -35,9 +36,31 @@ def relative_position_bucket(distance: int, num_buckets: int, max_distance: int)
   return size + half * (distance > 0)
 
 
+class Pattern(NamedTuple):
+  """Which positions of rows of one length meet, and with what bias; all layers share it.
+
+  Attributes:
+    bias: of `position_bias`.
+    segment_ids: int32 `[G, R, L]`.
+    runs: of the kernel, where that computes attention.
+  """
+
+  bias: jax.Array
+  segment_ids: jax.Array
+  runs: attention_kernel.Runs | None
+
+
+def pattern(table_HxB: jax.Array, segment_ids_GxRxL: jax.Array, max_distance: int, by_kernel: bool) -> Pattern:
+  """What `attention` takes, by the kernel or by the reference, of T5's table of heads and buckets."""
+  bias = position_bias(table_HxB, segment_ids_GxRxL.shape[2], max_distance, by_kernel)
+  runs = attention_kernel.runs_of(segment_ids_GxRxL.reshape(-1, segment_ids_GxRxL.shape[2])) if by_kernel else None
+  return Pattern(bias, segment_ids_GxRxL, runs)
+
+
 def kernel_serves(length: int, heads: int, head_dim: int) -> bool:
   """Whether rows of this length are for the kernel, with so many heads on a device; else they are for the reference."""
-  return (platform() == "tpu" or attention_kernel.INTERPRET) and attention_kernel.serves(length, heads, head_dim)
+  return (platform() == "tpu" or attention_kernel.INTERPRET) and attention_kernel.serves(
+      device_kind(), length, heads, head_dim)
 
 
 def position_bias(table_HxB: jax.Array, length: int, max_distance: int, for_kernel: bool) -> jax.Array:
@@ -50,28 +73,27 @@ def position_bias(table_HxB: jax.Array, length: int, max_distance: int, for_kern
   return (attention_kernel.bias_tiles if for_kernel else attention_kernel.along_diagonals)(of_distance_HxS)
 
 
-def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array, bias: jax.Array,
-              segment_ids_GxRxL: jax.Array, *, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None,
+def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array, pattern: Pattern, *,
+              dropout_rate: float = 0.0, dropout_key: jax.Array | None = None,
               precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
   Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
-  Of `position_bias`, `bias` decides between the kernel and the reference. That computes the `[H, Q, K]` weights of a
-  row again in the backward pass instead of keeping them, a few rows at a time where that keeps them in the cache.
+  It is computed by what the pattern was made for. The reference computes the `[H, Q, K]` weights of a row again in the
+  backward pass instead of keeping them, a few rows at a time where that keeps them in the cache.
   """
-  keep = None
+  keep, segment_ids_GxRxL = None, pattern.segment_ids
   if dropout_key is not None and dropout_rate:
     # One mask for all query positions, as in T5.
     shape = *segment_ids_GxRxL.shape[:2], query_GxRxQxHxD.shape[3], 1, segment_ids_GxRxL.shape[2]
     keep = kept(dropout_key, dropout_rate, shape, of_model=2)
-  if bias.ndim == 3:
-    return _reference(query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, bias, segment_ids_GxRxL, keep, dropout_rate,
-                      precision)
+  if pattern.runs is None:
+    return _reference(query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, pattern.bias, segment_ids_GxRxL, keep,
+                      dropout_rate, precision)
   if keep is not None:  # The same mask for all queries leaves out values.
     value_GxRxKxHxD = jnp.where(jnp.moveaxis(keep, 4, 2), value_GxRxKxHxD / (1 - dropout_rate), 0)
-  query, key, value, segment_ids = (x.reshape(-1, *x.shape[2:]) for x in (
-      query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, segment_ids_GxRxL))
-  out = attention_kernel.attention(query, key, value, bias, segment_ids, precision=precision,
+  query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD))
+  out = attention_kernel.attention(query, key, value, pattern.bias, pattern.runs, precision=precision,
                                    interpret=attention_kernel.INTERPRET)
   return out.reshape(query_GxRxQxHxD.shape)
 

@@ -25,7 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 BLOCK = 128  # Queries and keys of a block: the lanes of a register, and the rows of the matrix unit.
-LONGEST = 8192
+LONGEST = 8192  # Positions of a row: what queries, keys, values and their gradients need of the fast memory.
+_LONGEST_OF = {"TPU v4": 2048}  # Where that is 16 MiB instead of 128.
 _ENOUGH = 1024  # Positions of a row that keep the matrix unit busy while the next ones are fetched.
 INTERPRET = False  # Run it on any device, for tests.
 _LANES = 128
@@ -47,9 +48,10 @@ def distances(farthest: int) -> range:
   return range(-most, most + 1)
 
 
-def serves(length: int, heads: int, head_dim: int) -> bool:
-  """Whether there is a kernel for rows of this length and this many heads on a device."""
-  return length <= LONGEST and (head_dim % _LANES == 0 or _LANES % head_dim == 0 and heads * head_dim % _LANES == 0)
+def serves(device_kind: str, length: int, heads: int, head_dim: int) -> bool:
+  """Whether there is a kernel for rows of this length and this many heads on a device of this kind."""
+  fills_lanes = head_dim % _LANES == 0 or _LANES % head_dim == 0 and heads * head_dim % _LANES == 0
+  return fills_lanes and length <= _LONGEST_OF.get(device_kind, LONGEST)
 
 
 def along_diagonals(numbers_Hx2L: jax.Array) -> jax.Array:
@@ -71,22 +73,45 @@ def bias_tiles(bias_of_distance_HxS: jax.Array) -> jax.Array:
   return jnp.stack([tile(number) for number in range(bias_of_distance_HxS.shape[1] // BLOCK)], axis=1)
 
 
-def bounds_of(runs_NxL: jax.Array) -> jax.Array:
-  """Of each block of queries the first block of keys that it meets and the one behind the last, int32 `[N, 2, L / Q]`.
+class Runs(NamedTuple):
+  """Rows as the kernel has them, some of them one behind the other and others padded, N of them.
 
-  `runs_NxL` are segment ids of which each lies in one run, so all from its first to its last position is its own.
+  Attributes:
+    numbers: int32 `[N, L]`, of each run of equal segment ids; no two in a row have the same.
+    bounds: int32 `[N, 2, L / Q]`, of each block of queries the first block of keys that it meets, and the one behind
+      the last.
   """
-  position = jax.lax.broadcasted_iota(jnp.int32, runs_NxL.shape, 1)
-  begins = _begins(runs_NxL)
+
+  numbers: jax.Array
+  bounds: jax.Array
+
+
+def runs_of(segment_ids_NxL: jax.Array) -> Runs:
+  """The runs of rows in which what has one id is in one run."""
+  at_once, more = _joined(*segment_ids_NxL.shape)
+  padded = jnp.pad(segment_ids_NxL, ((0, 0), (0, more)), constant_values=-1)
+  numbers = jnp.cumsum(_begins(padded).reshape(-1)).astype(jnp.int32).reshape(len(padded) // at_once, -1)
+  position = jax.lax.broadcasted_iota(jnp.int32, numbers.shape, 1)
+  begins = _begins(numbers)
   ends = jnp.concatenate([begins[:, 1:], jnp.ones_like(begins[:, :1])], axis=1)
   first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
-  last = jax.lax.cummin(jnp.where(ends, position, runs_NxL.shape[1]), axis=1, reverse=True)
-  return jnp.stack([first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1::BLOCK] // BLOCK + 1], axis=1)
+  last = jax.lax.cummin(jnp.where(ends, position, numbers.shape[1]), axis=1, reverse=True)
+  return Runs(numbers, jnp.stack([first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1::BLOCK] // BLOCK + 1], axis=1))
 
 
 def _begins(ids):
   """Whether a run of equal numbers begins at a position of a row."""
   return jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
+
+
+def _joined(rows, length):
+  """So many rows, one behind the other, are one row for the kernel; before that so many positions are added to each."""
+  at_once = BLOCK // math.gcd(length, BLOCK)
+  if rows % at_once:
+    return 1, -length % BLOCK
+  while rows % (2 * at_once) == 0 and 2 * at_once * length <= _ENOUGH:
+    at_once *= 2
+  return at_once, 0
 
 
 class _Shape(NamedTuple):
@@ -220,30 +245,29 @@ def _alike(*inputs: jax.Array) -> list[jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(shape, q, k, v, bias, segment_ids):
-  return _forward(shape, q, k, v, bias, segment_ids)[0]
+def _attention(shape, q, k, v, bias, runs):
+  return _forward(shape, q, k, v, bias, runs)[0]
 
 
 def _forward(shape, q, k, v, bias, runs):
   (rows, length, _), (heads, tiles) = q.shape, bias.shape[:2]
-  bounds = bounds_of(runs)
   of_tokens, of_bias, of_runs, of_numbers = _specs(shape, length, tiles)
   out, log_sum = _call(
-      _forward_kernel, "attention", shape, bounds, (q, k, v, bias, runs[:, None]),
+      _forward_kernel, "attention", shape, runs.bounds, (q, k, v, bias, runs.numbers[:, None]),
       [of_tokens, of_tokens, of_tokens, of_bias, of_runs],
       [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32)],
       [of_tokens, of_numbers])
-  return out, (q, k, v, bias, runs, bounds, out, log_sum)
+  return out, (q, k, v, bias, runs, out, log_sum)
 
 
 def _backward(shape, kept, of_out):
-  q, k, v, bias, runs, bounds, out, log_sum = kept
+  q, k, v, bias, runs, out, log_sum = kept
   (rows, length, _), (heads, tiles) = q.shape, bias.shape[:2]
   delta = (out.astype(jnp.float32) * of_out.astype(jnp.float32)).reshape(rows, length, heads, -1).sum(-1)
   of_tokens, of_bias, of_runs, of_numbers = _specs(shape, length, tiles)
   gradients = _call(
-      _backward_kernel, "attention_backward", shape, bounds,
-      (q, k, v, bias, runs[:, None], log_sum, of_out, jnp.moveaxis(delta, 2, 1)[:, :, None]),
+      _backward_kernel, "attention_backward", shape, runs.bounds,
+      (q, k, v, bias, runs.numbers[:, None], log_sum, of_out, jnp.moveaxis(delta, 2, 1)[:, :, None]),
       [of_tokens, of_tokens, of_tokens, of_bias, of_runs, of_numbers, of_tokens, of_numbers],
       [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, bias)], [of_tokens, of_tokens, of_tokens, of_bias],
       [pltpu.VMEM((length, shape.heads * shape.head_dim), jnp.float32)])
@@ -254,40 +278,23 @@ _attention.defvjp(_forward, _backward)
 
 
 def attention(query_NxLxHxD: jax.Array, key_NxLxHxD: jax.Array, value_NxLxHxD: jax.Array, bias_HxTxKxQ: jax.Array,
-              segment_ids_NxL: jax.Array, *, precision: jax.lax.PrecisionLike = None,
-              interpret: bool = False) -> jax.Array:
-  """Softmax attention within equal segment ids, `[N, L, H, D]`, as `t5.attention`.
+              runs: Runs, *, precision: jax.lax.PrecisionLike = None, interpret: bool = False) -> jax.Array:
+  """Softmax attention within equal segment ids, `[N, L, H, D]`, as `attention.attention`.
 
   Args:
     query_NxLxHxD: bfloat16 or float32.
     key_NxLxHxD: likewise.
     value_NxLxHxD: likewise.
     bias_HxTxKxQ: of `bias_tiles`, float32.
-    segment_ids_NxL: int32; what has one id in a row is in one run.
+    runs: of the segment ids.
     precision: of the products.
     interpret: run it on any device, for tests.
   """
   rows, length, heads, head_dim = query_NxLxHxD.shape
-  at_once = _rows_at_once(rows, length)
-  more = 0 if at_once else -length % BLOCK
-
-  def joined(x, *rest):
-    return jnp.pad(x.reshape(rows, length, *rest), ((0, 0), (0, more), *((0, 0) for _ in rest))).reshape(
-        rows // (at_once or 1), -1, *rest)
-
-  # Each run has a number of its own, so that rows that are joined do not meet.
-  runs = jnp.cumsum(_begins(jnp.pad(segment_ids_NxL, ((0, 0), (0, more)), constant_values=-1)).reshape(-1))
-  q, k, v = (joined(x, heads * head_dim) for x in (query_NxLxHxD, key_NxLxHxD, value_NxLxHxD))
+  at_once, more = _joined(rows, length)
+  q, k, v = (jnp.pad(x.reshape(rows, length, -1), ((0, 0), (0, more), (0, 0))).reshape(
+      rows // at_once, -1, heads * head_dim) for x in (query_NxLxHxD, key_NxLxHxD, value_NxLxHxD))
   shape = _Shape(max(1, _LANES // head_dim), head_dim, precision, interpret)
-  out = _attention(shape, *_alike(q, k, v, bias_HxTxKxQ, runs.astype(jnp.int32).reshape(q.shape[:2])))
+  q, k, v, bias, *runs_of_all = _alike(q, k, v, bias_HxTxKxQ, *runs)
+  out = _attention(shape, q, k, v, bias, Runs(*runs_of_all))
   return out.reshape(rows, length + more, heads, head_dim)[:, :length]
-
-
-def _rows_at_once(rows, length):
-  """So many rows, one behind the other, are one row for the kernel, of whole blocks; 0: each has to be padded."""
-  at_once = BLOCK // math.gcd(length, BLOCK)
-  if rows % at_once:
-    return 0
-  while rows % (2 * at_once) == 0 and 2 * at_once * length <= _ENOUGH:
-    at_once *= 2
-  return at_once

@@ -15,7 +15,7 @@ Letters: G groups, R rows, L length (also Q query and K key positions), E embed,
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.models.attention import attention, kernel_serves, position_bias
+from gtr_jax.models.attention import Pattern, attention, kernel_serves, pattern
 from gtr_jax.models.dropout import dropout
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
@@ -180,19 +180,21 @@ class TokenEmbedder(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-  """The bias that all layers share, as `attention` takes it, for rows of each of these lengths."""
+  """The bias that all layers share, within what `attention` takes, for each side's segment ids `[G, R, L]`."""
 
   config: T5Config
 
   @nn.compact
-  def __call__(self, lengths: Sequence[int]) -> Sides:
+  def __call__(self, segment_ids: Sides) -> tuple[Pattern, ...]:
     config = self.config
     table = own_param(self, "rel_embedding", _fan_avg_uniform, ("heads", "relpos_buckets"),
                       (config.num_heads, config.relpos_buckets))
-    has_kernel = config.attention == "kernel"
-    return tuple(position_bias(
-        table, length, config.relpos_max_distance, has_kernel and kernel_serves(length, len(table), config.head_dim))
-        for length in lengths)
+
+    def of_side(ids):
+      by_kernel = config.attention == "kernel" and kernel_serves(ids.shape[2], len(table), config.head_dim)
+      return pattern(table, ids, config.relpos_max_distance, by_kernel)
+
+    return tuple(map(of_side, segment_ids))
 
 
 class SelfAttention(nn.Module):
@@ -201,7 +203,7 @@ class SelfAttention(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
+  def __call__(self, xs: Sides, patterns: tuple[Pattern, ...]) -> Sides:
     config = self.config
 
     def heads(name, init):
@@ -210,7 +212,7 @@ class SelfAttention(nn.Module):
 
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
     inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),
-              heads("key", _fan_in_normal), heads("value", _fan_in_normal), biases, segment_ids)
+              heads("key", _fan_in_normal), heads("value", _fan_in_normal), patterns)
     of_heads = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
                           precision=_precision(config)) for of_side in zip(*inputs, strict=True))
     outs = tuple(out.reshape(*out.shape[:-2], -1) for out in of_heads)
@@ -240,7 +242,7 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, xs: Sides, segment_ids: Sides, biases: Sides) -> Sides:
+  def __call__(self, xs: Sides, patterns: tuple[Pattern, ...]) -> Sides:
     config = self.config
 
     def added(xs, ys):
@@ -251,7 +253,7 @@ class EncoderLayer(nn.Module):
       return tuple(shards.varying(y, "model") for y in RMSNorm(config, name=name)(xs))
 
     ys = normalized("pre_attention_layer_norm")
-    xs = added(xs, SelfAttention(config, name="attention")(ys, segment_ids, biases))
+    xs = added(xs, SelfAttention(config, name="attention")(ys, patterns))
     ys = normalized("pre_mlp_layer_norm")
     return added(xs, MLP(config, name="mlp")(ys))
 
@@ -267,20 +269,20 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, xs: Sides, segment_ids: Sides) -> Sides:
     config = self.config
-    biases = RelativePositionBias(config, name="relpos_bias")([x.shape[2] for x in xs])
+    patterns = RelativePositionBias(config, name="relpos_bias")(segment_ids)
     xs = self._dropout(xs)
     if config.scan_layers and not self.is_initializing():
-      xs = self._scan_layers(xs, segment_ids, biases)
+      xs = self._scan_layers(xs, patterns)
     else:
       for i in range(config.num_layers):
-        xs = _remat_layer(config)(config, name=f"layers_{i}")(xs, segment_ids, biases)
+        xs = _remat_layer(config)(config, name=f"layers_{i}")(xs, patterns)
     normalized = RMSNorm(config, name="encoder_norm")(xs)
     return self._dropout(tuple(y.astype(x.dtype) for x, y in zip(xs, normalized, strict=True)))
 
   def _dropout(self, xs):
     return tuple(dropout(x, self.config.dropout_rate, _dropout_key(self)) for x in xs)
 
-  def _scan_layers(self, xs, segment_ids, biases):
+  def _scan_layers(self, xs, patterns):
     """The layers as one loop over their stacked parameters: each layer gathers its own, and in their dtype are the
     gradients that the loop stacks."""
     config = self.config
@@ -292,8 +294,7 @@ class Encoder(nn.Module):
     def step(xs, of_layer):
       params, key = of_layer
       rngs = {} if key is None else {"dropout": key}
-      return _remat_layer(config)(config, parent=None).apply({"params": params}, xs, segment_ids, biases,
-                                                             rngs=rngs), None
+      return _remat_layer(config)(config, parent=None).apply({"params": params}, xs, patterns, rngs=rngs), None
 
     return jax.lax.scan(step, xs, (params, keys))[0]
 

@@ -139,6 +139,12 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+  """What jax calls the devices of that mesh, such as "TPU v4"."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:
   """The mesh axes of a parameter whose axes have these logical names (None: not divided)."""
   return PartitionSpec(*(None if name is None else RULES[name] for name in names))

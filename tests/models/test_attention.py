@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from gtr_jax.models import attention_kernel
-from gtr_jax.models.attention import attention, kernel_serves, position_bias, relative_position_bucket
+from gtr_jax.models.attention import (
+    Pattern,
+    attention,
+    kernel_serves,
+    pattern,
+    position_bias,
+    relative_position_bucket,
+)
 
 
 def bucket_in(dtype, distance, num_buckets=32, max_distance=128):
@@ -69,7 +76,7 @@ def test_attention_against_loops():
     logits = np.array([q[0, r, i, h] @ k[0, r, j, h] + bias[h, i, j] for j in keys], np.float64)
     weights = np.exp(logits - logits.max())
     expected[0, r, i, h] = sum(w * v[0, r, j, h] for w, j in zip(weights / weights.sum(), keys, strict=True))
-  np.testing.assert_allclose(attention(q, k, v, bias, segments), expected, atol=1e-5)
+  np.testing.assert_allclose(attention(q, k, v, Pattern(bias, segments, None)), expected, atol=1e-5)
 
 
 def rows_of(*lengths_of_rows, length):
@@ -85,8 +92,8 @@ def rows_of(*lengths_of_rows, length):
 
 def outputs_and_gradients(segments, heads, head_dim, dtype, for_kernel, table, q, k, v, weights, **dropout):
   def f(table, q, k, v):
-    bias = position_bias(table, segments.shape[2], 128, for_kernel)
-    out = attention(q, k, v, bias, segments, precision=None if dtype == jnp.bfloat16 else "highest", **dropout)
+    of_rows = pattern(table, segments, 128, for_kernel)
+    out = attention(q, k, v, of_rows, precision=None if dtype == jnp.bfloat16 else "highest", **dropout)
     assert out.dtype == dtype
     return jnp.sum(out.astype(jnp.float32) * weights), out
 
@@ -149,7 +156,7 @@ def test_the_kernel_drops_what_the_reference_drops(interpreted):
 
 def test_blocks_without_a_common_text_are_left_out():
   segments = rows_of([100, 28, 300, 84, 128], length=640)[0]
-  first, behind = np.asarray(attention_kernel.bounds_of(jnp.asarray(segments)))[0]
+  first, behind = np.asarray(attention_kernel.runs_of(jnp.asarray(segments)).bounds)[0]
   assert list(zip(first.tolist(), behind.tolist(), strict=True)) == [(0, 1), (1, 4), (1, 4), (1, 4), (4, 5)]
 
 
