@@ -44,8 +44,9 @@ def write_vocabulary(path, vocab_size=150, **options) -> Tokenizer:
 
 
 def tiny_encoder(tokenizer: Tokenizer, **options) -> DualEncoder:
-  config = T5Config(vocab_size=tokenizer.size + tokenizer.size % 2, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
-                    num_layers=1)
+  sizes = {"num_heads": 2, "head_dim": 8}
+  sizes |= {name: options.pop(name) for name in sizes.keys() & options.keys()}
+  config = T5Config(vocab_size=tokenizer.size + tokenizer.size % 2, emb_dim=16, mlp_dim=32, num_layers=1, **sizes)
   return DualEncoder(config, **{"projection_dim": 8, **options})
 
 

@@ -75,5 +75,6 @@ def run(args: argparse.Namespace) -> None:
                       allow_empty_documents=args.allow_empty_documents, **lengths)
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
-                     tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype)
+                     tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype,
+                     attention=args.attention)
   print_once(json.dumps(results, indent=2) if args.json else tables(results))

@@ -61,19 +61,22 @@ def add_empty_documents(p: argparse.ArgumentParser) -> None:
 
 
 def add_computing(p: argparse.ArgumentParser) -> None:
-  """`--model_parallel` and `--dtype`."""
+  """`--model_parallel`, `--dtype` and `--attention`."""
   p.add_argument("--model_parallel", type=flags.positive, default=1, metavar="N",
                  help="split the weights over N devices; the rest are data parallel (default: 1)")
   p.add_argument("--dtype", choices=["float32", "bfloat16"],
                  help="compute the encoder in it (default: bfloat16 on TPUs and GPUs, float32 on CPUs; queries as the "
                  "documents of their store)")
+  p.add_argument("--attention", choices=["reference", "kernel"], default="reference",
+                 help="on TPUs, compute attention by the kernel, whose first batch is held against the reference "
+                 "(default: reference)")
 
 
 def load_model(args: argparse.Namespace, path: str, tokenization: Any, dtype: str | None = None) -> Any:
   """A model on the mesh, computed in `dtype` where `--dtype` does not say otherwise."""
   from gtr_jax.inference.load import load_model
   from gtr_jax.parallel.partitioning import make_mesh
-  return load_model(path, make_mesh(model=args.model_parallel), tokenization, args.dtype or dtype)
+  return load_model(path, make_mesh(model=args.model_parallel), tokenization, args.dtype or dtype, args.attention)
 
 
 def add_gin_files(p: argparse.ArgumentParser, file_help: str, binding_help: str,

@@ -20,6 +20,8 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+# What a kernel of Pallas says of itself.
+_OF_KERNEL = re.compile(r'cost_estimate\\?":\s*{\\?"flops\\?":\s*\\?"?(\d+).*?bytes_accessed\\?":\s*\\?"?(\d+)')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -68,9 +70,9 @@ class Work:
   """What one device does in a step.
 
   Attributes:
-    flops: of the matrix products; a multiplication and an addition are 2.
+    flops: of the matrix products and of kernels; a multiplication and an addition are 2.
     float32_flops: of these, those of float32 products that no shorter type may stand in for.
-    matmul_bytes: what the matrix products read and write.
+    matmul_bytes: what they read and write.
     collectives: the largest first.
     unknown_loops: loops whose number of iterations could not be read; counted once.
   """
@@ -122,6 +124,11 @@ class Program:
         if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
           work.float32_flops += flops
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
+      elif kind == "custom-call" and (said := _OF_KERNEL.search(instruction.attributes)):
+        flops, accessed = (times * int(number) for number in said.groups())
+        work.flops += flops
+        work.float32_flops += flops if instruction.shapes[0].dtype == "f32" else 0
+        work.matmul_bytes += accessed
       elif kind in COLLECTIVES:
         kind = "reduce-scatter" if instruction.name in self._sliced else kind
         groups = _groups(instruction.attributes, self._num_devices)

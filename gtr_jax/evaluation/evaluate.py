@@ -45,7 +45,7 @@ SIMILARITIES = ("cosine", "dot")
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-             dtype: str | None = None, progress: bool = True) -> dict[str, Any]:
+             dtype: str | None = None, attention: str = "reference", progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -63,6 +63,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     mesh: devices for the models; default: data parallel over all.
     tokenization: what models of other programs do not say.
     dtype: that the models are computed in, as of `load_model`.
+    attention: likewise.
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
@@ -135,7 +136,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   if bm25:
     evaluate_system(BM25)
   for name, path in models.items():
-    trained = load_model(path, mesh, tokenization, dtype)
+    trained = load_model(path, mesh, tokenization, dtype, attention)
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
       evaluate_system(name, trained, similarity)
     del trained  # Before the next one is loaded.

@@ -26,7 +26,7 @@ from gtr_jax.text.tokenizer import Tokenizer
 MODEL_JSON = "model.json"
 VOCABULARY_FILE = "spiece.model"
 _SIDES = ("query", "document")
-_TRAINING_ONLY = ("dropout_rate",)  # fields of the T5 configuration
+_NOT_DECIDING = ("dropout_rate", "attention")  # fields of the T5 configuration
 
 
 def find_model_dir(path: epath.PathLike) -> epath.Path | None:
@@ -109,9 +109,9 @@ def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:
 
 
 def deciding_fields(encoder: DualEncoder) -> dict[str, Any]:
-  """The configuration without what only training sees."""
+  """The configuration without what only training sees, and how attention is computed."""
   fields = encoder.to_json()
-  return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in _TRAINING_ONLY}}
+  return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in _NOT_DECIDING}}
 
 
 def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dict[str, int], dict[str, str]]:

@@ -6,6 +6,7 @@ Letters: G groups (data shards of the mesh), T texts of a group, D embedding siz
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -22,6 +23,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
 from gtr_jax.inference.row_queue import PackedTexts, RowQueue
 from gtr_jax.io.bars import Bar
+from gtr_jax.models import kernel_check
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import global_batch, num_groups, own_groups, part_of_batch
 from gtr_jax.parallel.progress import ENCODING, doing
@@ -118,6 +120,7 @@ class EmbeddingStream:
     self._encode = functools.partial(_encode, encoder, params, tower=tower)
     self._mesh, self._put, self._bar, self._groups = mesh, put, bar, own_groups(mesh)
     self._waiting = RowQueue(max_length, self.on_cpu)
+    self._is_first = True
     self._running: deque[tuple[PackedTexts, jax.Array]] = deque()
     self._within = contextlib.ExitStack()
 
@@ -163,9 +166,26 @@ class EmbeddingStream:
     """Embeds a batch of this process's groups."""
     doing(ENCODING)
     texts = global_batch(self._mesh, batch.texts)
-    self._running.append((batch, self._encode(texts=texts, num_texts=batch.num_texts)))
+    result_GxTxD = self._encode(texts=texts, num_texts=batch.num_texts)
+    if self._is_first:
+      self._is_first = False
+      self._check_kernel(result_GxTxD, texts, batch.num_texts)
+    self._running.append((batch, result_GxTxD))
     if len(self._running) > _AHEAD:
       self._fetch()
+
+  def _check_kernel(self, result_GxTxD, texts, num_texts):
+    """Raises InputError where the kernel embeds a batch in another way than the reference."""
+    encoder, params = self._encode.args
+    if encoder.config.attention != "kernel":
+      return
+    config = dataclasses.replace(encoder.config, attention="reference")
+    by_reference = _encode(dataclasses.replace(encoder, config=config), params, texts=texts, num_texts=num_texts,
+                           **self._encode.keywords)
+    difference = float(jax.jit(kernel_check.difference)(result_GxTxD, by_reference))
+    if refusal := kernel_check.refusal("embeddings of the first batch", difference, config.dtype,
+                                       self._mesh.devices.flat[0]):
+      raise InputError(f"--attention: {refusal}")
 
   def _fetch(self):
     batch, result_GxTxD = self._running.popleft()

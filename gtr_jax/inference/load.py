@@ -23,7 +23,7 @@ from gtr_jax.inference.weights_hash import weights_hash
 from gtr_jax.io.paths import reached
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import abstract_parameters
-from gtr_jax.models.t5 import DTYPES
+from gtr_jax.models.t5 import ATTENTIONS, DTYPES
 from gtr_jax.parallel.partitioning import make_mesh, place
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Model:
 
 
 def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-               dtype: str | None = None) -> Model:
+               dtype: str | None = None, attention: str = "reference") -> Model:
   """Loads a model to encode with.
 
   Args:
@@ -66,12 +66,16 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
     tokenization: what the model does not say itself.
     dtype: of the activations, "float32" or "bfloat16"; default: bfloat16 on TPUs and GPUs, float32 on CPUs, however it
       was trained.
+    attention: "reference" or, on TPUs, "kernel", of `T5Config.attention`, however it was trained; what the kernel makes
+      of a first batch is held against the reference.
 
   Raises:
     InputError: it is no such model, something in it is missing or damaged, or the vocabulary is not the model's.
   """
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f"dtype is {dtype!r:.40}: give one of {', '.join(DTYPES)}, or None for what suits the devices")
+  if attention not in ATTENTIONS:
+    raise InputError(f"attention is {attention!r:.40}: give one of {', '.join(ATTENTIONS)}")
   model_dir = find_model_dir(path)
   mesh = make_mesh() if mesh is None else mesh
   with reached(path):
@@ -83,7 +87,8 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
       params = restore_params(step, abstract_parameters(source.encoder, mesh))
   tokenizer, config = tokenizer_of(source), source.encoder.config
   dtype = dtype or config.dtype_on(mesh.devices.flat[0].platform)
-  encoder = dataclasses.replace(source.encoder, config=dataclasses.replace(config, dtype=dtype))
+  encoder = dataclasses.replace(source.encoder, config=dataclasses.replace(
+      config, dtype=dtype, attention=attention))
   return Model(encoder, params, tokenizer, source.lengths, source.prompts, mesh,
                weights_hash(encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
 

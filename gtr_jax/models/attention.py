@@ -57,10 +57,14 @@ def pattern(table_HxB: jax.Array, segment_ids_GxRxL: jax.Array, max_distance: in
   return Pattern(bias, segment_ids_GxRxL, runs)
 
 
-def kernel_serves(length: int, heads: int, head_dim: int) -> bool:
-  """Whether rows of this length are for the kernel, with so many heads on a device; else they are for the reference."""
-  return (platform() == "tpu" or attention_kernel.INTERPRET) and attention_kernel.serves(
-      device_kind(), length, heads, head_dim)
+def kernel_refuses(length: int, heads: int, head_dim: int) -> str:
+  """Why rows of this length, with so many heads on a device, are for the reference; empty: they are for the kernel.
+
+  Under the mesh of `jax.set_mesh`.
+  """
+  if platform() != "tpu" and not attention_kernel.INTERPRET:
+    return "it is for TPUs"
+  return attention_kernel.refuses(device_kind(), length, heads, head_dim)
 
 
 def position_bias(table_HxB: jax.Array, length: int, max_distance: int, for_kernel: bool) -> jax.Array:

@@ -48,10 +48,14 @@ def distances(farthest: int) -> range:
   return range(-most, most + 1)
 
 
-def serves(device_kind: str, length: int, heads: int, head_dim: int) -> bool:
-  """Whether there is a kernel for rows of this length and this many heads on a device of this kind."""
-  fills_lanes = head_dim % _LANES == 0 or _LANES % head_dim == 0 and heads * head_dim % _LANES == 0
-  return fills_lanes and length <= _LONGEST_OF.get(device_kind, LONGEST)
+def refuses(device_kind: str, length: int, heads: int, head_dim: int) -> str:
+  """Why there is no kernel for rows of this length and this many heads on a TPU of this kind; empty where there is."""
+  most = _LONGEST_OF.get(device_kind, LONGEST)
+  if length > most:
+    return f"rows of {length:,} tokens are longer than {most:,}"
+  if head_dim % _LANES and (_LANES % head_dim or heads * head_dim % _LANES):
+    return f"{heads} heads of {head_dim} on a device do not fill registers of {_LANES} numbers"
+  return ""
 
 
 def along_diagonals(numbers_Hx2L: jax.Array) -> jax.Array:
@@ -215,14 +219,19 @@ def _backward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, lo
   of_q_ref[0] = sum_ref[...].astype(of_q_ref.dtype)
 
 
-def _call(kernel, name, shape, bounds, inputs, specs, outputs, out_specs, scratch=()):
+def _call(kernel, name, shape, products, bounds, inputs, specs, outputs, out_specs, scratch=()):
   rows, lanes = bounds.shape[0], inputs[0].shape[-1] // (shape.heads * shape.head_dim)
   # Of each block one is worked on, and another one comes or goes meanwhile.
   blocks = sum(math.prod(spec.block_shape) * x.dtype.itemsize for spec, x in zip(
       specs + out_specs, [*inputs, *outputs], strict=True))
+  # Of rows with one text each; what several texts leave out is not known when it is compiled.
+  logits = rows * lanes * shape.heads * inputs[0].shape[1]**2
+  cost = pl.CostEstimate(flops=2 * products * logits * shape.head_dim, transcendentals=logits,
+                         bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)))
   outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(inputs[0]).mat) for x in outputs]
   return pl.pallas_call(
       functools.partial(kernel, shape=shape), out_shape=outputs, name=name, interpret=shape.interpret,
+      cost_estimate=cost,
       grid_spec=pltpu.PrefetchScalarGridSpec(num_scalar_prefetch=1, grid=(lanes, rows), in_specs=specs,
                                              out_specs=out_specs, scratch_shapes=scratch),
       compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"),
@@ -253,7 +262,7 @@ def _forward(shape, q, k, v, bias, runs):
   (rows, length, _), (heads, tiles) = q.shape, bias.shape[:2]
   of_tokens, of_bias, of_runs, of_numbers = _specs(shape, length, tiles)
   out, log_sum = _call(
-      _forward_kernel, "attention", shape, runs.bounds, (q, k, v, bias, runs.numbers[:, None]),
+      _forward_kernel, "attention", shape, 2, runs.bounds, (q, k, v, bias, runs.numbers[:, None]),
       [of_tokens, of_tokens, of_tokens, of_bias, of_runs],
       [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32)],
       [of_tokens, of_numbers])
@@ -266,7 +275,7 @@ def _backward(shape, kept, of_out):
   delta = (out.astype(jnp.float32) * of_out.astype(jnp.float32)).reshape(rows, length, heads, -1).sum(-1)
   of_tokens, of_bias, of_runs, of_numbers = _specs(shape, length, tiles)
   gradients = _call(
-      _backward_kernel, "attention_backward", shape, runs.bounds,
+      _backward_kernel, "attention_backward", shape, 5, runs.bounds,
       (q, k, v, bias, runs.numbers[:, None], log_sum, of_out, jnp.moveaxis(delta, 2, 1)[:, :, None]),
       [of_tokens, of_tokens, of_tokens, of_bias, of_runs, of_numbers, of_tokens, of_numbers],
       [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, bias)], [of_tokens, of_tokens, of_tokens, of_bias],

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.models.attention import Pattern, attention, kernel_serves, pattern
+from gtr_jax.models.attention import Pattern, attention, kernel_refuses, pattern
 from gtr_jax.models.dropout import dropout
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
@@ -191,7 +191,7 @@ class RelativePositionBias(nn.Module):
                       (config.num_heads, config.relpos_buckets))
 
     def of_side(ids):
-      by_kernel = config.attention == "kernel" and kernel_serves(ids.shape[2], len(table), config.head_dim)
+      by_kernel = config.attention == "kernel" and not kernel_refuses(ids.shape[2], len(table), config.head_dim)
       return pattern(table, ids, config.relpos_max_distance, by_kernel)
 
     return tuple(map(of_side, segment_ids))

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from gtr_jax import __version__
 from gtr_jax.io import bars
+from gtr_jax.models.attention import kernel_refuses
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import memory
@@ -59,6 +60,8 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
                           f"parameters, vectors of {run.model.dim}, computed in {dtype}; from {start}")]
   if axes:
     lines.append(_line("mesh", axes))
+  if config.attention == "kernel":
+    lines.append(_line("attention", "; ".join(_attention(config, mesh, batch))))
   each = f", {negatives} hard negative{'s' * (negatives > 1)} each" if negatives else ""
   at_once = f", encoded {pairs // batch.valid.shape[1]} at once" if microbatched else ""
   lines.append(_line("batch", f"{pairs:,} pairs{each}{at_once}; {_rows(batch)}"))
@@ -74,6 +77,14 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
     lines.append(_line("measured", f"{', '.join(measured)} every {run.eval_period:,} steps{decides}"))
   lines.append(_line("output", f"{run.model_dir}"))
   return lines
+
+
+def _attention(config: Any, mesh: jax.sharding.Mesh, batch: Batch) -> Iterator[str]:
+  """Of each side, whether the kernel that was asked for computes it."""
+  with jax.set_mesh(mesh):
+    for side, texts in (("queries", batch.queries), ("passages", batch.passages)):
+      why_not = kernel_refuses(texts.tokens.shape[-1], config.num_heads // mesh.shape["model"], config.head_dim)
+      yield f"of {side} by the reference, not the kernel: {why_not}" if why_not else f"of {side} by the kernel"
 
 
 def warn(run: Any, num_pairs: int, pairs: int) -> None:

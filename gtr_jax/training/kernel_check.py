@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from gtr_jax.errors import TrainingError
+from gtr_jax.models import kernel_check
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.row_counts import same_row_counts
-
-_MOST = {"bfloat16": 0.05, "float32": 1e-3}  # By which they may differ, of the reference's length.
 
 
 def check_kernel(model: DualEncoder, params: Any, batch: Batch, mesh: jax.sharding.Mesh) -> None:
@@ -49,19 +48,12 @@ def check_kernel(model: DualEncoder, params: Any, batch: Batch, mesh: jax.shardi
   @jax.jit
   def differences(params, texts):
     by_kernel, by_reference = (outputs(attention, params, texts) for attention in ("kernel", "reference"))
-    return {name: _length(jax.tree.map(jnp.subtract, by_kernel[name], by_reference[name])) / _length(by_reference[name])
-            for name in by_kernel}
+    return {name: kernel_check.difference(by_kernel[name], by_reference[name]) for name in by_kernel}
 
   with jax.set_mesh(mesh):
     found = jax.device_get(differences(params, partitioning.global_batch(mesh, texts)))
-  most = _MOST[model.config.dtype_on(mesh.devices.flat[0].platform)]
+  device = mesh.devices.flat[0]
   for name, difference in found.items():
-    if not difference <= most:
-      raise TrainingError(
-          f"T5Config.attention: on {mesh.devices.flat[0].device_kind} the kernel's {name} of the first batch differ by "
-          f"{difference:.2g} of those of the reference ({most:g} would be rounding); train with "
-          "--gin.t5.T5Config.attention=\"'reference'\", and report this, please")
-
-
-def _length(tree):
-  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+    if refusal := kernel_check.refusal(f"{name} of the first batch", difference,
+                                       model.config.dtype_on(device.platform), device):
+      raise TrainingError(f"T5Config.attention: {refusal}: --gin.t5.T5Config.attention=\"'reference'\"")

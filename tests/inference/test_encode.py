@@ -11,6 +11,7 @@ from tiny_model_dir import corpus, sentence, write_model_dir
 from gtr_jax.errors import InputError
 from gtr_jax.inference import embed, row_queue
 from gtr_jax.inference.load import load_model
+from gtr_jax.models import attention_kernel
 from gtr_jax.parallel.partitioning import make_mesh
 from gtr_jax.retrieval import store
 from gtr_jax.retrieval.encode import encode_corpus
@@ -228,3 +229,21 @@ def test_embeddings_that_are_not_finite(run, tmp_path):
     encode_corpus(model, corpus(3), tmp_path / "store", progress=False)
   assert json.loads((tmp_path / "store" / "manifest.json").read_text())["documents"] == 3
   assert not (tmp_path / "store" / "COMPLETE").exists()
+
+
+def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkeypatch):
+  run = write_model_dir(tmp_path / "run", num_heads=8, head_dim=16)
+  monkeypatch.setattr(jax, "shard_map", lambda f, **specs: f)  # On one device; see test_equality.py.
+  monkeypatch.setattr(attention_kernel, "INTERPRET", True)
+  one = make_mesh(devices=jax.devices()[:1])
+  reference, model = load_model(run, one), load_model(run, one, attention="kernel")
+  assert model.weights_hash == reference.weights_hash  # One store for both.
+  found = embed.embed(model, TEXTS, "passage", progress=False)
+  np.testing.assert_allclose(found, embed.embed(reference, TEXTS, "passage", progress=False), rtol=0, atol=1e-6)
+  right = attention_kernel.bias_tiles
+  monkeypatch.setattr(attention_kernel, "bias_tiles", lambda bias: 2 * right(bias))
+  jax.clear_caches()
+  with pytest.raises(InputError, match="--attention: on .* embeddings of the first batch differ by"):
+    embed.embed(model, TEXTS, "passage", progress=False)
+  with pytest.raises(InputError, match="attention is 'flash': give one of reference, kernel"):
+    load_model(run, one, attention="flash")

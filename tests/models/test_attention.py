@@ -12,7 +12,7 @@ from gtr_jax.models import attention_kernel
 from gtr_jax.models.attention import (
     Pattern,
     attention,
-    kernel_serves,
+    kernel_refuses,
     pattern,
     position_bias,
     relative_position_bucket,
@@ -161,8 +161,9 @@ def test_blocks_without_a_common_text_are_left_out():
 
 
 def test_where_there_is_a_kernel(interpreted, monkeypatch):
-  assert kernel_serves(8192, 12, 64) and kernel_serves(64, 1, 128)
-  assert not kernel_serves(8193, 12, 64)
-  assert not kernel_serves(64, 3, 64)  # Half of a block of lanes would be empty.
+  assert not kernel_refuses(8192, 12, 64) and not kernel_refuses(64, 1, 128)
+  assert "longer than 8,192" in kernel_refuses(8193, 12, 64)
+  assert "3 heads of 64" in kernel_refuses(64, 3, 64)  # Half of a block of lanes would be empty.
+  assert "longer than 2,048" in attention_kernel.refuses("TPU v4", 2049, 12, 64)
   monkeypatch.undo()
-  assert not kernel_serves(64, 12, 64)
+  assert kernel_refuses(64, 12, 64) == "it is for TPUs"

@@ -48,6 +48,6 @@ def test_what_is_wrong_is_said(check, monkeypatch, wrong, what):
       right(*args, shape=shape)
       args[9][...] = 2 * args[9][...]
     monkeypatch.setattr(attention_kernel, wrong, with_other_values)
-  with pytest.raises(TrainingError, match=f"the kernel's {what} of the first batch differ .*'reference'"):
+  with pytest.raises(TrainingError, match=f"attention kernel's {what} of the first batch differ .*'reference'"):
     check()
   check(attention="reference")
