@@ -52,7 +52,7 @@ def measured(size: str, batch: int, devices: int, compiler: str) -> dict[str, An
   files, bindings = settings(size, batch, devices)
   plan = dry_run.make_plan(argparse.Namespace(
       gin_file=files, gin_bindings=bindings, gin_search_paths="", described_devices=devices,
-      chip=None if compiler == "cpu" else compiler, mean_tokens=None))
+      chip=None if compiler == "cpu" else compiler, slices=None, mean_tokens=None))
   if plan.compiler.endswith("cpu") != (compiler == "cpu"):
     sys.exit("libtpu is not installed: pip install 'gtr_jax[aot]'")
   packages = ["jax", *(["libtpu"] if compiler != "cpu" else [])]

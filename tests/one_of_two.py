@@ -17,6 +17,8 @@ from gtr_jax.checkpoints.checkpointer import Checkpointer
 from gtr_jax.cli import main
 from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
+from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.from_pairs import start
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning, processes
@@ -86,6 +88,24 @@ def command(*argv):
   assert not main.COMMANDS[args.command].run(args)
 
 
+def in_turn(index, model):
+  """What processes get that ask process 0 while they do something one after the other."""
+
+  def asks_twice():
+    return [processes.from_first(lambda: f"0 of process {index}"),
+            processes.from_first(lambda: f"1 of process {index}"),
+            start.of_model(str(model), Tokenization()).lengths["query"]]
+
+  try:
+    processes.first_before_others(processes.wait_for_all)
+  except RuntimeError as e:
+    waits = str(e)
+    if processes.is_first():
+      processes.from_first(lambda: None)  # What the other waits for.
+  return [processes.first_before_others(asks_twice), waits,
+          processes.from_first(lambda: processes.from_first(lambda: f"within, of process {index}"))]
+
+
 def alone(folder):
   """What the two do together, in one process."""
   with jax.enable_x64(True):
@@ -111,6 +131,8 @@ def together(index, port, folder):
   except InputError as e:
     report["not shared"] = str(e)
     processes.wait_for_all()
+
+  report["in turn"] = in_turn(index, folder / "model")
 
   report["fed"] = [fed(model=4), fed(model=8), fed(data=4, model=2, devices=[
       jax.devices()[i] for i in (0, 1, 4, 5, 6, 7, 2, 3)])]

@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--chip", metavar="NAME",
                      help="only for v4, v5e, v5p, v6e (TPUs), h100 or h200 (default: a row for each); where its "
                      "compiler is installed (gtr_jax[aot], gtr_jax[cuda]), that is asked what memory it needs")
+  group.add_argument("--slices", type=flags.positive, metavar="N",
+                     help="the described TPUs are in N slices, which a data-centre network connects (default: 1; with "
+                     "--chip, whose compiler lays them out)")
   group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
@@ -41,11 +44,24 @@ def _check_mean_tokens(sizes: Any) -> None:
       raise InputError(f"--mean_tokens {mean:g} of {side}: TASK_FEATURE_LENGTHS allows {sizes.feature_lengths[side]}")
 
 
+def _check_slices(args: argparse.Namespace, chip: Any, slices: int) -> None:
+  from gtr_jax.dry_run import described
+  if chip.topology:
+    described.tpu_slices(chip, args.described_devices, slices)
+  if slices > 1 and not chip.topology:
+    raise InputError(f"--slices {slices}: those are of TPUs; GPUs are in nodes of {chip.domain} each, leave it out")
+  if slices > 1 and not described.has_compiler(chip):
+    raise InputError(f"--slices {slices}: the compiler for {args.chip} has to lay them out, and is not installed: "
+                     "pip install 'gtr_jax[aot]'")
+
+
 def asked(args: argparse.Namespace) -> bool:
   """Whether the flags ask for a dry run. Raises InputError where they do not fit together."""
-  for name in ("described_devices", "chip", "mean_tokens"):
+  for name in ("described_devices", "chip", "slices", "mean_tokens"):
     if getattr(args, name) is not None and not args.dry_run:
       raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
+  if args.slices and not (args.chip and args.described_devices):
+    raise InputError(f"--slices {args.slices}: say of how many chips and which, with --described_devices and --chip")
   return args.dry_run
 
 
@@ -56,17 +72,19 @@ def run(args: argparse.Namespace, options: Any = None) -> None:
   print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
-def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) -> Any:
+def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it.
 
   Args:
     args: the flags.
     options: of a run from pairs.
-    slices: that the described TPUs are in.
   """
   from gtr_jax.dry_run import described, step_plan
   from gtr_jax.parallel import chips
   chip = chips.find(args.chip) if args.chip else None
+  slices = args.slices or 1
+  if chip and args.described_devices:
+    _check_slices(args, chip, slices)
   if args.described_devices:
     step_plan.describe_devices(args.described_devices)
   from gtr_jax import config
@@ -90,4 +108,6 @@ def make_plan(args: argparse.Namespace, options: Any = None, slices: int = 1) ->
     bars.note(f"the TPU's compiler takes its time over each of {of_model.num_layers} layers, over ten minutes in all "
               "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
-  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices)
+  across = config.bindings(partitioning.make_mesh).get("across_slices", "data")
+  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices,
+                        across)

@@ -25,7 +25,7 @@ def problems_of_values(used: Mapping[tuple[Key, str], Any], macros: Mapping[str,
       continue  # It is missing.
     name, source = written(key, arg)
     for found in wrong(_plain(value, macros), hint):
-      where = "" if source.startswith(("--gin.", own, "gin")) else f"{source}: "
+      where = "" if source == "gin" or source.startswith(("--gin.", own, "gin:")) else f"{source}: "
       problems.setdefault((name, found.place), where + found.sentence(name))
   return list(problems.values())
 

@@ -54,7 +54,7 @@ def resolved(entry: Callable, after: Sequence[str] = ()) -> str:
     after: what parsing has found wrong. What may only come of that is not said again.
 
   Raises:
-    InputError: of all at once: a binding is still gin.REQUIRED, a binding outside gtr_jax's own files is used by
+    InputError: of all at once: a binding is still gin.REQUIRED, a binding that the user wrote is used by
       nothing, values are not what the annotations of what they are bound to say, or do not fit together.
   """
   configurable = GIN.find(entry)
@@ -97,7 +97,7 @@ def _unused(used: Mapping[tuple[Key, str], Any], macros: Mapping[str, Any], only
       if (Key(*key), arg) in used or key[0] in macros and key[1] == "gin.macro":
         continue
       source = written(Key(*key), arg)[1]
-      if source.startswith(str(configs_dir())):
+      if source.startswith((str(configs_dir()), "gin:")):  # Nobody has written these down here.
         continue
       name = key[0] if key[1] == "gin.macro" else ".".join(filter(None, [*key, arg]))
       advice = near(name, macros) if key[1] == "gin.macro" else ""

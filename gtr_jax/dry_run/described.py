@@ -1,7 +1,6 @@
 """Devices that need not be here: described, so that their own compilers compile for them."""
 
 import importlib.util
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from gtr_jax.parallel.chips import Chip
 # Else libtpu waits for the metadata server of a cloud machine, asks which TPU it is on, and serves one process alone.
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
                     "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_CUBE = 64  # Chips of v4 and v5p, 4 x 4 x 4, that larger slices are made of.
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # What XLA wants to know of a GPU. NVIDIA's "H100 Tensor Core GPU Architecture", table 3 (SXM5), and the CUDA
 # programming guide's technical specifications of compute capability 9.0; an H200 differs in its memory alone.
@@ -76,35 +76,55 @@ def devices(chip: Chip, number: int, slices: int = 1) -> Described:
     InputError: there are no nodes or slices of so many chips.
   """
   if chip.topology:
-    return _tpu_devices(tpu_slices(chip.topology, number, slices))
+    return _tpu_devices(tpu_slices(chip, number, slices))
   nodes, of_node = max(number // chip.domain, 1), min(number, chip.domain)
   if nodes * of_node != number:
-    raise InputError(f"--described_devices {number}: nodes have {chip.domain} of these GPUs")
+    raise InputError(f"--described_devices {number}: nodes have {chip.domain} of these GPUs; give up to {chip.domain} "
+                     f"of them, or {nodes * chip.domain} or {(nodes + 1) * chip.domain}")
   from jax.experimental import topologies
   plugin = next(filter(importlib.util.find_spec, _CUDA_PLUGINS))
-  config = _HOPPER.format(kind=chip.kind, cuda=plugin[len("jax_cuda"):][:2], memory=chip.memory,
+  config = _HOPPER.format(kind=chip.kinds[0], cuda=plugin[len("jax_cuda"):][:2], memory=chip.memory,
                           memory_bandwidth=chip.memory_bandwidth)
   found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x{nodes}x{of_node}").devices
-  return Described(list(found), f"{number} x {chip.kind}")
+  return Described(list(found), f"{number} x {chip.kinds[0]}")
 
 
-def tpu_slices(topology: tuple[str, int], number: int, slices: int = 1) -> TpuSlices:
+def tpu_slices(chip: Chip, number: int, slices: int = 1) -> TpuSlices:
   """Slices that have this many chips together, axes as equal as they can be.
 
   Args:
-    topology: `chips.Chip.topology`.
+    chip: a TPU.
     number: of chips, in all slices.
     slices: how many.
 
   Raises:
-    InputError: a slice's number of chips is no power of two.
+    InputError: there is no slice of so many chips.
   """
-  name, axes = topology
-  exponent = int(math.log2(max(number // slices, 1)))
-  if 2**exponent * slices != number:
-    raise InputError(f"--described_devices {number}: slices of {name} have a power of two of chips")
-  sizes = [2 ** (exponent // axes + (i >= axes - exponent % axes)) for i in range(axes)]
+  name, axes = chip.topology or ("", 0)
+  of_slice, rest = divmod(number, slices)
+  given = f"--described_devices {number}" + f" --slices {slices}" * (slices > 1)
+  if rest:
+    raise InputError(f"{given}: slices have the same number of chips each; give a multiple of {slices}")
+  if of_slice > chip.domain:
+    least = -(-number // chip.domain)
+    raise InputError(f"{given}: a slice of {name} has at most {chip.domain:,} chips; give --slices {least} or more")
+  exponent = of_slice.bit_length() - 1
+  if 2**exponent == of_slice:
+    sizes = [2 ** (exponent // axes + (i >= axes - exponent % axes)) for i in range(axes)]
+  elif axes == 3 and of_slice % _CUBE == 0:
+    sizes = [4 * size for size in _three_factors(of_slice // _CUBE)]
+  else:
+    cubes = f", or a multiple of {_CUBE}" * (axes == 3)
+    raise InputError(f"{given}: a slice of {name} has a power of two of chips{cubes}; give {slices * 2**exponent:,} or "
+                     f"{slices * 2**(exponent + 1):,}")
   return TpuSlices(f"{name}:{'x'.join(map(str, sizes))}", slices)
+
+
+def _three_factors(number: int) -> tuple[int, ...]:
+  """The three whole numbers of this product that are nearest to each other, ascending."""
+  divisors = [i for i in range(1, number + 1) if number % i == 0]
+  return min(((a, b, number // (a * b)) for a in divisors for b in divisors
+              if a <= b and number % (a * b) == 0 and b <= number // (a * b)), key=lambda sizes: sizes[2])
 
 
 def _tpu_devices(slices):

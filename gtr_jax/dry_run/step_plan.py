@@ -98,7 +98,7 @@ def describe_devices(count: int) -> None:
 
 
 def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: BatchSizes,
-         chip: chips.Chip | None = None, slices: int = 1) -> Plan:
+         chip: chips.Chip | None = None, slices: int = 1, across_slices: Any = "data") -> Plan:
   """Compiles the training step.
 
   Args:
@@ -109,6 +109,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     sizes: of the batch.
     chip: where its own compiler is installed, that says what memory the step needs.
     slices: that its devices are in.
+    across_slices: of `make_mesh`.
 
   Raises:
     InputError: the model cannot be divided over the mesh.
@@ -117,7 +118,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
   if chip and mesh.devices.flat[0].platform == "cpu" and described.has_compiler(chip):
     of_chips = described.devices(chip, mesh.size, slices)
-    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices)
+    mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices, across_slices=across_slices)
     compiler = f"the compiler for {of_chips.name}"
   loss = loss.on_mesh(mesh)
   model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))

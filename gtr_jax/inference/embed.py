@@ -48,7 +48,9 @@ def embed(model: Model, texts: Sequence[str], tower: str, max_length: int | None
   side = _SIDE_OF_TOWER[tower]
   max_length = max_length or model.lengths[side]
   tokens = tokenize(model, texts, side, max_length, prompt)
-  with Progress(len(texts), "encoding queries" if tower == "query" else "encoding documents", progress) as bar:
+  part, parts = part_of_batch(model.mesh)
+  own = len(range(part, len(texts), parts))
+  with Progress(len(texts), "encoding queries" if tower == "query" else "encoding documents", progress, own) as bar:
     embeddings = embed_tokens(model.encoder, model.params, tokens, tower, max_length, model.mesh, bar, batch_size)
   check_finite(embeddings, texts, model)
   return embeddings
@@ -194,8 +196,7 @@ class EmbeddingStream:
     if len(batch.numbers):
       self._put(batch.numbers, own.reshape(-1, own.shape[-1])[batch.places])
     if self._bar is not None:
-      parts = num_groups(self._mesh) // len(self._groups)  # The others are about as far.
-      self._bar.add(parts * len(batch.numbers), parts * int(np.count_nonzero(batch.texts.segment_ids)))
+      self._bar.add(len(batch.numbers), int(np.count_nonzero(batch.texts.segment_ids)))
 
 
 def _agreed(numbers: Sequence[int], by: Callable[[Iterable[int]], int]) -> list[int]:
@@ -250,11 +251,19 @@ def check_finite(embeddings: np.ndarray, names: Sequence[str], model: Model) -> 
 
 
 class Progress:
-  """A bar with texts per second and tokens per second, on stderr."""
+  """A bar with texts per second and tokens per second, on stderr.
 
-  def __init__(self, total: int, description: str, shown: bool):
+  Args:
+    total: texts.
+    description: of what is done.
+    shown: whether there is a bar.
+    own: so many of them are this process's; the others are taken to be as far with theirs. None: all.
+  """
+
+  def __init__(self, total: int, description: str, shown: bool, own: int | None = None):
     self._bar = Bar(total, description, " texts", shown=shown and jax.process_index() == 0)
-    self._tokens, self._start = 0, time.perf_counter()
+    self._total, self._own = total, total if own is None else own
+    self._texts, self._tokens, self._start = 0, 0, time.perf_counter()
 
   def __enter__(self):
     return self
@@ -263,10 +272,13 @@ class Progress:
     self._bar.close()
 
   def skip(self, texts: int) -> None:
-    """Texts that were done before."""
+    """Texts that were done before, of all processes."""
+    self._total -= texts
     self._bar.skip(texts)
 
   def add(self, texts: int, tokens: int) -> None:
-    """Texts and their tokens that are done now."""
-    self._tokens += tokens
-    self._bar.update(texts, f"{self._tokens / (time.perf_counter() - self._start):,.0f} tokens/s")
+    """Texts of this process and their tokens that are done now."""
+    before = self._texts * self._total // max(self._own, 1)
+    self._texts, self._tokens = self._texts + texts, self._tokens + tokens
+    rate = self._tokens * self._total / max(self._own, 1) / (time.perf_counter() - self._start)
+    self._bar.update(self._texts * self._total // max(self._own, 1) - before, f"{rate:,.0f} tokens/s")

@@ -19,7 +19,7 @@ class Chip:
     domain: how many chips that connects; of a mesh, that many consecutive devices.
     network: what a chip can send beyond; None where no source was read.
     topology: TPUs: what libtpu calls them, and the number of axes of their torus.
-    kind: what jax calls such a device, or how that begins.
+    kinds: what jax calls such a device.
     source: where the figures stand.
   """
 
@@ -32,7 +32,7 @@ class Chip:
   source: str
   network: float | None = None
   topology: tuple[str, int] | None = None
-  kind: str = ""
+  kinds: tuple[str, ...] = ()
 
   def flops_in(self, dtype: str) -> float:
     """Products a second, in "bfloat16" or "float32"."""
@@ -46,12 +46,15 @@ _BOOK = ("https://github.com/jax-ml/scaling-book, gpus.md (SXM; 450 GB/s NVLink 
          "float32: NVIDIA's data sheets of H100 and H200")
 CHIPS = {
     "v4": Chip(275e12, 275e12 / 6, 32 * 2**30, 1200e9, 1.1e15 / 4096, 4096, _GOOGLE + "v4", topology=("v4", 3),
-               kind="TPU v4"),
-    "v5e": Chip(197e12, 197e12 / 6, 16e9, 819e9, 200e9, 256, _GOOGLE + "v5e", topology=("v5e", 2), kind="TPU v5 lite"),
-    "v5p": Chip(459e12, 459e12 / 6, 95e9, 2765e9, 600e9, 8960, _GOOGLE + "v5p", 50e9 / 8, ("v5p", 3), kind="TPU v5"),
-    "v6e": Chip(918e12, 918e12 / 6, 32e9, 1638e9, 400e9, 256, _GOOGLE + "v6e", topology=("v6e", 2), kind="TPU v6 lite"),
-    "h100": Chip(990e12, 67e12, 80e9, 3350e9, 450e9, 8, _BOOK, 50e9, kind="NVIDIA H100"),
-    "h200": Chip(990e12, 67e12, 141e9, 4800e9, 450e9, 8, _BOOK, 50e9, kind="NVIDIA H200"),
+               kinds=("TPU v4",)),
+    "v5e": Chip(197e12, 197e12 / 6, 16e9, 819e9, 200e9, 256, _GOOGLE + "v5e", topology=("v5e", 2),
+                kinds=("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip(459e12, 459e12 / 6, 95e9, 2765e9, 600e9, 8960, _GOOGLE + "v5p", 50e9 / 8, ("v5p", 3),
+                kinds=("TPU v5", "TPU v5p")),
+    "v6e": Chip(918e12, 918e12 / 6, 32e9, 1638e9, 400e9, 256, _GOOGLE + "v6e", topology=("v6e", 2),
+                kinds=("TPU v6 lite", "TPU v6e")),
+    "h100": Chip(990e12, 67e12, 80e9, 3350e9, 450e9, 8, _BOOK, 50e9, kinds=("NVIDIA H100", "NVIDIA H100 80GB HBM3")),
+    "h200": Chip(990e12, 67e12, 141e9, 4800e9, 450e9, 8, _BOOK, 50e9, kinds=("NVIDIA H200",)),
 }
 
 
@@ -63,6 +66,5 @@ def find(name: str) -> Chip:
 
 
 def of_device(device: Any) -> Chip | None:
-  """The chip that a jax device is; None where its figures are not known."""
-  found = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
-  return max(found, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" is no "TPU v5".
+  """The chip that a jax device is; None where its figures are not known, as of an H100 that is no SXM."""
+  return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)

@@ -30,6 +30,7 @@ SHARED_SECONDS = 60  # for a file that process 0 has written to be seen by the o
 _PACKAGE = Path(__file__).parent.parent
 
 _group: Group | None = None
+_turn: "_Turn | None" = None  # that processes take just now
 
 
 def join(name: str, cluster: Cluster, advice: str = "start all of them again") -> None:
@@ -134,23 +135,61 @@ def print_once(text: str) -> None:
 
 def from_first(make: Callable[[], Any]) -> Any:
   """What `make` gives in process 0, JSON; only process 0 calls it. All must call this, in the same order."""
-  return make() if (group := joined_group()) is None else group.from_first(make)
+  if (group := joined_group()) is None:
+    return make()
+  if _turn is not None:
+    return _turn.answer(make)
+  with _Turn():
+    return group.from_first(make)
 
 
 def wait_for_all() -> None:
   """Returns when all processes have called it."""
   if (group := joined_group()) is not None:
+    if _turn is not None:
+      raise RuntimeError("processes that do something one after the other cannot wait for each other meanwhile")
     group.wait_for_all()
 
 
 def first_before_others(make: Callable[[], Any]) -> Any:
-  """`make()`, in process 0 before it is called in the others, which find what it has written."""
+  """`make()`, in process 0 before it is called in the others, which find what it has written.
+
+  Where `make` asks `from_first`, the others get what process 0 was answered.
+  """
+  if joined_group() is None or _turn is not None:
+    return make()
   if is_first():
-    made = make()
-    wait_for_all()
+    with _Turn() as turn:
+      made = make()
+    from_first(lambda: turn.answers)
     return made
-  wait_for_all()
-  return make()
+  with _Turn(from_first(lambda: None)):
+    return make()
+
+
+class _Turn:
+  """While processes do something one after the other: what process 0 is answered is kept, and answers the others."""
+
+  def __init__(self, answers: list[Any] | None = None):
+    self.answers: list[Any] = answers or []
+
+  def answer(self, make: Callable[[], Any]) -> Any:
+    """Of `from_first`."""
+    if is_first():
+      self.answers.append(make())
+      return self.answers[-1]
+    if not self.answers:
+      raise RuntimeError("process 0 was not asked what this process asks")
+    return self.answers.pop(0)
+
+  def __enter__(self) -> "_Turn":
+    global _turn
+    _turn = self
+    return self
+
+  def __exit__(self, *exc_info: Any) -> None:
+    global _turn
+    _turn = None
 
 
 def check_same(values: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     writer.write_chunk(chunk.rows, embeddings, norms)
 
   with (concurrent.futures.ThreadPoolExecutor(1) as thread,
-        Progress(len(ids), "encoding documents", progress) as bar,
+        Progress(len(ids), "encoding documents", progress, sum(len(chunk) for of in windows for chunk in of)) as bar,
         EmbeddingStream(not_normalized, model.params, "passage", max_length, model.mesh, put, bar) as stream):
     bar.skip(len(ids) - sum(len(chunk) for chunk in chunks))
     coming = [thread.submit(tokens_of, window) for window in windows[:1]]

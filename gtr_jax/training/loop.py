@@ -190,11 +190,12 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         shape = shape_of(batch)
         compiled = shape in shapes or known(train_step, batch)
         if not compiled:
-          loop.say_what_compiles(batch)
+          loop.before_compiling(batch)
         profiler.before(step + 1)
         with (doing(STEP if compiled else COMPILATION, step + 1),
               jax.profiler.StepTraceAnnotation("train", step_num=step + 1)):
           state, metrics = train_step(state, global_batch(mesh, batch))
+        loop.dispatched(compiled)
         shapes.add(shape)
         step += 1
         look_at(step, batch)
@@ -245,19 +246,27 @@ class _Loop:
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._made_from, self._profiler = best_metric, dict(made_from), profiler
     self._means, self._goodput = PeriodMeans(progress.get("means")), goodput
-    self._may_skip, self._skipped = skip_non_finite, 0  # in a row
+    self._may_skip, self._skipped = skip_non_finite, progress.get("skipped", 0)  # in a row
     self._most_tokens_per_second = most_tokens_per_second
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
     self.start = progress.get("start")  # what the run started from was measured to; None: it was not
-    self._clock = None  # when the last step was looked at; None: the next one is not timed
+    # Until when time has been counted as that of steps; evaluations, saves and compilations are left out.
+    self._clock: float | None = None
 
   def progress_bar(self, step: int) -> bars.Bar:
     self._bar = bars.Bar(self._periods.train_steps, "train", "step", done=step, shown=jax.process_index() == 0)
     return self._bar
 
-  def say_what_compiles(self, batch: Batch) -> None:
+  def before_compiling(self, batch: Batch) -> None:
+    """The next step has to be compiled."""
+    self.settle(keep=0)
     self._bar.now(f"compiling ({in_words(batch)})")
+
+  def dispatched(self, was_compiled: bool) -> None:
+    """A step is on its way. Steps are timed from here on where it is the first, or compiling took its time."""
+    if self._clock is None or not was_compiled:
+      self._clock = time.perf_counter()
 
   def settle(self, keep: int) -> None:
     """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""
@@ -268,7 +277,7 @@ class _Loop:
       self._profiler.after(step)
       now = time.perf_counter()
       if self._is_finite(step, ids, metrics):
-        self._means.add(metrics, None if self._clock is None else now - self._clock)
+        self._means.add(metrics, now - (now if self._clock is None else self._clock))
       self._clock = now
       scalars, shares = self._means.scalars(), self._goodput.shares()
       if self._most_tokens_per_second and "tokens_per_second" in scalars:
@@ -284,7 +293,11 @@ class _Loop:
     if not (self._periods.evaluates(step) or self._periods.saves(step)):
       return False
     self.settle(keep=0)
-    self._clock = None
+    saves = self._evaluate_and_save(step, state, stop)
+    self._clock = time.perf_counter()
+    return saves
+
+  def _evaluate_and_save(self, step: int, state: TrainState, stop: Stop) -> bool:
     metric = None
     if self._periods.evaluates(step):
       try:
@@ -314,7 +327,7 @@ class _Loop:
   def _progress(self):
     return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start,
             "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators},
-            "goodput": self._goodput.to_json()}
+            "goodput": self._goodput.to_json(), "skipped": self._skipped}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""

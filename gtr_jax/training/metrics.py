@@ -27,21 +27,13 @@ class PeriodMeans:
     """Starts a new period."""
     self._sums, self._last, self._seconds = {}, {}, 0.0
 
-  def add(self, metrics: Mapping[str, float], seconds: float | None) -> None:
-    """Adds a step.
-
-    Args:
-      metrics: of `make_train_step`.
-      seconds: how long it took; None leaves it out of the throughput (it was compiled, or nobody measured).
-    """
+  def add(self, metrics: Mapping[str, float], seconds: float) -> None:
+    """Adds a step: metrics of `make_train_step`, and the time since the one before."""
     for name in (*_MEANS, *_SUMS):
       self._sums[name] = self._sums.get(name, 0.0) + metrics[name]
     self._sums["steps"] = self._sums.get("steps", 0) + 1
     self._last = {name: metrics[name] for name in _LAST}
-    if seconds is not None:
-      self._seconds += seconds
-      for name in ("pairs", "tokens"):
-        self._sums[f"timed_{name}"] = self._sums.get(f"timed_{name}", 0.0) + metrics[name]
+    self._seconds += seconds
 
   def scalars(self) -> dict[str, float]:
     """The period's summary: means, pairs and tokens per second, and `fill`, real tokens over token slots."""
@@ -50,7 +42,7 @@ class PeriodMeans:
     out = {name: self._sums[name] / self._sums["steps"] for name in _MEANS}
     out["fill"] = self._sums["tokens"] / self._sums["token_slots"]
     if self._seconds:
-      out |= {f"{name}_per_second": self._sums[f"timed_{name}"] / self._seconds for name in ("pairs", "tokens")}
+      out |= {f"{name}_per_second": self._sums[name] / self._seconds for name in ("pairs", "tokens")}
     return out | self._last
 
   def to_json(self) -> dict[str, Any]:

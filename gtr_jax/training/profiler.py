@@ -19,12 +19,13 @@ class Profiler:
 
   Args:
     folder: of the run; traces are written to `folder`/profile. None: nothing is traced.
-    first: step to begin with; None: none unless a signal asks.
+    first: step to begin with, where it comes; None: none unless a signal asks.
     steps: how many at once.
   """
 
   def __init__(self, folder: epath.Path | None, first: int | None = None, steps: int = 3):
     self._folder, self._first, self._steps = folder, first, steps
+    self._is_asked = False
     self._last: int | None = None  # Step of the trace that is being made.
     self._before: Any = None
 
@@ -40,8 +41,8 @@ class Profiler:
 
   def before(self, step: int) -> None:
     """A step is about to be given to the devices."""
-    if self._folder is not None and self._last is None and self._first is not None and step >= self._first:
-      self._first, self._last = None, step + self._steps - 1
+    if self._folder is not None and self._last is None and (self._is_asked or step == self._first):
+      self._is_asked, self._last = False, step + self._steps - 1
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # Its calls would slow all threads, and bury what has a name here.
       jax.profiler.start_trace(os.fspath(self._folder / FOLDER), profiler_options=options)
@@ -62,5 +63,5 @@ class Profiler:
 
   def _note(self, number, frame):
     del number, frame
-    self._first = 0  # From the next step on.
+    self._is_asked = True
     os.write(2, b"\nSIGUSR1: the next steps are traced\n")

@@ -108,7 +108,7 @@ TO_HOST = {"infeed", "outfeed", "send", "recv"}
 def compiled_training(case: Training) -> dict[str, Any]:
   plan = dry_run.make_plan(argparse.Namespace(
       gin_file=list(case.files), gin_bindings=list(case.bindings), gin_search_paths="", mean_tokens=None,
-      described_devices=case.devices, chip=case.chip), slices=case.slices)
+      described_devices=case.devices, chip=case.chip, slices=case.slices))
   assert not plan.compiler.endswith("cpu"), plan.compiler
   return {"mesh": plan.mesh, "params_bytes": plan.params_bytes, "parameters": plan.parameters,
           "total_bytes": plan.total_bytes, "out_of_memory": plan.out_of_memory, "seconds": plan.seconds,

@@ -246,12 +246,22 @@ def test_floors():
 
 
 @pytest.mark.parametrize("name, devices, expected", [
-    ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8")])
+    ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8"),
+    ("v4", 192, "v4:4x4x12"), ("v5p", 8960, "v5p:16x20x28")])
 def test_tpu_slices(name, devices, expected):
-  assert described.tpu_slices(chips.CHIPS[name].topology, devices) == (expected, 1)
-  assert described.tpu_slices(chips.CHIPS[name].topology, 3 * devices, 3) == (expected, 3)
-  with pytest.raises(InputError, match="power of two"):
-    described.tpu_slices(chips.CHIPS[name].topology, devices + 1)
+  assert described.tpu_slices(chips.CHIPS[name], devices) == (expected, 1)
+  assert described.tpu_slices(chips.CHIPS[name], 3 * devices, 3) == (expected, 3)
+
+
+@pytest.mark.parametrize("name, devices, slices, message", [
+    ("v5e", 48, 1, "--described_devices 48: a slice of v5e has a power of two of chips; give 32 or 64"),
+    ("v5e", 96, 2, "--described_devices 96 --slices 2: .*; give 64 or 128"),
+    ("v5p", 1000, 1, "a power of two of chips, or a multiple of 64; give 512 or 1,024"),
+    ("v6e", 512, 1, "a slice of v6e has at most 256 chips; give --slices 2 or more"),
+    ("v5e", 8, 3, "--slices 3: slices have the same number of chips each; give a multiple of 3")])
+def test_slices_that_do_not_exist(name, devices, slices, message):
+  with pytest.raises(InputError, match=message):
+    described.tpu_slices(chips.CHIPS[name], devices, slices)
 
 
 class Tpu:

@@ -96,6 +96,15 @@ def test_same_losses_as_one_process(together):
     np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in expected], rtol=1e-9)
 
 
+def test_process_0_can_be_asked_in_turn(together):
+  """As where it makes files before the others look at them, and a model is opened for that."""
+  _, (first, other), _, _ = together
+  asked, waits, within = first["in turn"]
+  assert asked == ["0 of process 0", "1 of process 0", 16] and within == "within, of process 0"
+  assert "cannot wait for each other meanwhile" in waits
+  assert other["in turn"] == first["in turn"]
+
+
 def test_each_feeds_the_groups_of_its_devices(together):
   _, reports, _, _ = together
   for index, report in enumerate(reports):

@@ -19,7 +19,9 @@ MESH = partitioning.make_mesh()
 
 @pytest.mark.parametrize("kind, name", [
     ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"),
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("cpu", None), ("NVIDIA A100-SXM4-40GB", None)])
+    ("TPU v5e", "v5e"), ("TPU v5p", "v5p"), ("TPU v6e", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"),
+    ("NVIDIA H100 PCIe", None), ("NVIDIA H100 NVL", None), ("NVIDIA GH200 480GB", None),
+    ("NVIDIA H200", "h200"), ("cpu", None), ("NVIDIA A100-SXM4-40GB", None)])
 def test_which_chip_a_device_is(kind, name):
   assert chips.of_device(types.SimpleNamespace(device_kind=kind)) is chips.CHIPS.get(name)
 

@@ -55,6 +55,12 @@ def test_too_many_in_a_row(run):
     run(Periods(9), train_step=bad_at(3, 4, 5))
 
 
+def test_too_many_in_a_row_of_several_starts(run):
+  run(Periods(4), train_step=bad_at(3, 4, 5))
+  with pytest.raises(TrainingError, match="step 5 is not finite .*last good checkpoint is .*4;"):
+    run(Periods(9), train_step=bad_at(3, 4, 5))
+
+
 @pytest.mark.parametrize("skips", [True, False])
 def test_a_step_leaves_everything_as_it_was(skips):
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])

@@ -73,3 +73,7 @@ def test_on_a_signal(profiled, capfd):
 def test_a_trace_that_the_end_cuts_off(profiled):
   (steps, _), = profiled(6, periods=Periods(6))
   assert steps == {6}
+
+
+def test_a_run_that_goes_on_behind_it_traces_nothing(profiled):
+  assert len(profiled(3, periods=Periods(4))) == len(profiled(3, periods=Periods(9))) == 1
