@@ -279,6 +279,12 @@ def test_wrong_line_of_a_file(tmp_path):
     resolve([*BASE, str(path)], REQUIRED)
 
 
+def test_what_nobody_has_written_down_may_be_unused():
+  """As where a flag has the text made that comes first, and a binding replaces what uses it."""
+  config.load(run.TrainingRun, BASE, [*REQUIRED, "run.TrainingRun.best_metric=None"],
+              first="BEST_METRIC = 'dev/ndcg'\nSOMETHING = 1\n")
+
+
 def test_what_is_required():
   with pytest.raises(InputError, match=r"MODEL_DIR is not set: give --gin.MODEL_DIR=VALUE"):
     resolve(BASE, REQUIRED[1:])
