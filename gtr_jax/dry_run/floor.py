@@ -27,14 +27,15 @@ def floor(chip: Chip, work: Work, state_bytes: float) -> Floor:
     work: of one device.
     state_bytes: of one device; read and written once.
   """
-  interconnect = [_seconds(chip, collective) for collective in work.collectives]
+  interconnect = [collective_seconds(chip, collective) for collective in work.collectives]
   known = [seconds for seconds in interconnect if seconds is not None]
   compute = (work.flops - work.float32_flops) / chip.flops + work.float32_flops / chip.float32_flops
   return Floor(compute, (work.matmul_bytes + 2 * state_bytes) / chip.memory_bandwidth,
                sum(known) if len(known) == len(interconnect) else None)
 
 
-def _seconds(chip: Chip, collective: Collective) -> float | None:
+def collective_seconds(chip: Chip, collective: Collective) -> float | None:
+  """Of all of a kind of collective, one after the other; None where a rate is not known."""
   if collective.span <= chip.domain:
     return collective.bytes / chip.interconnect
   return collective.bytes / chip.network if chip.network else None

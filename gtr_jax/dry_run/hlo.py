@@ -8,7 +8,7 @@ What nothing uses is not counted.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,18 +18,17 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BYTES = {"pred": 1, "token": 0, "bf16": 2, "c64": 8, "c128": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-# What a kernel of Pallas says of itself.
-_OF_KERNEL = re.compile(r'cost_estimate\\?":\s*{\\?"flops\\?":\s*\\?"?(\d+).*?bytes_accessed\\?":\s*\\?"?(\d+)')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Shape(NamedTuple):
-  """Of one array."""
+  """Of one array; whether it is in a TPU's fast memory."""
 
   dtype: str
   dims: tuple[int, ...]
+  is_fast: bool = False
 
   @property
   def bytes(self) -> int:
@@ -46,6 +45,15 @@ class Instruction(NamedTuple):
   operands: tuple[str, ...]
   attributes: str
   is_root: bool
+
+
+class OfKernel(NamedTuple):
+  """What the attention kernel says of itself; `products` of so many are of each logit."""
+
+  flops: int
+  logits: int
+  bytes: int
+  products: int
 
 
 @dataclass(frozen=True)
@@ -124,24 +132,51 @@ class Program:
         if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
           work.float32_flops += flops
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
-      elif kind == "custom-call" and (said := _OF_KERNEL.search(instruction.attributes)):
-        flops, accessed = (times * int(number) for number in said.groups())
-        work.flops += flops
-        work.float32_flops += flops if instruction.shapes[0].dtype == "f32" else 0
-        work.matmul_bytes += accessed
+      elif kernel := of_kernel(instruction):
+        work.flops += times * kernel.flops
+        work.float32_flops += times * kernel.flops if operands[1].dtype == "f32" else 0
+        work.matmul_bytes += times * kernel.bytes
       elif kind in COLLECTIVES:
-        kind = "reduce-scatter" if instruction.name in self._sliced else kind
-        groups = _groups(instruction.attributes, self._num_devices)
-        devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
-        if devices > 1:
-          dtype = ", ".join(sorted({shape.dtype for shape in operands}))
-          key = kind, dtype, devices, span, in_loop
+        collective = self.collective(instruction, operands, times)
+        if collective.devices > 1:
+          key = collective.kind, collective.dtype, collective.devices, collective.span, in_loop
           counts[key] += times
-          sent[key] += times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
+          sent[key] += collective.bytes
     work.collectives = sorted((Collective(*key, counts[key], sent[key]) for key in counts), key=lambda c: -c.bytes)
     return work
 
-  def executed(self) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
+  def collective(self, instruction: Instruction, operands: tuple[Shape, ...], times: int) -> Collective:
+    """One instruction of `COLLECTIVES`, run so often."""
+    kind = instruction.opcode.removesuffix("-start")
+    kind = "reduce-scatter" if instruction.name in self._sliced else kind
+    groups = _groups(instruction.attributes, self._num_devices)
+    devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
+    dtype = ", ".join(sorted({shape.dtype for shape in operands}))
+    sent = times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
+    return Collective(kind, dtype, devices, span, False, times, sent)
+
+  def accessed(self, instruction: Instruction, operands: tuple[Shape, ...]) -> list[Shape]:
+    """What an instruction reads and writes: of arrays that a fusion only takes slices of, or updates, these."""
+    whole = [*instruction.shapes, *operands]
+    if instruction.opcode != "fusion":
+      return whole
+    inside = self._computations[_said(r"calls=%?([\w.\-]+)", instruction)[1]]
+    users = defaultdict(list)
+    for one in inside.values():
+      for operand in one.operands:
+        users[operand].append(one)
+    found = []
+    for number, shape in enumerate(operands):
+      parameter = next(one for one in inside.values() if one.opcode == "parameter" and one.attributes == str(number))
+      slices, is_sliced = _slices_of(parameter.name, users, inside)
+      found += [part._replace(is_fast=shape.is_fast) for part in slices] if is_sliced else [shape]
+    updates = {one.shapes[0].dims: inside[one.operands[1]].shapes[0] for one in inside.values()
+               if one.opcode == "dynamic-update-slice"}
+    found += [updates[shape.dims]._replace(is_fast=shape.is_fast) if shape.dims in updates else shape
+              for shape in instruction.shapes]
+    return found
+
+  def executed(self, into_fusions: bool = True) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
     """Every instruction that is run, with the shapes of its operands, how often, and whether in a loop."""
     todo = [(self._entry, 1, False)]
     while todo:
@@ -153,7 +188,8 @@ class Program:
         if instruction.opcode == "while":
           body = _said(r"body=%?([\w.\-]+)", instruction)[1]
           todo.append((body, times * (self.trip_count(instruction) or 1), True))
-        elif not instruction.opcode.endswith(("-done", "-update")):
+        elif not instruction.opcode.endswith(("-done", "-update")) and (
+            into_fusions or instruction.opcode in ("conditional", "call")):
           called = _CALLED.findall(instruction.attributes)
           for branches in _BRANCHES.findall(instruction.attributes):
             called += re.findall(r"%?([\w.\-]+)", branches)
@@ -174,16 +210,46 @@ class Program:
     return None
 
 
+def _slices_of(name: str, users: Mapping[str, list[Instruction]],
+               inside: Mapping[str, Instruction]) -> tuple[list[Shape], bool]:
+  """The slices that a fusion takes of one of its arrays, or updates of it; and whether it does nothing else with it."""
+  found: list[Shape] = []
+  for user in users[name]:
+    if user.opcode == "dynamic-slice":
+      found += user.shapes
+    elif user.opcode == "bitcast":
+      slices, is_sliced = _slices_of(user.name, users, inside)
+      if not is_sliced:
+        return [], False
+      found += slices
+    elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+      return [], False
+  return found, True
+
+
+def of_kernel(instruction: Instruction) -> OfKernel | None:
+  """What a kernel of Pallas says of itself; None of anything else."""
+  if instruction.opcode != "custom-call" or '"tpu_custom_call"' not in instruction.attributes:
+    return None
+  found = [re.search(rf'{name}\\?":\s*\\?"?(\d+)', instruction.attributes)
+           for name in ("flops", "transcendentals", "bytes_accessed")]
+  if not all(found):
+    return None
+  flops, logits, accessed = (int(number[1]) for number in found if number)
+  return OfKernel(flops, logits, accessed, 5 if "attention_backward" in instruction.attributes else 2)
+
+
 def _instruction(root: str | None, name: str, result: str, opcode: str, rest: str) -> Instruction:
   end, depth = 0, 1
   while depth:
     depth += {"(": 1, ")": -1}.get(rest[end], 0)
     end += 1
   inside, after = rest[:end - 1], rest[end:]
-  shapes = tuple(Shape(dtype, tuple(map(int, dims.split(","))) if dims else ())
-                 for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", result)))
+  shapes = tuple(Shape(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(1)" in layout)
+                 for dtype, dims, layout in _SHAPE.findall(result))
   operands = () if opcode in ("constant", "parameter", "iota") else tuple(re.findall(r"%([\w.\-]+)", inside))
-  return Instruction(name, shapes, opcode, operands, inside if opcode == "constant" else after, bool(root))
+  attributes = inside if opcode in ("constant", "parameter") else after
+  return Instruction(name, shapes, opcode, operands, attributes, bool(root))
 
 
 def _only_sliced(computation: dict[str, Instruction]) -> set[str]:

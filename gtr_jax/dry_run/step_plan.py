@@ -21,10 +21,12 @@ import jax.numpy as jnp
 from gtr_jax.dry_run import described
 from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Program, Work
+from gtr_jax.dry_run.predicted import Predicted, predicted
 from gtr_jax.errors import InputError
 from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
 from gtr_jax.text.packing import Texts, round_rows
+from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.state import abstract_state, state_initializer
 from gtr_jax.training.step import compile_step, make_train_step
 
@@ -64,6 +66,8 @@ class Plan:
     seconds: the compilation took.
     out_of_memory: what the compiler says where it gave up because the step does not fit; else empty.
     program: that `work` was read from.
+    predicted: what the compiler expects a step to take; None where it does not say.
+    mfu: of real tokens, if a step takes that; of all token slots where rows are not packed.
   """
 
   mesh: dict[str, int]
@@ -78,6 +82,8 @@ class Plan:
   seconds: float
   out_of_memory: str
   program: Program = dataclasses.field(repr=False)
+  predicted: Predicted | None = None
+  mfu: float = 0.0
 
   @property
   def total_bytes(self) -> int:
@@ -116,6 +122,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
+  expected = None
   if chip and mesh.devices.flat[0].platform == "cpu" and described.has_compiler(chip):
     of_chips = described.devices(chip, mesh.size, slices)
     mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices, across_slices=across_slices)
@@ -139,10 +146,14 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
                        "--described_devices")
     else:
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      if chip and chip.clock and mesh.devices.flat[0].platform == "tpu":
+        expected = predicted(Program(compiled.as_text(), mesh.size), chip)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
+  fastest = most_tokens_per_second(model, mesh) if expected else None
+  mfu = tokens * (PACKED_FILL if sizes.row_lengths else 1) / expected.seconds / fastest if expected and fastest else 0.0
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program)
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, mfu)
 
 
 def compile_lowered(lowered: Any, devices: int) -> tuple[Program, Any]:
@@ -214,6 +225,11 @@ the state read and written once, at the memory's bandwidth; what the collectives
 the other, at the interconnect's. A step takes longer. ?: no source for that figure.
 """
 
+_PREDICTED_NOTE = """\
+The compiler's cycles of each operation, at the chip's clock; kernels by their products alone; collectives where \
+nothing else runs meanwhile. MFU is of real tokens where rows are packed, else of token slots.
+"""
+
 
 def report(plan: Plan, names: Sequence[str]) -> str:
   """The plan as text, with a row for each of these chips."""
@@ -241,6 +257,12 @@ def report(plan: Plan, names: Sequence[str]) -> str:
     lines.append(f"  {name:8}{_size(chip.memory):>10}{fits:>14}{_time(least.compute):>12}{_time(least.memory):>12}"
                  f"{_time(least.interconnect):>14}{_time(least.seconds):>12}")
   notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
+  if of_step := plan.predicted:
+    lines += ["", f"a step by {plan.compiler}: {_time(of_step.seconds)} at least, which is an MFU of {plan.mfu:.0%} at "
+              f"most; {_size(of_step.hbm_bytes)} to and from each device's memory"]
+    lines += [f"  {part:28}{_time(seconds):>12}{seconds / of_step.seconds:>8.0%}"
+              for part, seconds in of_step.parts.items() if seconds > 0.005 * of_step.seconds]
+    notes.append(_PREDICTED_NOTE)
   return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
 
 

@@ -70,12 +70,27 @@ class Attention(NamedTuple):
   head_dim: int = 64
 
 
+class Layers(NamedTuple):
+  """Training steps of 64 pairs of 64 and 256 tokens: what two more layers add, by the reference and by the kernel."""
+
+  chip: str
+  size: str
+  packed: bool
+
+
+class Products(NamedTuple):
+  """Products of matrices `[m, k]` and `[k, n]`, one after the other."""
+
+  chip: str
+  sizes: tuple[tuple[int, int, int], ...] = ((4096, 4096, 4096), (20480, 768, 3072), (20480, 3072, 768))
+
+
 def training(chip, devices, size, *files, **options):
   return Training(chip, devices, (f"models/t5_{size}.gin", *files), **options)
 
 
 SLICE = "meshes/tpu_slice.gin"
-PROGRAMS: dict[str, Training | Encoding | Search | Attention] = {
+PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Products] = {
     "small, 8 x v5e": training("v5e", 8, "small", "runs/pretrain.gin", "meshes/data_parallel.gin",
                                bindings=(*DEEP, "BATCH_SIZE=256")),
     "search, 256 x v5e": Search("v5e", 256, 1000),
@@ -101,6 +116,8 @@ PROGRAMS: dict[str, Training | Encoding | Search | Attention] = {
 PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, length, dtype, rows) for (
     length, dtype, rows), chip in itertools.product(
         [(64, "bfloat16", 64), (640, "float32", 64), (8192, "bfloat16", 2)], ["v5e", "v5p", "v6e"])}
+PROGRAMS |= {f"layers of base, {how}, v5e": Layers("v5e", "base", how == "packed") for how in ("padded", "packed")}
+PROGRAMS |= {f"products, {chip}": Products(chip) for chip in ("v5e", "v5p", "v6e")}
 IN_CI = ("small, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e", "attention, 640 tokens in float32, v5e")
 TO_HOST = {"infeed", "outfeed", "send", "recv"}
 
@@ -186,6 +203,55 @@ def compiled_attention(case: Attention) -> dict[str, Any]:
           "kernels": text.count("tpu_custom_call")}
 
 
+def compiled_layers(case: Layers) -> dict[str, Any]:
+  """Seconds and bytes that a layer adds to a step; of the reference and of the kernel."""
+  step_plan.describe_devices(1)
+  import numpy as np
+  from jax.sharding import Mesh
+
+  from gtr_jax import config
+  from gtr_jax.parallel.partitioning import AXES
+  from gtr_jax.training import run
+  config.load(run.TrainingRun, [f"models/t5_{case.size}.gin", "runs/pretrain.gin"], [], [], dry_run.NOT_NEEDED)
+  of_run = config.bindings(run.TrainingRun)
+  chip, lengths = chips.CHIPS[case.chip], {"inputs": 64, "targets": 256}
+  packing = {"row_lengths": {"inputs": 640, "targets": 640}, "mean_tokens": (24, 122)} if case.packed else {}
+  mesh = Mesh(np.asarray(described.devices(chip, 1).devices[:1]).reshape(1, 1, 1), AXES)
+  found = {}
+  for attention in ("reference", "kernel"):
+    of_layers = {}
+    for layers in (2, 4):
+      model = of_run["model"]
+      model = dataclasses.replace(model, config=dataclasses.replace(
+          model.config, num_layers=layers, attention=attention, dropout_rate=0.0))
+      plan = step_plan.plan(model, of_run["loss"], of_run["optimizer"], mesh,
+                            step_plan.BatchSizes(64, lengths, **packing), chip)
+      of_layers[layers] = plan.predicted
+    found[attention] = {name: (getattr(of_layers[4], name) - getattr(of_layers[2], name)) / 2
+                        for name in ("seconds", "hbm_bytes")}
+  return found
+
+
+def compiled_products(case: Products) -> dict[str, Any]:
+  step_plan.describe_devices(1)
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+  from gtr_jax.dry_run.hlo import Program
+  from gtr_jax.dry_run.predicted import predicted
+  chip = chips.CHIPS[case.chip]
+  one = NamedSharding(Mesh(described.devices(chip, 1).devices[:1], ("one",)), PartitionSpec())
+  found = []
+  for m, k, n in case.sizes:
+    a, b = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=one) for shape in ((m, k), (k, n)))
+    expected = predicted(Program(jax.jit(jnp.matmul).lower(a, b).compile().as_text(), 1), chip)
+    assert expected is not None
+    found.append({"seconds": expected.seconds, "least": max(
+        2 * m * k * n / chip.flops, 2 * (m * k + k * n + m * n) / chip.memory_bandwidth)})
+  return {"products": found}
+
+
 def mesh_of(case: Encoding | Search, **axes: int) -> Any:
   from gtr_jax.parallel import partitioning
   return partitioning.make_mesh(**axes, devices=described.devices(chips.CHIPS[case.chip], case.devices).devices)
@@ -216,7 +282,7 @@ def read(program: Any) -> dict[str, Any]:
 def main(name: str) -> None:
   case = PROGRAMS[name]
   of = {Training: compiled_training, Encoding: compiled_encoding, Search: compiled_search,
-        Attention: compiled_attention}[type(case)]
+        Attention: compiled_attention, Layers: compiled_layers, Products: compiled_products}[type(case)]
   print(json.dumps(of(case)))
 
 

@@ -135,3 +135,19 @@ def test_attention(name):
   assert found["kernels"] == 2  # Forward and backward.
   assert found["largest"] <= max(vectors, case.heads * 5 * 128 * 256)
   assert found["temporaries"] < 12 * 4 * vectors
+
+
+@pytest.mark.parametrize("name", names(programs.Layers))
+def test_layers(name):
+  """What the kernel saves of a layer's time and traffic; padded, most of what is left is not attention's."""
+  found = compiled(name)
+  of_reference, of_kernel = found["reference"], found["kernel"]
+  assert of_kernel["hbm_bytes"] < (0.25 if programs.PROGRAMS[name].packed else 0.55) * of_reference["hbm_bytes"]
+  assert of_kernel["seconds"] < (0.35 if programs.PROGRAMS[name].packed else 0.6) * of_reference["seconds"]
+
+
+@pytest.mark.parametrize("name", names(programs.Products))
+def test_what_the_compiler_expects_of_products(name):
+  """Hardly less than their FLOPs or their bytes take at the published rates: cycles are counted at the right clock."""
+  for found in compiled(name)["products"]:
+    assert 0.97 * found["least"] < found["seconds"] < 1.25 * found["least"]

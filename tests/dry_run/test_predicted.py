@@ -1,0 +1,96 @@
+"""What the TPU's compiler says of a step, read from its program."""
+
+import dataclasses
+
+import pytest
+
+from gtr_jax.dry_run.hlo import Program
+from gtr_jax.dry_run.predicted import predicted
+from gtr_jax.parallel import chips
+
+CHIP = dataclasses.replace(chips.CHIPS["v5e"], flops=1e12, memory_bandwidth=1e9, clock=1e9, interconnect=1e9)
+CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
+KERNEL = ('custom_call_target="tpu_custom_call", metadata={op_name="jit(train_step)/jvp()/Tower/encoder/attention/'
+          'attention/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"%d",'
+          '"transcendentals":"%d","bytes_accessed":"%d"}}}')
+PROGRAM = f"""
+HloModule step
+
+%add (c: f32[], d: f32[]) -> f32[] {{
+  %c = f32[] parameter(0)
+  %d = f32[] parameter(1)
+  ROOT %e = f32[] add(%c, %d)
+}}
+
+%one_layer (stack: f32[12,1000], x: f32[1000], out: f32[12,1000], i: s32[]) -> f32[12,1000] {{
+  %stack = f32[12,1000]{{1,0:T(8,128)}} parameter(0)
+  %x = f32[1000]{{0:T(1024)}} parameter(1)
+  %out = f32[12,1000]{{1,0:T(8,128)}} parameter(2)
+  %i = s32[] parameter(3)
+  %zero = s32[] constant(0)
+  %of_layer = f32[1,1000]{{1,0:T(8,128)}} dynamic-slice(%stack, %i, %zero), dynamic_slice_sizes={{1,1000}}
+  %flat = f32[1000]{{0:T(1024)}} bitcast(%of_layer)
+  %sum = f32[1000]{{0:T(1024)}} add(%flat, %x)
+  %of_out = f32[1,1000]{{1,0:T(8,128)}} bitcast(%sum)
+  ROOT %updated = f32[12,1000]{{1,0:T(8,128)}} dynamic-update-slice(%out, %of_out, %i, %zero)
+}}
+
+%body (p: (s32[], f32[12,1000], f32[1000], f32[12,1000])) -> (s32[], f32[12,1000], f32[1000], f32[12,1000]) {{
+  %p = (s32[], f32[12,1000], f32[1000], f32[12,1000]) parameter(0)
+  %n = s32[] get-tuple-element(%p), index=0
+  %stacked = f32[12,1000]{{1,0:T(8,128)}} get-tuple-element(%p), index=1
+  %near = f32[1000]{{0:T(1024)S(1)}} get-tuple-element(%p), index=2
+  %outs = f32[12,1000]{{1,0:T(8,128)}} get-tuple-element(%p), index=3
+  %layer = f32[12,1000]{{1,0:T(8,128)}} fusion(%stacked, %near, %outs, %n), kind=kLoop, calls=%one_layer, metadata={{op_name="jit(train_step)/jvp()/Tower/encoder/while/body/mlp/wi/dot_general"}}, {CYCLES % 50_000}
+  ROOT %next = (s32[], f32[12,1000], f32[1000], f32[12,1000]) tuple(%n, %stacked, %near, %layer)
+}}
+
+%condition (q: (s32[], f32[12,1000], f32[1000], f32[12,1000])) -> pred[] {{
+  %q = (s32[], f32[12,1000], f32[1000], f32[12,1000]) parameter(0)
+  %m = s32[] get-tuple-element(%q), index=0
+  %end = s32[] constant(12)
+  ROOT %less = pred[] compare(%m, %end), direction=LT
+}}
+
+ENTRY %main (a: f32[12,1000], b: f32[1000], d: bf16[2,128,64]) -> (f32[12,1000], f32[1000], bf16[2,128,64]) {{
+  %a = f32[12,1000]{{1,0:T(8,128)}} parameter(0)
+  %b = f32[1000]{{0:T(1024)}} parameter(1)
+  %d = bf16[2,128,64]{{2,1,0:T(8,128)(2,1)}} parameter(2)
+  %none = s32[] constant(0)
+  %begin = (f32[1000]{{0:T(1024)S(1)}}, f32[1000]{{0:T(1024)}}, u32[]{{:S(2)}}) copy-start(%b)
+  %fast = f32[1000]{{0:T(1024)S(1)}} copy-done(%begin)
+  %all = (s32[], f32[12,1000], f32[1000], f32[12,1000]) tuple(%none, %a, %fast, %a)
+  %loop = (s32[], f32[12,1000], f32[1000], f32[12,1000]) while(%all), condition=%condition, body=%body
+  %done = f32[12,1000]{{1,0:T(8,128)}} get-tuple-element(%loop), index=3
+  %bounds = s32[2,2,1]{{2,1,0}} constant({{...}})
+  %kernel = bf16[2,128,64]{{2,1,0:T(8,128)(2,1)}} custom-call(%bounds, %d, %d, %d), {KERNEL % (2 * 2 * 32768 * 64, 32768, 98304)}
+  %summed = f32[1000]{{0:T(1024)}} all-reduce(%b), replica_groups={{{{0,1}}}}, to_apply=%add
+  ROOT %result = (f32[12,1000], f32[1000], bf16[2,128,64]) tuple(%done, %summed, %kernel)
+}}
+"""  # noqa: E501
+
+
+def test_a_step():
+  found = predicted(Program(PROGRAM, 2), CHIP)
+  kernel = 4 * 2 * 128 * 64 * 2 + 4 * 4  # Bytes: four arrays, and the bounds.
+  assert found.hbm_bytes == 4000 + 12 * 8004 + kernel  # Of the stacks a layer, of what is fast nothing.
+  width = 2 * 2 * 32768 * 64 * 2 / CHIP.flops  # Heads of 64 take a matrix unit of 128.
+  assert found.parts == pytest.approx({"products with kernels": 12 * 50e-6, "attention": max(width, kernel / 1e9),
+                                       "the interconnect": 4e-6})
+  assert found.seconds == pytest.approx(sum(found.parts.values()))
+  assert [*found.parts] == ["products with kernels", "attention", "the interconnect"]
+
+
+def test_what_runs_beside_others_counts_where_it_takes_longer():
+  text = PROGRAM.replace(" all-reduce(", " all-reduce-start(")
+  assert "the interconnect" not in predicted(Program(text, 2), CHIP).parts
+  slow = dataclasses.replace(CHIP, interconnect=1e6)
+  assert predicted(Program(text, 2), slow).seconds == pytest.approx(4000 / 1e6)
+  thin = dataclasses.replace(CHIP, memory_bandwidth=1e7)
+  found = predicted(Program(PROGRAM, 2), thin)
+  assert found.seconds == pytest.approx(found.hbm_bytes / 1e7 + 4e-6)
+  assert found.parts["waiting for the memory"] > 0
+
+
+def test_other_compilers_say_nothing():
+  assert predicted(Program(PROGRAM.replace("estimated_cycles", "other"), 2), CHIP) is None
