@@ -123,6 +123,7 @@ class _Shape(NamedTuple):
 
   heads: int  # In a block of lanes.
   head_dim: int
+  longest: int  # Positions of a text, in whole blocks.
   precision: jax.lax.PrecisionLike
   interpret: bool
 
@@ -224,8 +225,8 @@ def _call(kernel, name, shape, products, bounds, inputs, specs, outputs, out_spe
   # Of each block one is worked on, and another one comes or goes meanwhile.
   blocks = sum(math.prod(spec.block_shape) * x.dtype.itemsize for spec, x in zip(
       specs + out_specs, [*inputs, *outputs], strict=True))
-  # Of rows with one text each; what several texts leave out is not known when it is compiled.
-  logits = rows * lanes * shape.heads * inputs[0].shape[1]**2
+  # Of texts as long as they may be; what shorter ones leave out is not known when it is compiled.
+  logits = rows * lanes * shape.heads * inputs[0].shape[1] * shape.longest
   cost = pl.CostEstimate(flops=2 * products * logits * shape.head_dim, transcendentals=logits,
                          bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)))
   outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(inputs[0]).mat) for x in outputs]
@@ -303,7 +304,7 @@ def attention(query_NxLxHxD: jax.Array, key_NxLxHxD: jax.Array, value_NxLxHxD: j
   at_once, more = _joined(rows, length)
   q, k, v = (jnp.pad(x.reshape(rows, length, -1), ((0, 0), (0, more), (0, 0))).reshape(
       rows // at_once, -1, heads * head_dim) for x in (query_NxLxHxD, key_NxLxHxD, value_NxLxHxD))
-  shape = _Shape(max(1, _LANES // head_dim), head_dim, precision, interpret)
+  shape = _Shape(max(1, _LANES // head_dim), head_dim, -(-length // BLOCK) * BLOCK, precision, interpret)
   q, k, v, bias, *runs_of_all = _alike(q, k, v, bias_HxTxKxQ, *runs)
   out = _attention(shape, q, k, v, bias, Runs(*runs_of_all))
   return out.reshape(rows, length + more, heads, head_dim)[:, :length]

@@ -143,11 +143,11 @@ def test_layers(name):
   found = compiled(name)
   of_reference, of_kernel = found["reference"], found["kernel"]
   assert of_kernel["hbm_bytes"] < (0.25 if programs.PROGRAMS[name].packed else 0.55) * of_reference["hbm_bytes"]
-  assert of_kernel["seconds"] < (0.35 if programs.PROGRAMS[name].packed else 0.6) * of_reference["seconds"]
+  assert of_kernel["seconds"] < (0.4 if programs.PROGRAMS[name].packed else 0.65) * of_reference["seconds"]
 
 
-@pytest.mark.parametrize("name", names(programs.Products))
-def test_what_the_compiler_expects_of_products(name):
-  """Hardly less than their FLOPs or their bytes take at the published rates: cycles are counted at the right clock."""
-  for found in compiled(name)["products"]:
-    assert 0.97 * found["least"] < found["seconds"] < 1.25 * found["least"]
+@pytest.mark.parametrize("name", names(programs.Product))
+def test_what_the_compiler_expects_of_a_product(name):
+  """About what its FLOPs take at the peak: cycles are counted at the right clock."""
+  found = compiled(name)
+  assert found["least"] < found["seconds"] < 1.16 * found["least"]
