@@ -12,11 +12,10 @@ import io
 import lzma
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
-
-import zstandard
 
 from gtr_jax.errors import InputError
 from gtr_jax.io import diagnose
@@ -43,9 +42,18 @@ class Part(NamedTuple):
   before: int | None = None  # How many lines begin before `start`, where that was counted.
 
 
-# Dumps of Reddit are made with --long=31.
-_FRAMES = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor,
-           ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()}
+def _zst():
+  import zstandard  # Encoding and search read no such file.
+  return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()  # Dumps of Reddit are made with --long=31.
+
+
+def _errors() -> tuple[type[Exception], ...]:
+  """Of what undoes a compression."""
+  of_zst = (sys.modules["zstandard"].ZstdError,) if sys.modules.get("zstandard") else ()
+  return (zlib.error, lzma.LZMAError, *of_zst)
+
+
+_FRAMES: dict[str, Callable[[], Any]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor, ".zst": _zst}
 
 
 class Line(NamedTuple):
@@ -165,7 +173,7 @@ def open_file(path: str | os.PathLike, start: int = 0, text: bool = True) -> "It
       anew = "; or, where gzip -t finds it whole but for what follows, write it anew: zcat FILE | gzip"
       raise InputError(f"{place}: the archive is damaged ({e}); fetch it again"
                        + anew * ("Not a gzipped" in str(e))) from e
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as e:
+    except _errors() as e:
       raise InputError(f"{place}: the archive is damaged ({e}); fetch it again") from e
     except OSError as e:
       if e.errno is not None or not name.endswith(".bz2"):

@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 BLOCK = 128  # Queries and keys of a block: the lanes of a register, and the rows of the matrix unit.
 LONGEST = 8192  # Positions of a row: what queries, keys, values and their gradients need of the fast memory.
-_LONGEST_OF = {"TPU v4": 2048}  # Where that is 16 MiB instead of 128.
+_LONGEST_OF = {"TPU v4": 1024}  # Where that is 16 MiB instead of 128.
 _ENOUGH = 1024  # Positions of a row that keep the matrix unit busy while the next ones are fetched.
 INTERPRET = False  # Run it on any device, for tests.
 _LANES = 128

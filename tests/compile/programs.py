@@ -116,6 +116,7 @@ PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Product]
 PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, length, dtype, rows) for (
     length, dtype, rows), chip in itertools.product(
         [(64, "bfloat16", 64), (640, "float32", 64), (8192, "bfloat16", 2)], ["v5e", "v5p", "v6e"])}
+PROGRAMS["attention, 1024 tokens in float32, v4"] = Attention("v4", 1024, "float32", 2)  # The longest there.
 PROGRAMS |= {f"layers of base, {how}, v5e": Layers("v5e", "base", how == "packed") for how in ("padded", "packed")}
 PROGRAMS |= {f"product, {chip}": Product(chip) for chip in ("v5e", "v5p", "v6e")}
 IN_CI = ("small, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e", "attention, 640 tokens in float32, v5e")

@@ -10,13 +10,14 @@ import pytest
 
 from gtr_jax.models import attention_kernel
 from gtr_jax.models.attention import (
-    Pattern,
-    attention,
-    kernel_refuses,
-    pattern,
-    position_bias,
-    relative_position_bucket,
+  Pattern,
+  attention,
+  kernel_refuses,
+  pattern,
+  position_bias,
+  relative_position_bucket,
 )
+from gtr_jax.text.packing import pack_texts
 
 
 def bucket_in(dtype, distance, num_buckets=32, max_distance=128):
@@ -160,10 +161,19 @@ def test_blocks_without_a_common_text_are_left_out():
   assert list(zip(first.tolist(), behind.tolist(), strict=True)) == [(0, 1), (1, 4), (1, 4), (1, 4), (4, 5)]
 
 
+def test_of_five_texts_a_row_about_half_of_the_blocks_are_left_out():
+  lengths = np.minimum(np.random.default_rng(0).gamma(4, 122 / 4, 2000).astype(int) + 1, 256)
+  texts = np.where(np.arange(256) < lengths[:, None], 1, 0)[None]
+  segments = pack_texts(texts, 640, 0.1).segment_ids[0]
+  assert len(lengths) / len(segments) > 5 and np.count_nonzero(segments) / segments.size > 0.95
+  first, behind = np.moveaxis(np.asarray(attention_kernel.runs_of(jnp.asarray(segments)).bounds), 1, 0)
+  assert (behind - first).sum() / (len(segments) * 5 * 5) < 0.55
+
+
 def test_where_there_is_a_kernel(interpreted, monkeypatch):
   assert not kernel_refuses(8192, 12, 64) and not kernel_refuses(64, 1, 128)
   assert "longer than 8,192" in kernel_refuses(8193, 12, 64)
   assert "3 heads of 64" in kernel_refuses(64, 3, 64)  # Half of a block of lanes would be empty.
-  assert "longer than 2,048" in attention_kernel.refuses("TPU v4", 2049, 12, 64)
+  assert "longer than 1,024" in attention_kernel.refuses("TPU v4", 1025, 12, 64)
   monkeypatch.undo()
   assert kernel_refuses(64, 12, 64) == "it is for TPUs"
