@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--slices", type=flags.positive, metavar="N",
                      help="the described TPUs are in N slices, which a data-centre network connects (default: 1; with "
                      "--chip, whose compiler lays them out)")
+  group.add_argument("--tune", action="store_true", default=None,
+                     help="try t5.T5Config.remat and MICROBATCH_SIZE, and say which are the fastest that fit, by what "
+                     "the compiler of --chip, a TPU, expects: some compilations of minutes each")
   group.add_argument("--mean_tokens", type=flags.above_0, nargs=2, metavar=("QUERY", "PASSAGE"),
                      help="for the number of rows where ROW_LENGTHS packs several texts into a row: tokens of a text "
                      "on average (default: half of the longest)")
@@ -57,9 +60,11 @@ def _check_slices(args: argparse.Namespace, chip: Any, slices: int) -> None:
 
 def asked(args: argparse.Namespace) -> bool:
   """Whether the flags ask for a dry run. Raises InputError where they do not fit together."""
-  for name in ("described_devices", "chip", "slices", "mean_tokens"):
+  for name in ("described_devices", "chip", "slices", "tune", "mean_tokens"):
     if getattr(args, name) is not None and not args.dry_run:
       raise InputError(f"--{name} belongs to --dry_run; add that, or leave it out")
+  if args.tune and not args.chip:
+    raise InputError("--tune: say for which TPU, with --chip")
   if args.slices and not (args.chip and args.described_devices):
     raise InputError(f"--slices {args.slices}: say of how many chips and which, with --described_devices and --chip")
   return args.dry_run
@@ -69,17 +74,47 @@ def run(args: argparse.Namespace, options: Any = None) -> None:
   """Prints the plan. `args` are those of `gtr-jax train`, `options` of its run from pairs."""
   from gtr_jax.dry_run import step_plan
   from gtr_jax.parallel import chips
+  if args.tune:
+    _tune(args, options)
+    return
   print(step_plan.report(make_plan(args, options), [args.chip] if args.chip else list(chips.CHIPS)))
 
 
-def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
-  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it.
+def _tune(args: argparse.Namespace, options: Any) -> None:
+  """Prints what was tried, as it is known, and what is the fastest."""
+  from gtr_jax.dry_run import described, tuning
+  from gtr_jax.parallel import chips, partitioning
+  chip = chips.find(args.chip)
+  if not chip.topology or not described.has_compiler(chip):
+    raise InputError(f"--tune asks the compiler of a TPU, and that for {args.chip} is not installed: pip install "
+                     "'gtr_jax[aot]', and give --chip v4, v5e, v5p or v6e")
+  bindings, (of_run, sizes) = list(args.gin_bindings), _configured(args, options)
+  batch, groups = sizes.batch_size, partitioning.num_groups(of_run["mesh"])
+  print(f"{'remat':10}{'MICROBATCH_SIZE':>16}{'memory':>10}{'a step':>13}{'MFU':>5}", flush=True)
 
-  Args:
-    args: the flags.
-    options: of a run from pairs.
-  """
-  from gtr_jax.dry_run import described, step_plan
+  def bound(remat, microbatch):
+    return [f"t5.T5Config.remat='{remat}'", f"MICROBATCH_SIZE={None if microbatch == batch else microbatch}"]
+
+  def plan_of(remat, microbatch):
+    args.gin_bindings = [*bindings, *bound(remat, microbatch)]
+    return make_plan(args, options)
+
+  def say(choice):
+    expected = "does not fit" if choice.seconds is None else f"{1e3 * choice.seconds:.1f} ms"
+    print(f"{choice.remat:10}{choice.microbatch if choice.microbatch < batch else 'None':>16}"
+          f"{choice.bytes / chip.memory:>10.0%}{expected:>13}" + f"{choice.mfu:>5.0%}" * choice.fits, flush=True)
+
+  best = tuning.fastest(tuning.choices(plan_of, chip.memory, batch, groups, say))
+  if best is None:
+    print("none fits: more devices, or a mesh that divides the parameters (meshes/fsdp.gin)")
+  else:
+    print("the fastest that fits:", *(f'--gin.{binding.replace("=", "=" + chr(34), 1)}"'
+                                      for binding in bound(best.remat, best.microbatch)))
+
+
+def _configured(args: argparse.Namespace, options: Any) -> tuple[Any, Any]:
+  """What is bound of a `TrainingRun`, and the sizes of its batch."""
+  from gtr_jax.dry_run import step_plan
   from gtr_jax.parallel import chips
   chip = chips.find(args.chip) if args.chip else None
   slices = args.slices or 1
@@ -102,6 +137,21 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
   batch_sizes.batch_maker(sizes.batch_size, sizes.microbatch_size, partitioning.num_groups(of_run["mesh"]), 1,
                           sizes.row_lengths, lengths)
   _check_mean_tokens(sizes)
+  return of_run, sizes
+
+
+def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
+  """The `step_plan.Plan` of a configuration; what a dry run does not need may be missing in it.
+
+  Args:
+    args: the flags.
+    options: of a run from pairs.
+  """
+  of_run, sizes = _configured(args, options)
+  from gtr_jax import config
+  from gtr_jax.dry_run import described, step_plan
+  from gtr_jax.parallel import chips, partitioning
+  chip = chips.find(args.chip) if args.chip else None
   devices, of_model = of_run["mesh"].size, of_run["model"].config
   deep = of_model.num_layers >= _DEEP and not of_model.scan_layers
   if chip and chip.topology and described.has_compiler(chip) and deep:
@@ -109,5 +159,5 @@ def make_plan(args: argparse.Namespace, options: Any = None) -> Any:
               "for the largest models; t5.T5Config.scan_layers = True makes them a loop, which is compiled once")
   bars.note(f"compiling the training step for {devices} device{'s' * (devices > 1)} ...")
   across = config.bindings(partitioning.make_mesh).get("across_slices", "data")
-  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip, slices,
-                        across)
+  return step_plan.plan(of_run["model"], of_run["loss"], of_run["optimizer"], of_run["mesh"], sizes, chip,
+                        args.slices or 1, across)

@@ -90,15 +90,22 @@ class Plan:
     return self.params_bytes + self.optimizer_bytes + self.batch_bytes + self.temporary_bytes
 
 
+_described: int | None = None  # How many devices jax has been told to take.
+
+
 def describe_devices(count: int) -> None:
   """Has jax take `count` CPU devices, before anything else uses it.
 
   Raises:
     InputError: jax has started with others.
   """
+  global _described
+  if _described == count:
+    return
   try:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
+    _described = count
   except RuntimeError as e:
     raise InputError(f"--described_devices {count}: jax has already started with {jax.device_count()} devices") from e
 

@@ -1,0 +1,68 @@
+"""What of a step may be chosen without changing it: how many pairs are encoded at once, and what is computed again."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from gtr_jax.dry_run.predicted import Predicted
+
+REMATS = ("none", "dots", "layer")  # of T5Config
+
+
+class Planned(Protocol):
+  """What is asked of a `step_plan.Plan`."""
+
+  total_bytes: int
+  out_of_memory: str
+  predicted: Predicted | None
+  mfu: float
+
+
+class Choice(NamedTuple):
+  """One that was compiled. Bytes are of one device, what of its memory the step needs."""
+
+  remat: str
+  microbatch: int
+  bytes: float
+  fits: bool
+  seconds: float | None
+  mfu: float
+
+
+def choices(plan_of: Callable[[str, int], Planned], memory: float, batch: int, groups: int,
+            say: Callable[[Choice], None]) -> list[Choice]:
+  """Compiles, for each kind of `remat`, the largest microbatch that fits; a smaller one is hardly ever faster.
+
+  Args:
+    plan_of: the plan of a `remat` and a microbatch, which is the whole batch where nothing is cached.
+    memory: of a device.
+    batch: pairs.
+    groups: data shards, that a microbatch is divided over.
+    say: gets each as it is known.
+
+  Returns:
+    All that were compiled.
+  """
+  found = []
+  for remat in REMATS:
+    microbatch = batch
+    while True:
+      plan = plan_of(remat, microbatch)
+      fits = not plan.out_of_memory and plan.total_bytes <= memory
+      seconds = plan.predicted.seconds if plan.predicted and fits else None
+      found.append(Choice(remat, microbatch, plan.total_bytes, fits, seconds, plan.mfu if fits else 0.0))
+      say(found[-1])
+      if fits or microbatch == groups:
+        break
+      # As often halved as its bytes say, if they shrink with it.
+      smaller = [size for halvings in range(1, 64) if (size := batch >> halvings) >= groups and size < microbatch
+                 and batch % size == 0 and size % groups == 0]
+      if not smaller:
+        break
+      microbatch = next((size for size in smaller if size * plan.total_bytes <= 1.5 * microbatch * memory), smaller[-1])
+  return found
+
+
+def fastest(of: list[Choice]) -> Choice | None:
+  """Of those that fit; None where none does."""
+  return min((choice for choice in of if choice.seconds is not None), key=lambda choice: choice.seconds or 0.0,
+             default=None)
