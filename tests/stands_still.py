@@ -10,7 +10,7 @@ import one_of_two
 
 from gtr_jax.parallel import processes, progress
 
-SLOW, STILL, LIMIT = 3, 6, 20  # the batch that takes long, the one that never comes; seconds
+SLOW, STILL, LIMIT = 3, 6, 40  # the batch that takes long, the one that never comes; seconds
 
 
 class SlowBatches(one_of_two.PartOfBatches):
