@@ -88,7 +88,7 @@ def _tune(args: argparse.Namespace, options: Any) -> None:
   if not chip.topology or not described.has_compiler(chip):
     raise InputError(f"--tune asks the compiler of a TPU, and that for {args.chip} is not installed: pip install "
                      "'gtr_jax[aot]', and give --chip v4, v5e, v5p or v6e")
-  bindings, (of_run, sizes) = list(args.gin_bindings), _configured(args, options)
+  of_run, sizes = _configured(args, options)
   batch, groups = sizes.batch_size, partitioning.num_groups(of_run["mesh"])
   print(f"{'remat':10}{'MICROBATCH_SIZE':>16}{'memory':>10}{'a step':>13}{'MFU':>5}", flush=True)
 
@@ -96,8 +96,8 @@ def _tune(args: argparse.Namespace, options: Any) -> None:
     return [f"t5.T5Config.remat='{remat}'", f"MICROBATCH_SIZE={None if microbatch == batch else microbatch}"]
 
   def plan_of(remat, microbatch):
-    args.gin_bindings = [*bindings, *bound(remat, microbatch)]
-    return make_plan(args, options)
+    bindings = [*args.gin_bindings, *bound(remat, microbatch)]
+    return make_plan(argparse.Namespace(**{**vars(args), "gin_bindings": bindings}), options)
 
   def say(choice):
     expected = "does not fit" if choice.seconds is None else f"{1e3 * choice.seconds:.1f} ms"
@@ -117,9 +117,8 @@ def _configured(args: argparse.Namespace, options: Any) -> tuple[Any, Any]:
   from gtr_jax.dry_run import step_plan
   from gtr_jax.parallel import chips
   chip = chips.find(args.chip) if args.chip else None
-  slices = args.slices or 1
   if chip and args.described_devices:
-    _check_slices(args, chip, slices)
+    _check_slices(args, chip, args.slices or 1)
   if args.described_devices:
     step_plan.describe_devices(args.described_devices)
   from gtr_jax import config

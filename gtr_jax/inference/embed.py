@@ -278,7 +278,11 @@ class Progress:
 
   def add(self, texts: int, tokens: int) -> None:
     """Texts of this process and their tokens that are done now."""
-    before = self._texts * self._total // max(self._own, 1)
+    before = self._of_all(self._texts)
     self._texts, self._tokens = self._texts + texts, self._tokens + tokens
-    rate = self._tokens * self._total / max(self._own, 1) / (time.perf_counter() - self._start)
-    self._bar.update(self._texts * self._total // max(self._own, 1) - before, f"{rate:,.0f} tokens/s")
+    rate = self._of_all(self._tokens) / (time.perf_counter() - self._start)
+    self._bar.update(self._of_all(self._texts) - before, f"{rate:,.0f} tokens/s")
+
+  def _of_all(self, own: int) -> int:
+    """Of all processes, where so many are this one's."""
+    return own * self._total // max(self._own, 1)

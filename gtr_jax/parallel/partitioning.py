@@ -135,14 +135,16 @@ def slices_of_shards(mesh: Mesh) -> tuple[int, ...]:
 
 def platform() -> str:
   """What is computed on under the mesh of `jax.set_mesh`, which may be of described devices: "cpu", "gpu" or "tpu"."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  return jax.default_backend() if device is None else device.platform
+  return _device().platform
 
 
 def device_kind() -> str:
   """What jax calls the devices of that mesh, such as "TPU v4"."""
-  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-  return jax.devices()[0].device_kind if device is None else device.device_kind
+  return _device().device_kind
+
+
+def _device():
+  return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.devices()[0]
 
 
 def logical_spec(names: tuple[str | None, ...]) -> PartitionSpec:

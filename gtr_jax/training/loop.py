@@ -276,8 +276,9 @@ class _Loop:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       self._profiler.after(step)
       now = time.perf_counter()
+      assert self._clock is not None  # Since the first step was dispatched.
       if self._is_finite(step, ids, metrics):
-        self._means.add(metrics, now - (now if self._clock is None else self._clock))
+        self._means.add(metrics, now - self._clock)
       self._clock = now
       scalars, shares = self._means.scalars(), self._goodput.shares()
       if self._most_tokens_per_second and "tokens_per_second" in scalars:
