@@ -1,4 +1,4 @@
-"""What test_two_processes.py starts: one of two processes, or a single one that does the same."""
+"""What test_two_processes.py starts: one of two processes, one of four, or a single one that does the same."""
 
 import contextlib
 import json
@@ -114,6 +114,34 @@ def alone(folder):
           folder / "results_alone")
 
 
+def encode_and_search(folder, name):
+  model, collection, store_dir = folder / "model", folder / "collection", folder / f"store_{name}"
+  command("encode", "--model", model, "--collection", collection, "--output", store_dir)
+  command("search", "--model", model, "--embeddings", store_dir, "--queries", collection / "queries.jsonl",
+          "--output", folder / f"run_{name}.trec", "--top_k", 1000)
+
+
+def one_of_four(index, port, folder):
+  """Two devices each; the third is signalled in training, and in the end the second is killed."""
+  processes.join("test", processes.Cluster(f"localhost:{port}", 4, index), "start again")
+  report = {"devices": [jax.device_count(), jax.local_device_count()], "fed": [fed(model=2), fed(model=4)]}
+
+  with jax.enable_x64(True):
+    training = Training(data=2, fsdp=2, model=2)
+    interruption = {"after": SIGNAL_AFTER, "then": lambda: os.kill(os.getpid(), signal.SIGTERM)} if index == 2 else {}
+    result = training.run(folder / "four", **interruption)
+    report["stopped"] = [int(result.state.step), result.stopped_by]
+    report["going on"] = int(training.run(folder / "four").state.step)
+
+  encode_and_search(folder, "four")
+
+  (folder / f"four_{index}.json").write_text(json.dumps(report))
+  processes.wait_for_all()
+  with jax.enable_x64(True):
+    interruption = {"after": 3, "then": lambda: os.kill(os.getpid(), signal.SIGKILL)} if index == 1 else {}
+    training.run(folder / "killed_of_four", **interruption)
+
+
 def together(index, port, folder):
   processes.join("test", processes.Cluster(f"localhost:{port}", 2, index), "start again")
   report = {"devices": [jax.device_count(), jax.local_device_count()]}
@@ -145,10 +173,7 @@ def together(index, port, folder):
     report["stopped"] = [int(result.state.step), result.stopped_by]
     report["going on"] = int(training.run(folder / "stopped").state.step)
 
-  model, collection = folder / "model", folder / "collection"
-  command("encode", "--model", model, "--collection", collection, "--output", folder / "store")
-  command("search", "--model", model, "--embeddings", folder / "store", "--queries", collection / "queries.jsonl",
-          "--output", folder / "run.trec", "--top_k", 1000)
+  encode_and_search(folder, "two")
   texts = [f"text {row}" for row in range(20)]
   texts[0] += " of process 1" * index  # The last row, of the part that process 1 hashes.
   writer = store.StoreWriter(folder / "other", Documents([f"{row:02}" for row in range(20)], [""] * 20, texts), 4, {})
@@ -157,7 +182,8 @@ def together(index, port, folder):
       writer.check_documents(rows)
     except InputError as e:
       report["other documents"] = [rows.start, str(e)]
-  command("evaluate", "--model", model, "--collection", collection, "--bm25", "--output", folder / "results")
+  command("evaluate", "--model", folder / "model", "--collection", folder / "collection", "--bm25", "--output",
+          folder / "results")
 
   (folder / f"report_{index}.json").write_text(json.dumps(report))
   processes.wait_for_all()
@@ -170,4 +196,4 @@ if __name__ == "__main__":
   if sys.argv[1] == "alone":
     alone(Path(sys.argv[2]))
   else:
-    together(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    {"2": together, "4": one_of_four}[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

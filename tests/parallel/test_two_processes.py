@@ -1,4 +1,4 @@
-"""Two real processes with four devices each, against one with eight; and what they do when one of them dies."""
+"""Two real processes with four devices each, and four with two, against one with eight; and deaths."""
 
 import json
 import os
@@ -71,12 +71,24 @@ def together(tmp_path_factory):
   write_model_dir(folder / "model")
   write_collection(folder / "collection", corpus(60))
   port, script = free_port(), Path(__file__).parents[1] / "one_of_two.py"
-  with Processes(folder, "all", [[script, 0, port, folder], [script, 1, port, folder], [script, "alone", folder]],
+  with Processes(folder, "all", [[script, 2, 0, port, folder], [script, 2, 1, port, folder], [script, "alone", folder]],
                  [{"JAX_NUM_CPU_DEVICES": devices} for devices in "448"]) as processes:
     *codes, code_alone = processes.exit_codes()
     paths = [folder / "report_0.json", folder / "report_1.json"]
     assert code_alone == 0 and all(path.exists() for path in paths), "\n".join(processes.outputs())
     return folder, [json.loads(path.read_text()) for path in paths], codes, processes.outputs()[:2]
+
+
+@pytest.fixture(scope="module")
+def four(together):
+  """The folder of `one_of_two.py`, and of four processes their reports, exit codes and outputs."""
+  folder, *_ = together
+  port, script = free_port(), Path(__file__).parents[1] / "one_of_two.py"
+  with Processes(folder, "four", [[script, 4, index, port, folder] for index in range(4)],
+                 [{"JAX_NUM_CPU_DEVICES": "2"}] * 4) as processes:
+    codes, paths = processes.exit_codes(), [folder / f"four_{index}.json" for index in range(4)]
+    assert all(path.exists() for path in paths), "\n".join(processes.outputs())
+    return folder, [json.loads(path.read_text()) for path in paths], codes, processes.outputs()
 
 
 def metrics(folder):
@@ -133,20 +145,25 @@ def test_evaluates_as_one_process(together):
   assert "nDCG@10" in outputs[0] and "nDCG@10" not in outputs[1]
 
 
-def test_encodes_and_searches_as_one_process(together):
-  folder, _, _, outputs = together
-  ours = Store(folder / "store")
+def same_store_and_run_as_alone(folder, name):
+  ours = Store(folder / f"store_{name}")
   expected = Store(next((folder / "results_alone" / "embeddings").iterdir()))
   assert ours.ids == expected.ids and ours.settings == expected.settings
   assert ours.documents_hash == expected.documents_hash
-  assert all((folder / "store" / name).read_bytes() == (expected.path / name).read_bytes() for name in (
+  assert all((ours.path / file).read_bytes() == (expected.path / file).read_bytes() for file in (
       "documents.jsonl", "offsets.npy", "checksums.npy"))
   np.testing.assert_allclose(ours[:], expected[:], atol=1e-6)
-  ours, expected = read_run(folder / "run.trec"), read_run(folder / "results_alone" / "runs" / "model-collection.trec")
+  ours = read_run(folder / f"run_{name}.trec")
+  expected = read_run(folder / "results_alone" / "runs" / "model-collection.trec")
   assert ours.keys() == expected.keys() and len(ours) == 12
   for query, ranking in expected.items():
     assert ours[query].doc_ids == ranking.doc_ids
     np.testing.assert_allclose(ours[query].scores, ranking.scores, atol=1e-6)
+
+
+def test_encodes_and_searches_as_one_process(together):
+  folder, _, _, outputs = together
+  same_store_and_run_as_alone(folder, "two")
   assert "60 documents, 8 numbers each" in outputs[0] and "documents" not in outputs[1]
 
 
@@ -163,6 +180,37 @@ def test_the_first_process_is_killed(together):
   _, _, codes, outputs = together
   assert codes == [-signal.SIGKILL, 1]
   assert re.search(r"^test \(process 1 of 2\): process 0 of 2 \(on \S+\) is gone: .*; start again$", outputs[1], re.M)
+
+
+def test_four_train_as_one_process(four):
+  """Also where one of them is signalled, and all go on."""
+  folder, reports, _, outputs = four
+  assert [report["devices"] for report in reports] == [[8, 2]] * 4
+  assert [[own for own, _ in report["fed"]] for report in reports] == [[[0], [0]], [[1], [0]], [[2], [1]], [[3], [1]]]
+  assert all(tokens == tiny_batch(1, groups).queries.tokens.tolist() for report in reports
+             for (_, tokens), groups in zip(report["fed"], (4, 2), strict=True))
+  (step, stopped_by), *others = [report["stopped"] for report in reports]
+  assert SIGNAL_AFTER <= step <= SIGNAL_AFTER + 2 and stopped_by == signal.SIGTERM
+  assert others == [[step, stopped_by]] * 3 and [report["going on"] for report in reports] == [STEPS] * 4
+  assert [f"stopped by SIGTERM after step {step}" in output for output in outputs] == [True, False, False, False]
+  ours, expected = metrics(folder / "four"), metrics(folder / "alone")
+  assert len(ours) == len(expected) == STEPS
+  for name in ("train/loss", "train/grad_norm", "train/param_norm", "train/mrr"):
+    np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in expected], rtol=1e-9)
+
+
+def test_four_encode_and_search_as_one_process(four):
+  folder, _, _, outputs = four
+  same_store_and_run_as_alone(folder, "four")
+  assert ["60 documents, 8 numbers each" in output for output in outputs] == [True, False, False, False]
+
+
+def test_one_of_four_is_killed(four):
+  _, _, codes, outputs = four
+  assert codes == [1, -signal.SIGKILL, 1, 1]
+  for index in (0, 2, 3):
+    assert re.search(rf"^test \(process {index} of 4\): process 1 of 4 \(on \S+\) is gone: .*; start again$",
+                     outputs[index], re.M), outputs[index]
 
 
 BUSY = """
