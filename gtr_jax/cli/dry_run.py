@@ -85,9 +85,11 @@ def _tune(args: argparse.Namespace, options: Any) -> None:
   from gtr_jax.dry_run import described, tuning
   from gtr_jax.parallel import chips, partitioning
   chip = chips.find(args.chip)
-  if not chip.topology or not described.has_compiler(chip):
-    raise InputError(f"--tune asks the compiler of a TPU, and that for {args.chip} is not installed: pip install "
-                     "'gtr_jax[aot]', and give --chip v4, v5e, v5p or v6e")
+  if not chip.topology:
+    raise InputError(f"--tune: only the compiler of TPUs says how long a step takes, and {args.chip} is none; give "
+                     "--chip v4, v5e, v5p or v6e")
+  if not described.has_compiler(chip):
+    raise InputError("--tune asks the compiler of a TPU, which is not installed: pip install 'gtr_jax[aot]'")
   of_run, sizes = _configured(args, options)
   batch, groups = sizes.batch_size, partitioning.num_groups(of_run["mesh"])
   print(f"{'remat':10}{'MICROBATCH_SIZE':>16}{'memory':>10}{'a step':>13}{'MFU':>5}", flush=True)
@@ -97,7 +99,10 @@ def _tune(args: argparse.Namespace, options: Any) -> None:
 
   def plan_of(remat, microbatch):
     bindings = [*args.gin_bindings, *bound(remat, microbatch)]
-    return make_plan(argparse.Namespace(**{**vars(args), "gin_bindings": bindings}), options)
+    plan = make_plan(argparse.Namespace(**{**vars(args), "gin_bindings": bindings}), options)
+    if plan.unknown:
+      raise InputError(f"--tune: {plan.unknown}")
+    return plan
 
   def say(choice):
     expected = "does not fit" if choice.seconds is None else f"{1e3 * choice.seconds:.1f} ms"

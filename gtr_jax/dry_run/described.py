@@ -1,6 +1,7 @@
 """Devices that need not be here: described, so that their own compilers compile for them."""
 
 import importlib.util
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from gtr_jax.parallel.chips import Chip
 # Else libtpu waits for the metadata server of a cloud machine, asks which TPU it is on, and serves one process alone.
 _TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
                     "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_HOST = 4  # Chips of a host, 2 x 2.
 _CUBE = 64  # Chips of v4 and v5p, 4 x 4 x 4, that larger slices are made of.
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # What XLA wants to know of a GPU. NVIDIA's "H100 Tensor Core GPU Architecture", table 3 (SXM5), and the CUDA
@@ -135,4 +137,7 @@ def _tpu_devices(slices):
   options: dict[str, Any] = {"chip_config_name": "megacore"} if slices.name.startswith("v4:") else {}
   if slices.number > 1:
     options["num_slices"] = slices.number
+  sizes = [int(size) for size in slices.name.split(":")[1].split("x")]
+  if math.prod(sizes) <= _HOST:
+    options["chips_per_host_bounds"] = (*sizes, 1)[:3]
   return Described(list(topologies.get_topology_desc(slices.name, platform="tpu", **options).devices), str(slices))

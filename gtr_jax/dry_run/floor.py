@@ -36,6 +36,10 @@ def floor(chip: Chip, work: Work, state_bytes: float) -> Floor:
 
 def collective_seconds(chip: Chip, collective: Collective) -> float | None:
   """Of all of a kind of collective, one after the other; None where a rate is not known."""
+  if collective.between_slices:
+    if not chip.network:
+      return None
+    return max(collective.bytes / chip.interconnect, collective.between_slices / chip.network)
   if collective.span <= chip.domain:
     return collective.bytes / chip.interconnect
   return collective.bytes / chip.network if chip.network else None

@@ -8,9 +8,9 @@ What nothing uses is not counted.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,8 @@ class Collective:
   """A kind of collective of a step: how often, and what each device sends, if the devices pass parts round a ring.
 
   Of arrays of one dtype, as HLO calls it ("f32"), or of several ("f32, s32"). `devices` take part together; from the
-  first of them to the last they are `span` devices apart, both counted.
+  first of them to the last they are `span` devices apart, both counted, and they are in so many `slices`. To other
+  slices each sends `between_slices`, if what is summed is summed within a slice first.
   """
 
   kind: str
@@ -71,6 +72,8 @@ class Collective:
   in_loop: bool
   count: int
   bytes: float
+  slices: int = 1
+  between_slices: float = 0.0
 
 
 @dataclass
@@ -98,10 +101,12 @@ class Program:
   Args:
     text: of `compiled.as_text()`, or of a dump of a compiler pass.
     num_devices: for collectives that name no groups.
+    slices: that the devices are in, one number for each; empty: all in one.
   """
 
-  def __init__(self, text: str, num_devices: int):
+  def __init__(self, text: str, num_devices: int, slices: Sequence[int] = ()):
     self._num_devices = num_devices
+    self._slices = np.array(slices or [0] * num_devices)
     self._computations: dict[str, dict[str, Instruction]] = {}
     self._entry = ""
     computation: dict[str, Instruction] = {}
@@ -120,8 +125,7 @@ class Program:
   def work(self) -> Work:
     """Everything that running the module once does."""
     work = Work()
-    counts: dict[tuple[str, str, int, int, bool], int] = defaultdict(int)
-    sent: dict[tuple[str, str, int, int, bool], float] = defaultdict(float)
+    collectives: dict[tuple[Any, ...], Collective] = {}
     for instruction, operands, times, in_loop in self.executed():
       kind = instruction.opcode.removesuffix("-start")
       if kind == "while" and self.trip_count(instruction) is None:
@@ -139,10 +143,13 @@ class Program:
       elif kind in COLLECTIVES:
         collective = self.collective(instruction, operands, times)
         if collective.devices > 1:
-          key = collective.kind, collective.dtype, collective.devices, collective.span, in_loop
-          counts[key] += times
-          sent[key] += collective.bytes
-    work.collectives = sorted((Collective(*key, counts[key], sent[key]) for key in counts), key=lambda c: -c.bytes)
+          key = collective.kind, collective.dtype, collective.devices, collective.span, collective.slices, in_loop
+          others = collectives.get(key)
+          collectives[key] = replace(
+              collective, in_loop=in_loop, count=times + (others.count if others else 0),
+              bytes=collective.bytes + (others.bytes if others else 0),
+              between_slices=collective.between_slices + (others.between_slices if others else 0))
+    work.collectives = sorted(collectives.values(), key=lambda c: -c.bytes)
     return work
 
   def collective(self, instruction: Instruction, operands: tuple[Shape, ...], times: int) -> Collective:
@@ -151,9 +158,13 @@ class Program:
     kind = "reduce-scatter" if instruction.name in self._sliced else kind
     groups = _groups(instruction.attributes, self._num_devices)
     devices, span = groups.shape[1], int(np.max(np.ptp(groups, axis=1))) + 1
+    slices = max(len(set(group)) for group in self._slices[groups].tolist())
     dtype = ", ".join(sorted({shape.dtype for shape in operands}))
-    sent = times * sum(shape.bytes for shape in operands) * _sent(kind, devices)
-    return Collective(kind, dtype, devices, span, False, times, sent)
+    size = times * sum(shape.bytes for shape in operands)
+    between = 0.0
+    if slices > 1:  # What is summed within a slice first, each of its devices has a part of.
+      between = size * _sent(kind, slices) * (slices / devices if kind in ("all-reduce", "reduce-scatter") else 1)
+    return Collective(kind, dtype, devices, span, False, times, size * _sent(kind, devices), slices, between)
 
   def accessed(self, instruction: Instruction, operands: tuple[Shape, ...]) -> list[Shape]:
     """What an instruction reads and writes: of arrays that a fusion only takes slices of, or updates, these."""
@@ -260,8 +271,8 @@ def _only_sliced(computation: dict[str, Instruction]) -> set[str]:
 
 
 def _used(computation: dict[str, Instruction]) -> list[Instruction]:
-  """The instructions that the root depends on."""
-  todo = [i.name for i in computation.values() if i.is_root]
+  """The instructions that the root depends on, or what is sent elsewhere: to other slices it goes without a result."""
+  todo = [i.name for i in computation.values() if i.is_root or i.opcode == "send"]
   seen = set()
   while todo:
     name = todo.pop()

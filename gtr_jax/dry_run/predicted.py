@@ -16,7 +16,7 @@ from gtr_jax.parallel.chips import Chip
 _CYCLES = re.compile(r'estimated_cycles\\?":\\?"(\d+)')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "replica-id", "iota", "opt-barrier"}
+         "partition-id", "replica-id", "iota", "opt-barrier", "recv"}
 _COPIES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")  # Between the memories, beside other operations.
 # What of a step an operation is for, by the first of these that its name has.
 _PARTS = (("optimizer", "optimizer"), ("loss", "loss"), ("layer_norm", "norms"), ("encoder_norm", "norms"),
@@ -34,11 +34,13 @@ class Predicted:
     seconds: at least, if the compiler is right.
     parts: seconds by what they are for, the longest first; what is waited for in "the interconnect".
     hbm_bytes: read from the device's memory and written to it; what stays in the fast memory is not.
+    uncounted: bytes that it sends to other slices, where no rate is known for that.
   """
 
   seconds: float
   parts: dict[str, float]
   hbm_bytes: float
+  uncounted: float = 0.0
 
 
 def predicted(program: Program, chip: Chip) -> Predicted | None:
@@ -49,10 +51,13 @@ def predicted(program: Program, chip: Chip) -> Predicted | None:
     chip: a TPU that it was compiled for.
   """
   parts: dict[str, float] = defaultdict(float)
-  cycles, hbm_bytes, waits, beside = 0, 0.0, 0.0, 0.0
+  cycles, hbm_bytes, waits, beside, sent = 0, 0.0, 0.0, 0.0, 0.0
   for instruction, operands, times, _ in program.executed(into_fusions=False):
     kind = instruction.opcode.removesuffix("-start")
     if kind in _FREE or kind.endswith(("-done", "-update")):
+      continue
+    if kind == "send":  # To other slices.
+      sent += times * operands[0].bytes
       continue
     if kind in COLLECTIVES:
       seconds = times * (collective_seconds(chip, program.collective(instruction, operands, times)) or 0.0)
@@ -76,12 +81,14 @@ def predicted(program: Program, chip: Chip) -> Predicted | None:
     parts[_part(instruction)] += times * seconds
   if not cycles:
     return None
+  beside += sent / chip.network if chip.network else 0.0
   computing = max(sum(parts.values()), hbm_bytes / chip.memory_bandwidth)
   if (more := computing - sum(parts.values())) > 0:
     parts["waiting for the memory"] += more
   if (more := waits + max(beside - computing, 0.0)) > 0:
     parts["the interconnect"] += more
-  return Predicted(sum(parts.values()), dict(sorted(parts.items(), key=lambda part: -part[1])), hbm_bytes)
+  return Predicted(sum(parts.values()), dict(sorted(parts.items(), key=lambda part: -part[1])), hbm_bytes,
+                   0.0 if chip.network else sent)
 
 
 def _part(instruction: Instruction) -> str:

@@ -5,6 +5,7 @@ program as XLA has divided it over the devices, and before it fits it to one kin
 """
 
 import dataclasses
+import importlib.metadata
 import math
 import re
 import tempfile
@@ -68,6 +69,7 @@ class Plan:
     program: that `work` was read from.
     predicted: what the compiler expects a step to take; None where it does not say.
     mfu: of real tokens, if a step takes that; of all token slots where rows are not packed.
+    unknown: why the compiler was asked what a step takes, and its answer could not be read; else empty.
   """
 
   mesh: dict[str, int]
@@ -84,6 +86,7 @@ class Plan:
   program: Program = dataclasses.field(repr=False)
   predicted: Predicted | None = None
   mfu: float = 0.0
+  unknown: str = ""
 
   @property
   def total_bytes(self) -> int:
@@ -129,7 +132,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   """
   start = time.monotonic()
   compiler, out_of_memory = f"the compiler for {mesh.devices.flat[0].platform}", ""
-  expected = None
+  expected, unknown = None, ""
   if chip and mesh.devices.flat[0].platform == "cpu" and described.has_compiler(chip):
     of_chips = described.devices(chip, mesh.size, slices)
     mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices, across_slices=across_slices)
@@ -142,7 +145,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     batch = abstract_batch(mesh, sizes)
     lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
     params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
-    program, compiled = compile_lowered(lowered, mesh.size)
+    program, compiled = compile_lowered(lowered, mesh)
     if isinstance(compiled, Exception):
       out_of_memory = str(compiled)
       if (found := _temporary_bytes(out_of_memory, state_bytes + batch_bytes)) is None:  # It was something else.
@@ -154,16 +157,32 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     else:
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       if chip and chip.clock and mesh.devices.flat[0].platform == "tpu":
-        expected = predicted(Program(compiled.as_text(), mesh.size), chip)
+        expected, unknown = _expected(compiled, mesh, chip)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   fastest = most_tokens_per_second(model, mesh) if expected else None
   mfu = tokens * (PACKED_FILL if sizes.row_lengths else 1) / expected.seconds / fastest if expected and fastest else 0.0
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, mfu)
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, mfu, unknown)
 
 
-def compile_lowered(lowered: Any, devices: int) -> tuple[Program, Any]:
+def _expected(compiled: Any, mesh: jax.sharding.Mesh, chip: chips.Chip) -> tuple[Predicted | None, str]:
+  """What the compiler says of a step, or why that cannot be read."""
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # A libtpu may use operations that this jax has not heard of.
+    return None, (f"How long a step takes is not known: jax {jax.__version__} cannot read the program that libtpu "
+                  f"{importlib.metadata.version('libtpu')} makes of it. It can read its own libtpu's: pip install "
+                  f"'jax[tpu]=={jax.__version__}'")
+  return predicted(Program(text, mesh.size, _slices(mesh)), chip), ""
+
+
+def _slices(mesh: jax.sharding.Mesh) -> list[int]:
+  """Which the devices of a TPU are in."""
+  return [device.slice_index for device in mesh.devices.flat if device.platform == "tpu"]
+
+
+def compile_lowered(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Program, Any]:
   """The program as it is divided over the devices, and what their compiler makes of it, or the error that it gives."""
   with tempfile.TemporaryDirectory() as folder:
     try:
@@ -173,7 +192,8 @@ def compile_lowered(lowered: Any, devices: int) -> tuple[Program, Any]:
       compiled = e
     dumped = sorted(Path(folder).glob("*.after_*spmd-partitioning.*.txt"))
     whole: Any = lowered.compiler_ir("hlo")  # Of a single device, which nothing is partitioned for.
-    return Program(dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string(), devices), compiled
+    text = dumped[-1].read_text() if dumped else whole.as_hlo_module().to_string()
+    return Program(text, mesh.size, _slices(mesh)), compiled
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
@@ -270,6 +290,11 @@ def report(plan: Plan, names: Sequence[str]) -> str:
     lines += [f"  {part:28}{_time(seconds):>12}{seconds / of_step.seconds:>8.0%}"
               for part, seconds in of_step.parts.items() if seconds > 0.005 * of_step.seconds]
     notes.append(_PREDICTED_NOTE)
+    if of_step.uncounted:
+      notes.append(f"Each device sends {_size(of_step.uncounted)} to other slices; no source for how fast that is, "
+                   "so it is not counted.")
+  if plan.unknown:
+    notes.append(plan.unknown)
   return "\n".join([*lines, "", *(textwrap.fill(note, 120) for note in notes)])
 
 

@@ -255,7 +255,7 @@ def mesh_of(case: Encoding | Search, **axes: int) -> Any:
 
 
 def of_program(lowered: Any, mesh: Any) -> dict[str, Any]:
-  program, compiled = step_plan.compile_lowered(lowered, mesh.size)
+  program, compiled = step_plan.compile_lowered(lowered, mesh)
   if isinstance(compiled, Exception):
     raise compiled
   memory = compiled.memory_analysis()

@@ -245,6 +245,26 @@ def test_floors():
   assert least.interconnect is None and least.seconds == pytest.approx(0.11)
 
 
+def test_floors_between_slices():
+  """Of a sum over 2 slices of 4 each device has a quarter to send on; of parts that all get, its own."""
+  text = """
+ENTRY %main (a: f32[1000]) -> (f32[1000], f32[8000], f32[4000]) {
+  %a = f32[1000]{0} parameter(0)
+  %summed = f32[1000]{0} all-reduce(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %of_all = f32[8000]{0} all-gather(%a), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %within = f32[4000]{0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %result = (f32[1000], f32[8000], f32[4000]) tuple(%summed, %of_all, %within)
+}
+"""
+  chip = dataclasses.replace(chips.CHIPS["v5e"], interconnect=1e9, network=1e6)
+  work = Program(text, 8, [0] * 4 + [1] * 4).work()
+  between = {(c.kind, c.slices): c.between_slices for c in work.collectives}
+  assert between == {("all-reduce", 2): 2 * 0.5 * 4000 / 4, ("all-gather", 2): 4000, ("all-gather", 1): 0}
+  assert floor(chip, work, 0).interconnect == pytest.approx((1000 + 4000) / 1e6 + 3 * 4000 / 1e9)
+  assert floor(dataclasses.replace(chip, network=None), work, 0).interconnect is None
+  assert Program(text, 8).work().collectives[0].between_slices == 0
+
+
 @pytest.mark.parametrize("name, devices, expected", [
     ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8"),
     ("v4", 192, "v4:4x4x12"), ("v5p", 8960, "v5p:16x20x28")])

@@ -1,9 +1,12 @@
 """What the TPU's compiler says of a step, read from its program."""
 
 import dataclasses
+import importlib.metadata
 
+import jax
 import pytest
 
+from gtr_jax.dry_run import step_plan
 from gtr_jax.dry_run.hlo import Program
 from gtr_jax.dry_run.predicted import predicted
 from gtr_jax.parallel import chips
@@ -90,6 +93,43 @@ def test_what_runs_beside_others_counts_where_it_takes_longer():
   found = predicted(Program(PROGRAM, 2), thin)
   assert found.seconds == pytest.approx(found.hbm_bytes / 1e7 + 4e-6)
   assert found.parts["waiting for the memory"] > 0
+
+
+# What a TPU's compiler makes of a sum over two slices: the host sends and receives, and nothing uses what is sent.
+ACROSS = """
+ENTRY %main (a: f32[1000], b: f32[1000]) -> (f32[1000], f32[2,1000]) {
+  %a = f32[1000]{0:T(1024)} parameter(0)
+  %b = f32[1000]{0:T(1024)} parameter(1)
+  %layer = f32[1000]{0:T(1024)} add(%a, %b), metadata={op_name="jit/Tower/mlp/dot"}, backend_config={"estimated_cycles":"50000"}
+  %token = token[] after-all()
+  %send = (f32[1000]{0:T(1024)}, u32[], token[]) send(%layer, %token), channel_id=6, is_host_transfer=true
+  %sent = token[] send-done(%send), channel_id=6, is_host_transfer=true
+  %recv = (f32[2,1000]{1,0:T(4,128)}, u32[], token[]) recv(%token), channel_id=5, is_host_transfer=true
+  %received = (f32[2,1000]{1,0:T(4,128)}, token[]) recv-done(%recv), channel_id=5, is_host_transfer=true
+  %of_all = f32[2,1000]{1,0:T(4,128)} get-tuple-element(%received), index=0
+  ROOT %result = (f32[1000], f32[2,1000]) tuple(%b, %of_all)
+}
+"""  # noqa: E501
+
+
+def test_what_goes_to_other_slices():
+  """It is computed, though nothing here depends on it; it counts where a rate is known and it is what is waited for."""
+  found = predicted(Program(ACROSS, 2), CHIP)
+  assert (found.parts, found.uncounted) == ({"products with kernels": pytest.approx(50000 / CHIP.clock)}, 4000)
+  known = dataclasses.replace(CHIP, network=1e6)
+  found = predicted(Program(ACROSS, 2), known)
+  assert found.seconds == pytest.approx(4000 / 1e6) and found.uncounted == 0 and "the interconnect" in found.parts
+
+
+def test_a_program_that_jax_cannot_read(monkeypatch):
+  class Compiled:
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.99")
+  expected, why = step_plan._expected(Compiled(), None, CHIP)
+  assert expected is None
+  assert "libtpu 0.0.99 makes of it" in why and f"pip install 'jax[tpu]=={jax.__version__}'" in why
 
 
 def test_other_compilers_say_nothing():
