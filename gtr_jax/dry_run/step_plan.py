@@ -178,8 +178,8 @@ def _expected(compiled: Any, mesh: jax.sharding.Mesh, chip: chips.Chip) -> tuple
 
 
 def _slices(mesh: jax.sharding.Mesh) -> list[int]:
-  """Which the devices of a TPU are in."""
-  return [device.slice_index for device in mesh.devices.flat if device.platform == "tpu"]
+  """Which the devices of a TPU are in; where there is but one, they do not say."""
+  return [getattr(device, "slice_index", 0) for device in mesh.devices.flat if device.platform == "tpu"]
 
 
 def compile_lowered(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Program, Any]:

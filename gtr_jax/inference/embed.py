@@ -185,8 +185,9 @@ class EmbeddingStream:
     by_reference = _encode(dataclasses.replace(encoder, config=config), params, texts=texts, num_texts=num_texts,
                            **self._encode.keywords)
     difference = float(jax.jit(kernel_check.difference)(result_GxTxD, by_reference))
-    if refusal := kernel_check.refusal("embeddings of the first batch", difference, config.dtype,
-                                       self._mesh.devices.flat[0]):
+    device = self._mesh.devices.flat[0]
+    if refusal := kernel_check.refusal("embeddings of the first batch", difference, config.dtype_on(device.platform),
+                                       device):
       raise InputError(f"--attention: {refusal}")
 
   def _fetch(self):

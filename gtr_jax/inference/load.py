@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
@@ -20,7 +21,9 @@ from gtr_jax.formats.model_dir import MODEL_JSON, find_model_dir, open_run, read
 from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import LENGTHS, Tokenization, complete, refuse_given, tokenizer_of
 from gtr_jax.inference.weights_hash import weights_hash
+from gtr_jax.io import bars
 from gtr_jax.io.paths import reached
+from gtr_jax.models.attention import kernel_refuses
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import abstract_parameters
 from gtr_jax.models.t5 import ATTENTIONS, DTYPES
@@ -89,6 +92,11 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
   dtype = dtype or config.dtype_on(mesh.devices.flat[0].platform)
   encoder = dataclasses.replace(source.encoder, config=dataclasses.replace(
       config, dtype=dtype, attention=attention))
+  if attention == "kernel":
+    with jax.set_mesh(mesh):
+      if why_not := kernel_refuses(max(source.lengths.values()), config.num_heads // mesh.shape["model"],
+                                   config.head_dim):
+        bars.note(f"attention is computed by the reference, not the kernel: {why_not}")
   return Model(encoder, params, tokenizer, source.lengths, source.prompts, mesh,
                weights_hash(encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
 

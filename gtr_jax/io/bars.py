@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 SECONDS = 10.0  # between two lines in a pipe
 _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
+_LINE_WITHOUT_SPEED = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} so far{postfix}"
 _LINE_OF_UNKNOWN_TOTAL = "{desc}: {n_fmt}, {elapsed} so far, {rate_fmt}{postfix}"
 _shown = True
 
@@ -53,6 +54,7 @@ class Bar:
     shown = shown and _shown
     self._what, self._unit, self._before, self._leave = what, unit, done, leave
     self._note, self._start, self._last = "", time.monotonic(), time.monotonic()
+    self._uncounted = 0.0
     self._written = 0  # what the last line said
     self._lines = shown and not sys.stderr.isatty()
     self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=unit == "B", leave=leave, delay=delay,
@@ -85,6 +87,12 @@ class Bar:
       self._bar.update(number)
       self._bar.unpause()
 
+  def uncounted(self, seconds: float) -> None:
+    """So long it has been at what does not come again, and says nothing of how long the rest takes."""
+    self._uncounted += seconds
+    if self._bar is not None:
+      self._bar.unpause()
+
   def now(self, note: str) -> None:
     """Shows at once what is being done that does not count."""
     if self._bar is not None:
@@ -102,8 +110,10 @@ class Bar:
 
   def _write(self):
     self._last, self._written = time.monotonic(), self.n
-    seconds = self._last - self._start
-    unit = self._unit if self.n - self._before >= seconds else self._unit.strip()  # 2.00 texts/s, 2.00s/texts
+    seconds, done = self._last - self._start, self.n - self._before
+    counted = seconds - self._uncounted
+    unit = self._unit if done >= counted else self._unit.strip()  # 2.00 texts/s, 2.00s/texts
+    line = _LINE_OF_UNKNOWN_TOTAL if not self.total else _LINE if done else _LINE_WITHOUT_SPEED
     print(tqdm.format_meter(self.n, self.total, seconds, prefix=self._what, unit=unit, unit_scale=unit == "B",
-                            initial=self._before, postfix=self._note or None,
-                            bar_format=_LINE if self.total else _LINE_OF_UNKNOWN_TOTAL), file=sys.stderr, flush=True)
+                            rate=done / counted if counted > 0 else None, postfix=self._note or None,
+                            bar_format=line), file=sys.stderr, flush=True)

@@ -16,7 +16,8 @@ class Goodput:
   """The seconds of a run by what this process was at, and those of the processes before it that checkpoints know of.
 
   "starting" is what comes before the first step of each process, and the time from the last checkpoint of the one
-  before until it began: steps that were lost, and the wait for machines.
+  before until it began: steps that were lost, and the wait for machines; but not where that one was at its end, or was
+  stopped by hand.
 
   Args:
     began: `progress.seconds()` when the run began in this process.
@@ -28,7 +29,8 @@ class Goodput:
     if saved:
       here = sum(progress.seconds().values()) - sum(began.values())
       self._before |= saved["seconds"]
-      self._before[STARTING] += max(time.time() - here - saved["at"], 0.0)
+      if saved["at"] is not None:
+        self._before[STARTING] += max(time.time() - here - saved["at"], 0.0)
 
   def seconds(self) -> dict[str, float]:
     """Of each kind, until now."""
@@ -42,6 +44,6 @@ class Goodput:
     found = self.seconds()
     return {kind: seconds / sum(found.values()) for kind, seconds in found.items()}
 
-  def to_json(self) -> dict[str, Any]:
-    """All of it, for a checkpoint."""
-    return {"seconds": self.seconds(), "at": time.time()}
+  def to_json(self, ends: bool = False) -> dict[str, Any]:
+    """All of it, for a checkpoint: of a process that goes on, or is meant to end with it."""
+    return {"seconds": self.seconds(), "at": None if ends else time.time()}

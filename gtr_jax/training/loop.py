@@ -168,12 +168,12 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
     TrainingError: something is not finite, or the batches ended.
   """
   progress, profiler = progress or {}, profiler or Profiler(None)
+  stop = Stop("the step that is running ends and is saved")
   loop = _Loop(periods, checkpointer, evaluators, best_metric, writers, profiler, batches.made_from, progress,
-               Goodput(began or {}, progress.get("goodput")), skip_non_finite, most_tokens_per_second)
+               Goodput(began or {}, progress.get("goodput")), skip_non_finite, most_tokens_per_second, stop)
   step, saved = int(state.step), checkpointer.latest_step()
   queue, shapes, gave_up = same_row_counts(_read(batches), mesh), set(), False
-  with (jax.set_mesh(mesh), Stop("the step that is running ends and is saved") as stop, loop.progress_bar(step),
-        profiler, doing(STEP, step)):
+  with jax.set_mesh(mesh), stop, loop.progress_bar(step), profiler, doing(STEP, step):
     try:
       with contextlib.suppress(Stopped):
         with stop.given_up():
@@ -201,7 +201,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
         look_at(step, batch)
         loop.pending.append((step, item.ids, metrics))
         loop.settle(keep=1)
-        if loop.evaluate_and_save(step, state, stop):
+        if loop.evaluate_and_save(step, state):
           saved = step
         gave_up = saved == step and periods.gives_up(step, checkpointer.best_step())
       loop.settle(keep=0)
@@ -240,19 +240,20 @@ class _Loop:
   """What a step leaves behind: metrics to look at and write, evaluations, checkpoints."""
 
   def __init__(self, periods, checkpointer, evaluators, best_metric, writers, profiler, made_from, progress, goodput,
-               skip_non_finite, most_tokens_per_second):
+               skip_non_finite, most_tokens_per_second, stop):
     # (step, ids, metrics on the device) of steps that nobody has looked at
     self.pending: deque[tuple[int, list[str], Any]] = deque()
     self._periods, self._checkpointer, self._evaluators = periods, checkpointer, evaluators
     self._best_metric, self._made_from, self._profiler = best_metric, dict(made_from), profiler
     self._means, self._goodput = PeriodMeans(progress.get("means")), goodput
     self._may_skip, self._skipped = skip_non_finite, progress.get("skipped", 0)  # in a row
-    self._most_tokens_per_second = most_tokens_per_second
+    self._most_tokens_per_second, self._stop = most_tokens_per_second, stop
     self._writers = writers if jax.process_index() == 0 else ()
     self.gave_evaluation_up = False
     self.start = progress.get("start")  # what the run started from was measured to; None: it was not
     # Until when time has been counted as that of steps; evaluations, saves and compilations are left out.
     self._clock: float | None = None
+    self._begun = time.perf_counter()  # what comes before the first step, or a compilation
 
   def progress_bar(self, step: int) -> bars.Bar:
     self._bar = bars.Bar(self._periods.train_steps, "train", "step", done=step, shown=jax.process_index() == 0)
@@ -261,12 +262,14 @@ class _Loop:
   def before_compiling(self, batch: Batch) -> None:
     """The next step has to be compiled."""
     self.settle(keep=0)
+    self._begun = time.perf_counter()
     self._bar.now(f"compiling ({in_words(batch)})")
 
   def dispatched(self, was_compiled: bool) -> None:
     """A step is on its way. Steps are timed from here on where it is the first, or compiling took its time."""
     if self._clock is None or not was_compiled:
       self._clock = time.perf_counter()
+      self._bar.uncounted(self._clock - self._begun)
 
   def settle(self, keep: int) -> None:
     """Looks at all steps but the last `keep`: are they finite? Then into the means, the bar and the writers."""
@@ -289,20 +292,20 @@ class _Loop:
                     {f"time/{name}": share for name, share in shares.items()})
         self._means.clear()
 
-  def evaluate_and_save(self, step: int, state: TrainState, stop: Stop) -> bool:
+  def evaluate_and_save(self, step: int, state: TrainState) -> bool:
     """Evaluates and saves where this is due, and returns whether it saved."""
     if not (self._periods.evaluates(step) or self._periods.saves(step)):
       return False
     self.settle(keep=0)
-    saves = self._evaluate_and_save(step, state, stop)
+    saves = self._evaluate_and_save(step, state)
     self._clock = time.perf_counter()
     return saves
 
-  def _evaluate_and_save(self, step: int, state: TrainState, stop: Stop) -> bool:
+  def _evaluate_and_save(self, step: int, state: TrainState) -> bool:
     metric = None
     if self._periods.evaluates(step):
       try:
-        with stop.given_up():
+        with self._stop.given_up():
           metric = self.evaluate(step, state.params_to_use)
       except Stopped:
         self.gave_evaluation_up = True
@@ -317,18 +320,20 @@ class _Loop:
   def make_up_for_evaluation(self, step: int, state: TrainState) -> None:
     """Evaluates the checkpoint that training goes on from, as this was given up when it was saved."""
     metric = self.evaluate(step, state.params_to_use)
-    self._checkpointer.set_progress(step, self._progress(), metric)
+    self._checkpointer.set_progress(step, self._progress(step), metric)
 
   def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:
     with doing(SAVE, step), jax.profiler.TraceAnnotation(SAVE):
       for writer in self._writers:
         writer.flush()  # What the checkpoint has behind it: a run that resumes does not write it again.
-      self._checkpointer.save(step, state, self._progress() | more, metric)
+      self._checkpointer.save(step, state, self._progress(step) | more, metric)
 
-  def _progress(self):
+  def _progress(self, step):
+    ends = (step >= self._periods.train_steps or self._periods.gives_up(step, self._checkpointer.best_step())
+            or self._stop.received == signal.SIGINT)
     return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start,
             "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators},
-            "goodput": self._goodput.to_json(), "skipped": self._skipped}
+            "goodput": self._goodput.to_json(ends), "skipped": self._skipped}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""

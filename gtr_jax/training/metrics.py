@@ -1,5 +1,6 @@
 """Means between log points, and throughput."""
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ from typing import Any
 _MEANS = ("loss", "accuracy", "mrr", "grad_norm")
 _LAST = ("param_norm", "learning_rate")
 _SUMS = ("pairs", "tokens", "token_slots")
+# Throughput is of so many steps at least: two may end at once, of which the first waited for both.
+_STEPS_OF_RATE = 16
 
 
 class PeriodMeans:
@@ -19,6 +22,8 @@ class PeriodMeans:
   def __init__(self, saved: Mapping[str, Any] | None = None):
     self._sums: dict[str, float]
     self._last: dict[str, float]
+    # (seconds, pairs, tokens) of the last steps, of earlier periods too
+    self._recent: deque[tuple[float, float, float]] = deque(maxlen=_STEPS_OF_RATE)
     self.clear()
     if saved:
       self._sums, self._last, self._seconds = dict(saved["sums"]), dict(saved["last"]), saved["seconds"]
@@ -34,15 +39,22 @@ class PeriodMeans:
     self._sums["steps"] = self._sums.get("steps", 0) + 1
     self._last = {name: metrics[name] for name in _LAST}
     self._seconds += seconds
+    self._recent.append((seconds, metrics["pairs"], metrics["tokens"]))
 
   def scalars(self) -> dict[str, float]:
-    """The period's summary: means, pairs and tokens per second, and `fill`, real tokens over token slots."""
+    """The period's summary: means, pairs and tokens per second, and `fill`, real tokens over token slots.
+
+    The throughput of a short period is that of the last 16 steps.
+    """
     if not self._sums:
       return {}
     out = {name: self._sums[name] / self._sums["steps"] for name in _MEANS}
     out["fill"] = self._sums["tokens"] / self._sums["token_slots"]
-    if self._seconds:
-      out |= {f"{name}_per_second": self._sums[name] / self._seconds for name in ("pairs", "tokens")}
+    seconds, pairs, tokens = self._seconds, self._sums["pairs"], self._sums["tokens"]
+    if len(self._recent) > self._sums["steps"]:
+      seconds, pairs, tokens = map(sum, zip(*self._recent, strict=True))
+    if seconds:
+      out |= {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds}
     return out | self._last
 
   def to_json(self) -> dict[str, Any]:

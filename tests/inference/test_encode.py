@@ -1,5 +1,6 @@
 """Embeddings do not depend on batches, padding, order or the mesh; encoding a corpus goes on where it stopped."""
 
+import dataclasses
 import functools
 import json
 
@@ -231,7 +232,7 @@ def test_embeddings_that_are_not_finite(run, tmp_path):
   assert not (tmp_path / "store" / "COMPLETE").exists()
 
 
-def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkeypatch):
+def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkeypatch, capsys):
   run = write_model_dir(tmp_path / "run", num_heads=8, head_dim=16)
   monkeypatch.setattr(jax, "shard_map", lambda f, **specs: f)  # On one device; see test_equality.py.
   monkeypatch.setattr(attention_kernel, "INTERPRET", True)
@@ -240,6 +241,10 @@ def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkey
   assert model.weights_hash == reference.weights_hash  # One store for both.
   found = embed.embed(model, TEXTS, "passage", progress=False)
   np.testing.assert_allclose(found, embed.embed(reference, TEXTS, "passage", progress=False), rtol=0, atol=1e-6)
+  training = dataclasses.replace(model.encoder, config=dataclasses.replace(model.encoder.config, dtype="auto"))
+  np.testing.assert_array_equal(
+      embed.embed(dataclasses.replace(model, encoder=training), TEXTS, "passage", progress=False), found)
+  assert "attention" not in capsys.readouterr().err
   right = attention_kernel.bias_tiles
   monkeypatch.setattr(attention_kernel, "bias_tiles", lambda bias: 2 * right(bias))
   jax.clear_caches()
@@ -247,3 +252,6 @@ def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkey
     embed.embed(model, TEXTS, "passage", progress=False)
   with pytest.raises(InputError, match="attention is 'flash': give one of reference, kernel"):
     load_model(run, one, attention="flash")
+  monkeypatch.setattr(attention_kernel, "INTERPRET", False)
+  load_model(run, one, attention="kernel")
+  assert capsys.readouterr().err == "attention is computed by the reference, not the kernel: it is for TPUs\n"

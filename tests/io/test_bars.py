@@ -57,6 +57,21 @@ def test_what_was_done_before_is_no_speed(capsys, clock):
   assert capsys.readouterr().err == "encoding: 10/10 (100%), 00:05 so far, 00:00 left,  1.00 texts/s\n"
 
 
+def test_what_does_not_come_again_says_nothing_of_the_rest(capsys, clock):
+  with Bar(10, "train", "step") as bar:
+    clock[0] += 90
+    bar.uncounted(90)
+    clock[0] += 5
+    bar.update(5)
+  assert capsys.readouterr().err == "train: 5/10 (50%), 01:35 so far, 00:05 left,  1.00step/s\n"
+
+
+def test_all_was_done_before(capsys, clock):
+  with Bar(10, "encoding", " texts") as bar:
+    bar.skip(10)
+  assert capsys.readouterr().err == "encoding: 10/10 (100%), 00:00 so far\n"
+
+
 def test_nobody_knows_how_many(capsys, clock):
   with Bar(None, "download", "B") as bar:
     clock[0] += 1

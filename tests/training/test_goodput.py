@@ -49,6 +49,17 @@ def test_each_second_counts_once(clock):
     assert goodput.shares() == {kind: seconds / 100 for kind, seconds in expected.items()}
 
 
+def test_a_pause_that_was_meant_costs_nothing(clock):
+  goodput = Goodput(progress.seconds())
+  with doing(STEP):
+    clock.passes(80)
+    saved = json.loads(json.dumps(goodput.to_json(ends=True)))
+  clock.passes(3000)
+  again = Goodput(progress.seconds(), saved)
+  assert again.shares() == {"steps": 1, "compiling": 0, "waiting_for_data": 0, "saving": 0, "evaluating": 0,
+                            "starting": 0}
+
+
 def test_what_a_kill_costs_is_starting(clock, monkeypatch):
   goodput = Goodput(progress.seconds())
   clock.passes(10)
