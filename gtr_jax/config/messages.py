@@ -69,6 +69,8 @@ def in_words(error: Exception, statement: str, flag: str = "") -> str:
 
 
 def _of_syntax(text, name, equals, value, flag):
+  if not equals and re.match(r"(from|import)\s", name) and "," in name:
+    return "an import statement of gin's names one module; write a line for each"
   if not equals:
     found = re.search(r"token '(.*)'", text)
     return _no_value(found[1], f"'{found[1]}'") if found else f"{name!r:.80} binds nothing; write {flag}NAME=VALUE"

@@ -112,6 +112,7 @@ def test_an_include_may_lie_beside_the_file(tmp_path):
     ("MODEL_DIR=“a”", "“a” has typographic quotes"), ("BATCH_SIZE=", "BATCH_SIZE is given no value; write --gin.BATC"),
     ("BATCH_SIZE", "'BATCH_SIZE' binds nothing; write --gin.NAME=VALUE"), ("=3", "'' is no name that could be bound"),
     ("include 'x.gin'", "x.gin: no such gin file"),
+    ("from gtr_jax.training import optimizers, run", "an import statement of gin's names one module; write a line for"),
 ])
 def test_wrong_flag(binding, message):
   with pytest.raises(InputError) as e:
