@@ -102,21 +102,21 @@ def attentions(sizes: Sizes, repeats: int) -> Iterator[Row]:
                         for scale in (0.3, 0.3, 1, 1))
     table = jnp.asarray(rng.normal(size=(heads, 32)), jnp.float32)
 
-    def by_door(by_kernel, table, q, k, v, segments=segments):
+    def by_door(way, table, q, k, v, segments=segments):
       precision = "highest" if q.dtype == jnp.float32 else None
-      return attention(q, k, v, pattern(table, jnp.asarray(segments), 128, by_kernel), precision=precision)
+      return attention(q, k, v, pattern(table, jnp.asarray(segments), 128, way), precision=precision)
 
     def by_jax(implementation, table, q, k, v, segments=segments):
-      of_rows = pattern(table, jnp.asarray(segments), 128, False)
+      of_rows = pattern(table, jnp.asarray(segments), 128, "reference")
       mask = segments[0][:, None, :, None] == segments[0][:, None, None, :]
       return jax.nn.dot_product_attention(q[0], k[0], v[0], bias=of_rows.bias[None].astype(q.dtype), mask=mask,
                                           scale=1.0, implementation=implementation)[None]
 
-    paths = {"reference": functools.partial(by_door, False), "jax.nn, XLA": functools.partial(by_jax, "xla")}
+    paths = {"reference": functools.partial(by_door, "reference"), "jax.nn, XLA": functools.partial(by_jax, "xla")}
     if jax.default_backend() == "gpu":
       paths["jax.nn, cuDNN"] = functools.partial(by_jax, "cudnn")
     if not kernel_refuses(segments.shape[2], heads, head_dim):
-      paths["kernel"] = functools.partial(by_door, True)
+      paths["kernel"] = functools.partial(by_door, "kernel")
 
     def gradient(path, dtype, table, *vectors, weights=weights):
       def f(table, *vectors):

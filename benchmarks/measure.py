@@ -120,9 +120,9 @@ def matmul_rate(config: T5Config, tokens: int) -> float:
   joined = config.num_heads * config.head_dim
   shapes = [(config.emb_dim, joined)] * 3 + [(joined, config.emb_dim), (config.emb_dim, config.mlp_dim),
                                              (config.mlp_dim, config.emb_dim)]
-  seconds = {}
+  seconds, dtype = {}, config.dtype_on(jax.default_backend())
   for wide, out in set(shapes):
-    x, w, y = (jnp.ones(shape, config.dtype) for shape in ((tokens, wide), (wide, out), (tokens, out)))
+    x, w, y = (jnp.ones(shape, dtype) for shape in ((tokens, wide), (wide, out), (tokens, out)))
     for equation, operands in (("ti,io->to", (x, w)), ("to,io->ti", (y, w)), ("ti,to->io", (x, y))):
       run = functools.partial(_run, _product(equation), operands)
       seconds[wide, out, equation] = median(_seconds(run) for _ in range(7))
@@ -137,7 +137,8 @@ def _product(equation):
 
 def in_turn(variants: Mapping[str, Callable[[int], None]], repeats: int,
             rate: Callable[[], float] | None = None) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-  """Seconds of each variant, called with the number of the round; a first call before, which compiles, is not timed.
+  """Seconds of each variant, called with the number of the round, printed as they are measured; a first call before,
+  which compiles, is not timed.
 
   Args:
     variants: name -> what to time; it must wait for its results.
@@ -156,6 +157,7 @@ def in_turn(variants: Mapping[str, Callable[[int], None]], repeats: int,
     for name, variant in variants.items():
       rates[name].append(rate() if rate else 0.0)
       seconds[name].append(_seconds(lambda variant=variant, number=number: variant(number)))
+      print(f"{name}: {seconds[name][-1]:.2f} s in round {number + 1} of {repeats}", flush=True)
   return seconds, rates
 
 

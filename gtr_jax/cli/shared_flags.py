@@ -67,9 +67,9 @@ def add_computing(p: argparse.ArgumentParser) -> None:
   p.add_argument("--dtype", choices=["float32", "bfloat16"],
                  help="compute the encoder in it (default: bfloat16 on TPUs and GPUs, float32 on CPUs; queries as the "
                  "documents of their store)")
-  p.add_argument("--attention", choices=["reference", "kernel"], default="reference",
-                 help="on TPUs, compute attention by the kernel, whose first batch is held against the reference "
-                 "(default: reference)")
+  p.add_argument("--attention", choices=["auto", "reference", "kernel"], default="auto",
+                 help="kernel: on TPUs, compute attention by the kernel, whose first batch is held against the "
+                 "reference (default: auto, text by text on CPUs and the reference elsewhere)")
 
 
 def load_model(args: argparse.Namespace, path: str, tokenization: Any, dtype: str | None = None) -> Any:

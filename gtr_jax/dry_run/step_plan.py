@@ -138,7 +138,10 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     mesh = partitioning.make_mesh(**dict(mesh.shape), devices=of_chips.devices, across_slices=across_slices)
     compiler = f"the compiler for {of_chips.name}"
   loss = loss.on_mesh(mesh)
-  model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=model.config.dtype_on("tpu")))
+  # By the CPU's compiler too it is the step of an accelerator.
+  attention = "reference" if model.config.attention == "auto" else model.config.attention
+  model = dataclasses.replace(model, config=dataclasses.replace(
+      model.config, dtype=model.config.dtype_on("tpu"), attention=attention))
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh):
     state = abstract_state(jax.eval_shape(init), shardings)

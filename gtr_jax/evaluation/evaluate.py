@@ -45,7 +45,7 @@ SIMILARITIES = ("cosine", "dot")
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-             dtype: str | None = None, attention: str = "reference", progress: bool = True) -> dict[str, Any]:
+             dtype: str | None = None, attention: str = "auto", progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);

@@ -30,7 +30,7 @@ DTYPES = ("float32", "float16", "int8")
 @also_called(model_name_or_path="model")
 def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_ids: int | None = None,
          query_length: int | None = None, document_length: int | None = None, dtype: str | None = None,
-         attention: str = "reference") -> "Embedder":
+         attention: str = "auto") -> "Embedder":
   """Loads a model to encode with.
 
   Args:
@@ -45,7 +45,7 @@ def load(model: Any, *, mesh: Mesh | None = None, vocabulary: Any = None, extra_
     document_length: most tokens of a document.
     dtype: "float32" or "bfloat16", that the encoder computes in; default: bfloat16 on TPUs and GPUs, float32 on CPUs.
       What `Embedder.encode` calls so is that of the vectors.
-    attention: "reference"; or "kernel", on TPUs, as docs/performance.md describes it.
+    attention: "auto", "reference" or, on TPUs, "kernel", as docs/performance.md describes them.
 
   Raises:
     InputError: there is no such model, or it is damaged, or does not say what is asked for here; or an argument is of

@@ -58,7 +58,7 @@ class Model:
 
 
 def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-               dtype: str | None = None, attention: str = "reference") -> Model:
+               dtype: str | None = None, attention: str = "auto") -> Model:
   """Loads a model to encode with.
 
   Args:
@@ -69,7 +69,7 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
     tokenization: what the model does not say itself.
     dtype: of the activations, "float32" or "bfloat16"; default: bfloat16 on TPUs and GPUs, float32 on CPUs, however it
       was trained.
-    attention: "reference" or, on TPUs, "kernel", of `T5Config.attention`, however it was trained; what the kernel makes
+    attention: "auto", "reference" or "kernel", of `T5Config.attention`, however it was trained; what the kernel makes
       of a first batch is held against the reference.
 
   Raises:

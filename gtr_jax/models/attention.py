@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gtr_jax.models import attention_kernel
+from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.models.dropout import kept
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import device_kind, platform
@@ -43,18 +43,33 @@ class Pattern(NamedTuple):
     bias: of `position_bias`.
     segment_ids: int32 `[G, R, L]`.
     runs: of the kernel, where that computes attention.
+    texts: where it is computed text by text.
   """
 
   bias: jax.Array
   segment_ids: jax.Array
-  runs: attention_kernel.Runs | None
+  runs: attention_kernel.Runs | None = None
+  texts: attention_by_text.Texts | None = None
 
 
-def pattern(table_HxB: jax.Array, segment_ids_GxRxL: jax.Array, max_distance: int, by_kernel: bool) -> Pattern:
-  """What `attention` takes, by the kernel or by the reference, of T5's table of heads and buckets."""
-  bias = position_bias(table_HxB, segment_ids_GxRxL.shape[2], max_distance, by_kernel)
-  runs = attention_kernel.runs_of(segment_ids_GxRxL.reshape(-1, segment_ids_GxRxL.shape[2])) if by_kernel else None
-  return Pattern(bias, segment_ids_GxRxL, runs)
+def pattern(table_HxB: jax.Array, segment_ids_GxRxL: jax.Array, max_distance: int, way: str) -> Pattern:
+  """What `attention` takes, of T5's table of heads and buckets; `way` is one of `way_of`."""
+  bias = position_bias(table_HxB, segment_ids_GxRxL.shape[2], max_distance, way == "kernel")
+  rows = segment_ids_GxRxL.reshape(-1, segment_ids_GxRxL.shape[2])
+  return Pattern(bias, segment_ids_GxRxL, attention_kernel.runs_of(rows) if way == "kernel" else None,
+                 attention_by_text.texts_of(rows) if way == "by text" else None)
+
+
+def way_of(attention: str, length: int, heads: int, head_dim: int) -> str:
+  """How rows of this length, with so many heads on a device, are computed: "reference", "kernel" or "by text".
+
+  Under the mesh of `jax.set_mesh`; `attention` is that of `T5Config`.
+  """
+  if attention == "kernel":
+    return "reference" if kernel_refuses(length, heads, head_dim) else "kernel"
+  # What is exported for other devices too is computed without a mesh.
+  by_text = shards.within() and platform() == "cpu" and length >= attention_by_text.SHORTEST
+  return "by text" if attention == "auto" and by_text else "reference"
 
 
 def kernel_refuses(length: int, heads: int, head_dim: int) -> str:
@@ -82,23 +97,27 @@ def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKx
               precision: jax.lax.PrecisionLike = None) -> jax.Array:
   """Softmax attention within equal segment ids, `[G, R, Q, H, D]`. No scaling by 1 / sqrt(D), as in T5.
 
-  Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty.
-  It is computed by what the pattern was made for. The reference computes the `[H, Q, K]` weights of a row again in the
-  backward pass instead of keeping them, a few rows at a time where that keeps them in the cache.
+  Logits, bias and softmax are in float32 or better. Padding attends to padding, so no row of the softmax is empty;
+  text by text it gets 0. It is computed by what the pattern was made for. The reference computes the `[H, Q, K]`
+  weights of a row again in the backward pass instead of keeping them, a few rows at a time where that keeps them in the
+  cache.
   """
   keep, segment_ids_GxRxL = None, pattern.segment_ids
   if dropout_key is not None and dropout_rate:
     # One mask for all query positions, as in T5.
     shape = *segment_ids_GxRxL.shape[:2], query_GxRxQxHxD.shape[3], 1, segment_ids_GxRxL.shape[2]
     keep = kept(dropout_key, dropout_rate, shape, of_model=2)
-  if pattern.runs is None:
+  if pattern.runs is None and pattern.texts is None:
     return _reference(query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD, pattern.bias, segment_ids_GxRxL, keep,
                       dropout_rate, precision)
   if keep is not None:  # The same mask for all queries leaves out values.
     value_GxRxKxHxD = jnp.where(jnp.moveaxis(keep, 4, 2), value_GxRxKxHxD / (1 - dropout_rate), 0)
   query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query_GxRxQxHxD, key_GxRxKxHxD, value_GxRxKxHxD))
-  out = attention_kernel.attention(query, key, value, pattern.bias, pattern.runs, precision=precision,
-                                   interpret=attention_kernel.INTERPRET)
+  if pattern.runs is not None:
+    out = attention_kernel.attention(query, key, value, pattern.bias, pattern.runs, precision=precision,
+                                     interpret=attention_kernel.INTERPRET)
+  elif pattern.texts is not None:
+    out = attention_by_text.attention(query, key, value, pattern.bias, pattern.texts, precision=precision)
   return out.reshape(query_GxRxQxHxD.shape)
 
 

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from gtr_jax.parallel import shards
+
 BLOCK = 128  # Queries and keys of a block: the lanes of a register, and the rows of the matrix unit.
 LONGEST = 8192  # Positions of a row: what queries, keys, values and their gradients need of the fast memory.
 _LONGEST_OF = {"TPU v4": 1024}  # Where that is 16 MiB instead of 128.
@@ -247,13 +249,6 @@ def _specs(shape, length, tiles):
           pl.BlockSpec((1, shape.heads, 1, length), lambda lanes, row, _: (row, lanes, 0, 0)))
 
 
-def _alike(*inputs: jax.Array) -> list[jax.Array]:
-  """Each as one that differs from device to device wherever any of them does."""
-  varying = [jax.typeof(x).mat.varying for x in inputs]
-  missing = [tuple(sorted(frozenset().union(*varying) - axes)) for axes in varying]
-  return [jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(inputs, missing, strict=True)]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(shape, q, k, v, bias, runs):
   return _forward(shape, q, k, v, bias, runs)[0]
@@ -305,6 +300,6 @@ def attention(query_NxLxHxD: jax.Array, key_NxLxHxD: jax.Array, value_NxLxHxD: j
   q, k, v = (jnp.pad(x.reshape(rows, length, -1), ((0, 0), (0, more), (0, 0))).reshape(
       rows // at_once, -1, heads * head_dim) for x in (query_NxLxHxD, key_NxLxHxD, value_NxLxHxD))
   shape = _Shape(max(1, _LANES // head_dim), head_dim, -(-length // BLOCK) * BLOCK, precision, interpret)
-  q, k, v, bias, *runs_of_all = _alike(q, k, v, bias_HxTxKxQ, *runs)
+  q, k, v, bias, *runs_of_all = shards.alike(q, k, v, bias_HxTxKxQ, *runs)
   out = _attention(shape, q, k, v, bias, Runs(*runs_of_all))
   return out.reshape(rows, length + more, heads, head_dim)[:, :length]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gtr_jax.errors import InputError
-from gtr_jax.models.attention import Pattern, attention, kernel_refuses, pattern
+from gtr_jax.models.attention import Pattern, attention, pattern, way_of
 from gtr_jax.models.dropout import dropout
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
@@ -33,7 +33,7 @@ from gtr_jax.values.ranges import Positive, Range
 
 NORM_EPSILON = 1e-6
 DTYPES = ("float32", "bfloat16")  # of activations
-ATTENTIONS = ("reference", "kernel")
+ATTENTIONS = ("auto", "reference", "kernel")
 Sides = tuple[jax.Array, ...]
 
 _ACTIVATIONS: dict[str, Callable] = {
@@ -72,9 +72,10 @@ class T5Config:
       else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
       The parameter tree stays the same; dropout draws other masks.
-    attention: "reference", which holds logits of `[H, L, L]` a row; or "kernel", on TPUs, which holds none and leaves
-      out what texts of a packed row have nothing to do with (`attention_kernel`). Where there is no kernel for rows of
-      a length, and on CPUs and GPUs, these are for the reference.
+    attention: "reference", which holds logits of `[H, L, L]` a row; "kernel", on TPUs, which holds none and leaves out
+      what texts of a packed row have nothing to do with (`attention_kernel`), and is the reference where there is no
+      kernel for rows of a length, and on CPUs and GPUs; or "auto", which leaves that out on CPUs (`attention_by_text`)
+      and is the reference elsewhere.
   """
 
   vocab_size: Positive
@@ -90,7 +91,7 @@ class T5Config:
   dtype: str = "auto"
   remat: str = "none"
   scan_layers: bool = False
-  attention: str = "reference"
+  attention: str = "auto"
 
   def __post_init__(self):
     check_fields(self)
@@ -191,8 +192,8 @@ class RelativePositionBias(nn.Module):
                       (config.num_heads, config.relpos_buckets))
 
     def of_side(ids):
-      by_kernel = config.attention == "kernel" and not kernel_refuses(ids.shape[2], len(table), config.head_dim)
-      return pattern(table, ids, config.relpos_max_distance, by_kernel)
+      return pattern(table, ids, config.relpos_max_distance,
+                     way_of(config.attention, ids.shape[2], len(table), config.head_dim))
 
     return tuple(map(of_side, segment_ids))
 

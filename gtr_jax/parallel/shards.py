@@ -68,6 +68,13 @@ def varying(x: jax.Array, *axes: str) -> jax.Array:
   return lax.pcast(x, axes, to="varying") if within() and axes else x
 
 
+def alike(*inputs: jax.Array) -> list[jax.Array]:
+  """Each as one that differs from device to device wherever any of them does."""
+  differ = [jax.typeof(x).mat.varying for x in inputs]
+  missing = [tuple(sorted(frozenset().union(*differ) - axes)) for axes in differ]
+  return [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(inputs, missing, strict=True)]
+
+
 def summed(x: jax.Array, axis: str) -> jax.Array:
   """Sum over the devices along a mesh axis."""
   return lax.psum(x, axis) if within() else x  # Of a single device too: that they are the same is part of the type.

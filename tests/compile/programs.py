@@ -192,7 +192,7 @@ def compiled_attention(case: Attention) -> dict[str, Any]:
 
   def gradient(table, q, k, v, segments):
     def f(table, q, k, v):
-      pattern = attention.pattern(table, segments, 128, True)
+      pattern = attention.pattern(table, segments, 128, "kernel")
       precision = "highest" if case.dtype == "float32" else None
       return attention.attention(q, k, v, pattern, precision=precision).astype(jnp.float32).sum()
     return jax.value_and_grad(f, argnums=(0, 1, 2, 3))(table, q, k, v)

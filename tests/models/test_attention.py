@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtr_jax.models import attention_kernel
+from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.models.attention import (
   Pattern,
   attention,
@@ -91,9 +91,9 @@ def rows_of(*lengths_of_rows, length):
   return segments
 
 
-def outputs_and_gradients(segments, heads, head_dim, dtype, for_kernel, table, q, k, v, weights, **dropout):
+def outputs_and_gradients(segments, heads, head_dim, dtype, way, table, q, k, v, weights, **dropout):
   def f(table, q, k, v):
-    of_rows = pattern(table, segments, 128, for_kernel)
+    of_rows = pattern(table, segments, 128, way)
     out = attention(q, k, v, of_rows, precision=None if dtype == jnp.bfloat16 else "highest", **dropout)
     assert out.dtype == dtype
     return jnp.sum(out.astype(jnp.float32) * weights), out
@@ -102,16 +102,20 @@ def outputs_and_gradients(segments, heads, head_dim, dtype, for_kernel, table, q
   return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
 
-def both(segments, heads=2, head_dim=64, dtype=jnp.float32, **dropout):
-  """Output and gradients of the bias, queries, keys and values: by the kernel, by the reference, and in float32."""
+def both(segments, heads=2, head_dim=64, dtype=jnp.float32, way="kernel", **dropout):
+  """Output and gradients of the bias, queries, keys and values: that way, by the reference, and in float32."""
   rng = np.random.default_rng(0)
   q, k, v, weights = (jnp.asarray(rng.normal(size=(*segments.shape, heads, head_dim)) * scale, dtype)
                       for scale in (0.3, 0.3, 1, 1))
+  if way == "by text":  # What padding gets is nobody's.
+    weights = weights * (segments > 0)[..., None, None]
   table = jnp.asarray(rng.normal(size=(heads, 32)), jnp.float32)
   of = functools.partial(outputs_and_gradients, segments, heads, head_dim, **dropout)
   given = table, q, k, v, weights.astype(jnp.float32)
   exact = [x.astype(jnp.float32) for x in given]
-  return of(dtype, True, *given), of(dtype, False, *given), of(jnp.float32, False, *exact)
+  outs = of(dtype, way, *given), of(dtype, "reference", *given), of(jnp.float32, "reference", *exact)
+  return [[np.where((segments > 0)[..., None, None], out, 0) if way == "by text" else out, *gradients]
+          for out, *gradients in outs]
 
 
 @pytest.fixture
@@ -139,17 +143,37 @@ def test_the_kernel_is_the_reference(name, interpreted):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
 
 
-def test_the_kernel_in_bfloat16(interpreted):
+@pytest.mark.parametrize("name", CASES)
+def test_text_by_text_is_the_reference(name, monkeypatch):
+  segments, options = CASES[name]
+  for at_once in (1, 3, 8):
+    monkeypatch.setattr(attention_by_text, "_TEXTS", at_once)
+    ours, expected, _ = both(segments, way="by text", **options)
+    for one, other in zip(ours, expected, strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("length", [1, 16, 100, 128, 130, 288, 512])
+def test_what_texts_are_taken_as(length):
+  sizes = attention_by_text._sizes(length)
+  assert sizes[-1] == length and sizes == sorted(set(sizes))
+  assert all(size - before <= max(32, before / 4) for before, size in zip([0, *sizes], sizes, strict=False))
+
+
+@pytest.mark.parametrize("way", ["kernel", "by text"])
+def test_in_bfloat16(interpreted, way):
   """As far from float32 as the reference is, if for other roundings."""
-  kernel, reference, exact = both(CASES["many texts in a row"][0], dtype=jnp.bfloat16)
+  kernel, reference, exact = both(CASES["many texts in a row"][0], dtype=jnp.bfloat16, way=way)
   for of_kernel, of_reference, right in zip(kernel, reference, exact, strict=True):
     ours, theirs = (np.square(found - right).mean() ** 0.5 for found in (of_kernel, of_reference))
     assert 0 < ours < 1.2 * theirs < 0.02 * np.square(right).mean() ** 0.5
 
 
-def test_the_kernel_drops_what_the_reference_drops(interpreted):
-  ours, expected, _ = both(CASES["joined where no block ends"][0], dropout_rate=0.3, dropout_key=jax.random.key(0))
-  plain, _, _ = both(CASES["joined where no block ends"][0])
+@pytest.mark.parametrize("way", ["kernel", "by text"])
+def test_all_drop_what_the_reference_drops(interpreted, way):
+  case, _ = CASES["joined where no block ends"]
+  ours, expected, _ = both(case, way=way, dropout_rate=0.3, dropout_key=jax.random.key(0))
+  plain, _, _ = both(case, way=way)
   assert np.abs(ours[0] - plain[0]).max() > 0.1
   for one, other in zip(ours, expected, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * max(1, np.abs(other).max()))

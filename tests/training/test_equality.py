@@ -12,7 +12,7 @@ from tiny_training import VOCAB, tiny_model
 
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
-from gtr_jax.models import attention_kernel
+from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
 from gtr_jax.training import grad_cache
@@ -110,6 +110,16 @@ def test_same_gradient_with_the_kernel_for_attention(case, monkeypatch):
   heads = {"num_heads": 8, "head_dim": 16}
   check(gradient_of(*case, jnp.float32, attention="kernel", **heads),
         gradient_of("dense", PADDED, ONE_SHOT, "one", jnp.float32, **heads), 1e-4)
+
+
+@pytest.mark.parametrize("case", [
+    ("ring", PACKED, CACHED, "all"), ("dense", PACKED, ONE_SHOT, "fsdp"), ("dense", PADDED, CACHED, "data"),
+    ("dense", PACKED, ONE_SHOT, "one")], ids=["all", "fsdp", "data", "one"])
+def test_same_gradient_text_by_text(case, monkeypatch):
+  with jax.enable_x64(True):
+    expected = reference(jnp.float64)  # By rows.
+    monkeypatch.setattr(attention_by_text, "SHORTEST", 1)
+    check(gradient_of(*case, jnp.float64), expected, 1e-9)
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
