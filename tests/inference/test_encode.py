@@ -250,7 +250,7 @@ def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkey
   jax.clear_caches()
   with pytest.raises(InputError, match="--attention: on .* embeddings of the first batch differ by"):
     embed.embed(model, TEXTS, "passage", progress=False)
-  with pytest.raises(InputError, match="attention is 'flash': give one of reference, kernel"):
+  with pytest.raises(InputError, match="attention is 'flash': give one of auto, reference, kernel"):
     load_model(run, one, attention="flash")
   monkeypatch.setattr(attention_kernel, "INTERPRET", False)
   load_model(run, one, attention="kernel")
