@@ -46,7 +46,7 @@ test-t5x: $(VENV)/installed  ## the T5X adapter; install T5X first, as docs/t5x.
 	$(PIP) install --quiet --no-deps --upgrade --target .aot -c constraints.txt jax-cuda13-plugin jax-cuda13-pjrt
 	@touch $@
 
-test-compile: $(VENV)/installed .aot/libtpu-installed $(if $(FEW),,.aot/cuda-installed)  ## compile for TPUs and GPUs that are not here, and look at it (an hour; FEW=1: 3 minutes)
+test-compile: $(VENV)/installed .aot/libtpu-installed $(if $(FEW),,.aot/cuda-installed)  ## compile for TPUs and GPUs that are not here, and look at it (40 minutes; FEW=1: 3)
 	COMPILE_FEW=$(FEW) PYTHONPATH=.aot $(BIN)/python -m pytest tests/compile --durations=0
 
 test-buckets: $(VENV)/installed  ## train, encode, search, mine and prepare in gs://, against an emulator (installs it)

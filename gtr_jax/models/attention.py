@@ -4,6 +4,7 @@ Letters: G groups, R rows, L length, Q query and K key positions, H heads, D hea
 """
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -54,10 +55,14 @@ class Pattern(NamedTuple):
 
 def pattern(table_HxB: jax.Array, segment_ids_GxRxL: jax.Array, max_distance: int, way: str) -> Pattern:
   """What `attention` takes, of T5's table of heads and buckets; `way` is one of `way_of`."""
-  bias = position_bias(table_HxB, segment_ids_GxRxL.shape[2], max_distance, way == "kernel")
-  rows = segment_ids_GxRxL.reshape(-1, segment_ids_GxRxL.shape[2])
-  return Pattern(bias, segment_ids_GxRxL, attention_kernel.runs_of(rows) if way == "kernel" else None,
-                 attention_by_text.texts_of(rows) if way == "by text" else None)
+  length = segment_ids_GxRxL.shape[2]
+  rows = segment_ids_GxRxL.reshape(-1, length)
+  if way == "kernel":
+    block = attention_kernel.block_of(device_kind())
+    bias = position_bias(table_HxB, length, max_distance, block)
+    return Pattern(bias, segment_ids_GxRxL, runs=attention_kernel.runs_of(rows, block))
+  texts = attention_by_text.texts_of(rows) if way == "by text" else None
+  return Pattern(position_bias(table_HxB, length, max_distance), segment_ids_GxRxL, texts=texts)
 
 
 def way_of(attention: str, length: int, heads: int, head_dim: int) -> str:
@@ -82,14 +87,17 @@ def kernel_refuses(length: int, heads: int, head_dim: int) -> str:
   return attention_kernel.refuses(device_kind(), length, heads, head_dim)
 
 
-def position_bias(table_HxB: jax.Array, length: int, max_distance: int, for_kernel: bool) -> jax.Array:
+def position_bias(table_HxB: jax.Array, length: int, max_distance: int, block: int = 0) -> jax.Array:
   """What `attention` adds to the logits of rows of a length: `[H, Q, K]`, or the blocks of it that the kernel takes."""
-  farthest = attention_kernel.farthest(length, max_distance)
-  # Distances 0, 1, .., L - 1, then -L, .., -1.
-  distances = attention_kernel.distances(farthest) if for_kernel else (*range(length), *range(-length, 0))
+  if block:
+    distances: Iterable[int] = attention_kernel.distances(attention_kernel.farthest(length, max_distance, block), block)
+  else:  # 0, 1, .., L - 1, then -L, .., -1.
+    distances = (*range(length), *range(-length, 0))
   buckets = [relative_position_bucket(distance, table_HxB.shape[1], max_distance) for distance in distances]
   of_distance_HxS = jnp.take(table_HxB, jnp.array(buckets), axis=1)
-  return (attention_kernel.bias_tiles if for_kernel else attention_kernel.along_diagonals)(of_distance_HxS)
+  if block:
+    return attention_kernel.bias_tiles(of_distance_HxS, block)
+  return attention_kernel.along_diagonals(of_distance_HxS)
 
 
 def attention(query_GxRxQxHxD: jax.Array, key_GxRxKxHxD: jax.Array, value_GxRxKxHxD: jax.Array, pattern: Pattern, *,

@@ -26,7 +26,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from gtr_jax.parallel import shards
 
-BLOCK = 128  # Queries and keys of a block: the lanes of a register, and the rows of the matrix unit.
+# Queries and keys of a block: the lanes of a register, and the rows of the matrix unit of v4 and v5. Where
+# `benchmarks/attention.py` has found another to be faster on a chip, it stands here by what jax calls that.
+_BLOCK, _BLOCK_OF = 128, dict[str, int]()
 LONGEST = 8192  # Positions of a row: what queries, keys, values and their gradients need of the fast memory.
 _LONGEST_OF = {"TPU v4": 1024}  # Where that is 16 MiB instead of 128.
 _ENOUGH = 1024  # Positions of a row that keep the matrix unit busy while the next ones are fetched.
@@ -36,17 +38,22 @@ _FAST_MEMORY = 2**24  # Bytes that a kernel may take at least.
 _LOWEST = -1e30  # A logit that is none; finite, so that no difference is NaN.
 
 
-def farthest(length: int, max_distance: int) -> int:
+def block_of(device_kind: str) -> int:
+  """Queries and keys of a block on such a device; a multiple of 128."""
+  return _BLOCK_OF.get(device_kind, _BLOCK)
+
+
+def farthest(length: int, max_distance: int, block: int) -> int:
   """So many blocks from a block of queries on, all blocks of the bias are equal, or there is none in rows of a length.
 
   `max_distance` is that from which on all positions have the same bias.
   """
-  return min(-(-(max_distance + BLOCK - 1) // BLOCK), -(-length // BLOCK))
+  return min(-(-(max_distance + block - 1) // block), -(-length // block))
 
 
-def distances(farthest: int) -> range:
+def distances(farthest: int, block: int) -> range:
   """Key position less query position in the blocks of the bias."""
-  most = (farthest + 1) * BLOCK - 1
+  most = (farthest + 1) * block - 1
   return range(-most, most + 1)
 
 
@@ -68,15 +75,15 @@ def along_diagonals(numbers_Hx2L: jax.Array) -> jax.Array:
   return flat.reshape(-1, length, 2 * length - 1)[..., :length]
 
 
-def bias_tiles(bias_of_distance_HxS: jax.Array) -> jax.Array:
+def bias_tiles(bias_of_distance_HxS: jax.Array, block: int) -> jax.Array:
   """The blocks of the bias, `[H, T, K, Q]`, from that of each of `distances`."""
 
   def tile(number):
-    of_distance = bias_of_distance_HxS[:, number * BLOCK:(number + 2) * BLOCK - 1]  # In its middle key and query meet.
-    return along_diagonals(jnp.concatenate([of_distance[:, BLOCK - 1::-1], jnp.zeros_like(of_distance[:, :1]),
-                                            of_distance[:, :BLOCK - 1:-1]], axis=1))
+    of_distance = bias_of_distance_HxS[:, number * block:(number + 2) * block - 1]  # In its middle key and query meet.
+    return along_diagonals(jnp.concatenate([of_distance[:, block - 1::-1], jnp.zeros_like(of_distance[:, :1]),
+                                            of_distance[:, :block - 1:-1]], axis=1))
 
-  return jnp.stack([tile(number) for number in range(bias_of_distance_HxS.shape[1] // BLOCK)], axis=1)
+  return jnp.stack([tile(number) for number in range(bias_of_distance_HxS.shape[1] // block)], axis=1)
 
 
 class Runs(NamedTuple):
@@ -92,9 +99,9 @@ class Runs(NamedTuple):
   bounds: jax.Array
 
 
-def runs_of(segment_ids_NxL: jax.Array) -> Runs:
+def runs_of(segment_ids_NxL: jax.Array, block: int) -> Runs:
   """The runs of rows in which what has one id is in one run."""
-  at_once, more = _joined(*segment_ids_NxL.shape)
+  at_once, more = _joined(len(segment_ids_NxL), segment_ids_NxL.shape[1], block)
   padded = jnp.pad(segment_ids_NxL, ((0, 0), (0, more)), constant_values=-1)
   numbers = jnp.cumsum(_begins(padded).reshape(-1)).astype(jnp.int32).reshape(len(padded) // at_once, -1)
   position = jax.lax.broadcasted_iota(jnp.int32, numbers.shape, 1)
@@ -102,7 +109,7 @@ def runs_of(segment_ids_NxL: jax.Array) -> Runs:
   ends = jnp.concatenate([begins[:, 1:], jnp.ones_like(begins[:, :1])], axis=1)
   first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
   last = jax.lax.cummin(jnp.where(ends, position, numbers.shape[1]), axis=1, reverse=True)
-  return Runs(numbers, jnp.stack([first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1::BLOCK] // BLOCK + 1], axis=1))
+  return Runs(numbers, jnp.stack([first[:, ::block] // block, last[:, block - 1::block] // block + 1], axis=1))
 
 
 def _begins(ids):
@@ -110,11 +117,11 @@ def _begins(ids):
   return jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
 
 
-def _joined(rows, length):
+def _joined(rows, length, block):
   """So many rows, one behind the other, are one row for the kernel; before that so many positions are added to each."""
-  at_once = BLOCK // math.gcd(length, BLOCK)
+  at_once = block // math.gcd(length, block)
   if rows % at_once:
-    return 1, -length % BLOCK
+    return 1, -length % block
   while rows % (2 * at_once) == 0 and 2 * at_once * length <= _ENOUGH:
     at_once *= 2
   return at_once, 0
@@ -128,6 +135,11 @@ class _Shape(NamedTuple):
   longest: int  # Positions of a text, in whole blocks.
   precision: jax.lax.PrecisionLike
   interpret: bool
+  block: int
+
+  def part(self, number):
+    """The positions of a block."""
+    return pl.ds(pl.multiple_of(number * self.block, self.block), self.block)
 
   def lanes(self, head):
     return slice(head * self.head_dim, (head + 1) * self.head_dim)
@@ -138,15 +150,10 @@ class _Shape(NamedTuple):
 
   def logits(self, head, key, query, q, k_ref, bias_ref, of_query, segments_ref):
     """`[K, Q]` of a block of keys and one of queries, lowest where the texts differ."""
-    logits = self.product(k_ref[0, _part(key), self.lanes(head)], q, (1, 1))
+    logits = self.product(k_ref[0, self.part(key), self.lanes(head)], q, (1, 1))
     logits = logits + bias_ref[head, _tile(bias_ref, key, query)]
-    of_key = jnp.broadcast_to(segments_ref[0, :, _part(key)], logits.shape[::-1]).T
+    of_key = jnp.broadcast_to(segments_ref[0, :, self.part(key)], logits.shape[::-1]).T
     return jnp.where(of_key == of_query, logits, _LOWEST)
-
-
-def _part(block):
-  """The positions of a block."""
-  return pl.ds(pl.multiple_of(block * BLOCK, BLOCK), BLOCK)
 
 
 def _tile(bias_ref, key, query):
@@ -159,7 +166,7 @@ def _forward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, out
   row = pl.program_id(1)
 
   def of_queries(query, _):
-    part = _part(query)
+    part = shape.part(query)
     of_query = segments_ref[0, :, part]
     for head in range(shape.heads):
       q = q_ref[0, part, shape.lanes(head)]
@@ -169,18 +176,18 @@ def _forward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, out
         logits = shape.logits(head, key, query, q, k_ref, bias_ref, of_query, segments_ref)
         higher = jnp.maximum(highest, logits.max(0, keepdims=True))
         weights, scale = jnp.exp(logits - higher), jnp.exp(highest - higher)
-        v = v_ref[0, _part(key), shape.lanes(head)]
+        v = v_ref[0, shape.part(key), shape.lanes(head)]
         return (higher, total * scale + weights.sum(0, keepdims=True),
                 out * scale + shape.product(v, weights.astype(v.dtype), (0, 0)))
 
       highest, total, out = jax.lax.fori_loop(bounds_ref[row, 0, query], bounds_ref[row, 1, query], of_keys, (
-          jnp.full((1, BLOCK), _LOWEST, jnp.float32), jnp.zeros((1, BLOCK), jnp.float32),
-          jnp.zeros((shape.head_dim, BLOCK), jnp.float32)))
+          jnp.full((1, shape.block), _LOWEST, jnp.float32), jnp.zeros((1, shape.block), jnp.float32),
+          jnp.zeros((shape.head_dim, shape.block), jnp.float32)))
       out_ref[0, part, shape.lanes(head)] = (out / total).T.astype(out_ref.dtype)
       log_sum_ref[0, head, :, part] = highest + jnp.log(total)
     return 0
 
-  jax.lax.fori_loop(0, q_ref.shape[1] // BLOCK, of_queries, 0)
+  jax.lax.fori_loop(0, q_ref.shape[1] // shape.block, of_queries, 0)
 
 
 def _backward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, log_sum_ref, of_out_ref, delta_ref,
@@ -194,14 +201,14 @@ def _backward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, lo
   sum_ref[...] = jnp.zeros_like(sum_ref)
 
   def of_keys(key, _):
-    part = _part(key)
+    part = shape.part(key)
     for head in range(shape.heads):
       lanes = shape.lanes(head)
       k, v = k_ref[0, part, lanes], v_ref[0, part, lanes]
 
       def of_queries(query, sums, head=head, lanes=lanes, k=k, v=v):
         of_k, of_v = sums
-        there = _part(query)
+        there = shape.part(query)
         q, of_out = q_ref[0, there, lanes], of_out_ref[0, there, lanes]
         logits = shape.logits(head, key, query, q, k_ref, bias_ref, segments_ref[0, :, there], segments_ref)
         weights = jnp.exp(logits - log_sum_ref[0, head, :, there])
@@ -213,12 +220,12 @@ def _backward_kernel(bounds_ref, q_ref, k_ref, v_ref, bias_ref, segments_ref, lo
         return (of_k + shape.product(of_logits, q, (1, 0)),
                 of_v + shape.product(weights.astype(of_out.dtype), of_out, (1, 0)))
 
-      nothing = jnp.zeros((BLOCK, shape.head_dim), jnp.float32)
+      nothing = jnp.zeros((shape.block, shape.head_dim), jnp.float32)
       of_k, of_v = jax.lax.fori_loop(bounds_ref[row, 0, key], bounds_ref[row, 1, key], of_queries, (nothing, nothing))
       of_k_ref[0, part, lanes], of_v_ref[0, part, lanes] = of_k.astype(of_k_ref.dtype), of_v.astype(of_v_ref.dtype)
     return 0
 
-  jax.lax.fori_loop(0, q_ref.shape[1] // BLOCK, of_keys, 0)
+  jax.lax.fori_loop(0, q_ref.shape[1] // shape.block, of_keys, 0)
   of_q_ref[0] = sum_ref[...].astype(of_q_ref.dtype)
 
 
@@ -244,7 +251,7 @@ def _call(kernel, name, shape, products, bounds, inputs, specs, outputs, out_spe
 def _specs(shape, length, tiles):
   """Which block of an array the kernel gets: of tokens, of the bias, of runs, of numbers of the queries."""
   return (pl.BlockSpec((1, length, shape.heads * shape.head_dim), lambda lanes, row, _: (row, 0, lanes)),
-          pl.BlockSpec((shape.heads, tiles, BLOCK, BLOCK), lambda lanes, row, _: (lanes, 0, 0, 0)),
+          pl.BlockSpec((shape.heads, tiles, shape.block, shape.block), lambda lanes, row, _: (lanes, 0, 0, 0)),
           pl.BlockSpec((1, 1, length), lambda lanes, row, _: (row, 0, 0)),
           pl.BlockSpec((1, shape.heads, 1, length), lambda lanes, row, _: (row, lanes, 0, 0)))
 
@@ -291,15 +298,16 @@ def attention(query_NxLxHxD: jax.Array, key_NxLxHxD: jax.Array, value_NxLxHxD: j
     key_NxLxHxD: likewise.
     value_NxLxHxD: likewise.
     bias_HxTxKxQ: of `bias_tiles`, float32.
-    runs: of the segment ids.
+    runs: of the segment ids, in the same blocks.
     precision: of the products.
     interpret: run it on any device, for tests.
   """
   rows, length, heads, head_dim = query_NxLxHxD.shape
-  at_once, more = _joined(rows, length)
+  block = bias_HxTxKxQ.shape[-1]
+  at_once, more = _joined(rows, length, block)
   q, k, v = (jnp.pad(x.reshape(rows, length, -1), ((0, 0), (0, more), (0, 0))).reshape(
       rows // at_once, -1, heads * head_dim) for x in (query_NxLxHxD, key_NxLxHxD, value_NxLxHxD))
-  shape = _Shape(max(1, _LANES // head_dim), head_dim, -(-length // BLOCK) * BLOCK, precision, interpret)
+  shape = _Shape(max(1, _LANES // head_dim), head_dim, -(-length // block) * block, precision, interpret, block)
   q, k, v, bias, *runs_of_all = shards.alike(q, k, v, bias_HxTxKxQ, *runs)
   out = _attention(shape, q, k, v, bias, Runs(*runs_of_all))
   return out.reshape(rows, length + more, heads, head_dim)[:, :length]

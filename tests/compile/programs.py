@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 from gtr_jax.cli import dry_run
 from gtr_jax.dry_run import described, step_plan
+from gtr_jax.dry_run.hlo import of_kernel
 from gtr_jax.parallel import chips
 
 LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
 DEEP = ("t5.T5Config.remat='layer'", "t5.T5Config.scan_layers=True")  # as of base and larger ones
 RING = "LOSS=@ring.RingLoss()"
+KERNEL = ("t5.T5Config.attention='kernel'", "ROW_LENGTHS={'inputs': 64, 'targets': 640}")
 
 
 def of_launch_file(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -111,6 +113,10 @@ PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Product]
     "xxl, 256 x v5e": training("v5e", 256, "xxl", "recipes/gtr_pretrain.gin", SLICE),
     "base, 256 x v5e, 65,536": training("v5e", 256, "base", "runs/pretrain.gin", "meshes/data_parallel.gin",
                                         bindings=(*DEEP, "MICROBATCH_SIZE=8192", "BATCH_SIZE=65536", RING)),
+    "base, 8 x v6e, tensor, kernel": training("v6e", 8, "base", "runs/pretrain.gin", "meshes/tensor.gin",
+                                              bindings=(*DEEP, *KERNEL, "BATCH_SIZE=256")),
+    "base, 8 x v5p, kernel": training("v5p", 8, "base", "runs/pretrain.gin", "meshes/fsdp.gin",
+                                      bindings=(*DEEP, *KERNEL, "BATCH_SIZE=512", "MICROBATCH_SIZE=256")),
     "encode xxl, 8 x v5e": Encoding("v5e", 8, "xxl", model_parallel=8),
 }
 PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, length, dtype, rows) for (
@@ -272,7 +278,9 @@ def read(program: Any) -> dict[str, Any]:
              for instruction, *_ in program.executed()}
   return {"collectives": [dataclasses.asdict(collective) for collective in work.collectives],
           "gathered": sorted({(math.prod(shape.dims), shape.dtype, shape.dims) for shape in results}, reverse=True),
-          "to_host": sorted(opcodes & TO_HOST), "flops": work.flops, "float32_flops": work.float32_flops,
+          "to_host": sorted(opcodes & TO_HOST),
+          "kernels": len({instruction.name for instruction, *_ in program.executed() if of_kernel(instruction)}),
+          "flops": work.flops, "float32_flops": work.float32_flops,
           "unknown_loops": work.unknown_loops}
 
 

@@ -99,6 +99,7 @@ def test_training(name):
   for elements, dtype, dims in found["gathered"]:
     assert elements <= max(KERNEL[size], of_embeddings), (dtype, dims)
     assert len(dims) <= 3 or elements < 1e6, (dtype, dims)  # Of activations, `[G, R, L, E]`, never.
+  assert bool(found["kernels"]) == (programs.KERNEL[0] in case.bindings)
   if programs.RING in case.bindings:
     shards, permutes = data * fsdp, collectives(found, "collective-permute")
     # Forward the passages, backward they and their gradient; between slices once a round.

@@ -246,7 +246,7 @@ def test_the_kernel_s_first_batch_is_held_against_the_reference(tmp_path, monkey
       embed.embed(dataclasses.replace(model, encoder=training), TEXTS, "passage", progress=False), found)
   assert "attention" not in capsys.readouterr().err
   right = attention_kernel.bias_tiles
-  monkeypatch.setattr(attention_kernel, "bias_tiles", lambda bias: 2 * right(bias))
+  monkeypatch.setattr(attention_kernel, "bias_tiles", lambda *args: 2 * right(*args))
   jax.clear_caches()
   with pytest.raises(InputError, match="--attention: on .* embeddings of the first batch differ by"):
     embed.embed(model, TEXTS, "passage", progress=False)

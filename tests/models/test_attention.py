@@ -49,20 +49,21 @@ def bucket_of_pair(length):
 @pytest.mark.parametrize("length", [1, 2, 130])
 def test_position_bias_is_a_table_of_distances(length):
   table = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
-  np.testing.assert_array_equal(position_bias(table, length, 128, False), table[:, bucket_of_pair(length)])
+  np.testing.assert_array_equal(position_bias(table, length, 128), table[:, bucket_of_pair(length)])
 
 
+@pytest.mark.parametrize("block", [128, 256])
 @pytest.mark.parametrize(("length", "max_distance"), [(8, 128), (128, 128), (1000, 128), (640, 20), (600, 300)])
-def test_the_kernel_s_blocks_of_the_bias(length, max_distance):
+def test_the_kernel_s_blocks_of_the_bias(length, max_distance, block):
   """Of each pair of positions, wherever its row begins in a block."""
   table = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
-  tiles = np.asarray(position_bias(table, length, max_distance, True))
+  tiles = np.asarray(position_bias(table, length, max_distance, block))
   farthest = tiles.shape[1] // 2
   for first in (0, 72):
     query, key = np.meshgrid(*2 * [np.arange(first, first + length)], indexing="ij")
-    tile = np.clip(key // 128 - query // 128, -farthest, farthest) + farthest
+    tile = np.clip(key // block - query // block, -farthest, farthest) + farthest
     buckets = [relative_position_bucket(distance, 32, max_distance) for distance in range(-length, length + 1)]
-    np.testing.assert_array_equal(tiles[:, tile, key % 128, query % 128],
+    np.testing.assert_array_equal(tiles[:, tile, key % block, query % block],
                                   table[:, np.asarray(buckets)[key - query + length]])
 
 
@@ -135,8 +136,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_kernel_is_the_reference(name, interpreted):
+@pytest.mark.parametrize(("name", "block"), [*((name, 128) for name in CASES), ("many texts in a row", 256),
+                                             ("short rows are joined", 256)])
+def test_the_kernel_is_the_reference(name, block, interpreted, monkeypatch):
+  monkeypatch.setitem(attention_kernel._BLOCK_OF, jax.devices()[0].device_kind, block)
   segments, options = CASES[name]
   ours, expected, _ = both(segments, **options)
   for one, other in zip(ours, expected, strict=True):
@@ -181,7 +184,7 @@ def test_all_drop_what_the_reference_drops(interpreted, way):
 
 def test_blocks_without_a_common_text_are_left_out():
   segments = rows_of([100, 28, 300, 84, 128], length=640)[0]
-  first, behind = np.asarray(attention_kernel.runs_of(jnp.asarray(segments)).bounds)[0]
+  first, behind = np.asarray(attention_kernel.runs_of(jnp.asarray(segments), 128).bounds)[0]
   assert list(zip(first.tolist(), behind.tolist(), strict=True)) == [(0, 1), (1, 4), (1, 4), (1, 4), (4, 5)]
 
 
@@ -190,7 +193,7 @@ def test_of_five_texts_a_row_about_half_of_the_blocks_are_left_out():
   texts = np.where(np.arange(256) < lengths[:, None], 1, 0)[None]
   segments = pack_texts(texts, 640, 0.1).segment_ids[0]
   assert len(lengths) / len(segments) > 5 and np.count_nonzero(segments) / segments.size > 0.95
-  first, behind = np.moveaxis(np.asarray(attention_kernel.runs_of(jnp.asarray(segments)).bounds), 1, 0)
+  first, behind = np.moveaxis(np.asarray(attention_kernel.runs_of(jnp.asarray(segments), 128).bounds), 1, 0)
   assert (behind - first).sum() / (len(segments) * 5 * 5) < 0.55
 
 

@@ -42,7 +42,7 @@ def test_what_is_right_passes(check, microbatches):
 def test_what_is_wrong_is_said(check, monkeypatch, wrong, what):
   right = getattr(attention_kernel, wrong)
   if wrong == "bias_tiles":
-    monkeypatch.setattr(attention_kernel, wrong, lambda bias: jnp.roll(right(bias), 1, axis=2))
+    monkeypatch.setattr(attention_kernel, wrong, lambda *args: jnp.roll(right(*args), 1, axis=2))
   else:
     def with_other_values(*args, shape):
       right(*args, shape=shape)
