@@ -118,6 +118,9 @@ class Program:
       elif match := _INSTRUCTION.match(line):
         instruction = _instruction(*match.groups())
         computation[instruction.name] = instruction
+      elif computation and line.strip() != "}":  # In dumps what is said of a kernel takes several lines.
+        last = next(reversed(computation.values()))
+        computation[last.name] = last._replace(attributes=last.attributes + line)
     # An all-reduce of which every device keeps its own slice only is a reduce-scatter. The partitioner writes it so;
     # the compilers of TPUs and GPUs, not the CPU's, make one instruction of it.
     self._sliced = {name for computation in self._computations.values() for name in _only_sliced(computation)}

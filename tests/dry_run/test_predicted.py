@@ -95,6 +95,25 @@ def test_what_runs_beside_others_counts_where_it_takes_longer():
   assert found.parts["waiting for the memory"] > 0
 
 
+# How a dump of a compiler pass says it.
+DUMPED = """
+ENTRY %main (d: bf16[2,128,64]) -> bf16[2,128,64] {
+  %d = bf16[2,128,64]{2,1,0} parameter(0)
+  %kernel = bf16[2,128,64]{2,1,0} custom-call(%d, %d, %d), custom_call_target="tpu_custom_call", backend_config={"custom_call_config": {"body": "TUzv", "cost_estimate": {
+"bytes_accessed":98304,
+"flops":8388608,
+"transcendentals":32768
+}, "serialization_format": 1}}
+  ROOT %twice = bf16[2,128,64]{2,1,0} add(%kernel, %kernel)
+}
+"""  # noqa: E501
+
+
+def test_kernels_in_dumps_count():
+  work = Program(DUMPED, 1).work()
+  assert (work.flops, work.matmul_bytes) == (8388608, 98304)
+
+
 # What a TPU's compiler makes of a sum over two slices: the host sends and receives, and nothing uses what is sent.
 ACROSS = """
 ENTRY %main (a: f32[1000], b: f32[1000]) -> (f32[1000], f32[2,1000]) {
