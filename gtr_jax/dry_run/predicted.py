@@ -60,7 +60,7 @@ def predicted(program: Program, chip: Chip) -> Predicted | None:
       sent += times * operands[0].bytes
       continue
     if kind in COLLECTIVES:
-      seconds = times * (collective_seconds(chip, program.collective(instruction, operands, times)) or 0.0)
+      seconds = collective_seconds(chip, program.collective(instruction, operands, times)) or 0.0
       if instruction.opcode.endswith("-start"):
         beside += seconds
       else:

@@ -84,6 +84,14 @@ def test_a_step():
   assert [*found.parts] == ["products with kernels", "attention", "the interconnect"]
 
 
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+  sums = "  %again = f32[1000]{0:T(1024)} all-reduce(%near), replica_groups={{0,1}}, to_apply=%add\n"
+  root = "  ROOT %next = (s32[], f32[12,1000], f32[1000], f32[12,1000]) tuple(%n, %stacked, "
+  text = PROGRAM.replace(root + "%near", sums + root + "%again")
+  assert text != PROGRAM
+  assert predicted(Program(text, 2), CHIP).parts["the interconnect"] == pytest.approx((12 + 1) * 4e-6)
+
+
 def test_what_runs_beside_others_counts_where_it_takes_longer():
   text = PROGRAM.replace(" all-reduce(", " all-reduce-start(")
   assert "the interconnect" not in predicted(Program(text, 2), CHIP).parts
