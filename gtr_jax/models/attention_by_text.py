@@ -50,10 +50,10 @@ def texts_of(segment_ids_NxL: jax.Array) -> Texts:
 
 
 def _sizes(length):
-  """What texts of up to so many positions are taken as: multiples of 32, and from 256 on of an eighth to a quarter."""
+  """What texts of up to so many positions are taken as: multiples of 32, and above 128 of a third or a quarter."""
   found = [0]
   while found[-1] < length:
-    found.append(min(found[-1] + max(32, 2**max(found[-1].bit_length() - 3, 0)), length))
+    found.append(min(found[-1] + max(32, 2**max(found[-1].bit_length() - 2, 0)), length))
   return found[1:]
 
 

@@ -210,6 +210,8 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
                             "set TRAIN_STEPS")
       if saved != step:
         loop.save(step, state, None)
+      elif stop.asked() and not loop.gave_evaluation_up:  # Whether that was meant is not said there yet.
+        checkpointer.set_progress(step, loop.progress(step))
     finally:
       batches.close()
       with doing(SAVE, step):
@@ -249,7 +251,7 @@ class _Loop:
     self._may_skip, self._skipped = skip_non_finite, progress.get("skipped", 0)  # in a row
     self._most_tokens_per_second, self._stop = most_tokens_per_second, stop
     self._writers = writers if jax.process_index() == 0 else ()
-    self.gave_evaluation_up = False
+    self.gave_evaluation_up, self._owed = False, progress.get("evaluation")
     self.start = progress.get("start")  # what the run started from was measured to; None: it was not
     # Until when time has been counted as that of steps; evaluations, saves and compilations are left out.
     self._clock: float | None = None
@@ -262,7 +264,8 @@ class _Loop:
   def before_compiling(self, batch: Batch) -> None:
     """The next step has to be compiled."""
     self.settle(keep=0)
-    self._begun = time.perf_counter()
+    if self._clock is not None:
+      self._begun = time.perf_counter()
     self._bar.now(f"compiling ({in_words(batch)})")
 
   def dispatched(self, was_compiled: bool) -> None:
@@ -308,8 +311,8 @@ class _Loop:
         with self._stop.given_up():
           metric = self.evaluate(step, state.params_to_use)
       except Stopped:
-        self.gave_evaluation_up = True
-        self.save(step, state, None, evaluation=GIVEN_UP)
+        self.gave_evaluation_up, self._owed = True, GIVEN_UP
+        self.save(step, state, None)
         return True
     best = metric is not None and self._checkpointer.is_best(metric)
     saves = best or self._periods.saves(step) or self._periods.gives_up(step, self._checkpointer.best_step())
@@ -320,20 +323,22 @@ class _Loop:
   def make_up_for_evaluation(self, step: int, state: TrainState) -> None:
     """Evaluates the checkpoint that training goes on from, as this was given up when it was saved."""
     metric = self.evaluate(step, state.params_to_use)
-    self._checkpointer.set_progress(step, self._progress(step), metric)
+    self._owed = None
+    self._checkpointer.set_progress(step, self.progress(step), metric)
 
-  def save(self, step: int, state: TrainState, metric: float | None, **more: Any) -> None:
+  def save(self, step: int, state: TrainState, metric: float | None) -> None:
     with doing(SAVE, step), jax.profiler.TraceAnnotation(SAVE):
       for writer in self._writers:
         writer.flush()  # What the checkpoint has behind it: a run that resumes does not write it again.
-      self._checkpointer.save(step, state, self._progress(step) | more, metric)
+      self._checkpointer.save(step, state, self.progress(step), metric)
 
-  def _progress(self, step):
+  def progress(self, step: int) -> dict[str, Any]:
+    """What is saved with a step."""
     ends = (step >= self._periods.train_steps or self._periods.gives_up(step, self._checkpointer.best_step())
             or self._stop.received == signal.SIGINT)
     return {"means": self._means.to_json(), "batches": self._made_from, "start": self.start,
             "measured_on": {evaluator.name: evaluator.content for evaluator in self._evaluators},
-            "goodput": self._goodput.to_json(ends), "skipped": self._skipped}
+            "evaluation": self._owed, "goodput": self._goodput.to_json(ends), "skipped": self._skipped}
 
   def evaluate(self, step: int, params: Any) -> float | None:
     """Writes all results and returns the one that decides which checkpoint is the best."""

@@ -160,7 +160,7 @@ def test_text_by_text_is_the_reference(name, monkeypatch):
 def test_what_texts_are_taken_as(length):
   sizes = attention_by_text._sizes(length)
   assert sizes[-1] == length and sizes == sorted(set(sizes))
-  assert all(size - before <= max(32, before / 4) for before, size in zip([0, *sizes], sizes, strict=False))
+  assert all(size - before <= max(32, before / 2) for before, size in zip([0, *sizes], sizes, strict=False))
 
 
 @pytest.mark.parametrize("way", ["kernel", "by text"])

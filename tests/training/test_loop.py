@@ -14,6 +14,7 @@ from metrics_lines import without_times
 from tiny_training import PAIRS, TinyBatches
 
 from gtr_jax.checkpoints.checkpointer import Checkpointer
+from gtr_jax.checkpoints.steps import read_progress
 from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.parallel import partitioning
 from gtr_jax.parallel.progress import EVALUATION, doing
@@ -196,6 +197,28 @@ def test_a_signal_saves_and_stops(tmp_path, number, capfd):
   assert run(stopped, periods, batches=batches).stopped_by is None
   assert batches.yielded == list(range(11, 21))
   assert lines(stopped) == lines(whole)
+
+
+@pytest.mark.parametrize(("number", "is_meant"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_pause_after_a_step_that_is_saved_already(tmp_path, number, is_meant, monkeypatch):
+  """The signal comes while it is being saved, or in the next process before it has trained anything."""
+  def at():
+    return read_progress(tmp_path / "checkpoints" / str(saved_steps(tmp_path)[-1]))["goodput"]["at"]
+
+  save = Checkpointer.save
+
+  def interrupted(self, *args):
+    save(self, *args)
+    os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(Checkpointer, "save", interrupted)
+  run(tmp_path, Periods(20, log=3, checkpoint=8))
+  assert saved_steps(tmp_path) == [8] and (at() is None) == is_meant
+  monkeypatch.undo()
+  run(tmp_path, Periods(20, log=3, checkpoint=8), batches=Signalling(_9=signal.SIGINT))
+  assert saved_steps(tmp_path)[-1] in (8, 9) and at() is None
+  run(tmp_path, Periods(20, log=3, checkpoint=8))
+  assert at() is None  # At its end.
 
 
 def test_a_signal_before_a_saved_step_saves_once(tmp_path):
