@@ -80,6 +80,12 @@ def drawn(count: int, mean: float, longest: int, seed: int = 0) -> list[np.ndarr
   return [rng.integers(2, 100, length).astype(np.int32) for length in lengths]
 
 
+def packed_rows(rows: int, length: int) -> np.ndarray:
+  """Segment ids `[1, rows, length]` of drawn passages."""
+  texts = measure.padded(drawn(rows * max(1, length // 128), 122, min(length, 256)), length)
+  return pack_texts(texts[None], length, 0.1).segment_ids[:, :rows]
+
+
 def config_of(size: str, **more: Any) -> T5Config:
   """Of gin/models."""
   config.parse([f"models/t5_{size}.gin"])
@@ -95,8 +101,7 @@ def share_of_peak(flops: float, seconds: float, dtype: str) -> Row:
 def attentions(sizes: Sizes, repeats: int) -> Iterator[Row]:
   """Forward and backward in bfloat16, by each path; how far it is from the reference in float32."""
   for rows, length, heads, head_dim in sizes.attention:
-    texts = measure.padded(drawn(rows * max(1, length // 128), 122, min(length, 256)), length)
-    segments = pack_texts(texts[None], length, 0.1).segment_ids[:, :rows]
+    segments = packed_rows(rows, length)
     rng = np.random.default_rng(0)
     q, k, v, weights = (jnp.asarray(rng.normal(size=(*segments.shape, heads, head_dim)) * scale, jnp.float32)
                         for scale in (0.3, 0.3, 1, 1))

@@ -16,7 +16,6 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
@@ -159,11 +158,10 @@ class Checkpointer:
         progress=ocp.args.JsonSave(copy.deepcopy({"score": self._scores[step], "loop": dict(progress)}))))
     self._scores = {step: self._scores[step] for step in self._manager.all_steps()}
 
-  def set_progress(self, step: int, progress: Mapping[str, Any], metric: float | None | EllipsisType = ...) -> None:
-    """Writes anew what was saved with a step, whose state has been evaluated since where there is a `metric`."""
+  def set_progress(self, step: int, progress: Mapping[str, Any], metric: float | None) -> None:
+    """Writes anew what was saved with a step, whose state may have been evaluated since."""
     self.wait()
-    if not isinstance(metric, EllipsisType):
-      self._scores[step] = self._score(metric)
+    self._scores[step] = self._score(metric)
     if jax.process_index() == 0:
       write_progress(self.directory / str(step), {"score": self._scores[step], "loop": dict(progress)})
     if jax.process_count() > 1:

@@ -211,7 +211,7 @@ def fit(state: TrainState, train_step: Callable, batches: Batches, checkpointer:
       if saved != step:
         loop.save(step, state, None)
       elif stop.asked() and not loop.gave_evaluation_up:  # Whether that was meant is not said there yet.
-        checkpointer.set_progress(step, loop.progress(step))
+        checkpointer.set_progress(step, loop.progress(step), checkpointer.metric_of(step))
     finally:
       batches.close()
       with doing(SAVE, step):

@@ -22,6 +22,7 @@ from gtr_jax.checkpoints.checkpointer import list_steps
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
+SCRIPT = Path(__file__).parents[1] / "one_of_two.py"
 LIMIT = 300  # seconds; no test takes that long
 
 
@@ -70,8 +71,8 @@ def together(tmp_path_factory):
   folder = tmp_path_factory.mktemp("two")
   write_model_dir(folder / "model")
   write_collection(folder / "collection", corpus(60))
-  port, script = free_port(), Path(__file__).parents[1] / "one_of_two.py"
-  with Processes(folder, "all", [[script, 2, 0, port, folder], [script, 2, 1, port, folder], [script, "alone", folder]],
+  port = free_port()
+  with Processes(folder, "all", [[SCRIPT, 2, 0, port, folder], [SCRIPT, 2, 1, port, folder], [SCRIPT, "alone", folder]],
                  [{"JAX_NUM_CPU_DEVICES": devices} for devices in "448"]) as processes:
     *codes, code_alone = processes.exit_codes()
     paths = [folder / "report_0.json", folder / "report_1.json"]
@@ -83,8 +84,8 @@ def together(tmp_path_factory):
 def four(together):
   """The folder of `one_of_two.py`, and of four processes their reports, exit codes and outputs."""
   folder, *_ = together
-  port, script = free_port(), Path(__file__).parents[1] / "one_of_two.py"
-  with Processes(folder, "four", [[script, 4, index, port, folder] for index in range(4)],
+  port = free_port()
+  with Processes(folder, "four", [[SCRIPT, 4, index, port, folder] for index in range(4)],
                  [{"JAX_NUM_CPU_DEVICES": "2"}] * 4) as processes:
     codes, paths = processes.exit_codes(), [folder / f"four_{index}.json" for index in range(4)]
     assert all(path.exists() for path in paths), "\n".join(processes.outputs())
