@@ -143,7 +143,7 @@ def test_layers(name):
   """What the kernel saves of a layer's time and traffic; padded, most of what is left is not attention's."""
   found = compiled(name)
   of_reference, of_kernel = found["reference"], found["kernel"]
-  assert of_kernel["hbm_bytes"] < (0.25 if programs.PROGRAMS[name].packed else 0.6) * of_reference["hbm_bytes"]
+  assert of_kernel["hbm_bytes"] < (0.25 if programs.PROGRAMS[name].packed else 0.55) * of_reference["hbm_bytes"]
   assert of_kernel["seconds"] < (0.4 if programs.PROGRAMS[name].packed else 0.65) * of_reference["seconds"]
 
 
