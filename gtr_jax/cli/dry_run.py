@@ -105,7 +105,8 @@ def _tune(args: argparse.Namespace, options: Any) -> None:
     return plan
 
   def say(choice):
-    expected = "does not fit" if choice.seconds is None else f"{1e3 * choice.seconds:.1f} ms"
+    seconds = "?" if choice.seconds is None else f"{1e3 * choice.seconds:.1f} ms"
+    expected = seconds if choice.fits else "does not fit"
     print(f"{choice.remat:10}{choice.microbatch if choice.microbatch < batch else 'None':>16}"
           f"{choice.bytes / chip.memory:>10.0%}{expected:>13}" + f"{choice.mfu:>5.0%}" * choice.fits, flush=True)
 

@@ -7,53 +7,22 @@ What nothing uses is not counted.
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from gtr_jax.dry_run import matrix_products
+from gtr_jax.dry_run.instructions import Instruction, Shape, of_kernel, parse, said
+from gtr_jax.dry_run.matrix_products import matrix_product
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "token": 0, "bf16": 2, "c64": 8, "c128": 16}
+_SLICES = ("dynamic-slice", "dynamic-update-slice", "gather", "slice")
+_AS_IT_IS = ("bitcast", "copy")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-
-
-class Shape(NamedTuple):
-  """Of one array; whether it is in a TPU's fast memory."""
-
-  dtype: str
-  dims: tuple[int, ...]
-  is_fast: bool = False
-
-  @property
-  def bytes(self) -> int:
-    bits = re.search(r"\d+", self.dtype)
-    return math.prod(self.dims) * _BYTES.get(self.dtype, int(bits[0]) // 8 if bits else 0)
-
-
-class Instruction(NamedTuple):
-  """One line; `shapes` are those of the result, more than one of a tuple."""
-
-  name: str
-  shapes: tuple[Shape, ...]
-  opcode: str
-  operands: tuple[str, ...]
-  attributes: str
-  is_root: bool
-
-
-class OfKernel(NamedTuple):
-  """What the attention kernel says of itself; `products` of so many are of each logit."""
-
-  flops: int
-  logits: int
-  bytes: int
-  products: int
 
 
 @dataclass(frozen=True)
@@ -115,9 +84,8 @@ class Program:
         computation = self._computations.setdefault(match[2], {})
         if match[1]:
           self._entry = match[2]
-      elif match := _INSTRUCTION.match(line):
-        instruction = _instruction(*match.groups())
-        computation[instruction.name] = instruction
+      elif of_line := parse(line):
+        computation[of_line.name] = of_line
       elif computation and line.strip() != "}":  # In dumps what is said of a kernel takes several lines.
         last = next(reversed(computation.values()))
         computation[last.name] = last._replace(attributes=last.attributes + line)
@@ -133,8 +101,8 @@ class Program:
       kind = instruction.opcode.removesuffix("-start")
       if kind == "while" and self.trip_count(instruction) is None:
         work.unknown_loops += 1
-      elif kind in ("dot", "convolution"):
-        flops = times * _flops(instruction, operands)
+      elif kind in matrix_products.OPCODES:
+        flops = times * matrix_product(instruction, operands).flops
         work.flops += flops
         if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
           work.float32_flops += flops
@@ -170,25 +138,67 @@ class Program:
     return Collective(kind, dtype, devices, span, False, times, size * _sent(kind, devices), slices, between)
 
   def accessed(self, instruction: Instruction, operands: tuple[Shape, ...]) -> list[Shape]:
-    """What an instruction reads and writes: of arrays that a fusion only takes slices of, or updates, these."""
-    whole = [*instruction.shapes, *operands]
+    """What an instruction reads and writes: of arrays of which it only takes slices or rows, or updates some, these."""
+    if instruction.opcode == "gather":
+      return [*instruction.shapes, *instruction.shapes, *operands[1:]]
     if instruction.opcode != "fusion":
-      return whole
-    inside = self._computations[_said(r"calls=%?([\w.\-]+)", instruction)[1]]
-    users = defaultdict(list)
-    for one in inside.values():
-      for operand in one.operands:
-        users[operand].append(one)
+      return [*instruction.shapes, *operands]
+    inside = self._inside(instruction)
     found = []
     for number, shape in enumerate(operands):
-      parameter = next(one for one in inside.values() if one.opcode == "parameter" and one.attributes == str(number))
-      slices, is_sliced = _slices_of(parameter.name, users, inside)
-      found += [part._replace(is_fast=shape.is_fast) for part in slices] if is_sliced else [shape]
-    updates = {one.shapes[0].dims: inside[one.operands[1]].shapes[0] for one in inside.values()
-               if one.opcode == "dynamic-update-slice"}
-    found += [updates[shape.dims]._replace(is_fast=shape.is_fast) if shape.dims in updates else shape
-              for shape in instruction.shapes]
+      read = self._read(_parameter(inside, number), inside)
+      if read is None or sum(part.bytes for part in read) > shape.bytes:
+        found.append(shape)
+      else:
+        found += [part._replace(is_fast=shape.is_fast) for part in read]
+    root = next(one for one in inside.values() if one.is_root)
+    written = root.operands if root.opcode == "tuple" else (root.name,)
+    return found + [shape if (part := self._updated(name, inside)) is None else part._replace(is_fast=shape.is_fast)
+                    for name, shape in zip(written, instruction.shapes, strict=True)]
+
+  def _updated(self, name: str, inside: Mapping[str, Instruction]) -> Shape | None:
+    """The part of an array that is new; None: all of it."""
+    one = inside[name]
+    if one.opcode == "dynamic-update-slice":
+      return inside[one.operands[1]].shapes[0]
+    if one.opcode in _AS_IT_IS:
+      return self._updated(one.operands[0], inside)
+    if one.opcode == "fusion" and len(one.shapes) == 1:
+      within = self._inside(one)
+      return self._updated(next(root.name for root in within.values() if root.is_root), within)
+    return None
+
+  def _read(self, name: str, inside: Mapping[str, Instruction]) -> list[Shape] | None:
+    """The slices or rows that are read of an array of which no others are; None: all of it may be."""
+    found: list[Shape] = []
+    for user in (one for one in inside.values() if name in one.operands):
+      if user.opcode in _SLICES and name == user.operands[0]:
+        read: list[Shape] | None = [] if user.opcode == "dynamic-update-slice" else [*user.shapes]
+      elif user.opcode in _AS_IT_IS or user.opcode == "fusion" and all(
+          one.opcode in ("parameter", *_AS_IT_IS) for one in self._inside(user).values()):
+        read = None if user.is_root else self._read(user.name, inside)
+      elif user.opcode == "fusion":
+        within = self._inside(user)
+        read = self._read(_parameter(within, user.operands.index(name)), within)
+      else:
+        read = None
+      if read is None:
+        return None
+      found += read
     return found
+
+  def parts(self, instruction: Instruction, operands: tuple[Shape, ...]
+            ) -> Iterator[tuple[Instruction, tuple[Shape, ...]]]:
+    """What a fusion consists of, with the shapes of its operands; of anything else itself."""
+    if instruction.opcode != "fusion":
+      yield instruction, operands
+      return
+    inside = self._inside(instruction)
+    for one in _used(inside):
+      yield from self.parts(one, tuple(shape for operand in one.operands for shape in inside[operand].shapes))
+
+  def _inside(self, fusion: Instruction) -> dict[str, Instruction]:
+    return self._computations[said(r"calls=%?([\w.\-]+)", fusion)[1]]
 
   def executed(self, into_fusions: bool = True) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
     """Every instruction that is run, with the shapes of its operands, how often, and whether in a loop."""
@@ -200,7 +210,7 @@ class Program:
         operands = tuple(s for operand in instruction.operands for s in computation[operand].shapes)
         yield instruction, operands, times, in_loop
         if instruction.opcode == "while":
-          body = _said(r"body=%?([\w.\-]+)", instruction)[1]
+          body = said(r"body=%?([\w.\-]+)", instruction)[1]
           todo.append((body, times * (self.trip_count(instruction) or 1), True))
         elif not instruction.opcode.endswith(("-done", "-update")) and (
             into_fusions or instruction.opcode in ("conditional", "call")):
@@ -213,7 +223,7 @@ class Program:
     """How often a while loop runs; None where that cannot be read."""
     if match := re.search(r'known_trip_count\\?"?:\{\\?"?n\\?"?:\\?"?(\d+)', loop.attributes):
       return int(match[1])
-    condition = self._computations[_said(r"condition=%?([\w.\-]+)", loop)[1]]
+    condition = self._computations[said(r"condition=%?([\w.\-]+)", loop)[1]]
     root = next(i for i in condition.values() if i.is_root)
     if root.opcode == "compare":
       for operand in map(condition.__getitem__, root.operands):
@@ -224,46 +234,8 @@ class Program:
     return None
 
 
-def _slices_of(name: str, users: Mapping[str, list[Instruction]],
-               inside: Mapping[str, Instruction]) -> tuple[list[Shape], bool]:
-  """The slices that a fusion takes of one of its arrays, or updates of it; and whether it does nothing else with it."""
-  found: list[Shape] = []
-  for user in users[name]:
-    if user.opcode == "dynamic-slice":
-      found += user.shapes
-    elif user.opcode == "bitcast":
-      slices, is_sliced = _slices_of(user.name, users, inside)
-      if not is_sliced:
-        return [], False
-      found += slices
-    elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
-      return [], False
-  return found, True
-
-
-def of_kernel(instruction: Instruction) -> OfKernel | None:
-  """What a kernel of Pallas says of itself; None of anything else."""
-  if instruction.opcode != "custom-call" or '"tpu_custom_call"' not in instruction.attributes:
-    return None
-  found = [re.search(rf'{name}\\?":\s*\\?"?(\d+)', instruction.attributes)
-           for name in ("flops", "transcendentals", "bytes_accessed")]
-  if not all(found):
-    return None
-  flops, logits, accessed = (int(number[1]) for number in found if number)
-  return OfKernel(flops, logits, accessed, 5 if "attention_backward" in instruction.attributes else 2)
-
-
-def _instruction(root: str | None, name: str, result: str, opcode: str, rest: str) -> Instruction:
-  end, depth = 0, 1
-  while depth:
-    depth += {"(": 1, ")": -1}.get(rest[end], 0)
-    end += 1
-  inside, after = rest[:end - 1], rest[end:]
-  shapes = tuple(Shape(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(1)" in layout)
-                 for dtype, dims, layout in _SHAPE.findall(result))
-  operands = () if opcode in ("constant", "parameter", "iota") else tuple(re.findall(r"%([\w.\-]+)", inside))
-  attributes = inside if opcode in ("constant", "parameter") else after
-  return Instruction(name, shapes, opcode, operands, attributes, bool(root))
+def _parameter(computation: Mapping[str, Instruction], number: int) -> str:
+  return next(one.name for one in computation.values() if one.opcode == "parameter" and one.attributes == str(number))
 
 
 def _only_sliced(computation: dict[str, Instruction]) -> set[str]:
@@ -283,40 +255,6 @@ def _used(computation: dict[str, Instruction]) -> list[Instruction]:
       seen.add(name)
       todo += computation[name].operands
   return [i for i in computation.values() if i.name in seen]
-
-
-def _said(pattern: str, instruction: Instruction) -> re.Match[str]:
-  """What every instruction of its kind says."""
-  if (found := re.search(pattern, instruction.attributes)) is None:
-    raise ValueError(f"{instruction.name}: no {pattern} in {instruction.attributes:.200}")
-  return found
-
-
-def _flops(product: Instruction, operands: tuple[Shape, ...]) -> float:
-  left, right = operands[:2]
-  out = math.prod(product.shapes[0].dims)
-  if product.opcode == "dot":
-    contracted = _said(r"lhs_contracting_dims=\{([\d,]*)\}", product)[1]
-    return 2.0 * out * math.prod(left.dims[int(i)] for i in contracted.split(",") if i)
-  # The TPU's compiler writes products as convolutions, batches among the spatial axes; only what is not padding counts.
-  labels, kernel, result = _said(r"dim_labels=(\w+)_(\w+)->(\w+)", product).groups()
-  flops = 2.0 * right.dims[kernel.index("i")]
-  flops *= math.prod(product.shapes[0].dims[result.index(c)] for c in "bf")
-  window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", product.attributes) or ["", ""])[1]))
-  for axis in range(len(labels) - 2):
-    c = str(axis)
-    option = {name: value.split("x")[axis] for name, value in window.items()}
-    flops *= _valid_positions(left.dims[labels.index(c)], right.dims[kernel.index(c)],
-                              product.shapes[0].dims[result.index(c)], option)
-  return flops
-
-
-def _valid_positions(left: int, kernel: int, out: int, option: dict[str, str]) -> int:
-  """Along one spatial axis, the pairs of output and kernel positions that meet an element of the left operand."""
-  stride, dilation = int(option.get("stride", 1)), int(option.get("lhs_dilate", 1))
-  kernel_dilation, low = int(option.get("rhs_dilate", 1)), int(option.get("pad", "0_0").split("_")[0])
-  positions = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
-  return sum(0 <= p < (left - 1) * dilation + 1 and p % dilation == 0 for p in positions)
 
 
 def _groups(attributes: str, num_devices: int) -> np.ndarray:

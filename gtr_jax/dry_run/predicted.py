@@ -1,22 +1,34 @@
-"""How long the TPU's compiler expects a step to take, and what for: its program says the cycles of each operation.
+"""How long a step takes on a TPU, and what for, by the program that its compiler has made.
 
-What it does not say is taken from published rates: kernels of Pallas by their products, as wide as the matrix unit
-takes them, and by what they read and write; single operations by their bytes; collectives by the interconnect. Those
-that run beside others ("-start") count only where they take longer than all of these.
+Twice: at least, each operation by the longest of three at published rates (FLOPs, as the matrix unit takes their
+shapes; operations of the vector unit; bytes to and from the memory); and as the compiler expects, which says the cycles
+of most operations. Kernels of Pallas, of which it says none, and single operations count alike in both.
+
+Bytes that are copied beside other operations count where all of them take longer than what is computed; collectives by
+the interconnect, and those beside others ("-start") where they take longer than all of that.
 """
 
+import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from gtr_jax.dry_run import matrix_products
 from gtr_jax.dry_run.floor import collective_seconds
-from gtr_jax.dry_run.hlo import COLLECTIVES, Instruction, Program, Shape, of_kernel
+from gtr_jax.dry_run.hlo import COLLECTIVES, Program
+from gtr_jax.dry_run.instructions import Instruction, OfKernel, Shape, of_kernel
+from gtr_jax.dry_run.matrix_products import matrix_product
 from gtr_jax.parallel.chips import Chip
 
 _CYCLES = re.compile(r'estimated_cycles\\?":\\?"(\d+)')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
          "partition-id", "replica-id", "iota", "opt-barrier", "recv"}
+# What moves numbers, and does not compute with them.
+_MOVES = _FREE | {"broadcast", "concatenate", "copy", "dynamic-slice", "dynamic-update-slice", "fusion", "gather",
+                  "pad", "reshape", "slice", "transpose"}
 _COPIES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")  # Between the memories, beside other operations.
 # What of a step an operation is for, by the first of these that its name has.
 _PARTS = (("optimizer", "optimizer"), ("loss", "loss"), ("layer_norm", "norms"), ("encoder_norm", "norms"),
@@ -26,31 +38,56 @@ _PARTS = (("optimizer", "optimizer"), ("loss", "loss"), ("layer_norm", "norms"),
           ("token_embedder", "token embeddings"), ("Tower", "the rest of the encoder"))
 
 
+class Seconds(NamedTuple):
+  """At least, and as the compiler expects."""
+
+  least: float
+  expected: float
+
+
 @dataclass(frozen=True)
 class Predicted:
   """A step on one device.
 
   Attributes:
-    seconds: at least, if the compiler is right.
-    parts: seconds by what they are for, the longest first; what is waited for in "the interconnect".
+    least: seconds.
+    expected: seconds, if the compiler is right.
+    parts: of both, by what they are for, the longest first; what is waited for in "the interconnect".
     hbm_bytes: read from the device's memory and written to it; what stays in the fast memory is not.
     uncounted: bytes that it sends to other slices, where no rate is known for that.
   """
 
-  seconds: float
-  parts: dict[str, float]
+  least: float
+  expected: float
+  parts: dict[str, Seconds]
   hbm_bytes: float
   uncounted: float = 0.0
 
 
-def predicted(program: Program, chip: Chip) -> Predicted | None:
-  """What the program of a TPU's compiler says of a step; None where it says nothing.
+@dataclass
+class _Sum:
+  """Of what is computed, by what it is for, and what is exchanged meanwhile or waited for."""
+
+  parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+  def finish(self, memory: float, waits: float, beside: float) -> None:
+    computing = max(sum(self.parts.values()), memory)
+    for part, more in (("waiting for the memory", computing - sum(self.parts.values())),
+                       ("the interconnect", waits + max(beside - computing, 0.0))):
+      if more > 0:
+        self.parts[part] += more
+
+
+def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] | None = None) -> Predicted | None:
+  """What a step takes; None where the compiler says nothing.
 
   Args:
     program: of `compiled.as_text()`.
     chip: a TPU that it was compiled for.
+    kernel_shares: what of its blocks the attention kernel computes, by the longest text that its rows may hold, in
+      whole blocks; 1 where it is not said.
   """
-  parts: dict[str, float] = defaultdict(float)
+  least, expected = _Sum(), _Sum()
   cycles, hbm_bytes, waits, beside, sent = 0, 0.0, 0.0, 0.0, 0.0
   for instruction, operands, times, _ in program.executed(into_fusions=False):
     kind = instruction.opcode.removesuffix("-start")
@@ -69,26 +106,51 @@ def predicted(program: Program, chip: Chip) -> Predicted | None:
     hbm_bytes += times * (moved := _moved(program, instruction, operands))
     if instruction.opcode != kind and kind in _COPIES:
       continue
-    if said := _CYCLES.search(instruction.attributes):
-      cycles += int(said[1])
-      seconds = int(said[1]) / chip.clock
-    elif kernel := of_kernel(instruction):
-      width = kernel.flops / (2 * kernel.logits * kernel.products)
-      seconds = max(kernel.flops / chip.flops_in("float32" if operands[1].dtype == "f32" else "bfloat16")
-                    * -(-width // chip.matrix_unit) * chip.matrix_unit / width, moved / chip.memory_bandwidth)
+    in_memory = moved / chip.memory_bandwidth
+    if kernel := of_kernel(instruction):
+      shortest = said = max(_of_kernel(kernel, operands, chip, kernel_shares or {}), in_memory)
     else:
-      seconds = moved / chip.memory_bandwidth
-    parts[_part(instruction)] += times * seconds
+      shortest = max(_computing(program, instruction, operands, chip), in_memory)
+      of_compiler = _CYCLES.search(instruction.attributes)
+      said = int(of_compiler[1]) / chip.clock if of_compiler else shortest
+      cycles += of_compiler is not None
+    least.parts[_part(instruction)] += times * shortest
+    expected.parts[_part(instruction)] += times * said
   if not cycles:
     return None
   beside += sent / chip.network if chip.network else 0.0
-  computing = max(sum(parts.values()), hbm_bytes / chip.memory_bandwidth)
-  if (more := computing - sum(parts.values())) > 0:
-    parts["waiting for the memory"] += more
-  if (more := waits + max(beside - computing, 0.0)) > 0:
-    parts["the interconnect"] += more
-  return Predicted(sum(parts.values()), dict(sorted(parts.items(), key=lambda part: -part[1])), hbm_bytes,
+  for of_step in (least, expected):
+    of_step.finish(hbm_bytes / chip.memory_bandwidth, waits, beside)
+  parts = {part: Seconds(least.parts.get(part, 0.0), expected.parts.get(part, 0.0))
+           for part in {**least.parts, **expected.parts}}
+  return Predicted(sum(least.parts.values()), sum(expected.parts.values()),
+                   dict(sorted(parts.items(), key=lambda part: -part[1].expected)), hbm_bytes,
                    0.0 if chip.network else sent)
+
+
+def _computing(program: Program, instruction: Instruction, operands: tuple[Shape, ...], chip: Chip) -> float:
+  """Seconds of the matrix unit or of the vector unit, the longer; they work side by side."""
+  products, operations = 0.0, 0
+  for part, of_part in program.parts(instruction, operands):
+    if part.opcode in matrix_products.OPCODES:
+      is_float32 = of_part[0].dtype == "f32" and "operand_precision={highest" in part.attributes
+      products += (matrix_product(part, of_part).flops_on(chip.matrix_unit)
+                   / chip.flops_in("float32" if is_float32 else "bfloat16"))
+    elif part.opcode == "reduce":
+      operations += math.prod(of_part[0].dims)
+    elif part.opcode not in _MOVES and part.shapes:
+      operations += math.prod(part.shapes[0].dims)
+  return max(products, operations / chip.vector_operations)
+
+
+def _of_kernel(kernel: OfKernel, operands: tuple[Shape, ...], chip: Chip, shares: Mapping[int, float]) -> float:
+  """Likewise, of the attention kernel, of whose products the heads are one side."""
+  rows, length, width = operands[1].dims
+  share = shares.get(kernel.logits * kernel.head_dim // (rows * length * width), 1.0)
+  on_unit = -(-kernel.head_dim // chip.matrix_unit) * chip.matrix_unit / kernel.head_dim
+  rate = chip.flops_in("float32" if operands[1].dtype == "f32" else "bfloat16")
+  return share * max(kernel.flops * on_unit / rate,
+                     kernel.logits * kernel.vector_operations / chip.vector_operations)
 
 
 def _part(instruction: Instruction) -> str:

@@ -6,6 +6,7 @@ program as XLA has divided it over the devices, and before it fits it to one kin
 
 import dataclasses
 import importlib.metadata
+import itertools
 import math
 import re
 import tempfile
@@ -24,6 +25,7 @@ from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Program, Work
 from gtr_jax.dry_run.predicted import Predicted, predicted
 from gtr_jax.errors import InputError
+from gtr_jax.models import attention_kernel
 from gtr_jax.parallel import chips, partitioning
 from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
 from gtr_jax.text.packing import Texts, round_rows
@@ -67,8 +69,9 @@ class Plan:
     seconds: the compilation took.
     out_of_memory: what the compiler says where it gave up because the step does not fit; else empty.
     program: that `work` was read from.
-    predicted: what the compiler expects a step to take; None where it does not say.
-    mfu: of real tokens, if a step takes that; of all token slots where rows are not packed.
+    predicted: what a step takes; None where the compiler does not say.
+    at_peak: seconds, if the devices did nothing but the products of the encoder's kernels, at their peak: of real
+      tokens, of all token slots where rows are not packed; by a step's seconds this is its MFU.
     unknown: why the compiler was asked what a step takes, and its answer could not be read; else empty.
   """
 
@@ -85,7 +88,7 @@ class Plan:
   out_of_memory: str
   program: Program = dataclasses.field(repr=False)
   predicted: Predicted | None = None
-  mfu: float = 0.0
+  at_peak: float = 0.0
   unknown: str = ""
 
   @property
@@ -160,24 +163,47 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     else:
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       if chip and chip.clock and mesh.devices.flat[0].platform == "tpu":
-        expected, unknown = _expected(compiled, mesh, chip)
+        expected, unknown = _expected(compiled, mesh, chip, kernel_shares(model.config, mesh, sizes))
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   fastest = most_tokens_per_second(model, mesh) if expected else None
-  mfu = tokens * (PACKED_FILL if sizes.row_lengths else 1) / expected.seconds / fastest if expected and fastest else 0.0
+  at_peak = tokens * (PACKED_FILL if sizes.row_lengths else 1) / fastest if fastest else 0.0
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, mfu, unknown)
+              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, at_peak,
+              unknown)
 
 
-def _expected(compiled: Any, mesh: jax.sharding.Mesh, chip: chips.Chip) -> tuple[Predicted | None, str]:
-  """What the compiler says of a step, or why that cannot be read."""
+def _expected(compiled: Any, mesh: jax.sharding.Mesh, chip: chips.Chip,
+              shares: Mapping[int, float]) -> tuple[Predicted | None, str]:
+  """What a step takes by the compiler's program, or why that cannot be read."""
   try:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError:  # A libtpu may use operations that this jax has not heard of.
     return None, (f"How long a step takes is not known: jax {jax.__version__} cannot read the program that libtpu "
                   f"{importlib.metadata.version('libtpu')} makes of it. It can read its own libtpu's: pip install "
                   f"'jax[tpu]=={jax.__version__}'")
-  return predicted(Program(text, mesh.size, _slices(mesh)), chip), ""
+  return predicted(Program(text, mesh.size, _slices(mesh)), chip, shares), ""
+
+
+def kernel_shares(config: Any, mesh: jax.sharding.Mesh, sizes: BatchSizes) -> dict[int, float]:
+  """What of its blocks the attention kernel computes of packed rows, by their length in whole blocks.
+
+  Of texts that are all as long as the average, one behind the other, wherever the first of them begins; others meet in
+  more of them.
+  """
+  block, starts = attention_kernel.block_of(mesh.devices.flat[0].device_kind), 16
+  shares: dict[int, float] = {}
+  row_lengths = sizes.row_lengths or {} if config.attention == "kernel" else {}
+  for side, length in row_lengths.items():
+    mean = _mean_tokens(sizes, side)
+    blocks, met = -(-length // block), 0
+    for query, start in itertools.product(range(blocks), range(starts)):
+      before = start / starts * mean  # So much of the first text is not in the row.
+      begin = max((query * block + before) // mean * mean - before, 0)
+      end = (((query + 1) * block - 1 + before) // mean + 1) * mean - before
+      met += min(math.ceil(end / block), blocks) - int(begin // block)
+    shares[blocks * block] = min(met / starts / blocks**2, shares.get(blocks * block, 1.0))
+  return shares
 
 
 def _slices(mesh: jax.sharding.Mesh) -> list[int]:
@@ -210,21 +236,29 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding)
 
-  def texts(side, others, spread, index):
-    longest = max(sizes.feature_lengths[side], sizes.feature_lengths.get(f"negative_{side}", 0) if others else 0)
-    rows, length = own * (1 + others), longest
+  def texts(side, others, spread):
+    rows, length = own * (1 + others), _longest(sizes, side)
     if sizes.row_lengths:
       length = sizes.row_lengths[side]
-      mean = sizes.mean_tokens[index] if sizes.mean_tokens else longest / 2
-      rows = round_rows(math.ceil(rows * mean / (length * PACKED_FILL)), rows, spread)
+      rows = round_rows(math.ceil(rows * _mean_tokens(sizes, side) / (length * PACKED_FILL)), rows, spread)
     return Texts(array(jnp.int32, rows, length), array(jnp.int32, rows, length))
 
   k, m = sizes.negatives_per_example, sizes.negative_queries_per_example
   of_passages = array(jnp.uint32, own * (1 + k), 2)
-  return Batch(texts("inputs", m, QUERY_SPREAD, 0), texts("targets", k, PASSAGE_SPREAD, 1), array(jnp.bool_, own),
+  return Batch(texts("inputs", m, QUERY_SPREAD), texts("targets", k, PASSAGE_SPREAD), array(jnp.bool_, own),
                array(jnp.bool_, own * k), array(jnp.int32, own * k), array(jnp.bool_, own * m),
                array(jnp.uint32, own * (1 + m), 2), of_passages, of_passages,
                array(jnp.uint32, own, 1, 2))
+
+
+def _longest(sizes: BatchSizes, side: str) -> int:
+  """Tokens of the longest text of "inputs" or "targets"."""
+  has_negatives = sizes.negative_queries_per_example if side == "inputs" else sizes.negatives_per_example
+  return max(sizes.feature_lengths[side], sizes.feature_lengths.get(f"negative_{side}", 0) if has_negatives else 0)
+
+
+def _mean_tokens(sizes: BatchSizes, side: str) -> float:
+  return sizes.mean_tokens[side == "targets"] if sizes.mean_tokens else _longest(sizes, side) / 2
 
 
 def _temporary_bytes(message: str, others: int) -> int | None:
@@ -256,8 +290,10 @@ the other, at the interconnect's. A step takes longer. ?: no source for that fig
 """
 
 _PREDICTED_NOTE = """\
-The compiler's cycles of each operation, at the chip's clock; kernels by their products alone; collectives where \
-nothing else runs meanwhile. MFU is of real tokens where rows are packed, else of token slots.
+At least: each operation by its FLOPs, its vector operations or its bytes, whichever takes longest at published rates. \
+Expected: by the cycles that the compiler says. Of the attention kernel, of which it says none, both count what it \
+computes of texts of the average length; collectives count where nothing else runs meanwhile. MFU is of real tokens \
+where rows are packed, else of token slots.
 """
 
 
@@ -288,10 +324,12 @@ def report(plan: Plan, names: Sequence[str]) -> str:
                  f"{_time(least.interconnect):>14}{_time(least.seconds):>12}")
   notes = [_FLOOR_NOTE] + ([_CPU_NOTE] if plan.compiler.endswith("cpu") else [])
   if of_step := plan.predicted:
-    lines += ["", f"a step by {plan.compiler}: {_time(of_step.seconds)} at least, which is an MFU of {plan.mfu:.0%} at "
-              f"most; {_size(of_step.hbm_bytes)} to and from each device's memory"]
-    lines += [f"  {part:28}{_time(seconds):>12}{seconds / of_step.seconds:>8.0%}"
-              for part, seconds in of_step.parts.items() if seconds > 0.005 * of_step.seconds]
+    lines += ["", f"  {'a step on ' + names[0]:28}{'at least':>12}{'expected':>12}"]
+    lines += [f"  {part:28}{_time(seconds.least):>12}{_time(seconds.expected):>12}"
+              for part, seconds in of_step.parts.items() if seconds.expected > 0.005 * of_step.expected]
+    lines += [f"  {'in all':28}{_time(of_step.least):>12}{_time(of_step.expected):>12}",
+              f"  {'MFU':28}{plan.at_peak / of_step.least:>12.0%}{plan.at_peak / of_step.expected:>12.0%}",
+              f"{_size(of_step.hbm_bytes)} to and from each device's memory"]
     notes.append(_PREDICTED_NOTE)
     if of_step.uncounted:
       notes.append(f"Each device sends {_size(of_step.uncounted)} to other slices; no source for how fast that is, "

@@ -14,7 +14,7 @@ class Planned(Protocol):
   total_bytes: int
   out_of_memory: str
   predicted: Predicted | None
-  mfu: float
+  at_peak: float
 
 
 class Choice(NamedTuple):
@@ -48,8 +48,9 @@ def choices(plan_of: Callable[[str, int], Planned], memory: float, batch: int, g
     while True:
       plan = plan_of(remat, microbatch)
       fits = not plan.out_of_memory and plan.total_bytes <= memory
-      seconds = plan.predicted.seconds if plan.predicted and fits else None
-      found.append(Choice(remat, microbatch, plan.total_bytes, fits, seconds, plan.mfu if fits else 0.0))
+      seconds = plan.predicted.expected if plan.predicted and fits else None
+      mfu = plan.at_peak / seconds if seconds else 0.0
+      found.append(Choice(remat, microbatch, plan.total_bytes, fits, seconds, mfu))
       say(found[-1])
       if fits or microbatch == groups:
         break

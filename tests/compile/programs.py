@@ -87,12 +87,18 @@ class Product(NamedTuple):
   size: int = 4096
 
 
+class Operations(NamedTuple):
+  """Those of `operations.py`, each a program."""
+
+  chip: str
+
+
 def training(chip, devices, size, *files, **options):
   return Training(chip, devices, (f"models/t5_{size}.gin", *files), **options)
 
 
 SLICE = "meshes/tpu_slice.gin"
-PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Product] = {
+PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Product | Operations] = {
     "small, 8 x v5e": training("v5e", 8, "small", "runs/pretrain.gin", "meshes/data_parallel.gin",
                                bindings=(*DEEP, "BATCH_SIZE=256")),
     "search, 256 x v5e": Search("v5e", 256, 1000),
@@ -125,6 +131,7 @@ PROGRAMS |= {f"attention, {length} tokens in {dtype}, {chip}": Attention(chip, l
 PROGRAMS["attention, 1024 tokens in float32, v4"] = Attention("v4", 1024, "float32", 2)  # The longest there.
 PROGRAMS |= {f"layers of base, {how}, v5e": Layers("v5e", "base", how == "packed") for how in ("padded", "packed")}
 PROGRAMS |= {f"product, {chip}": Product(chip) for chip in ("v5e", "v5p", "v6e")}
+PROGRAMS["operations, v5e"] = Operations("v5e")
 IN_CI = ("small, 8 x v5e", "search, 256 x v5e", "encode base, 8 x v5e", "attention, 640 tokens in float32, v5e")
 TO_HOST = {"infeed", "outfeed", "send", "recv"}
 
@@ -235,7 +242,7 @@ def compiled_layers(case: Layers) -> dict[str, Any]:
                             step_plan.BatchSizes(64, lengths, **packing), chip)
       of_layers[layers] = plan.predicted
     found[attention] = {name: (getattr(of_layers[4], name) - getattr(of_layers[2], name)) / 2
-                        for name in ("seconds", "hbm_bytes")}
+                        for name in ("expected", "hbm_bytes")}
   return found
 
 
@@ -243,16 +250,31 @@ def compiled_product(case: Product) -> dict[str, Any]:
   step_plan.describe_devices(1)
   import jax
   import jax.numpy as jnp
+  matrix = jax.ShapeDtypeStruct((case.size, case.size), jnp.bfloat16)
+  return {"seconds": predicted_of(case.chip, jnp.matmul, (matrix, matrix))["expected"],
+          "least": 2 * case.size**3 / chips.CHIPS[case.chip].flops}
+
+
+def compiled_operations(case: Operations) -> dict[str, Any]:
+  step_plan.describe_devices(1)
+  import operations
+  return {name: predicted_of(case.chip, *of_name) for name, of_name in operations.OPERATIONS.items()}
+
+
+def predicted_of(chip_name: str, f: Any, shapes: Any) -> dict[str, float]:
+  """What a function of one chip takes: by us, twice, and by XLA's cost analysis."""
+  import jax
   from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
   from gtr_jax.dry_run.hlo import Program
   from gtr_jax.dry_run.predicted import predicted
-  chip = chips.CHIPS[case.chip]
+  chip = chips.CHIPS[chip_name]
   one = NamedSharding(Mesh(described.devices(chip, 1).devices[:1], ("one",)), PartitionSpec())
-  matrix = jax.ShapeDtypeStruct((case.size, case.size), jnp.bfloat16, sharding=one)
-  expected = predicted(Program(jax.jit(jnp.matmul).lower(matrix, matrix).compile().as_text(), 1), chip)
-  assert expected is not None
-  return {"seconds": expected.seconds, "least": 2 * case.size**3 / chip.flops}
+  compiled = jax.jit(f).lower(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for x in shapes)).compile()
+  of_step = predicted(Program(compiled.as_text(), 1), chip)
+  assert of_step is not None
+  return {"least": of_step.least, "expected": of_step.expected,
+          "of_analysis": compiled.cost_analysis()["optimal_seconds"]}
 
 
 def mesh_of(case: Encoding | Search, **axes: int) -> Any:
@@ -287,7 +309,8 @@ def read(program: Any) -> dict[str, Any]:
 def main(name: str) -> None:
   case = PROGRAMS[name]
   of = {Training: compiled_training, Encoding: compiled_encoding, Search: compiled_search,
-        Attention: compiled_attention, Layers: compiled_layers, Product: compiled_product}[type(case)]
+        Attention: compiled_attention, Layers: compiled_layers, Product: compiled_product,
+        Operations: compiled_operations}[type(case)]
   print(json.dumps(of(case)))
 
 

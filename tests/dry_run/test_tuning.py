@@ -14,8 +14,8 @@ def plan_of(remat, microbatch):
   """Memory that grows with the microbatch; gradient caching computes a third more."""
   seconds = SECONDS[remat] * (1 if microbatch == 64 else 4 / 3)
   total = 10 + BYTES[remat] * microbatch
-  return SimpleNamespace(total_bytes=total, out_of_memory="" if total < 400 else "too much", mfu=0.5 / seconds,
-                         predicted=None if total >= 400 else SimpleNamespace(seconds=seconds))
+  return SimpleNamespace(total_bytes=total, out_of_memory="" if total < 400 else "too much", at_peak=0.5,
+                         predicted=None if total >= 400 else SimpleNamespace(expected=seconds))
 
 
 def chosen(memory, groups=4):
