@@ -93,8 +93,13 @@ class Program:
     # the compilers of TPUs and GPUs, not the CPU's, make one instruction of it.
     self._sliced = {name for computation in self._computations.values() for name in _only_sliced(computation)}
 
-  def work(self) -> Work:
-    """Everything that running the module once does."""
+  def work(self, kernel_shares: Mapping[int, float] | None = None) -> Work:
+    """Everything that running the module once does.
+
+    Args:
+      kernel_shares: what of its blocks the attention kernel computes, by the length of the longest text that its rows
+        may hold, in whole blocks; 1 where it is not said.
+    """
     work = Work()
     collectives: dict[tuple[Any, ...], Collective] = {}
     for instruction, operands, times, in_loop in self.executed():
@@ -107,9 +112,10 @@ class Program:
         if operands[0].dtype == "f32" and "operand_precision={highest" in instruction.attributes:
           work.float32_flops += flops
         work.matmul_bytes += times * sum(shape.bytes for shape in (*instruction.shapes, *operands))
-      elif kernel := of_kernel(instruction):
-        work.flops += times * kernel.flops
-        work.float32_flops += times * kernel.flops if operands[1].dtype == "f32" else 0
+      elif kernel := of_kernel(instruction, operands):
+        computed = times * kernel.flops * (kernel_shares or {}).get(kernel.longest, 1.0)
+        work.flops += computed
+        work.float32_flops += computed if operands[1].dtype == "f32" else 0
         work.matmul_bytes += times * kernel.bytes
       elif kind in COLLECTIVES:
         collective = self.collective(instruction, operands, times)
@@ -153,6 +159,8 @@ class Program:
         found += [part._replace(is_fast=shape.is_fast) for part in read]
     root = next(one for one in inside.values() if one.is_root)
     written = root.operands if root.opcode == "tuple" else (root.name,)
+    if len(written) != len(instruction.shapes):  # One that makes several.
+      return found + [*instruction.shapes]
     return found + [shape if (part := self._updated(name, inside)) is None else part._replace(is_fast=shape.is_fast)
                     for name, shape in zip(written, instruction.shapes, strict=True)]
 

@@ -34,9 +34,10 @@ class Instruction(NamedTuple):
 
 
 class OfKernel(NamedTuple):
-  """What the attention kernel says of itself: as if every text filled its row, in whole blocks.
+  """What the attention kernel says of itself: as if every text were as long as it may be.
 
-  Of each logit there are so many `products` of `head_dim` numbers, and operations of the vector unit.
+  Of each logit there are so many `products` of `head_dim` numbers, and operations of the vector unit. `longest` is the
+  length of the longest text, in whole blocks.
   """
 
   flops: int
@@ -44,13 +45,11 @@ class OfKernel(NamedTuple):
   bytes: int
   products: int
   vector_operations: int
-
-  @property
-  def head_dim(self) -> int:
-    return self.flops // (2 * self.logits * self.products)
+  head_dim: int
+  longest: int
 
 
-def of_kernel(instruction: Instruction) -> OfKernel | None:
+def of_kernel(instruction: Instruction, operands: tuple[Shape, ...]) -> OfKernel | None:
   """What a kernel of Pallas says of itself; None of anything else."""
   if instruction.opcode != "custom-call" or '"tpu_custom_call"' not in instruction.attributes:
     return None
@@ -61,8 +60,10 @@ def of_kernel(instruction: Instruction) -> OfKernel | None:
   flops, logits, accessed = (int(number[1]) for number in found if number)
   # Forward: bias, mask, maximum, difference, exponential, sum, dtype, and of the output a scale and a sum. Backward:
   # bias, mask, difference, exponential, difference, product, gradient of the bias, and two dtypes.
-  of_a_logit = (5, 10) if "attention_backward" in instruction.attributes else (2, 10)
-  return OfKernel(flops, logits, accessed, *of_a_logit)
+  products, operations = (5, 10) if "attention_backward" in instruction.attributes else (2, 10)
+  head_dim = flops // (2 * logits * products)
+  return OfKernel(flops, logits, accessed, products, operations, head_dim,
+                  logits * head_dim // math.prod(operands[1].dims))  # The queries, [N, L, H D].
 
 
 def parse(line: str) -> Instruction | None:

@@ -84,8 +84,7 @@ def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] |
   Args:
     program: of `compiled.as_text()`.
     chip: a TPU that it was compiled for.
-    kernel_shares: what of its blocks the attention kernel computes, by the longest text that its rows may hold, in
-      whole blocks; 1 where it is not said.
+    kernel_shares: of `Program.work`.
   """
   least, expected = _Sum(), _Sum()
   cycles, hbm_bytes, waits, beside, sent = 0, 0.0, 0.0, 0.0, 0.0
@@ -107,7 +106,7 @@ def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] |
     if instruction.opcode != kind and kind in _COPIES:
       continue
     in_memory = moved / chip.memory_bandwidth
-    if kernel := of_kernel(instruction):
+    if kernel := of_kernel(instruction, operands):
       shortest = said = max(_of_kernel(kernel, operands, chip, kernel_shares or {}), in_memory)
     else:
       shortest = max(_computing(program, instruction, operands, chip), in_memory)
@@ -145,12 +144,10 @@ def _computing(program: Program, instruction: Instruction, operands: tuple[Shape
 
 def _of_kernel(kernel: OfKernel, operands: tuple[Shape, ...], chip: Chip, shares: Mapping[int, float]) -> float:
   """Likewise, of the attention kernel, of whose products the heads are one side."""
-  rows, length, width = operands[1].dims
-  share = shares.get(kernel.logits * kernel.head_dim // (rows * length * width), 1.0)
   on_unit = -(-kernel.head_dim // chip.matrix_unit) * chip.matrix_unit / kernel.head_dim
   rate = chip.flops_in("float32" if operands[1].dtype == "f32" else "bfloat16")
-  return share * max(kernel.flops * on_unit / rate,
-                     kernel.logits * kernel.vector_operations / chip.vector_operations)
+  return shares.get(kernel.longest, 1.0) * max(kernel.flops * on_unit / rate,
+                                               kernel.logits * kernel.vector_operations / chip.vector_operations)
 
 
 def _part(instruction: Instruction) -> str:

@@ -145,6 +145,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   attention = "reference" if model.config.attention == "auto" else model.config.attention
   model = dataclasses.replace(model, config=dataclasses.replace(
       model.config, dtype=model.config.dtype_on("tpu"), attention=attention))
+  shares = kernel_shares(model.config, mesh, sizes)
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh):
     state = abstract_state(jax.eval_shape(init), shardings)
@@ -163,14 +164,14 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
     else:
       temporary_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       if chip and chip.clock and mesh.devices.flat[0].platform == "tpu":
-        expected, unknown = _expected(compiled, mesh, chip, kernel_shares(model.config, mesh, sizes))
+        expected, unknown = _expected(compiled, mesh, chip, shares)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   fastest = most_tokens_per_second(model, mesh) if expected else None
   at_peak = tokens * (PACKED_FILL if sizes.row_lengths else 1) / fastest if fastest else 0.0
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
-              temporary_bytes, program.work(), time.monotonic() - start, out_of_memory, program, expected, at_peak,
-              unknown)
+              temporary_bytes, program.work(shares), time.monotonic() - start, out_of_memory, program, expected,
+              at_peak, unknown)
 
 
 def _expected(compiled: Any, mesh: jax.sharding.Mesh, chip: chips.Chip,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gtr_jax.cli import dry_run
 from gtr_jax.dry_run import described, step_plan
-from gtr_jax.dry_run.hlo import of_kernel
+from gtr_jax.dry_run.instructions import of_kernel
 from gtr_jax.parallel import chips
 
 LAUNCH = Path(__file__).parents[2] / "docs" / "launch"
@@ -301,7 +301,8 @@ def read(program: Any) -> dict[str, Any]:
   return {"collectives": [dataclasses.asdict(collective) for collective in work.collectives],
           "gathered": sorted({(math.prod(shape.dims), shape.dtype, shape.dims) for shape in results}, reverse=True),
           "to_host": sorted(opcodes & TO_HOST),
-          "kernels": len({instruction.name for instruction, *_ in program.executed() if of_kernel(instruction)}),
+          "kernels": len({instruction.name for instruction, operands, *_ in program.executed()
+                         if of_kernel(instruction, operands)}),
           "flops": work.flops, "float32_flops": work.float32_flops,
           "unknown_loops": work.unknown_loops}
 

@@ -138,6 +138,7 @@ ENTRY %main (d: bf16[2,128,64]) -> bf16[2,128,64] {
 def test_kernels_in_dumps_count():
   work = Program(DUMPED, 1).work()
   assert (work.flops, work.matmul_bytes) == (8388608, 98304)
+  assert Program(DUMPED, 1).work({128: 0.25}).flops == 8388608 / 4
 
 
 # What a TPU's compiler makes of a sum over two slices: the host sends and receives, and nothing uses what is sent.
