@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from gtr_jax.dry_run.predicted import Predicted
 
-REMATS = ("none", "dots", "layer")  # of T5Config
+REMATS = ("none", "dots", "mlp", "layer")  # of T5Config
 
 
 class Planned(Protocol):

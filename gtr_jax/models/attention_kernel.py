@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -33,6 +34,7 @@ LONGEST = 8192  # Positions of a row: what queries, keys, values and their gradi
 _LONGEST_OF = {"TPU v4": 1024}  # Where that is 16 MiB instead of 128.
 _ENOUGH = 1024  # Positions of a row that keep the matrix unit busy while the next ones are fetched.
 INTERPRET = False  # Run it on any device, for tests.
+KEPT = "attention"  # The name of what T5Config.remat may keep: what the products of attention take and what comes out.
 _LANES = 128
 _FAST_MEMORY = 2**24  # Bytes that a kernel may take at least.
 _LOWEST = -1e30  # A logit that is none; finite, so that no difference is NaN.
@@ -269,6 +271,7 @@ def _forward(shape, q, k, v, bias, runs):
       [of_tokens, of_tokens, of_tokens, of_bias, of_runs],
       [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32)],
       [of_tokens, of_numbers])
+  out, log_sum = checkpoint_name((out, log_sum), KEPT)
   return out, (q, k, v, bias, runs, out, log_sum)
 
 

@@ -22,9 +22,11 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from gtr_jax.errors import InputError
 from gtr_jax.models.attention import Pattern, attention, pattern, way_of
+from gtr_jax.models.attention_kernel import KEPT
 from gtr_jax.models.dropout import dropout
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
@@ -41,9 +43,12 @@ _ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
     "linear": lambda x: x,
 }
+_of_attention = jax.checkpoint_policies.save_only_these_names(KEPT)
 _REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _of_attention),
+    "mlp": _of_attention,
     "layer": jax.checkpoint_policies.nothing_saveable,
 }
 _fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -69,7 +74,8 @@ class T5Config:
     dtype: of the activations: "bfloat16"; "float32" (which follows float64 parameters up); or "auto", the first on TPUs
       and GPUs and the second on CPUs.
     remat: what the backward pass computes again instead of keeping it. Attention weights always; with "none" nothing
-      else; with "dots" all but the results of the matrix products; with "layer" all but the input of each layer.
+      else; with "dots" all but the results of the matrix products; with "mlp" norms and the MLP's hidden layer, which
+      is most of the memory and a third of the products; with "layer" all but the input of each layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
       The parameter tree stays the same; dropout draws other masks.
     attention: "reference", which holds logits of `[H, L, L]` a row; "kernel", on TPUs, which holds none and leaves out
@@ -209,15 +215,16 @@ class SelfAttention(nn.Module):
 
     def heads(name, init):
       joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(xs)
-      return [x.reshape(*x.shape[:-1], -1, config.head_dim) for x in joined]
+      return [checkpoint_name(x.reshape(*x.shape[:-1], -1, config.head_dim), KEPT) for x in joined]
 
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
     inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),
               heads("key", _fan_in_normal), heads("value", _fan_in_normal), patterns)
     of_heads = (attention(*of_side, dropout_rate=config.dropout_rate, dropout_key=_dropout_key(self),
                           precision=_precision(config)) for of_side in zip(*inputs, strict=True))
-    outs = tuple(out.reshape(*out.shape[:-2], -1) for out in of_heads)
-    return Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(outs)
+    outs = tuple(checkpoint_name(out.reshape(*out.shape[:-2], -1), KEPT) for out in of_heads)
+    return checkpoint_name(
+        Linear(config, config.emb_dim, ("joined_kv", "embed"), _fan_in_normal, name="out")(outs), KEPT)
 
 
 class MLP(nn.Module):

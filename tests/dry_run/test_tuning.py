@@ -7,7 +7,8 @@ import pytest
 from gtr_jax.cli.main import main
 from gtr_jax.dry_run import tuning
 
-BYTES, SECONDS = {"none": 4.0, "dots": 2.0, "layer": 0.5}, {"none": 1.0, "dots": 1.1, "layer": 1.3}  # Of a pair.
+BYTES = {"none": 4.0, "dots": 2.0, "mlp": 1.0, "layer": 0.5}
+SECONDS = {"none": 1.0, "dots": 1.1, "mlp": 1.2, "layer": 1.3}  # Of a pair.
 
 
 def plan_of(remat, microbatch):
@@ -27,14 +28,16 @@ def chosen(memory, groups=4):
 
 def test_the_largest_that_fits_of_each():
   found, best = chosen(memory=150)
-  assert found == [("none", 64, False), ("none", 32, True), ("dots", 64, True), ("layer", 64, True)]
+  assert found == [("none", 64, False), ("none", 32, True), ("dots", 64, True), ("mlp", 64, True),
+                   ("layer", 64, True)]
   assert (best.remat, best.microbatch, best.seconds) == ("dots", 64, 1.1)
 
 
 def test_those_that_cannot_fit_are_not_compiled():
   found, best = chosen(memory=40)
   assert found == [("none", 64, False), ("none", 8, False), ("none", 4, True), ("dots", 64, False), ("dots", 16, False),
-                   ("dots", 8, True), ("layer", 64, False), ("layer", 32, True)]
+                   ("dots", 8, True), ("mlp", 64, False), ("mlp", 32, False), ("mlp", 16, True), ("layer", 64, False),
+                   ("layer", 32, True)]
   assert (best.remat, best.microbatch) == ("none", 4)
 
 

@@ -106,7 +106,8 @@ def test_bfloat16_is_close():
 
 
 @pytest.mark.parametrize("options", [
-    {"remat": "layer"}, {"remat": "dots"}, {"scan_layers": True}, {"scan_layers": True, "remat": "layer"}], ids=str)
+    {"remat": "layer"}, {"remat": "dots"}, {"remat": "mlp"}, {"scan_layers": True},
+    {"scan_layers": True, "remat": "layer"}], ids=str)
 def test_remat_and_scan_change_no_gradient(options):
   model = MODELS["t5_1_0"]
   params = random_params(model)

@@ -149,7 +149,7 @@ def test_gradients_are_summed_once_and_in_float32(mesh, microbatch_size):
   assert sum(activations.values()) <= each * (2 * layers * passes + 3) * microbatches
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "layer"])
+@pytest.mark.parametrize("remat", ["none", "dots", "mlp", "layer"])
 def test_one_layer_is_gathered_at_a_time(remat):
   """The backward pass gathers again instead of keeping what the forward pass has gathered."""
   model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, remat=remat))
