@@ -215,7 +215,7 @@ class SelfAttention(nn.Module):
 
     def heads(name, init):
       joined = Linear(config, config.num_heads * config.head_dim, ("embed", "joined_kv"), init, name=name)(xs)
-      return [checkpoint_name(x.reshape(*x.shape[:-1], -1, config.head_dim), KEPT) for x in joined]
+      return [x.reshape(*x.shape[:-1], -1, config.head_dim) for x in checkpoint_name(joined, KEPT)]
 
     # The missing 1 / sqrt(head_dim) of the logits is in the initial query kernel.
     inputs = (heads("query", lambda *args: _fan_in_normal(*args) * config.head_dim**-0.5),

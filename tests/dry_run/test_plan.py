@@ -145,15 +145,18 @@ def formula(config, sizes, projection):
     wo, scores = 2 * config.mlp_dim * config.emb_dim, 2 * length * joined
     layer = 8 * config.emb_dim * joined + kernels * wo + 2 * scores
     forward += tokens * config.num_layers * layer + 2 * sizes.batch_size * config.emb_dim * projection
-    # The attention weights are computed again; with remat, before them all that goes into the last product.
-    again += tokens * config.num_layers * (scores + (layer - wo if config.remat == "layer" else 0))
+    # The attention weights are computed again; with remat, before them all that goes into the last product, or of the
+    # MLP alone.
+    more = {"none": 0, "mlp": (kernels - 1) * wo, "layer": layer - wo}[config.remat]
+    again += tokens * config.num_layers * (scores + more)
   loss = 2 * 3 * 2 * sizes.batch_size**2 * projection
   return 3 * forward + again + loss + (forward if sizes.microbatch_size else 0)
 
 
 @pytest.mark.parametrize("options, sizes", [
-    ({}, {}), ({"remat": "layer", "scan_layers": True}, {}), ({"mlp_activations": ("gelu", "linear")}, {}),
-    ({"remat": "layer"}, {"microbatch_size": 16})], ids=["plain", "remat", "gated", "cached"])
+    ({}, {}), ({"remat": "layer", "scan_layers": True}, {}), ({"remat": "mlp"}, {}),
+    ({"mlp_activations": ("gelu", "linear")}, {}), ({"remat": "layer"}, {"microbatch_size": 16})],
+    ids=["plain", "remat", "mlp", "gated", "cached"])
 def test_flops_are_those_of_the_formula(options, sizes):
   config, sizes = dataclasses.replace(CONFIG, **options), dataclasses.replace(SIZES, **sizes)
   mesh = partitioning.make_mesh(1, 8, 1)

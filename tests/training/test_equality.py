@@ -101,14 +101,14 @@ def test_same_gradient_in_float32():
   check(gradient_of("ring", PACKED, CACHED, "all", jnp.float32), reference(jnp.float32), 1e-4)
 
 
-@pytest.mark.parametrize("case", [("ring", PACKED, CACHED, "data"), ("dense", PADDED, ONE_SHOT, "fsdp")],
-                         ids=["data", "fsdp"])
-def test_same_gradient_with_the_kernel_for_attention(case, monkeypatch):
+@pytest.mark.parametrize("case, remat", [(("ring", PACKED, CACHED, "data"), "none"),
+                                         (("dense", PADDED, ONE_SHOT, "fsdp"), "mlp")], ids=["data", "fsdp"])
+def test_same_gradient_with_the_kernel_for_attention(case, remat, monkeypatch):
   monkeypatch.setattr(attention_kernel, "INTERPRET", True)
   # What interprets kernels does not know along which axes of the mesh its arrays differ.
   monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
   heads = {"num_heads": 8, "head_dim": 16}
-  check(gradient_of(*case, jnp.float32, attention="kernel", **heads),
+  check(gradient_of(*case, jnp.float32, attention="kernel", remat=remat, **heads),
         gradient_of("dense", PADDED, ONE_SHOT, "one", jnp.float32, **heads), 1e-4)
 
 
