@@ -41,6 +41,10 @@ class InBatchLoss:
   forward, and a negative query when it has i's query hash. Pairs,
   negatives and negative queries that only fill up the batch are never candidates, and such pairs are not in the means.
 
+  With `false_negative_margin` the model itself masks more, in training only and in both directions: a candidate whose
+  dot product is above that of the own pair by more than this (Qwen3 Embedding, Zhang et al. 2025, arXiv 2506.05176:
+  0.1). What it masks still counts for accuracy and MRR.
+
   Attributes:
     temperature: divides the dot products; with `learned_temperature` the initial value.
     bidirectional: add the backward direction.
@@ -48,6 +52,7 @@ class InBatchLoss:
     label_smoothing: share of the target that is spread over all unmasked candidates, the own one included.
     learned_temperature: train log(1 / temperature), the parameter `logit_scale`.
     mask_false_negatives: mask as described.
+    false_negative_margin: None masks nothing by what the model says.
     own_negatives_only: a plain softmax over the own positive and the hard negatives mined for that very query. Forward
       only. Use it for data with many good negatives each, where the rest of the batch is too easy or too similar.
   """
@@ -58,6 +63,7 @@ class InBatchLoss:
   label_smoothing: Annotated[float, Range(0, below=1)] = 0.0
   learned_temperature: bool = False
   mask_false_negatives: bool = True
+  false_negative_margin: float | None = None
   own_negatives_only: bool = False
 
   def __post_init__(self):
@@ -116,6 +122,9 @@ class InBatchLoss:
     return loss, mean(jnp.where(rank == 1, 1.0, 0.0).astype(loss.dtype), pairs.valid), mean(1 / rank, pairs.valid)
 
   def _direction(self, cosine_QxC, mask_QxC, valid_Q, scale, train):
+    if train and self.false_negative_margin is not None:
+      limit_Q = _own_value(cosine_QxC) + self.false_negative_margin
+      mask_QxC &= (cosine_QxC <= limit_Q[:, None]) | _own(mask_QxC)
     if train and self.margin:
       cosine_QxC = cosine_QxC - self.margin * _own(cosine_QxC).astype(cosine_QxC.dtype)
     logits = cosine_QxC * scale

@@ -12,7 +12,7 @@ from jax import lax
 from gtr_jax.losses.in_batch import mean
 
 
-def own_negatives(loss, queries, passages, batch, scale, margin):
+def own_negatives(loss, queries, passages, batch, scale, margin, limit):
   """Loss, accuracy and MRR of `RingLoss` with `own_negatives_only`; nothing leaves its group.
 
   Args:
@@ -20,6 +20,7 @@ def own_negatives(loss, queries, passages, batch, scale, margin):
     queries, passages, batch: as for its call.
     scale: scalar of the type to compute in.
     margin: 0 where it does not apply.
+    limit: `false_negative_margin`, or None where it does not apply.
   """
   pairs, owner_GxN = batch.valid.shape[1], jnp.asarray(batch.negative_owner)
   q, p = queries[:, :pairs].astype(scale.dtype), passages.astype(scale.dtype)
@@ -41,7 +42,9 @@ def own_negatives(loss, queries, passages, batch, scale, margin):
     known, text = of_owner(jnp.asarray(batch.known_hash)), jnp.asarray(batch.text_hash)[:, pairs:, None]
     mask &= ~jnp.any(jnp.all(known == text, axis=-1), axis=-1)
 
-  own_logit, logits = scale * (own - margin), scale * cosine
+  own_logit, logits, seen = scale * (own - margin), scale * cosine, mask
+  if limit is not None:
+    mask &= cosine <= of_owner(own) + limit
   masked = jnp.where(mask, logits, -jnp.inf)
   top = lax.stop_gradient(jnp.maximum(own_logit, over_own(masked, jax.ops.segment_max)))
   log_sum = jnp.log(jnp.exp(own_logit - top) + over_own(jnp.exp(masked - of_owner(top))))
@@ -49,6 +52,6 @@ def own_negatives(loss, queries, passages, batch, scale, margin):
   if loss.label_smoothing:
     average = (own_logit + over_own(jnp.where(mask, logits, 0))) / (1 + over_own(mask.astype(scale.dtype)))
     target = (1 - loss.label_smoothing) * own_logit + loss.label_smoothing * average
-  ahead = over_own((mask & (cosine >= of_owner(own))).astype(scale.dtype))
+  ahead = over_own((seen & (cosine >= of_owner(own))).astype(scale.dtype))
   results = log_sum + (top - target), (ahead == 0).astype(scale.dtype), 1 / (1 + ahead)
   return tuple(mean(x, batch.valid) for x in results)

@@ -18,7 +18,17 @@ from gtr_jax.errors import InputError
 from gtr_jax.losses.blocks import MaskInputs, candidates, cut, from_blocks, in_blocks
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
-from gtr_jax.losses.rounds import Ring, shards_of_mesh
+from gtr_jax.losses.rounds import (
+  Ring,
+  before_the_loop,
+  of_all,
+  on_mesh,
+  one_after_the_other,
+  put,
+  shards_of_mesh,
+  take,
+  total,
+)
 from gtr_jax.parallel.partitioning import BATCH_AXES, platform, slices_of_shards
 
 # Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
@@ -67,9 +77,9 @@ class RingLoss(InBatchLoss):
   def _compute(self, queries, passages, batch, scale, train):
     dtype = jnp.promote_types(jnp.promote_types(queries.dtype, passages.dtype), jnp.float32)
     scale = jnp.asarray(scale).astype(dtype)
-    margin = self.margin if train else 0.0
+    margin, limit = (self.margin, self.false_negative_margin) if train else (0.0, None)
     if self.own_negatives_only:
-      return own_negatives(self, queries, passages, batch, scale, margin)
+      return own_negatives(self, queries, passages, batch, scale, margin, limit)
     shards = shards_of_mesh()
     if len(queries) % shards:
       raise InputError(f"RingLoss: {len(queries)} groups cannot be divided over {shards} data shards (data x fsdp): "
@@ -82,7 +92,7 @@ class RingLoss(InBatchLoss):
     if self.slices and len(self.slices) != shards:
       raise InputError(f"RingLoss.slices is of {len(self.slices)} data shards, and the mesh has {shards}: let "
                        "`on_mesh` set it")
-    *sums, number_valid = _sums((self, margin, block), queries, passages, mask_inputs, scale)
+    *sums, number_valid = _sums((self, margin, limit, block), queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
 
 
@@ -100,14 +110,17 @@ class _Seen(NamedTuple):
   number: jax.Array | None = None
   own: jax.Array | None = None
   ahead: jax.Array | None = None
+  limit: jax.Array | None = None
 
 
 class _Weights(NamedTuple):
-  """What turns a logit of a row, or column, into its gradient: exp(logit - top) * weight - share. `[R, B]`."""
+  """What turns a logit of a row, or column, into its gradient: exp(logit - top) * weight - share; above the limit it is
+  none. `[R, B]`."""
 
   top: jax.Array
   weight: jax.Array
   share: jax.Array | None
+  limit: jax.Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,14 +131,14 @@ def _sums(static, queries, passages, mask_inputs, scale):
 
 def _forward(static, *inputs):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  local = _on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole), (whole, grouped))
+  local = on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole), (whole, grouped))
   result, saved = local(*inputs)
   return result, (*inputs, saved)
 
 
 def _backward(static, residuals, cotangents):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  local = _on_mesh(functools.partial(_local_backward, static), (grouped, grouped, grouped, whole, grouped, whole),
+  local = on_mesh(functools.partial(_local_backward, static), (grouped, grouped, grouped, whole, grouped, whole),
                    (grouped, grouped, whole))
   d_queries, d_passages, d_scale = local(*residuals, cotangents[0])
   return d_queries, d_passages, None, d_scale
@@ -136,19 +149,22 @@ _sums.defvjp(_forward, _backward)
 
 def _local_forward(static, queries, passages, mask_inputs, scale):
   """One device's part of `_forward`: the sums over all devices, and what the gradient needs of the part."""
-  loss, margin, block = static
+  loss, margin, limit, block = static
   parts = cut(loss, block, queries, passages, mask_inputs)
   dtype = scale.dtype
   zeros = jnp.zeros_like(parts.pairs[0].facts.valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
+  if limit is not None:
+    q, p = (side.x.astype(dtype) for side in parts.pairs)
+    sums = sums._replace(limit=scale * (jnp.sum(q * p, -1) + limit))
   ring = Ring(loss.slices)
   rows, columns = _sweep(ring, *parts.pairs, scale, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
   if parts.passages:
     rows, _ = _sweep(ring, *parts.passages, scale, rows)
   if columns is not None:
-    rows, columns = _one_after_the_other(rows, columns)
-    columns = _at_home(ring, columns)
+    rows, columns = one_after_the_other(rows, columns)
+    columns = _at_home(ring, columns)._replace(limit=sums.limit)
   if parts.queries:
     columns, _ = _sweep(ring, *parts.queries, scale, columns)
 
@@ -170,7 +186,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   directions = [with_own(sums) for sums in (rows, columns) if sums is not None]
   first = (rows.ahead == 0).astype(dtype)
   results = jnp.stack([sum(map(cross_entropy, directions)), first, 1 / (1 + rows.ahead), jnp.ones_like(first)])
-  return tuple(_total(jnp.where(valid, results, 0))), (own, directions)
+  return tuple(total(jnp.where(valid, results, 0))), (own, directions)
 
 
 def _sweep(ring, rows, columns, scale, row_sums, column_sums=None, diagonal=False):
@@ -182,39 +198,41 @@ def _sweep(ring, rows, columns, scale, row_sums, column_sums=None, diagonal=Fals
   Returns:
     The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
   """
-  all_facts = _of_all(columns.facts)
+  all_facts = of_all(columns.facts)
+  all_limits = None if column_sums is None else of_all(column_sums.limit)
 
   def hop(carry, number):
     x, row_sums = carry
-    next_x, facts = ring.pass_on(x), _take(all_facts, ring.source(number))
+    next_x, (facts, limit) = ring.pass_on(x), take((all_facts, all_limits), ring.source(number))
+    of_columns = None if column_sums is None else column_sums._replace(limit=limit)
 
     def row_block(r, carry):
       row_sums, column_sums = carry
-      row_x, row_facts = _take(rows, r)
+      row_x, row_facts = take(rows, r)
 
       def block(step, carry):
         row_sum, column_sums = carry
         c = (r + step) % len(x)
-        logits = dots(row_x, _take(x, c)) * scale
+        logits = dots(row_x, take(x, c)) * scale
         if diagonal:
           own = jnp.where((number == 0) & (step == 0), jnp.diagonal(logits), row_sum.own)
           row_sum = row_sum._replace(own=own)
         # Without the barrier the mask is computed again for each of the sums.
-        logits = lax.optimization_barrier(jnp.where(candidates(row_facts, _take(facts, c)), logits, -jnp.inf))
+        logits = lax.optimization_barrier(jnp.where(candidates(row_facts, take(facts, c)), logits, -jnp.inf))
         row_sum = _add(row_sum, logits, 1)
         if column_sums is not None:
-          column_sums = _put(column_sums, c, _add(_take(column_sums, c), logits, 0))
+          column_sums = put(column_sums, c, _add(take(column_sums, c), logits, 0))
         return row_sum, column_sums
 
-      row_sum, column_sums = lax.fori_loop(0, len(x), block, (_take(row_sums, r), column_sums))
-      return _put(row_sums, r, row_sum), column_sums
+      row_sum, column_sums = lax.fori_loop(0, len(x), block, (take(row_sums, r), column_sums))
+      return put(row_sums, r, row_sum), column_sums
 
-    row_sums, of_hop = lax.fori_loop(0, len(rows.x), row_block, (row_sums, column_sums))
-    return (next_x, row_sums), of_hop
+    row_sums, of_hop = lax.fori_loop(0, len(rows.x), row_block, (row_sums, of_columns))
+    return (next_x, row_sums), None if of_hop is None else of_hop._replace(limit=None)
 
   def a_round(carry, numbers):
     x, row_sums = carry
-    x, next_x = _before_the_loop(x, ring.to_next_slice(x))
+    x, next_x = before_the_loop(x, ring.to_next_slice(x))
     (_, row_sums), of_hops = lax.scan(hop, (x, row_sums), numbers)
     return (next_x, row_sums), of_hops
 
@@ -237,6 +255,11 @@ def _at_home(ring, of_hops):
 
 def _add(sums, logits, axis):
   """Adds a block of logits, masked with -inf, to the sums along `axis`."""
+  if sums.ahead is not None:
+    # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
+    ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
+    sums = sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
+  logits = _within(logits, sums.limit, axis)
   top = jnp.maximum(sums.top, jnp.max(logits, axis))
   exp_sum = sums.exp_sum * jnp.exp(sums.top - top) + jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis)
   sums = sums._replace(top=top, exp_sum=exp_sum)
@@ -244,16 +267,17 @@ def _add(sums, logits, axis):
     mask = logits > -jnp.inf
     sums = sums._replace(total=sums.total + jnp.sum(logits, axis, where=mask),
                          number=sums.number + jnp.sum(mask.astype(logits.dtype), axis))
-  if sums.ahead is not None:
-    # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
-    ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
-    sums = sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
   return sums
+
+
+def _within(logits, limit, axis):
+  """Those above the limits are no candidates."""
+  return logits if limit is None else jnp.where(logits <= jnp.expand_dims(limit, axis), logits, -jnp.inf)
 
 
 def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotangent):
   """One device's part of the gradients with respect to queries, passages and scale."""
-  loss, _, block = static
+  loss, *_, block = static
   own, directions = saved
   parts = cut(loss, block, queries, passages, mask_inputs)
   dtype, smoothing = scale.dtype, loss.label_smoothing
@@ -261,7 +285,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
 
   def weights(sums):
     share = jnp.where(valid, smoothing / sums.number, 0) if smoothing else None
-    return _Weights(sums.top, jnp.where(valid, 1 / sums.exp_sum, 0), share)
+    return _Weights(sums.top, jnp.where(valid, 1 / sums.exp_sum, 0), share, sums.limit)
 
   def own_gradient(weights):
     softmax = jnp.exp(own - weights.top) * weights.weight
@@ -279,11 +303,11 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    d_rows, d_columns = _one_after_the_other(d_rows, d_columns)
+    d_rows, d_columns = one_after_the_other(d_rows, d_columns)
     d_columns, d_negative_queries = _gradient_sweep(ring, *parts.queries, scale, d_columns, *columns)
     d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
-  d_scale = _total(d_scale[None])
+  d_scale = total(d_scale[None])
 
   pairs = mask_inputs.valid.shape[1]
 
@@ -307,91 +331,49 @@ def _gradient_sweep(ring, rows, columns, scale, d_rows, row_weights, column_weig
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-  all_facts, all_weights = _of_all(columns.facts), _of_all(column_weights)
+  all_facts, all_weights = of_all(columns.facts), of_all(column_weights)
   nothing = jnp.swapaxes(jnp.zeros_like(columns.x, dtype), 1, 2)
 
   def hop(carry, number):
     x, behind, d_rows = carry
     next_x, received = ring.pass_on((x, behind))
-    facts, weights = _take((all_facts, all_weights), ring.source(number))
+    facts, weights = take((all_facts, all_weights), ring.source(number))
 
     def row_block(r, carry):
       d_rows, d_columns = carry
-      (row_x, row_facts), row_weight = _take((rows, row_weights), r)
+      (row_x, row_facts), row_weight = take((rows, row_weights), r)
       row_DxB = lax.optimization_barrier(row_x.T.astype(dtype))
 
       def block(c, carry):
         d_row, d_columns = carry
-        column_x, column_facts, column_weight = _take((x, facts, weights), c)
+        column_x, column_facts, column_weight = take((x, facts, weights), c)
         mask = candidates(row_facts, column_facts)
         logits = jnp.where(mask, dots(row_x, column_x) * scale, -jnp.inf)
-        d_logits = _d_logits(logits, mask, row_weight, 1)
+        d_logits = _d_logits(logits, row_weight, 1)
         if column_weight is not None:
-          d_logits += _d_logits(logits, mask, column_weight, 0)
+          d_logits += _d_logits(logits, column_weight, 0)
         d_row += product("rc,cd->rd", d_logits, column_x.astype(dtype))
-        return d_row, _put(d_columns, c, _take(d_columns, c) + product("dr,rc->dc", row_DxB, d_logits))
+        return d_row, put(d_columns, c, take(d_columns, c) + product("dr,rc->dc", row_DxB, d_logits))
 
-      d_row, d_columns = lax.fori_loop(0, len(x), block, (_take(d_rows, r), d_columns))
-      return _put(d_rows, r, d_row), d_columns
+      d_row, d_columns = lax.fori_loop(0, len(x), block, (take(d_rows, r), d_columns))
+      return put(d_rows, r, d_row), d_columns
 
     d_rows, d_columns = lax.fori_loop(0, len(rows.x), row_block, (d_rows, nothing))
     return (next_x, received + d_columns, d_rows), None
 
   def a_round(carry, numbers):
     x, of_slices, d_rows = carry
-    x, (next_x, received) = _before_the_loop(x, ring.to_next_slice((x, of_slices)))
+    x, (next_x, received) = before_the_loop(x, ring.to_next_slice((x, of_slices)))
     (_, behind, d_rows), _ = lax.scan(hop, (x, nothing, d_rows), numbers)
-    d_rows, behind = _one_after_the_other(d_rows, behind)
+    d_rows, behind = one_after_the_other(d_rows, behind)
     return (next_x, received + ring.pass_on(behind), d_rows), None
 
   (_, of_slices, d_rows), _ = ring.rounds(a_round, (columns.x, nothing, d_rows))
   return d_rows, jnp.swapaxes(ring.to_next_slice(of_slices), 1, 2)
 
 
-def _d_logits(logits, mask, weights, axis):
-  top, weight, share = jax.tree.map(lambda x: jnp.expand_dims(x, axis), weights)
+def _d_logits(logits, weights, axis):
+  logits = _within(logits, weights.limit, axis)
+  top, weight, share = jax.tree.map(lambda x: jnp.expand_dims(x, axis), weights[:3])
   d_logits = jnp.exp(logits - top) * weight
-  return d_logits if share is None else d_logits - jnp.where(mask, share, 0)
-
-
-def _take(tree, number):
-  return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, keepdims=False), tree)
-
-
-def _put(tree, number, block):
-  # In place, where `at[number].set` also checks bounds, with a select over the block.
-  return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, number, 0), tree, block)
-
-
-def _on_mesh(f, in_specs, out_specs):
-  return f if jax.sharding.get_abstract_mesh().empty else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
-
-
-def _of_all(tree):
-  """Of `[C, B]` on each device those of all, `[devices, C, B]`, by one collective."""
-  if shards_of_mesh() == 1:
-    return jax.tree.map(lambda x: x[None], tree)
-  leaves, structure = jax.tree.flatten(tree)
-  if not leaves:
-    return tree
-  widest = jnp.result_type(*leaves)
-  gathered = lax.all_gather(jnp.stack([x.astype(widest) for x in leaves]), BATCH_AXES)
-  # Each an array of its own (`Facts` says why).
-  found = lax.optimization_barrier([gathered[:, i].astype(x.dtype) for i, x in enumerate(leaves)])
-  return jax.tree.unflatten(structure, found)
-
-
-def _before_the_loop(x, exchanged):
-  """What a loop starts from, and what is exchanged while it runs; on CPU, before it does."""
-  return _one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
-
-
-def _one_after_the_other(*trees):
-  """The same, and what is made of one waits for all: on CPU a collective beside a loop may block it for ever."""
-  return lax.optimization_barrier(trees)
-
-
-def _total(x):
-  """Sum over the last axis and all devices of the ring."""
-  total = jnp.sum(x, -1)
-  return total if jax.sharding.get_abstract_mesh().empty else lax.psum(total, BATCH_AXES)
+  return d_logits if share is None else d_logits - jnp.where(logits > -jnp.inf, share, 0)

@@ -1,4 +1,4 @@
-"""Who passes what on to whom in `RingLoss`."""
+"""Who passes what on to whom in the losses that go round the mesh, and the blocks that they work on."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gtr_jax.parallel.partitioning import BATCH_AXES
+from gtr_jax.parallel.partitioning import BATCH_AXES, platform
 
 
 def shards_of_mesh() -> int:
@@ -73,3 +73,49 @@ class Ring:
   def _here(self):
     where = np.argsort(self._devices, axis=None)
     return divmod(jnp.asarray(where)[lax.axis_index(BATCH_AXES)], self._devices.shape[1])
+
+
+def take(tree: Any, number: Any) -> Any:
+  """Of arrays of blocks, those of this number."""
+  return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, keepdims=False), tree)
+
+
+def put(tree: Any, number: Any, block: Any) -> Any:
+  """The same with other blocks at this number."""
+  # In place, where `at[number].set` also checks bounds, with a select over the block.
+  return jax.tree.map(lambda x, y: lax.dynamic_update_index_in_dim(x, y, number, 0), tree, block)
+
+
+def on_mesh(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`f` of each device's part; of all where there is no mesh."""
+  return f if jax.sharding.get_abstract_mesh().empty else jax.shard_map(f, in_specs=in_specs, out_specs=out_specs)
+
+
+def of_all(tree: Any) -> Any:
+  """Of `[C, B]` on each device those of all, `[devices, C, B]`, by one collective."""
+  if shards_of_mesh() == 1:
+    return jax.tree.map(lambda x: x[None], tree)
+  leaves, structure = jax.tree.flatten(tree)
+  if not leaves:
+    return tree
+  widest = jnp.result_type(*leaves)
+  gathered = lax.all_gather(jnp.stack([x.astype(widest) for x in leaves]), BATCH_AXES)
+  # Each an array of its own (`blocks.Facts` says why).
+  found = lax.optimization_barrier([gathered[:, i].astype(x.dtype) for i, x in enumerate(leaves)])
+  return jax.tree.unflatten(structure, found)
+
+
+def before_the_loop(x: Any, exchanged: Any) -> tuple[Any, Any]:
+  """What a loop starts from, and what is exchanged while it runs; on CPU, before it does."""
+  return one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
+
+
+def one_after_the_other(*trees: Any) -> tuple[Any, ...]:
+  """The same, and what is made of one waits for all: on CPU a collective beside a loop may block it for ever."""
+  return lax.optimization_barrier(trees)
+
+
+def total(x: jax.Array) -> jax.Array:
+  """Sum over the last axis and all devices of the ring."""
+  of_device = jnp.sum(x, -1)
+  return of_device if jax.sharding.get_abstract_mesh().empty else lax.psum(of_device, BATCH_AXES)

@@ -79,6 +79,9 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
 
   def cross_entropy(similarities, own):
     """`similarities` of the unmasked candidates, the own one at index `own`."""
+    if train and loss.false_negative_margin is not None:
+      similarities = [s for c, s in enumerate(similarities)
+                      if c == own or s <= similarities[own] + loss.false_negative_margin]
     logits = [scale * (s - (loss.margin if train and c == own else 0)) for c, s in enumerate(similarities)]
     log_sum = max(logits) + math.log(sum(math.exp(x - max(logits)) for x in logits))
     share = loss.label_smoothing / len(logits)
@@ -128,6 +131,9 @@ OPTIONS = (
     {"temperature": 0.5, "learned_temperature": True},
     {"own_negatives_only": True, "bidirectional": False},
     {"own_negatives_only": True, "bidirectional": False, "label_smoothing": 0.1, "mask_false_negatives": False},
+    {"false_negative_margin": 0.1},
+    {"false_negative_margin": -0.2, "label_smoothing": 0.1, "learned_temperature": True},
+    {"own_negatives_only": True, "bidirectional": False, "label_smoothing": 0.1, "false_negative_margin": 0.1},
 )
 
 
@@ -141,7 +147,7 @@ def test_equals_the_formula(options, data):
   queries, passages, batch = make(**data)
   with jax.enable_x64(True):
     extra = {"logit_scale": jnp.float64(math.log(1 / 0.07))} if loss.learned_temperature else {}
-    for train in (True, False) if loss.margin else (True,):
+    for train in (True, False) if loss.margin or loss.false_negative_margin else (True,):
       value, metrics = loss(queries, passages, batch, train=train, **extra)
       assert value.dtype == jnp.float64
       expected = formula(loss, queries, passages, batch, 0.07 if extra else None, train)

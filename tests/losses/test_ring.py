@@ -85,13 +85,14 @@ def test_equals_the_dense_loss(options, data, small_blocks):
   options = {"temperature": 0.05, **options}
   with jax.enable_x64(True):
     inputs = make(**DATA[data])
-    for train in (True, False) if "margin" in options else (True,):
+    for train in (True, False) if options.keys() & {"margin", "false_negative_margin"} else (True,):
       check(both(RingLoss(**options), *inputs, train=train), both(InBatchLoss(**options), *inputs, train=train), 1e-12)
 
 
 @pytest.mark.parametrize("options", [
     {"margin": 0.1, "label_smoothing": 0.1, "learned_temperature": True}, {"bidirectional": False},
-    {"own_negatives_only": True, "bidirectional": False}], ids=["all", "forward", "own"])
+    {"own_negatives_only": True, "bidirectional": False},
+    {"label_smoothing": 0.1, "false_negative_margin": 0.1}], ids=["all", "forward", "own", "limit"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_mesh_gives_the_dense_loss(mesh, options, small_blocks):
   options = {"temperature": 0.05, **options}
