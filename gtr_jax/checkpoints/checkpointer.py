@@ -40,6 +40,7 @@ from gtr_jax.checkpoints.steps import (
 )
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io.paths import absolute, is_remote
+from gtr_jax.losses import own_params
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -219,7 +220,7 @@ class Checkpointer:
 
 
 def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
-                   optional: Collection[str] = ("logit_scale",), advice: str = "") -> dict[str, Any]:
+                   optional: Collection[str] = own_params.NAMES, advice: str = "") -> dict[str, Any]:
   """The parameters of a checkpoint, for inference or fine-tuning, or their average where the optimizer keeps one
   (`training.optimizers.averaged`); the rest of its state is not read.
 
@@ -227,7 +228,7 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
     path: as for `find_checkpoint`.
     abstract_params: nested dict of `jax.ShapeDtypeStruct` (float32, with shardings or without).
     optional: leaves at the root that the checkpoint may have or lack: unasked for, they are not read; where the
-      checkpoint has none, the result has none. A loss with a learned temperature adds `logit_scale`.
+      checkpoint has none, the result has none: those of losses.
 
   Returns:
     Nested dict of arrays.

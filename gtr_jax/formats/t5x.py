@@ -26,6 +26,7 @@ from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.names import names
 from gtr_jax.io.atomic import write_bytes
 from gtr_jax.io.contents import check_contents, first_bytes
+from gtr_jax.losses import own_params
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 
@@ -33,7 +34,8 @@ _MSGPACK = "checkpoint"
 _OF_TENSORFLOW = b"model_checkpoint_path:"  # in the file of the same name that TensorFlow writes
 _PLACEHOLDER = "PLACEHOLDER://"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_OF_TRAINING = ("decoder/", "logit_scale", "lm_head")  # leaves, or beginnings of leaves, that encoding does not need
+# Leaves, or beginnings of leaves, that encoding does not need.
+_OF_TRAINING = ("decoder/", *own_params.NAMES, "lm_head")
 _CHUNK_BYTES = 64 * 2**20
 
 

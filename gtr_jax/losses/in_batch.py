@@ -5,15 +5,20 @@ C candidates of one direction (the Q partners first, then the N or M negatives).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
+from gtr_jax.losses.own_params import check_own_params
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Range
+
+_NONE: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class InBatchLoss:
       return {}
     return {"logit_scale": jnp.asarray(-math.log(self.temperature), jnp.float32)}
 
-  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *, logit_scale: jax.Array | None = None,
+  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *, params: Mapping[str, jax.Array] = _NONE,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a global batch.
 
@@ -91,17 +96,15 @@ class InBatchLoss:
       queries: `[groups, pairs + negative queries, D]`, each group's own queries first.
       passages: `[groups, pairs + hard negatives, D]`, each group's own positives first.
       batch: `text.batch.Batch`; its `queries` and `passages` are not read.
-      logit_scale: log(1 / temperature), given if and only if it is learned.
+      params: the loss's own, of `init_params`.
       train: whether the margin is applied.
 
     Returns:
       The loss, and metrics of the forward direction over the valid queries: "loss" (both directions), "accuracy" (own
       positive strictly above every other unmasked candidate, no margin) and "mrr" (mean reciprocal rank among them).
     """
-    if (logit_scale is not None) != self.learned_temperature:
-      raise InputError(f"{type(self).__name__}.learned_temperature is {self.learned_temperature}, but logit_scale is "
-                       f"{'missing' if logit_scale is None else 'given'}: the parameters belong to another loss")
-    scale = 1 / self.temperature if logit_scale is None else jnp.exp(logit_scale)
+    check_own_params(self, params, ("logit_scale",) if self.learned_temperature else ())
+    scale = jnp.exp(params["logit_scale"]) if self.learned_temperature else 1 / self.temperature
     loss, accuracy, mrr = self._compute(queries, passages, batch, scale, train)
     return loss, {"loss": loss, "accuracy": accuracy, "mrr": mrr}
 

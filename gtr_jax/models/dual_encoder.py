@@ -105,7 +105,7 @@ class DualEncoder:
     """Embeddings of the texts of one side.
 
     Args:
-      params: unboxed parameters; further leaves at the root (`logit_scale`) are ignored.
+      params: unboxed parameters; further leaves at the root, those of losses, are ignored.
       texts: `text.packing.Texts`, int32 tokens and segment ids `[groups, rows, length]`.
       num_texts: texts in each group, static; text `i` has segment id `1 + i`.
       tower: "query" or "passage".

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gtr_jax.losses.own_params import of_loss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import BATCH_AXES, over_shards
@@ -57,13 +58,12 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
   """
   embeddings = jax.lax.stop_gradient(encode_microbatches(model, params, batch, dropout_key))
 
-  def loss_of_embeddings(embeddings, logit_scale):
+  def loss_of_embeddings(embeddings, own):
     (queries, passages), merged_batch = merged(embeddings, batch)
     with jax.named_scope("loss"):
-      return loss(queries, passages, merged_batch, logit_scale=logit_scale, train=True)
+      return loss(queries, passages, merged_batch, params=own, train=True)
 
-  (to_embeddings, to_scale), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(
-      embeddings, params.get("logit_scale"))
+  (to_embeddings, to_loss), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(embeddings, of_loss(params))
 
   def pulled_back(params, batch, to_embeddings, dropout_key):
     own = shards.own_gradients(params, model.specs())
@@ -77,10 +77,7 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
     return shards.total(of_device, model.specs())
 
   pulled_back = over_shards(pulled_back, (model.specs(), _GROUPED, _MICROBATCHED, _WHOLE), model.specs())
-  total = pulled_back(_of_model(model, params), batch, to_embeddings, dropout_key)
-  if to_scale is not None:
-    total = {**total, "logit_scale": to_scale}
-  return total, metrics
+  return {**pulled_back(_of_model(model, params), batch, to_embeddings, dropout_key), **to_loss}, metrics
 
 
 def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple[jax.Array, jax.Array], Batch]:

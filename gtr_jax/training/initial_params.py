@@ -12,6 +12,7 @@ from gtr_jax.formats.any_form import open_foreign
 from gtr_jax.formats.locate import locate
 from gtr_jax.formats.model_dir import find_model_dir
 from gtr_jax.formats.tokenization import tokenizer_of
+from gtr_jax.losses import own_params
 from gtr_jax.parallel.partitioning import place
 from gtr_jax.text.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ def with_initial_params(params: Any, shardings: Any, path: epath.PathLike, token
   of_tower = {name: name.removeprefix("query/").removeprefix("passage/") for name in found}
   for name, leaf in traverse_util.flatten_dict(dict(abstract), sep="/").items():
     array = source.arrays.get(of_tower[name])
-    drawn = ["logit_scale"] + ["projection_layer/kernel"] * (source.encoder.projection_dim is None)
+    drawn = [*own_params.NAMES] + ["projection_layer/kernel"] * (source.encoder.projection_dim is None)
     if array is None and of_tower[name] in drawn:
       continue
     if array is None or array.shape != leaf.shape:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtr_jax.losses import own_params
 from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import NonNegative, Positive, Range, Says
 
@@ -170,7 +171,7 @@ def is_decayed(params):
   def decayed(path, leaf):
     del leaf
     names = {getattr(key, "key", None) for key in path}
-    return not names & {"scale", "rel_embedding", "logit_scale"}
+    return not names & {"scale", "rel_embedding", *own_params.NAMES}
 
   return jax.tree_util.tree_map_with_path(decayed, params)
 

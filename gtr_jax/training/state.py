@@ -1,6 +1,6 @@
 """The state of training, created sharded: no device ever holds all of a state that the mesh divides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ class Loss(Protocol):
 
   def init_params(self) -> dict[str, jax.Array]: ...
 
-  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Batch, *, logit_scale: jax.Array | None = None,
+  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Batch, *, params: Mapping[str, jax.Array] = ...,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]: ...
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gtr_jax.errors import InputError
+from gtr_jax.losses.own_params import of_loss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import grad_cache
@@ -48,7 +49,7 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer, seed: 
   def loss_fn(params, batch, dropout_key):
     queries, passages = encode_pair(model, params, batch, dropout_key)
     with jax.named_scope("loss"):
-      return loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=True)
+      return loss(queries, passages, batch, params=of_loss(params), train=True)
 
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -80,7 +81,7 @@ def make_eval_step(model: DualEncoder, loss: Loss) -> Callable[[Any, Batch], Met
       (queries, passages), batch = grad_cache.merged(embeddings, batch)
     else:
       queries, passages = encode_pair(model, params, batch, None)
-    _, metrics = loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=False)
+    _, metrics = loss(queries, passages, batch, params=of_loss(params), train=False)
     return {**metrics, **counts}
 
   return eval_step

@@ -148,7 +148,7 @@ def test_equals_the_formula(options, data):
   with jax.enable_x64(True):
     extra = {"logit_scale": jnp.float64(math.log(1 / 0.07))} if loss.learned_temperature else {}
     for train in (True, False) if loss.margin or loss.false_negative_margin else (True,):
-      value, metrics = loss(queries, passages, batch, train=train, **extra)
+      value, metrics = loss(queries, passages, batch, train=train, params=extra)
       assert value.dtype == jnp.float64
       expected = formula(loss, queries, passages, batch, 0.07 if extra else None, train)
       got = [metrics["loss"], metrics["accuracy"], metrics["mrr"]]
@@ -169,7 +169,7 @@ def test_gradient_against_finite_differences():
 
     @jax.jit
     def f(q, p, s):
-      return loss(q, p, batch, logit_scale=s)[0]
+      return loss(q, p, batch, params={"logit_scale": s})[0]
 
     gradient = jax.grad(f, (0, 1, 2))(*point)
     direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), point)
@@ -227,7 +227,7 @@ def test_init_params():
   assert params["logit_scale"].dtype == jnp.float32 and params["logit_scale"].shape == ()
   np.testing.assert_allclose(jnp.exp(params["logit_scale"]), 50, rtol=1e-6)
   queries, passages, batch = make_float32()
-  learned, _ = InBatchLoss(temperature=0.02, learned_temperature=True)(queries, passages, batch, **params)
+  learned, _ = InBatchLoss(temperature=0.02, learned_temperature=True)(queries, passages, batch, params=params)
   np.testing.assert_allclose(learned, InBatchLoss(temperature=0.02)(queries, passages, batch)[0], rtol=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_option_errors(field, value):
 
 def test_logit_scale_is_given_if_and_only_if_it_is_learned():
   queries, passages, batch = make_float32()
-  with pytest.raises(InputError, match="missing"):
+  with pytest.raises(InputError, match="logit_scale is missing: the parameters belong to another loss"):
     InBatchLoss(learned_temperature=True)(queries, passages, batch)
-  with pytest.raises(InputError, match="given"):
-    InBatchLoss()(queries, passages, batch, logit_scale=jnp.float32(1))
+  with pytest.raises(InputError, match="no parameters of its own, but logit_scale is given"):
+    InBatchLoss()(queries, passages, batch, params={"logit_scale": jnp.float32(1)})

@@ -45,7 +45,7 @@ def both(loss, queries, passages, batch, mesh=None, train=True):
   scale = {"logit_scale": jnp.asarray(math.log(1 / 0.07), queries.dtype)} if loss.learned_temperature else {}
 
   def f(queries, passages, scale, batch):
-    return loss(queries, passages, batch, train=train, **scale)
+    return loss(queries, passages, batch, train=train, params=scale)
 
   step = jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))
   batch = jax.tree.map(jnp.asarray, batch if isinstance(batch, Batch) else dict(vars(batch)))

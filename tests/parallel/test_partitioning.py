@@ -58,7 +58,7 @@ def value_and_gradient(mesh, params):
   def f(params, batch):
     queries = MODEL.encode(params, batch.queries, batch.query_hash.shape[1])
     passages = MODEL.encode(params, batch.passages, batch.passage_hash.shape[1], tower="passage")
-    return LOSS(queries, passages, batch, logit_scale=params["logit_scale"])[0]
+    return LOSS(queries, passages, batch, params={"logit_scale": params["logit_scale"]})[0]
 
   with jax.set_mesh(mesh):
     compiled = jax.jit(f, in_shardings=(shardings, partitioning.batch_sharding(mesh)), out_shardings=(None, shardings))

@@ -11,6 +11,7 @@ from flax import linen as nn
 from tiny_training import VOCAB, tiny_model
 
 from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.own_params import of_loss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.parallel import partitioning
@@ -62,7 +63,7 @@ def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype, activations="
 
   def one_shot(params, batch):
     queries, passages = encode_pair(model, params, batch, None)
-    return loss(queries, passages, batch, logit_scale=params["logit_scale"])
+    return loss(queries, passages, batch, params=of_loss(params))
 
   def gradient(params, batch):
     if microbatches:

@@ -82,7 +82,7 @@ def test_step_is_the_plain_update():
   def loss_fn(params):
     queries = model.encode(params, batch.queries, PAIRS, tower="query")
     passages = model.encode(params, batch.passages, PAIRS, tower="passage")
-    return loss(queries, passages, batch, logit_scale=params["logit_scale"])[0]
+    return loss(queries, passages, batch, params={"logit_scale": params["logit_scale"]})[0]
 
   @jax.jit
   def by_hand(params):

@@ -21,6 +21,7 @@ from t5x import adafactor, metrics, models, partitioning
 
 from gtr_jax.errors import InputError
 from gtr_jax.integrations.t5x.features import FeatureConverter
+from gtr_jax.losses.own_params import of_loss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import AXES, num_groups
 from gtr_jax.text.batch import padded_batch
@@ -127,7 +128,7 @@ class DualEncoderModel(models.BaseModel):
     params = unfreeze(params)
     batch = _grouped(batch)
     queries, passages = encode_pair(self.encoder, params, batch, dropout_rng)
-    return self.loss(queries, passages, batch, logit_scale=params.get("logit_scale"), train=train)
+    return self.loss(queries, passages, batch, params=of_loss(params), train=train)
 
 
 def vocabulary_of(mixture_or_task_name: str, mixture_or_task_module: str | None = None) -> seqio.Vocabulary:
