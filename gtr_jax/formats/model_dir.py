@@ -54,7 +54,8 @@ def open_run(path: epath.Path, model_dir: epath.Path, tokenization: Tokenization
 
 def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer: Tokenizer, *, query_length: int,
                      document_length: int, query_prompt: str = "", document_prompt: str = "",
-                     trained_lengths: Mapping[str, int] | None = None) -> None:
+                     trained_lengths: Mapping[str, int] | None = None,
+                     dimensions: Mapping[int, float] | None = None) -> None:
   """Writes what `load_model` needs beside the checkpoints: a copy of the vocabulary, then model.json.
 
   Args:
@@ -66,6 +67,7 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
     query_prompt: text to put before every query.
     document_prompt: text to put before every document.
     trained_lengths: most tokens of a "query" and of a "document" in training, for whoever asks.
+    dimensions: to how many of their first numbers embeddings were cut in training, each with its weight.
 
   Raises:
     InputError: the folder already holds another model; nothing is changed.
@@ -88,6 +90,8 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
             "prompts": {"query": query_prompt, "document": document_prompt}}
   if trained_lengths is not None:
     fields["trained_lengths"] = dict(trained_lengths)
+  if dimensions:
+    fields["dimensions"] = {str(number): weight for number, weight in dimensions.items()}
   write_json(place, fields, indent=2)
 
 

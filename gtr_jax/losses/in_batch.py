@@ -18,7 +18,7 @@ from gtr_jax.losses.own_params import check_own_params
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Range
 
-_NONE: Mapping[str, jax.Array] = MappingProxyType({})
+NO_PARAMS: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class InBatchLoss:
       return {}
     return {"logit_scale": jnp.asarray(-math.log(self.temperature), jnp.float32)}
 
-  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *, params: Mapping[str, jax.Array] = _NONE,
+  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *,
+               params: Mapping[str, jax.Array] = NO_PARAMS,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a global batch.
 

@@ -211,7 +211,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   with _told_where_it_goes_on(directory), begun.alone(directory), contextlib.ExitStack() as closing:
     if processes.is_first():
       write_model_json(directory, run.model, tokenizer, **reads, trained_lengths={
-          "query": batches.feature_lengths["inputs"], "document": batches.feature_lengths["targets"]})
+          "query": batches.feature_lengths["inputs"], "document": batches.feature_lengths["targets"]},
+                       dimensions=getattr(loss, "weight_of", None))
     processes.check_shared(directory)
     checkpointer = Checkpointer(directory / "checkpoints", keep=run.keep_checkpoints,
                                 mode="min" if lower_is_better else "max")

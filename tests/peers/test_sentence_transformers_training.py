@@ -11,6 +11,7 @@ from t5_reference import random_params
 from tiny_model_dir import WORDS, write_vocabulary
 
 from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.matryoshka import MatryoshkaLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning
@@ -38,9 +39,12 @@ def texts_of_step(step: int, columns: int) -> list[list[str]]:
   return out[:columns]
 
 
-def train_sentence_transformer(model: SentenceTransformer, columns: int) -> tuple[list[float], list[list[np.ndarray]]]:
-  """The losses, and the token ids of each step's columns, padded with 0."""
+def train_sentence_transformer(model: SentenceTransformer, columns: int,
+                               weight_of: dict[int, float]) -> tuple[list[float], list[list[np.ndarray]]]:
+  """The losses, and the token ids of each step's columns, padded with 0. `weight_of`: of Matryoshka's dimensions."""
   loss = losses.MultipleNegativesRankingLoss(model, scale=100.0)
+  if weight_of:
+    loss = losses.MatryoshkaLoss(model, loss, list(weight_of), list(weight_of.values()))
   groups = {True: [], False: []}
   for name, parameter in model.named_parameters():
     groups["norm" not in name and "relative_attention_bias" not in name].append(parameter)
@@ -58,10 +62,12 @@ def train_sentence_transformer(model: SentenceTransformer, columns: int) -> tupl
   return history, ids
 
 
-def train_here(model: DualEncoder, params: dict, tokenizer, columns: int):
+def train_here(model: DualEncoder, params: dict, tokenizer, columns: int, weight_of: dict[int, float]):
   """The same with gtr_jax's own step."""
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
   loss = InBatchLoss(temperature=0.01, bidirectional=False, mask_false_negatives=False)
+  if weight_of:
+    loss = MatryoshkaLoss(loss, tuple(weight_of), tuple(weight_of.values()))
   optimizer = optimizers.adamw(RATE, eps=EPSILON, weight_decay=WEIGHT_DECAY)
   state, shardings = create_state(model, loss, optimizer, mesh, seed=0)
   state = state.replace(params=jax.tree.map(lambda x, s: jax.device_put(x, s), params, shardings.params))
@@ -88,15 +94,16 @@ def train_here(model: DualEncoder, params: dict, tokenizer, columns: int):
   return history, ids
 
 
-@pytest.mark.parametrize("columns", [2, 3], ids=["pairs", "hard_negative"])
-def test_same_losses_as_sentence_transformers(columns, tmp_path):
+@pytest.mark.parametrize("columns, weight_of", [(2, {}), (3, {}), (3, {32: 1.0, 16: 0.5, 8: 0.25})],
+                         ids=["pairs", "hard_negative", "matryoshka"])
+def test_same_losses_as_sentence_transformers(columns, weight_of, tmp_path):
   tokenizer = write_vocabulary(tmp_path / "spiece.model")
   model = DualEncoder(T5Config(vocab_size=160, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_layers=2), 32)
   assert tokenizer.size <= 160
   params = random_params(model)
   theirs = sentence_transformers_peer.build(model, params, tmp_path / "spiece.model", tmp_path / "t5", LENGTH)
-  their_losses, their_ids = train_sentence_transformer(theirs, columns)
-  our_losses, our_ids = train_here(model, params, tokenizer, columns)
+  their_losses, their_ids = train_sentence_transformer(theirs, columns, weight_of)
+  our_losses, our_ids = train_here(model, params, tokenizer, columns, weight_of)
   for a, b in zip(their_ids, our_ids, strict=True):
     for left, right in zip(a, b, strict=True):
       np.testing.assert_array_equal(left, right[:, :left.shape[1]])

@@ -11,6 +11,7 @@ from flax import linen as nn
 from tiny_training import VOCAB, tiny_model
 
 from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.matryoshka import MatryoshkaLoss
 from gtr_jax.losses.own_params import of_loss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.models import attention_by_text, attention_kernel
@@ -24,7 +25,10 @@ PAIRS = 32
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (4, 1, 2)}
 ONE_SHOT, CACHED = None, 2  # microbatches
 PADDED, PACKED = None, RowLengths(9, 14)
-LOSSES = {"dense": InBatchLoss, "ring": RingLoss}
+OPTIONS: dict = {"temperature": 0.1, "margin": 0.1, "label_smoothing": 0.1, "learned_temperature": True}
+LOSSES = {"dense": InBatchLoss(**OPTIONS), "ring": RingLoss(**OPTIONS)}
+OTHERS = {"matryoshka, dense": MatryoshkaLoss(LOSSES["dense"], (8, 6, 2), (1.0, 0.5, 0.3)),
+          "matryoshka, ring": MatryoshkaLoss(LOSSES["ring"], (2, 6, 8), (0.3, 0.5, 1.0))}
 EVERY = [pytest.param(loss, rows, micro,
                       id=f"{loss}-{'packed' if rows else 'padded'}-{'cached' if micro else 'one_shot'}")
          for loss, rows, micro in itertools.product(LOSSES, [PADDED, PACKED], [ONE_SHOT, CACHED])]
@@ -54,7 +58,7 @@ def features():
 def gradient_of(loss, row_lengths, microbatches, mesh_name, dtype, activations="float32", **options):
   """(gradient, metrics) of one batch."""
   model = tiny_model(dtype=activations, **options)
-  loss = LOSSES[loss](temperature=0.1, margin=0.1, label_smoothing=0.1, learned_temperature=True)
+  loss = {**LOSSES, **OTHERS}[loss]
   boxed = {**model.init(jax.random.key(0)), **loss.init_params()}
   shape = MESHES[mesh_name]
   mesh = partitioning.make_mesh(*shape, devices=jax.devices()[:int(np.prod(shape))])
@@ -96,6 +100,14 @@ def check(found, expected, tolerance):
 def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
   with jax.enable_x64(True):
     check(gradient_of(loss, row_lengths, microbatches, mesh, jnp.float64), reference(jnp.float64), 1e-9)
+
+
+@pytest.mark.parametrize("loss, case", [
+    ("matryoshka, dense", (PADDED, ONE_SHOT, "fsdp")), ("matryoshka, ring", (PACKED, CACHED, "all"))])
+def test_same_gradient_of_other_losses(loss, case):
+  with jax.enable_x64(True):
+    expected = gradient_of(f"{loss.partition(',')[0]}, dense", PADDED, ONE_SHOT, "one", jnp.float64)
+    check(gradient_of(loss, *case, jnp.float64), expected, 1e-9)
 
 
 def test_same_gradient_in_float32():
