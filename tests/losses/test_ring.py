@@ -11,7 +11,7 @@ import pytest
 from test_in_batch import OPTIONS, make
 
 from gtr_jax.errors import InputError
-from gtr_jax.losses import ring
+from gtr_jax.losses import sweeps
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.parallel import partitioning
@@ -71,7 +71,7 @@ def check(found, expected, tolerance):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(ring, "BLOCK_ON_CPU", 3)
+  monkeypatch.setattr(sweeps, "BLOCK_ON_CPU", 3)
 
 
 DATA = {"all": {}, "fill": {"valid": False}, "no negatives": {"negatives": 0},
@@ -159,7 +159,7 @@ def test_memory_is_linear_in_the_batch():
 
 def test_the_logits_are_never_built():
   text = compiled(2048).as_text()
-  of_block = ring.BLOCK_ON_CPU**2
+  of_block = sweeps.BLOCK_ON_CPU**2
   assert of_block < 2048 * 2048  # Nor those of one device.
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
   assert of_block <= max(sizes) < 2048 * 2048

@@ -14,6 +14,7 @@ from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.matryoshka import MatryoshkaLoss
 from gtr_jax.losses.own_params import of_loss
 from gtr_jax.losses.ring import RingLoss
+from gtr_jax.losses.sigmoid import SigmoidLoss
 from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import RowLengths, make_batch
@@ -28,7 +29,8 @@ PADDED, PACKED = None, RowLengths(9, 14)
 OPTIONS: dict = {"temperature": 0.1, "margin": 0.1, "label_smoothing": 0.1, "learned_temperature": True}
 LOSSES = {"dense": InBatchLoss(**OPTIONS), "ring": RingLoss(**OPTIONS)}
 OTHERS = {"matryoshka, dense": MatryoshkaLoss(LOSSES["dense"], (8, 6, 2), (1.0, 0.5, 0.3)),
-          "matryoshka, ring": MatryoshkaLoss(LOSSES["ring"], (2, 6, 8), (0.3, 0.5, 1.0))}
+          "matryoshka, ring": MatryoshkaLoss(LOSSES["ring"], (2, 6, 8), (0.3, 0.5, 1.0)),
+          "sigmoid": SigmoidLoss(bias=-2.0)}
 EVERY = [pytest.param(loss, rows, micro,
                       id=f"{loss}-{'packed' if rows else 'padded'}-{'cached' if micro else 'one_shot'}")
          for loss, rows, micro in itertools.product(LOSSES, [PADDED, PACKED], [ONE_SHOT, CACHED])]
@@ -103,10 +105,11 @@ def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
 
 
 @pytest.mark.parametrize("loss, case", [
-    ("matryoshka, dense", (PADDED, ONE_SHOT, "fsdp")), ("matryoshka, ring", (PACKED, CACHED, "all"))])
+    ("matryoshka, dense", (PADDED, ONE_SHOT, "fsdp")), ("matryoshka, ring", (PACKED, CACHED, "all")),
+    ("sigmoid", (PACKED, CACHED, "all")), ("sigmoid", (PADDED, ONE_SHOT, "fsdp"))])
 def test_same_gradient_of_other_losses(loss, case):
   with jax.enable_x64(True):
-    expected = gradient_of(f"{loss.partition(',')[0]}, dense", PADDED, ONE_SHOT, "one", jnp.float64)
+    expected = gradient_of(loss.replace("ring", "dense"), PADDED, ONE_SHOT, "one", jnp.float64)
     check(gradient_of(loss, *case, jnp.float64), expected, 1e-9)
 
 
