@@ -1,8 +1,9 @@
 """Attention, training, encoding and search on one accelerator, each against what the chip could do; in ten minutes.
 
-Prints each row as it is measured, and rewrites FILE with all of them. It needs jax, flax, optax, orbax-checkpoint,
-numpy, sentencepiece and gin-config, and no data: texts are drawn, with 24 and 122 tokens on average, and weights are
-random. Where torch and transformers are installed, encoding is compared with transformers' T5 encoder.
+Prints each row as it is measured and a table of each part behind its last, and rewrites FILE with all of them. It needs
+jax, flax, optax, orbax-checkpoint, numpy, sentencepiece and gin-config, and no data: texts are drawn, with 24 and 122
+tokens on average, and weights are random. Where torch and transformers are installed, encoding is compared with
+transformers' T5 encoder.
 """
 
 import argparse
@@ -57,9 +58,22 @@ class Results:
 
   def add(self, part: str, row: Row) -> None:
     self._parts.setdefault(part, []).append(row)
-    print(f"{part}: " + ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                                  for name, value in row.items()), flush=True)
+    print(f"{part}: " + ", ".join(f"{name} {_shown(value)}" for name, value in row.items()), flush=True)
     measure.write_json(self._path, self._parts)
+
+  def show(self, part: str) -> None:
+    """The table of a part."""
+    rows = self._parts.get(part, [])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(measure.table(names, [[_shown(row.get(name, "")) for name in names] for row in rows]), flush=True)
+
+
+def _shown(value: Any) -> str:
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def seconds_of(function: Callable[[], Any], repeats: int) -> float:
@@ -150,21 +164,23 @@ def attentions(sizes: Sizes, repeats: int) -> Iterator[Row]:
 
 
 def trainings(sizes: Sizes, repeats: int) -> Iterator[Row]:
-  """Whole steps, packed: MFU on real tokens; half of the pairs where they do not fit."""
+  """Whole steps, packed: MFU on real tokens; half of the pairs where they do not fit. Larger models than base compute
+  each layer again, which caps it at three quarters."""
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
   for size in sizes.models:
     for name in ("reference", "kernel") if jax.default_backend() == "tpu" else ("reference",):
       pairs = sizes.pairs
       while pairs >= 16:
-        model = DualEncoder(config_of(size, attention=name, remat="layer", scan_layers=True), projection_dim=768)
+        how = {"remat": "none"} if size in ("tiny", "base") else {"remat": "layer", "scan_layers": True}
+        model = DualEncoder(config_of(size, attention=name, **how), projection_dim=768)
         queries, passages = drawn(pairs, 24, LENGTHS[0]), drawn(pairs, 122, LENGTHS[1], 1)
         features = measure.features(measure.Pairs(None, None, queries, passages), 0, pairs, LENGTHS)
-        row = {"model": size, "attention": name, "pairs": pairs}
+        row = {"model": size, "attention": name, "remat": how["remat"], "pairs": pairs}
         try:
           yield row | _training(model, features, mesh, repeats, [len(text) for text in queries + passages])
           break
         except jax.errors.JaxRuntimeError as e:
-          if "RESOURCE_EXHAUSTED" not in str(e):
+          if not is_out_of_memory(e):
             raise
           yield row | {"error": "does not fit"}
           pairs //= 2
@@ -242,17 +258,29 @@ class _Rows:
 
 
 def searches(sizes: Sizes, repeats: int) -> Iterator[Row]:
-  """Exact search in float32, with the corpus on the device; the share of the memory's bandwidth that reading it is."""
+  """Exact search in float32, with the corpus on the device; the share of the memory's bandwidth that reading it is.
+
+  As long as it does not fit, half of the corpus is left out.
+  """
   search.RESIDENT_BYTES = 1 << 40
-  corpus = _Rows(sizes.corpus, 768)
   chip = chips.of_device(jax.devices()[0])
-  searcher = search.Searcher(corpus, partitioning.make_mesh(devices=jax.devices()[:1]))
-  for count in sizes.queries:
-    queries = corpus[slice(0, count)]
-    seconds = seconds_of(functools.partial(searcher.search, queries, 100), repeats)
-    bandwidth = 4.0 * corpus.shape[0] * corpus.shape[1] / seconds
-    yield {"corpus": f"{corpus.shape[0]:,} x 768", "queries": count, "top": 100, "ms": 1e3 * seconds,
-           "GB/s": bandwidth / 1e9} | ({"of the bandwidth": bandwidth / chip.memory_bandwidth} if chip else {})
+  rows, numbers = sizes.corpus, list(sizes.queries)
+  while numbers:
+    row = {"corpus": f"{rows:,} x 768", "queries": numbers[0], "top": 100}
+    try:
+      corpus = _Rows(rows, 768)
+      searcher = search.Searcher(corpus, partitioning.make_mesh(devices=jax.devices()[:1]))
+      seconds = seconds_of(functools.partial(searcher.search, corpus[slice(0, numbers[0])], 100), repeats)
+    except jax.errors.JaxRuntimeError as e:
+      if not is_out_of_memory(e) or rows < 1 << 16:
+        raise
+      yield row | {"error": "does not fit"}
+      rows //= 2
+      continue
+    bandwidth = 4.0 * rows * 768 / seconds
+    yield row | {"ms": 1e3 * seconds, "GB/s": bandwidth / 1e9} | (
+        {"of the bandwidth": bandwidth / chip.memory_bandwidth} if chip else {})
+    numbers.pop(0)
 
 
 PARTS: dict[str, tuple[Callable[[Sizes, int], Iterator[Row]], float]] = {  # With their shares of the time.
@@ -278,6 +306,7 @@ def main() -> None:
       if time.monotonic() > end:
         print(f"{name}: what is left has no time", flush=True)
         break
+    results.show(name)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def main():
   of_block = {block: math.prod(found[shape, block] / found[shape, BLOCKS[0]] for shape in shapes)**(1 / len(shapes))
               for block in BLOCKS}
   best = min(BLOCKS, key=of_block.__getitem__)
-  print(f"_BLOCK_OF: {kind!r}: {best}  # {of_block[best]:.2f} of the time of blocks of {BLOCKS[0]}")
+  said = "interpreted, which says nothing of any chip; " * args.interpret
+  print(f"{said}_BLOCK_OF: {kind!r}: {best}  # {of_block[best]:.2f} of the time of blocks of {BLOCKS[0]}")
   measure.write_json(args.json, {"device": kind, "seconds": [
       {**shape._asdict(), "block": block, "seconds": seconds} for (shape, block), seconds in found.items()]})
 

@@ -24,5 +24,5 @@ def test_runs(script, flags, rows):
   for name in rows:
     assert [line for line in lines if line.startswith(f"{name}: ") and line.endswith("s in round 1 of 1")]
     assert [line for line in lines if line.split()[:1] == [name] and "%" in line]
-  last = "matmul rate" if rows else r"^_BLOCK_OF: 'cpu': (128|256|512)  # [01]\.\d\d of the time"
+  last = "matmul rate" if rows else r"^interpreted, .*; _BLOCK_OF: 'cpu': (128|256|512)  # [01]\.\d\d of the time"
   assert re.search(last, lines[-1])

@@ -113,6 +113,8 @@ def tpu_slices(chip: Chip, number: int, slices: int = 1) -> TpuSlices:
   exponent = of_slice.bit_length() - 1
   if 2**exponent == of_slice:
     sizes = [2 ** (exponent // axes + (i >= axes - exponent % axes)) for i in range(axes)]
+    if axes == 3:  # Google's own order, as of 2x2x1: given 1x2x2, libtpu ends the process.
+      sizes.sort(key=lambda size: size == 1)
   elif axes == 3 and of_slice % _CUBE == 0:
     sizes = [4 * size for size in _three_factors(of_slice // _CUBE)]
   else:

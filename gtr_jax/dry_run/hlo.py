@@ -145,8 +145,9 @@ class Program:
 
   def accessed(self, instruction: Instruction, operands: tuple[Shape, ...]) -> list[Shape]:
     """What an instruction reads and writes: of arrays of which it only takes slices or rows, or updates some, these."""
-    if instruction.opcode == "gather":
-      return [*instruction.shapes, *instruction.shapes, *operands[1:]]
+    if instruction.opcode in ("gather", "slice", "dynamic-slice"):
+      return [*instruction.shapes, *(shape._replace(is_fast=operands[0].is_fast) for shape in instruction.shapes),
+              *operands[1:]]
     if instruction.opcode != "fusion":
       return [*instruction.shapes, *operands]
     inside = self._inside(instruction)
@@ -205,8 +206,8 @@ class Program:
     for one in _used(inside):
       yield from self.parts(one, tuple(shape for operand in one.operands for shape in inside[operand].shapes))
 
-  def _inside(self, fusion: Instruction) -> dict[str, Instruction]:
-    return self._computations[said(r"calls=%?([\w.\-]+)", fusion)[1]]
+  def _inside(self, instruction: Instruction, called: str = "calls") -> dict[str, Instruction]:
+    return self._computations[said(rf"{called}=%?([\w.\-]+)", instruction)[1]]
 
   def executed(self, into_fusions: bool = True) -> Iterator[tuple[Instruction, tuple[Shape, ...], int, bool]]:
     """Every instruction that is run, with the shapes of its operands, how often, and whether in a loop."""
@@ -237,9 +238,20 @@ class Program:
       for operand in map(condition.__getitem__, root.operands):
         while operand.opcode == "copy":
           operand = condition[operand.operands[0]]
-        if operand.opcode == "constant" and operand.attributes.isdigit():
+        if operand.opcode == "constant" and operand.attributes.isdigit() and self._counts_by_one(loop, root, condition):
           return int(operand.attributes)
     return None
+
+  def _counts_by_one(self, loop: Instruction, compare: Instruction, condition: Mapping[str, Instruction]) -> bool:
+    """Whether nothing else can be read of the loop."""
+    body = self._inside(loop, "body")
+    root = next(one for one in body.values() if one.is_root)
+    for counter in map(condition.__getitem__, compare.operands):
+      if (index := re.search(r"index=(\d+)", counter.attributes)) and root.opcode == "tuple":
+        more = body[root.operands[int(index[1])]]
+        steps = [body[name].attributes for name in more.operands if body[name].opcode == "constant"]
+        return more.opcode != "add" or steps in ([], ["1"])
+    return True
 
 
 def _parameter(computation: Mapping[str, Instruction], number: int) -> str:

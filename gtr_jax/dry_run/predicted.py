@@ -29,6 +29,8 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 # What moves numbers, and does not compute with them.
 _MOVES = _FREE | {"broadcast", "concatenate", "copy", "dynamic-slice", "dynamic-update-slice", "fusion", "gather",
                   "pad", "reshape", "slice", "transpose"}
+# Calls that compute nothing: they reserve memory, or tell the compiler something.
+_SAID = ("AllocateBuffer", "AssumeGatherIndicesInBound", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
 _COPIES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")  # Between the memories, beside other operations.
 # What of a step an operation is for, by the first of these that its name has.
 _PARTS = (("optimizer", "optimizer"), ("loss", "loss"), ("layer_norm", "norms"), ("encoder_norm", "norms"),
@@ -90,7 +92,7 @@ def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] |
   cycles, hbm_bytes, waits, beside, sent = 0, 0.0, 0.0, 0.0, 0.0
   for instruction, operands, times, _ in program.executed(into_fusions=False):
     kind = instruction.opcode.removesuffix("-start")
-    if kind in _FREE or kind.endswith(("-done", "-update")):
+    if kind in _FREE or kind.endswith(("-done", "-update")) or _is_said(instruction):
       continue
     if kind == "send":  # To other slices.
       sent += times * operands[0].bytes
@@ -148,6 +150,10 @@ def _of_kernel(kernel: OfKernel, operands: tuple[Shape, ...], chip: Chip, shares
   rate = chip.flops_in("float32" if operands[1].dtype == "f32" else "bfloat16")
   return shares.get(kernel.longest, 1.0) * max(kernel.flops * on_unit / rate,
                                                kernel.logits * kernel.vector_operations / chip.vector_operations)
+
+
+def _is_said(instruction: Instruction) -> bool:
+  return instruction.opcode == "custom-call" and any(f'"{name}"' in instruction.attributes for name in _SAID)
 
 
 def _part(instruction: Instruction) -> str:

@@ -168,7 +168,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   tokens = sum(texts.tokens.size for texts in (batch.queries, batch.passages))
   fastest = most_tokens_per_second(model, mesh) if expected else None
-  at_peak = tokens * (PACKED_FILL if sizes.row_lengths else 1) / fastest if fastest else 0.0
+  at_peak = _real_tokens(sizes, tokens) / fastest if fastest else 0.0
   return Plan(dict(mesh.shape), compiler, parameters, tokens, params_bytes, state_bytes - params_bytes, batch_bytes,
               temporary_bytes, program.work(shares), time.monotonic() - start, out_of_memory, program, expected,
               at_peak, unknown)
@@ -252,10 +252,21 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
                array(jnp.uint32, own, 1, 2))
 
 
+def _negatives(sizes: BatchSizes, side: str) -> int:
+  return sizes.negative_queries_per_example if side == "inputs" else sizes.negatives_per_example
+
+
 def _longest(sizes: BatchSizes, side: str) -> int:
   """Tokens of the longest text of "inputs" or "targets"."""
-  has_negatives = sizes.negative_queries_per_example if side == "inputs" else sizes.negatives_per_example
-  return max(sizes.feature_lengths[side], sizes.feature_lengths.get(f"negative_{side}", 0) if has_negatives else 0)
+  of_negatives = sizes.feature_lengths.get(f"negative_{side}", 0) if _negatives(sizes, side) else 0
+  return max(sizes.feature_lengths[side], of_negatives)
+
+
+def _real_tokens(sizes: BatchSizes, slots: int) -> float:
+  """Of the texts, where they are packed; else of all token slots, as how long texts are is not known."""
+  if not sizes.row_lengths:
+    return slots
+  return sizes.batch_size * sum((1 + _negatives(sizes, side)) * _mean_tokens(sizes, side) for side in sizes.row_lengths)
 
 
 def _mean_tokens(sizes: BatchSizes, side: str) -> float:
@@ -287,7 +298,8 @@ TPU's compiler, with jax's plugin for CUDA, --chip h100 or h200 the GPU's.
 _FLOOR_NOTE = """\
 The floor is the longest of three: FLOPs at the peak rate of their dtype; what the matrix products read and write, and \
 the state read and written once, at the memory's bandwidth; what the collectives send, passed round rings one after \
-the other, at the interconnect's. A step takes longer. ?: no source for that figure.
+the other, at the interconnect's. A step takes longer, but for small ones whose products stay in a TPU's fast memory. \
+?: no source for that figure.
 """
 
 _PREDICTED_NOTE = """\
@@ -327,7 +339,8 @@ def report(plan: Plan, names: Sequence[str]) -> str:
   if of_step := plan.predicted:
     lines += ["", f"  {'a step on ' + names[0]:28}{'at least':>12}{'expected':>12}"]
     lines += [f"  {part:28}{_time(seconds.least):>12}{_time(seconds.expected):>12}"
-              for part, seconds in of_step.parts.items() if seconds.expected > 0.005 * of_step.expected]
+              for part, seconds in of_step.parts.items()
+              if seconds.expected > 0.005 * of_step.expected or seconds.least > 0.005 * of_step.least]
     lines += [f"  {'in all':28}{_time(of_step.least):>12}{_time(of_step.expected):>12}",
               f"  {'MFU':28}{plan.at_peak / of_step.least:>12.0%}{plan.at_peak / of_step.expected:>12.0%}",
               f"{_size(of_step.hbm_bytes)} to and from each device's memory"]

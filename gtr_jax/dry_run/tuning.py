@@ -54,9 +54,8 @@ def choices(plan_of: Callable[[str, int], Planned], memory: float, batch: int, g
       say(found[-1])
       if fits or microbatch == groups:
         break
-      # As often halved as its bytes say, if they shrink with it.
-      smaller = [size for halvings in range(1, 64) if (size := batch >> halvings) >= groups and size < microbatch
-                 and batch % size == 0 and size % groups == 0]
+      # As much smaller as its bytes say, if they shrink with it.
+      smaller = [size for size in range(microbatch - groups, 0, -groups) if batch % size == 0]
       if not smaller:
         break
       microbatch = next((size for size in smaller if size * plan.total_bytes <= 1.5 * microbatch * memory), smaller[-1])

@@ -75,7 +75,8 @@ class T5Config:
       and GPUs and the second on CPUs.
     remat: what the backward pass computes again instead of keeping it. Attention weights always; with "none" nothing
       else; with "dots" all but the results of the matrix products; with "mlp" norms and the MLP's hidden layer, which
-      is most of the memory and a third of the products; with "layer" all but the input of each layer.
+      is most of the memory and a third of the products (of the gated MLP more); with "layer" all but the input of each
+      layer.
     scan_layers: compile one layer and loop over it: compiles faster, and copies the layers' parameters for the loop.
       The parameter tree stays the same; dropout draws other masks.
     attention: "reference", which holds logits of `[H, L, L]` a row; "kernel", on TPUs, which holds none and leaves out

@@ -175,6 +175,15 @@ def test_flops_of_each_dtype():
   assert 8 * plan.work.float32_flops == pytest.approx(projection + 3 * 2 * 2 * 64**2 * 48, rel=1e-9)
 
 
+def test_a_loop_that_counts_otherwise_is_unknown():
+  def f(step):
+    program = jax.jit(lambda x: jax.lax.while_loop(lambda c: c[0] < 10, lambda c: (c[0] + step, c[1] @ c[1]), (0, x)))
+    return Program(program.lower(jnp.ones((4, 4))).compiler_ir("hlo").as_hlo_module().to_string(), 1).work()
+
+  assert (f(1).flops, f(1).unknown_loops) == (10 * 2 * 4**3, 0)
+  assert (f(3).flops, f(3).unknown_loops) == (2 * 4**3, 1)
+
+
 def test_a_step_that_does_not_fit_one_device(monkeypatch):
   """Nothing is compiled then, and of one device no pass of the partitioner is written either."""
   mesh = partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -270,7 +279,7 @@ ENTRY %main (a: f32[1000]) -> (f32[1000], f32[8000], f32[4000]) {
 
 @pytest.mark.parametrize("name, devices, expected", [
     ("v5e", 8, "v5e:2x4"), ("v5e", 256, "v5e:16x16"), ("v5p", 64, "v5p:4x4x4"), ("v5p", 256, "v5p:4x8x8"),
-    ("v4", 192, "v4:4x4x12"), ("v5p", 8960, "v5p:16x20x28")])
+    ("v4", 192, "v4:4x4x12"), ("v5p", 8960, "v5p:16x20x28"), ("v4", 4, "v4:2x2x1"), ("v5e", 2, "v5e:1x2")])
 def test_tpu_slices(name, devices, expected):
   assert described.tpu_slices(chips.CHIPS[name], devices) == (expected, 1)
   assert described.tpu_slices(chips.CHIPS[name], 3 * devices, 3) == (expected, 3)

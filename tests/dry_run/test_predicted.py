@@ -249,3 +249,26 @@ def test_the_blocks_of_packed_rows():
   assert step_plan.kernel_shares(config, mesh, dataclasses.replace(sizes, mean_tokens=None))[640] == share
   assert step_plan.kernel_shares(config, mesh, dataclasses.replace(sizes, row_lengths=None)) == {}
   assert step_plan.kernel_shares(SimpleNamespace(attention="reference"), mesh, sizes) == {}
+
+
+# Single instructions: a slice reads what it writes; what only reserves memory takes no time.
+SINGLE = """
+ENTRY %main (a: f32[12,1000]) -> (f32[1,1000], f32[12,1000]) {
+  %a = f32[12,1000]{1,0} parameter(0)
+  %reserved = f32[12,1000]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %part = f32[1,1000]{1,0} slice(%a), slice={[3:4], [0:1000]}, backend_config={"estimated_cycles":"5"}
+  ROOT %all = (f32[1,1000]{1,0}, f32[12,1000]{1,0}) tuple(%part, %reserved)
+}
+"""
+
+
+def test_single_instructions():
+  found = predicted(Program(SINGLE, 1), CHIP)
+  assert found.hbm_bytes == 2 * 4000 and found.least == pytest.approx(8000 / 1e9)
+
+
+def test_real_tokens_are_those_of_the_texts():
+  sizes = step_plan.BatchSizes(8, {"inputs": 64, "targets": 256, "negative_targets": 256}, None,
+                               {"inputs": 640, "targets": 640}, 2, mean_tokens=(24, 122))
+  assert step_plan._real_tokens(sizes, 7680) == 8 * (24 + 3 * 122)
+  assert step_plan._real_tokens(dataclasses.replace(sizes, row_lengths=None), 7680) == 7680

@@ -41,6 +41,13 @@ def test_those_that_cannot_fit_are_not_compiled():
   assert (best.remat, best.microbatch) == ("none", 4)
 
 
+def test_microbatches_that_no_halving_gives():
+  found = tuning.choices(lambda remat, microbatch: SimpleNamespace(
+      total_bytes=microbatch, out_of_memory="", at_peak=1.0, predicted=SimpleNamespace(expected=1.0)), 250, 1000, 8,
+      lambda choice: None)
+  assert [(choice.microbatch, choice.fits) for choice in found] == len(tuning.REMATS) * [(1000, False), (200, True)]
+
+
 def test_nothing_fits():
   found, best = chosen(memory=9, groups=32)
   assert found == [(remat, microbatch, False) for remat in tuning.REMATS for microbatch in (64, 32)] and best is None
