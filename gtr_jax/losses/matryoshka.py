@@ -75,6 +75,12 @@ class MatryoshkaLoss:
     """Of the loss."""
     return self.loss.init_params()
 
+  def check_width(self, width: int) -> None:
+    """Raises InputError where embeddings of this width cannot be cut so, or would not be trained as they are."""
+    if max(self.dimensions) != width:
+      raise InputError(f"MatryoshkaLoss.dimensions is {self.dimensions}, and embeddings are {width} wide: the longest "
+                       "has to be that (or set dual_encoder.DualEncoder.projection_dim)")
+
   def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *,
                params: Mapping[str, jax.Array] = NO_PARAMS,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -85,12 +91,10 @@ class MatryoshkaLoss:
       embeddings cut to 64 numbers.
 
     Raises:
-      InputError: the embeddings' width is not among the dimensions, or they are shorter than one.
+      InputError: as `check_width`.
     """
     width = queries.shape[-1]
-    if max(self.dimensions) != width:
-      raise InputError(f"MatryoshkaLoss.dimensions is {self.dimensions}, and embeddings are {width} wide: the longest "
-                       "has to be that (dual_encoder.DualEncoder.projection_dim)")
+    self.check_width(width)
     total: Any = 0.0
     found: dict[str, jax.Array] = {}
     for length, weight in self.weight_of.items():

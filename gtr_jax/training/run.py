@@ -19,6 +19,7 @@ from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.io import atomic, bars, failures
 from gtr_jax.io.config_gin import bindings_of
 from gtr_jax.io.paths import expanded, location
+from gtr_jax.losses.matryoshka import MatryoshkaLoss
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
@@ -161,6 +162,8 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   """
   began_at = seconds()
   directory, mesh, loss = location(run.model_dir), run.mesh, run.loss.on_mesh(run.mesh)
+  if isinstance(loss, MatryoshkaLoss):
+    loss.check_width(run.model.dim)
   if run.wandb_project is not None:
     installed()
   best_metric = run.best_metric
