@@ -31,9 +31,10 @@ from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import processes
 from gtr_jax.retrieval.bm25 import bm25_run
 from gtr_jax.retrieval.encode import encode_corpus
+from gtr_jax.retrieval.quantization import normalized
 from gtr_jax.retrieval.runs import Run, write_run
 from gtr_jax.retrieval.search import Searcher, search_run
-from gtr_jax.retrieval.store import Store, normalized
+from gtr_jax.retrieval.store import Store
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.values.ranges import Positive
 

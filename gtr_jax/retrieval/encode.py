@@ -2,21 +2,23 @@
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gtr_jax.collections.corpus import Documents, full_text
-from gtr_jax.inference.embed import EmbeddingStream, Progress, check_finite, tokenize
+from gtr_jax.inference.embed import EmbeddingStream, Progress, check_finite, embed, tokenize
 from gtr_jax.inference.load import Model
 from gtr_jax.parallel.partitioning import own_groups, part_of_batch
-from gtr_jax.retrieval.store import Store, StoreWriter, normalized
+from gtr_jax.retrieval.quantization import check, normalized, shortened
+from gtr_jax.retrieval.store import Store, StoreWriter
 
 _GROUPS_OF_CHUNK = 8  # The texts of a chunk fill a few batches of so many groups.
 
 
 def encode_corpus(model: Model, documents: Documents, output: Any, max_length: int | None = None,
-                  progress: bool = True) -> Store:
+                  progress: bool = True, precision: str = "float32", dimensions: int | None = None) -> Store:
   """Embeds a corpus into a store. Started again, goes on with the chunks that are missing.
 
   A chunk is what is written at once, and no more: its last texts wait for those of the next to fill a batch.
@@ -27,19 +29,27 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     output: folder of the store.
     max_length: tokens of a document at most; default: the model's own.
     progress: show a progress bar on stderr.
+    precision: how the store keeps vectors, as of `Quantizer`. The scales of int8 are those of a sample of the corpus,
+      which is embedded first.
+    dimensions: keep so many of a vector's numbers, the first (Matryoshka); default: all.
 
   Returns:
     The store, complete.
 
   Raises:
-    InputError: the folder holds something else, or the embeddings of another model or corpus; nothing is changed.
+    InputError: the folder holds something else, or the embeddings of another model or corpus; nothing is changed. Or
+      the model's vectors cannot be kept so.
   """
+  dim = check(precision, dimensions, model.encoder.dim)
   max_length = max_length or model.lengths["document"]
   not_normalized = dataclasses.replace(model.encoder, normalize=False)
-  writer = StoreWriter(output, documents, dim=model.encoder.dim, settings={
+  writer = StoreWriter(output, documents, dim=dim, precision=precision, settings={
       "dtype": model.encoder.config.dtype, "weights_hash": model.weights_hash, "max_length": max_length,
       "prompt": model.prompts["document"]})
   ids, titles, texts = writer.documents
+  if writer.scales_missing:
+    sample = [full_text(titles[row], texts[row]) for row in writer.sample_rows()]
+    writer.calibrate(shortened(embed(model, sample, "passage", max_length, progress), dim, model.encoder.normalize))
   chunks = writer.missing_chunks()
   part, parts = part_of_batch(model.mesh)
   # Enough at once for all groups of a process; all processes add equally often.
@@ -64,9 +74,10 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
         write(unfinished.pop(start))
 
   def write(chunk):
-    norms = np.linalg.norm(chunk.embeddings, axis=1)
+    embeddings = shortened(chunk.embeddings, dim, normalize=False)
+    norms = np.linalg.norm(embeddings, axis=1)
     check_finite(norms[:, None], [ids[row] for row in chunk.rows], model)
-    embeddings = normalized(chunk.embeddings, norms) if model.encoder.normalize else chunk.embeddings
+    embeddings = normalized(embeddings, norms) if model.encoder.normalize else embeddings
     writer.write_chunk(chunk.rows, embeddings, norms)
 
   with (concurrent.futures.ThreadPoolExecutor(1) as thread,
@@ -81,6 +92,12 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
       stream.add(tokens, rows)
     stream.flush()
   return writer.finish()
+
+
+def embed_queries(model: Model, queries: Sequence[str], store: Store, max_length: int | None = None,
+                  progress: bool = True) -> np.ndarray:
+  """Embeddings of queries float32 `[queries, D]`, as short as the store's. All else is as of `embed`."""
+  return shortened(embed(model, queries, "query", max_length, progress), store.shape[1], model.encoder.normalize)
 
 
 class _Chunk:

@@ -1,5 +1,9 @@
 """Exact top-k search by inner product: float32, in blocks of the corpus, each spread over all devices of the mesh.
 
+Of int8 and binary vectors: exact by their codes, for several times k candidates, which float32 queries rank again. A
+candidate's score travels with it, and only the k best of all of them are taken in the end, so that what is found
+depends neither on the blocks nor on the mesh.
+
 Ties go to the lower row, also at the cut, because every step keeps `lax.top_k`'s rule (the lower index first): a device
 ranks consecutive rows, and candidates are merged in the order of their rows. The store keeps its rows by descending
 document id, so the lower row is the document that trec_eval ranks first.
@@ -9,7 +13,8 @@ Shapes: Q queries, D embedding size, B rows of a block (R of them on each device
 
 import functools
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +26,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io.bars import Bar
 from gtr_jax.parallel import processes
 from gtr_jax.parallel.progress import SEARCH, doing
+from gtr_jax.retrieval.quantization import Quantizer, candidate_scores, rescored
 from gtr_jax.retrieval.runs import Run, best_k
 
 MAX_BLOCK_ROWS = 131_072   # rows and bytes of a block on one device; with MAX_QUERIES at most 256 MiB of scores
@@ -28,6 +34,7 @@ MAX_BLOCK_BYTES = 256 << 20
 MAX_QUERIES = 512          # queries in one program
 RESIDENT_BYTES = 4 << 30   # a corpus up to this size on each device stays there between searches
 CHUNK = 32
+RESCORE = 4                # candidates for each result, of int8 and binary vectors
 
 
 class Rows(Protocol):
@@ -39,27 +46,46 @@ class Rows(Protocol):
   def __getitem__(self, rows: slice) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Coded(Protocol):
+  """Vectors that may be kept in fewer bytes, as a store's."""
+
+  @property
+  def shape(self) -> tuple[int, int]: ...
+
+  @property
+  def quantizer(self) -> Quantizer: ...
+
+  def codes(self, rows: slice) -> np.ndarray: ...
+
+
 class Searcher:
   """Searches one corpus of embeddings. A corpus that fits stays on the devices between calls.
 
   Args:
-    embeddings: float32 [rows, D], for instance a store's.
+    embeddings: float32 [rows, D], or codes of them; for instance a store's.
     mesh: its devices share the work, all axes alike; None takes all devices.
     keep: keep a corpus that fits on the devices, for the next call.
+    rescore: of codes, this many times k candidates are ranked again by float32 queries.
   """
 
-  def __init__(self, embeddings: Rows, mesh: Mesh | None = None, keep: bool = True):
+  def __init__(self, embeddings: Rows | Coded, mesh: Mesh | None = None, keep: bool = True, rescore: int = RESCORE):
     if not embeddings.shape[0]:
       raise InputError("the corpus to search is empty")
-    self._embeddings = embeddings
+    self._read: Callable[[slice], np.ndarray]
+    if isinstance(embeddings, Coded):
+      self._quantizer, self._read = embeddings.quantizer, embeddings.codes
+    else:
+      self._quantizer, self._read = Quantizer("float32", embeddings.shape[1]), embeddings.__getitem__
+    self._small, self._rescore = self._quantizer.precision != "float32", rescore
     self._mesh = mesh if mesh is not None else Mesh(np.asarray(jax.devices()), ("data",))
     self.num_rows, self.dim = embeddings.shape
     devices = self._mesh.size
-    most = max(CHUNK, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // (4 * self.dim)) // CHUNK * CHUNK)
+    most = max(CHUNK, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // self._quantizer.num_bytes) // CHUNK * CHUNK)
     self._num_blocks = math.ceil(self.num_rows / (devices * most))
     rows = math.ceil(self.num_rows / (self._num_blocks * devices * CHUNK)) * CHUNK
     self._block_rows = rows * devices
-    stays = keep and self._num_blocks * rows * self.dim * 4 <= RESIDENT_BYTES
+    stays = keep and self._num_blocks * rows * self._quantizer.num_bytes <= RESIDENT_BYTES
     self._resident: dict[int, jax.Array] | None = {} if stays else None
 
   def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +114,10 @@ class Searcher:
       return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
 
     parts = [np.pad(queries_QxD[s:s + size], ((0, size - len(queries_QxD[s:s + size])), (0, 0))) for s in starts]
-    parts = [put(part) for part in parts]
-    best = [(put(np.full((size, k), -np.inf, np.float32)), put(np.zeros((size, k), np.int32))) for _ in starts]
+    forms = [tuple(map(put, self._quantizer.query_codes(part) if self._small else (part,))) for part in parts]
+    candidates = min(self._rescore * k, self.num_rows) if self._small else k
+    kinds = [(-np.inf, np.float32), (0, np.int32), (0, np.float32)][:2 + self._small]
+    best = [tuple(put(np.full((size, candidates), *kind)) for kind in kinds) for _ in starts]
     limit = put(np.int32(self.num_rows))
     with (jax.set_mesh(self._mesh), doing(SEARCH),
           Bar(self._num_blocks * len(parts), "searching", " blocks", shown=progress and processes.is_first(),
@@ -98,27 +126,30 @@ class Searcher:
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
         doing(SEARCH)
         block_BxD, first = coming_BxD, put(np.int32(block * self._block_rows))
-        for i, part in enumerate(parts):
-          best[i] = _search_block(part, block_BxD, first, limit, *best[i], mesh=self._mesh)
+        for i, form in enumerate(forms):
+          best[i] = (_search_codes if self._small else _search_block)(
+              *form, block_BxD, first, limit, *best[i], mesh=self._mesh)
           bar.update()
         if block + 1 < self._num_blocks:
           coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
         jax.block_until_ready(best)
+      best = [_by_rescored(*found[1:], k=k) for found in best] if self._small else best
     scores, rows = (np.concatenate([np.asarray(pair[i]) for pair in best])[:num_queries] for i in range(2))
     return scores, rows
 
   def _block(self, number: int) -> jax.Array:
-    """Block `number` of the corpus, float32 [B, D] over all devices; zeros after the last row."""
+    """Block `number` of the corpus, float32 or codes [B, ...] over all devices; zeros after the last row."""
     if self._resident is not None and number in self._resident:
       return self._resident[number]
     first = number * self._block_rows
 
     def shard(index):
       start, stop, _ = index[0].indices(self._block_rows)
-      part = np.asarray(self._embeddings[first + start:min(first + stop, self.num_rows)], np.float32)
+      part = np.asarray(self._read(slice(first + start, min(first + stop, self.num_rows))), self._quantizer.dtype)
+      part = self._quantizer.on_devices(part)
       return np.pad(part, ((0, stop - start - len(part)), (0, 0))) if len(part) < stop - start else part
 
-    block = jax.make_array_from_callback((self._block_rows, self.dim),
+    block = jax.make_array_from_callback((self._block_rows, self._quantizer.width_on_devices),
                                          NamedSharding(self._mesh, P(self._mesh.axis_names)), shard)
     if self._resident is not None:
       self._resident[number] = block
@@ -128,32 +159,75 @@ class Searcher:
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("best_scores_QxK", "best_rows_QxK"))
 def _search_block(queries_QxD, block_BxD, first_row, num_rows, best_scores_QxK, best_rows_QxK, *, mesh):
   """Merges the results so far, which come from lower rows, with those of a block that starts at `first_row`."""
-  k = best_scores_QxK.shape[1]
 
-  def of_one_device(queries_QxD, rows_RxD, first_row, num_rows):
+  def products(queries_QxD, rows_RxD):
     scores_QxR = jnp.einsum("qd,rd->qr", queries_QxD, rows_RxD, precision=jax.lax.Precision.HIGHEST)
-    first_row = first_row + jax.lax.axis_index(mesh.axis_names) * len(rows_RxD)
-    exists_1xR = (first_row + jnp.arange(len(rows_RxD), dtype=jnp.int32) < num_rows)[None, :]
-    scores_QxR = jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k puts +0 before -0; for trec_eval they are equal.
+    return jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k puts +0 before -0; for trec_eval they are equal.
+
+  return _merged((best_scores_QxK, best_rows_QxK), (queries_QxD,), block_BxD, first_row, num_rows, products, mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("scores_QxK", "rows_QxK", "rescored_QxK"))
+def _search_codes(query_codes_QxW, queries_QxD, block_BxW, first_row, num_rows, scores_QxK, rows_QxK, rescored_QxK, *,
+                  mesh):
+  """Likewise the candidates so far, each with its score by float32 queries."""
+
+  def products(query_codes_QxW, queries_QxD, codes_RxW):
+    del queries_QxD
+    return candidate_scores(query_codes_QxW, codes_RxW)
+
+  def with_scores(query_codes_QxW, queries_QxD, codes_RxW, chosen_QxK):
+    del query_codes_QxW
+    return rescored(queries_QxD, codes_RxW, chosen_QxK)
+
+  return _merged((scores_QxK, rows_QxK, rescored_QxK), (query_codes_QxW, queries_QxD), block_BxW, first_row, num_rows,
+                 products, mesh, with_scores)
+
+
+def _merged(best, queries, block, first_row, num_rows, products, mesh, of_chosen=None):
+  """Of (scores, rows, ...) `[Q, K]` of lower rows and of a block, the best.
+
+  Args:
+    best: so far.
+    queries: arrays `[Q, ...]`, what the functions take first.
+    block: `[B, ...]`, over all devices.
+    first_row: of the block.
+    num_rows: of the corpus; what is after them does not exist.
+    products: scores float32 `[Q, R]` of queries and the rows of a device.
+    mesh: the devices.
+    of_chosen: what else `best` has of the chosen ones, from queries, the rows of a device, and which of them.
+  """
+  k = best[0].shape[1]
+
+  def of_one_device(first_row, num_rows, rows, *queries):
+    scores_QxR = products(*queries, rows)
+    first_row = first_row + jax.lax.axis_index(mesh.axis_names) * len(rows)
+    exists_1xR = (first_row + jnp.arange(len(rows), dtype=jnp.int32) < num_rows)[None, :]
     scores_QxR = jnp.where(exists_1xR, scores_QxR, -jnp.inf)
-    scores_QxK, rows_QxK = _top_k(scores_QxR, min(k, len(rows_RxD)))
-    return _of_all_devices(scores_QxK, first_row + rows_QxK, k, mesh)
+    scores_QxK, chosen_QxK = _top_k(scores_QxR, min(k, len(rows)))
+    others = (of_chosen(*queries, rows, chosen_QxK),) if of_chosen else ()
+    return _of_all_devices((scores_QxK, first_row + chosen_QxK, *others), k, mesh)
 
   # The results are the same everywhere, which JAX cannot see.
-  found = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(mesh.axis_names), P(), P()), out_specs=P(),
-                        check_vma=False)(queries_QxD, block_BxD, first_row, num_rows)
-  return _best(k, *(jnp.concatenate(both, axis=1) for both in zip((best_scores_QxK, best_rows_QxK), found,
-                                                                    strict=True)))
+  found = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(), P(mesh.axis_names), *(P() for _ in queries)),
+                        out_specs=P(), check_vma=False)(first_row, num_rows, block, *queries)
+  return _best(k, *(jnp.concatenate(both, axis=1) for both in zip(best, found, strict=True)))
 
 
-def _of_all_devices(scores_QxK: jax.Array, rows_QxK: jax.Array, k: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-  """The best k of what all devices have found, on each of them.
+@functools.partial(jax.jit, static_argnames="k")
+def _by_rescored(rows_QxK, rescored_QxK, *, k):
+  """(scores, rows) of the best k candidates by their second scores, ties by row."""
+  order = jnp.argsort(rows_QxK, axis=1)
+  return _best(k, *(jnp.take_along_axis(x, order, axis=1) for x in (rescored_QxK, rows_QxK)))
+
+
+def _of_all_devices(found: tuple[jax.Array, ...], k: int, mesh: Mesh) -> tuple[jax.Array, ...]:
+  """The best k of what all devices have found, (scores, rows, ...) `[Q, K]`, on each of them.
 
   In log2(devices) exchanges: at each one a device and its partner, twice as far away as before, merge what both have of
   their neighbours. Of a number of devices that is no power of two the odd factor comes last, in as many exchanges.
   """
-  found, number = (scores_QxK, rows_QxK), jax.lax.axis_index(mesh.axis_names)
-  together = 1
+  number, together = jax.lax.axis_index(mesh.axis_names), 1
 
   def from_device(sender_of):
     pairs = [(sender_of(i), i) for i in range(mesh.size)]
@@ -170,15 +244,15 @@ def _of_all_devices(scores_QxK: jax.Array, rows_QxK: jax.Array, k: int, mesh: Me
       order = (number // together - jnp.arange(count)) % count
     together *= len(parts)
     # By their rows: which of them is the device's own depends on its number.
-    found = _best(k, *(jnp.moveaxis(jnp.stack(of_all)[order], 0, 1).reshape(len(scores_QxK), -1)
+    found = _best(k, *(jnp.moveaxis(jnp.stack(of_all)[order], 0, 1).reshape(len(found[0]), -1)
                        for of_all in zip(*parts, strict=True)))
   return found
 
 
-def _best(k: int, scores: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The best k of scores `[Q, ...]` in the order of their rows, or all where there are fewer."""
+def _best(k: int, scores: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+  """The best k of scores `[Q, ...]` in the order of their rows, or all where there are fewer; and their others."""
   scores, order = jax.lax.top_k(scores, min(k, scores.shape[1]))
-  return scores, jnp.take_along_axis(rows, order, axis=1)
+  return (scores, *(jnp.take_along_axis(other, order, axis=1) for other in others))
 
 
 def _top_k(scores_QxR: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """Embeddings do not depend on batches, padding, order or the mesh; encoding a corpus goes on where it stopped."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,7 +16,7 @@ from gtr_jax.inference.load import load_model
 from gtr_jax.models import attention_kernel
 from gtr_jax.parallel.partitioning import make_mesh
 from gtr_jax.retrieval import store
-from gtr_jax.retrieval.encode import encode_corpus
+from gtr_jax.retrieval.encode import embed_queries, encode_corpus
 from gtr_jax.text.packing import Texts
 
 
@@ -176,6 +177,48 @@ def test_a_store_holds_what_embed_gives(run, small_batches, tmp_path):
   row = {doc_id: i for i, doc_id in enumerate(documents.ids)}
   expected = embed.embed(model, [documents.full_texts()[row[doc_id]] for doc_id in made.ids], "passage", progress=False)
   np.testing.assert_allclose(made[0:25], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_store_of_shorter_vectors(run, small_batches, tmp_path, normalize):
+  """Cut, and normalised after that; queries likewise."""
+  model, documents = loaded(run, 2), corpus(12)
+  model = dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, normalize=normalize))
+  whole = encode_corpus(model, documents, tmp_path / "whole", progress=False)[0:12].astype(np.float64)
+  made = encode_corpus(model, documents, tmp_path / "store", progress=False, dimensions=5)
+  lengths = np.linalg.norm(whole[:, :5], axis=1)
+  expected = whole[:, :5] / lengths[:, None] if normalize else whole[:, :5]
+  np.testing.assert_allclose(made[0:12], expected, atol=1e-5)
+  if not normalize:
+    np.testing.assert_allclose(made.norms(slice(0, 12)), lengths, rtol=1e-5)
+  queries = embed.embed(model, TEXTS, "query", progress=False)[:, :5]
+  expected = queries / np.linalg.norm(queries, axis=1, keepdims=True) if normalize else queries
+  np.testing.assert_allclose(embed_queries(model, TEXTS, made, progress=False), expected, atol=1e-6)
+  with pytest.raises(InputError, match="--dimensions 9: the vectors have 8"):
+    encode_corpus(model, documents, tmp_path / "long", progress=False, dimensions=9)
+
+
+def test_an_int8_store_goes_on_with_its_scales(run, small_batches, tmp_path, monkeypatch):
+  model, documents = loaded(run, 1), corpus(25)
+  whole = encode_corpus(model, documents, tmp_path / "whole", progress=False)[0:25]
+  real, calls = store.StoreWriter.write_chunk, []
+
+  def dies_in_the_second(writer, rows, *arrays):
+    calls.append(rows)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    real(writer, rows, *arrays)
+
+  monkeypatch.setattr(store.StoreWriter, "write_chunk", dies_in_the_second)
+  for _ in range(2):
+    with contextlib.suppress(KeyboardInterrupt):
+      made = encode_corpus(model, documents, tmp_path / "store", progress=False, precision="int8")
+    monkeypatch.setattr(store.StoreWriter, "calibrate", None)  # Once is enough.
+  assert calls == [range(10), range(10, 20), range(10, 20), range(20, 25)]
+  np.testing.assert_allclose(made.quantizer.scales, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
+  np.testing.assert_allclose(made[0:25], whole, atol=made.quantizer.scales.max())
+  with pytest.raises(InputError, match="holds int8 vectors, not float32"):
+    encode_corpus(model, documents, tmp_path / "store", progress=False)
 
 
 def test_goes_on_at_the_first_missing_chunk(run, small_batches, tmp_path, monkeypatch):

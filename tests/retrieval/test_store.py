@@ -177,3 +177,94 @@ def test_what_is_no_store_or_of_another_model_or_version(folder, tmp_path):
   (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 9}))
   with pytest.raises(InputError, match="format 9, this version reads 4"):
     Store(folder)
+
+
+VECTORS = np.float32([[0.5, -1, 2, -4, 0, 1, 1, -1], [1, 1, 1, 1, 0, -1, -2, 3], [-1, 0.25, 0, 2, 0, 1, 1, 1],
+                      [0.75, 0.5, -2, 3, 0, 1, 0, -3]])
+
+
+def small(path, precision, vectors=VECTORS, chunks=None):
+  writer = StoreWriter(path, DOCUMENTS, 8, SETTINGS, precision)
+  if writer.scales_missing:
+    writer.calibrate(vectors[writer.sample_rows()])
+  for chunk in writer.missing_chunks()[:chunks]:
+    writer.write_chunk(chunk, vectors[chunk.start:chunk.stop], np.linalg.norm(vectors[chunk.start:chunk.stop], axis=1))
+  return writer
+
+
+@pytest.fixture
+def chunks_of_3(monkeypatch):
+  monkeypatch.setattr(store, "CHUNK_ROWS", 3)
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_small_vectors(chunks_of_3, tmp_path, precision):
+  there = small(tmp_path / "store", precision).finish()
+  largest = np.abs(VECTORS).max(0) + (VECTORS == 0).all(0) * 4
+  if precision == "int8":
+    codes = np.rint(VECTORS / largest.astype(np.float64) * 127)
+    values = codes * largest / 127
+  else:
+    codes, values = np.packbits(VECTORS > 0, axis=1), np.where(VECTORS > 0, 1, -1)
+  np.testing.assert_array_equal(there.codes(slice(0, 4)), codes)
+  np.testing.assert_allclose(there[0:4], values, rtol=1e-6)
+  np.testing.assert_array_equal(there.norms(slice(1, 4)), np.linalg.norm(VECTORS[1:], axis=1).astype(np.float32))
+  size = sum(path.stat().st_size - 128 for path in (tmp_path / "store").glob("embeddings-*.npy"))
+  assert size == there.quantizer.num_bytes * 4 == {"int8": 32, "binary": 4}[precision]
+  scores, rows = Searcher(there).search(VECTORS[:2], 2)
+  exact = VECTORS[:2].astype(np.float64) @ values.T
+  np.testing.assert_array_equal(rows, np.argsort(-exact, axis=1, kind="stable")[:, :2])
+  np.testing.assert_allclose(scores, -np.sort(-exact)[:, :2], rtol=1e-6)
+
+
+def test_an_interrupted_store_keeps_its_scales(chunks_of_3, tmp_path):
+  """Whatever the vectors that come then, as on other devices, or in another dtype."""
+  small(tmp_path / "store", "int8", chunks=1)
+  scales = (tmp_path / "store" / "scales.npy").read_bytes()
+  writer = StoreWriter(tmp_path / "store", DOCUMENTS, 8, SETTINGS, "int8")
+  assert not writer.scales_missing and writer.missing_chunks() == [range(3, 4)]
+  there = small(tmp_path / "store", "int8", vectors=VECTORS * 3).finish()
+  assert (tmp_path / "store" / "scales.npy").read_bytes() == scales
+  np.testing.assert_allclose(there[0:3], VECTORS[:3], atol=4 / 127)
+  assert there.codes(slice(3, 4))[0, 0] == 127  # Is cut off.
+
+
+def test_scales_that_are_others_are_seen(chunks_of_3, tmp_path):
+  folder = tmp_path / "store"
+  small(folder, "int8").finish()
+  scales = np.load(folder / "scales.npy")
+  np.save(folder / "scales.npy", scales * 2)
+  with pytest.raises(InputError, match="scales.npy: damaged or cut off .its checksum is another.; remove the folder"):
+    Store(folder)
+  (folder / "COMPLETE").unlink()
+  there = small(folder, "int8").finish()  # Says that they belong there; the chunks know better.
+  with pytest.raises(InputError, match="embeddings-00000.npy: damaged or cut off .its checksum is another"):
+    there.codes(slice(0, 1))
+  for spoilt, message in ((scales * 0, "a scale is not above 0"), (scales[:3], r"float32 \[3\] instead of .* \[8\]")):
+    np.save(folder / "scales.npy", spoilt)
+    with pytest.raises(InputError, match=f"scales.npy: damaged or cut off .{message}.; remove the folder"):
+      small(folder, "int8")
+  (folder / "scales.npy").unlink()
+  with pytest.raises(InputError, match="scales.npy: missing, and the embeddings here mean nothing without it"):
+    small(folder, "int8")
+
+
+def test_a_store_is_of_one_precision_and_size(chunks_of_3, folder, tmp_path):
+  with pytest.raises(InputError, match="holds float32 vectors, not int8; choose another folder"):
+    StoreWriter(folder, DOCUMENTS, 2, SETTINGS, "int8")
+  with pytest.raises(InputError, match="holds vectors of 2 numbers, not 1; choose another folder"):
+    StoreWriter(folder, DOCUMENTS, 1, SETTINGS)
+  small(tmp_path / "bits", "binary").finish()
+  with pytest.raises(InputError, match="holds binary vectors, not float32; choose another folder"):
+    StoreWriter(tmp_path / "bits", DOCUMENTS, 8, SETTINGS)
+  manifest = json.loads((tmp_path / "bits" / "manifest.json").read_text())
+  (tmp_path / "bits" / "manifest.json").write_text(json.dumps({**manifest, "precision": "int4"}))
+  with pytest.raises(InputError, match="manifest.json: damaged"):
+    Store(tmp_path / "bits")
+
+
+def test_the_sample_is_spread_over_all_rows(tmp_path):
+  ids = [f"{row:05}" for row in range(5000)]
+  writer = StoreWriter(tmp_path / "store", Documents(ids, [""] * 5000, ["x"] * 5000), 8, SETTINGS, "int8")
+  rows = np.asarray(writer.sample_rows())
+  assert len(rows) == 2048 and (rows[0], rows[-1]) == (0, 4999) and set(np.diff(rows)) == {2, 3}
