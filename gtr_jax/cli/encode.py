@@ -1,4 +1,4 @@
-"""`gtr-jax encode`: a collection's documents into an embedding store."""
+"""`gtr-jax encode`: a collection's documents, or vectors from elsewhere, into an embedding store."""
 
 import argparse
 
@@ -7,14 +7,21 @@ from gtr_jax.io import flags
 from gtr_jax.parallel.processes import first_before_others, print_once
 
 HELP = "embed a collection's documents into an embedding store"
-DESCRIPTION = "Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing."
+DESCRIPTION = """\
+Embeds a corpus in chunks; started again, it goes on at the first chunk that is missing.
+
+  gtr-jax encode --model runs/mine --collection my_collection --output embeddings
+  gtr-jax encode --model runs/mine --collection my_collection --precision int8 --dimensions 256 --output small
+  gtr-jax encode --vectors documents.npy --ids documents.txt --precision binary --output bits"""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
-  shared_flags.add_model(p)
-  p.add_argument("--collection", required=True, type=flags.path, help=shared_flags.COLLECTION_HELP)
+  shared_flags.add_model(p, required=False)
+  p.add_argument("--collection", type=flags.path, help=shared_flags.COLLECTION_HELP)
+  shared_flags.add_vectors(p, "documents", "--model and --collection")
   p.add_argument("--output", required=True, type=flags.path, help="the embedding store's folder")
+  shared_flags.add_precision(p)
   shared_flags.add_data_dir(p)
   shared_flags.add_empty_documents(p)
   shared_flags.add_computing(p)
@@ -23,6 +30,18 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Encodes. Raises InputError."""
+  shared_flags.check_vectors(args, ("model", "collection"))
+  store = _of_vectors(args) if args.vectors else _of_collection(args)
+  print_once(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}"
+             + f" ({args.precision}, {store.quantizer.num_bytes:,} bytes each)" * (args.precision != "float32"))
+
+
+def _of_vectors(args):
+  from gtr_jax.retrieval.given_vectors import read_given, store_vectors
+  return store_vectors(read_given(args.vectors, args.ids), args.output, args.precision, args.dimensions)
+
+
+def _of_collection(args):
   from gtr_jax.collections.collection import read_documents
   from gtr_jax.collections.protocol import Protocol, find_one
   from gtr_jax.inference.load import check_model
@@ -33,5 +52,5 @@ def run(args: argparse.Namespace) -> None:
   found = first_before_others(lambda: find_one(args.collection))
   protocol = Protocol(allow_empty_documents=args.allow_empty_documents).of(found)
   documents = read_documents(found.folder, allow_empty_documents=protocol.allow_empty_documents)
-  store = encode_corpus(shared_flags.load_model(args, args.model, tokenization), documents, args.output)
-  print_once(f"{store.shape[0]:,} documents, {store.shape[1]} numbers each, in {args.output}")
+  return encode_corpus(shared_flags.load_model(args, args.model, tokenization), documents, args.output,
+                       precision=args.precision, dimensions=args.dimensions)

@@ -37,6 +37,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--similarity", action="append", default=[], choices=["cosine", "dot"],
                  help="normalise the model's vectors, or do not (default: as it was trained); repeatable, to have both "
                  "beside each other: documents are encoded once")
+  shared_flags.add_precision(p, several=True)
+  shared_flags.add_rescore(p)
   p.add_argument("--split", help="which qrels/SPLIT.tsv (default: test; beir/msmarco: dev)")
   p.add_argument("--exclude_own_id", action=argparse.BooleanOptionalAction,
                  help="never rank the document whose id is the query's own (default: on beir/arguana and beir/quora)")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
   if not args.collection and not args.suite:
     raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
   from gtr_jax.collections.protocol import Protocol
-  from gtr_jax.evaluation.evaluate import evaluate
+  from gtr_jax.evaluation.evaluate import Kept, evaluate
   from gtr_jax.evaluation.results_file import tables
   from gtr_jax.formats.tokenization import Tokenization
   from gtr_jax.inference.load import for_several
@@ -76,5 +78,6 @@ def run(args: argparse.Namespace) -> None:
   results = evaluate(models, args.collection, args.output, bm25=args.bm25, suite=args.suite, data_root=data_dir(),
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
                      tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype,
-                     attention=args.attention)
+                     attention=args.attention, kept=[Kept(precision, args.dimensions, args.rescore)
+                                                     for precision in args.precision or ["float32"]])
   print_once(json.dumps(results, indent=2) if args.json else tables(results))

@@ -14,7 +14,8 @@ from gtr_jax.parallel.processes import check_same, from_first, is_first, print_o
 _AT_ONCE = 256  # queries of a file
 HELP = "exact search in an embedding store"
 DESCRIPTION = """\
-With --queries and --output writes a TREC run; with --query answers that; else answers what you type.
+With --queries and --output writes a TREC run, with --vectors, --ids and --output of vectors; with --query answers that;
+else answers what you type.
 
 With --json prints one JSON object a line and nothing else, for --query, for --queries, or for the lines of stdin:
   {"query": "what is jit", "results": [{"rank": 1, "score": 0.83, "id": "d7", "title": "…", "text": "…"}]}
@@ -23,13 +24,15 @@ of --queries with its "query_id"."""
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
   """The flags."""
-  shared_flags.add_model(p)
+  shared_flags.add_model(p, required=False)
   p.add_argument("--embeddings", required=True, type=flags.path, help="an embedding store that `gtr-jax encode` wrote")
   p.add_argument("--query", action="append", metavar="TEXT", help="answer this query and stop; repeatable")
   p.add_argument("--queries", type=flags.path, help="queries.jsonl: {\"_id\", \"text\"} a line")
+  shared_flags.add_vectors(p, "queries", "--model and queries as text")
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
   p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, else 5)")
+  shared_flags.add_rescore(p)
   shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
@@ -38,6 +41,10 @@ def run(args: argparse.Namespace) -> None:
   """Searches. Raises InputError."""
   if args.json and args.output:
     raise InputError("--json prints answers, --output is the TREC run to write; give one of them")
+  shared_flags.check_vectors(args, ("model",))
+  if args.vectors:
+    _answer_vectors(args)
+    return
   if args.output and not args.queries or args.queries and not (args.output or args.json):
     raise InputError("--queries and --output go together: the queries of a file into a TREC run; or --queries and "
                      "--json")
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
   store = Store(args.embeddings)
   model = shared_flags.load_model(args, args.model, shared_flags.tokenization(args), store.settings.get("dtype"))
   store.check_model(model)
-  searcher = Searcher(store, model.mesh)
+  searcher = Searcher(store, model.mesh, rescore=args.rescore)
   if args.queries:
     _answer_file(args, searcher, store, model)
     return
@@ -71,16 +78,35 @@ def run(args: argparse.Namespace) -> None:
 def _answer_file(args, searcher, store, model):
   """The queries of a file, into a TREC run or as JSON."""
   from gtr_jax.collections.queries import read_queries
-  from gtr_jax.inference.embed import embed
-  from gtr_jax.retrieval.runs import write_run
-  from gtr_jax.retrieval.search import search_run
+  from gtr_jax.retrieval.encode import embed_queries
   ids, texts = read_queries(args.queries)
   check_same({"the hash of the queries": hashlib.sha256(repr((ids, texts)).encode()).hexdigest()})
   if args.json:
     for i in range(0, len(ids), _AT_ONCE):
       _print_json(args, searcher, store, model, texts[i:i + _AT_ONCE], ids[i:i + _AT_ONCE])
     return
-  run = search_run(searcher, store.ids, ids, embed(model, texts, "query"), args.top_k or 100)
+  _write_run(args, searcher, store, ids, embed_queries(model, texts, store))
+
+
+def _answer_vectors(args):
+  """Vectors of queries, into a TREC run."""
+  if args.queries or args.query or args.json or not args.output:
+    raise InputError("of --vectors and --ids only a TREC run is written: give --output, and no --queries, --query or "
+                     "--json")
+  check_output(args.output, {"--vectors": args.vectors, "--ids": args.ids, "--embeddings": args.embeddings})
+  from gtr_jax.parallel.partitioning import make_mesh
+  from gtr_jax.retrieval.given_vectors import for_store, read_given
+  from gtr_jax.retrieval.search import Searcher
+  from gtr_jax.retrieval.store import Store
+  store, given = Store(args.embeddings), read_given(args.vectors, args.ids)
+  check_same({"the hash of the vectors": given.hash})
+  _write_run(args, Searcher(store, make_mesh(), rescore=args.rescore), store, given.ids, for_store(given, store))
+
+
+def _write_run(args, searcher, store, ids, vectors):
+  from gtr_jax.retrieval.runs import write_run
+  from gtr_jax.retrieval.search import search_run
+  run = search_run(searcher, store.ids, ids, vectors, args.top_k or 100)
   if is_first():
     write_run(args.output, run, "gtr_jax")
   print_once(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
@@ -88,8 +114,8 @@ def _answer_file(args, searcher, store, model):
 
 def _found(args, searcher, store, model, queries):
   """Of each query, (score, id, title, text) of the best documents, in order."""
-  from gtr_jax.inference.embed import embed
-  scores, rows = searcher.search(embed(model, queries, "query", progress=False), args.top_k or 5)
+  from gtr_jax.retrieval.encode import embed_queries
+  scores, rows = searcher.search(embed_queries(model, queries, store, progress=False), args.top_k or 5)
   for of_scores, of_rows in zip(scores, rows, strict=True):
     yield [(float(score), *store.document(int(row))) for score, row in zip(of_scores, of_rows, strict=True)]
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gtr_jax.errors import InputError
 from gtr_jax.io import flags
 
 MODEL_HELP = ("a training run's MODEL_DIR (its best checkpoint, else its last), or MODEL_DIR/checkpoints/STEP; a "
@@ -30,9 +31,9 @@ def set_data_dir(args: argparse.Namespace) -> None:
     data_root.set_data_dir(args.data_dir)
 
 
-def add_model(p: argparse.ArgumentParser) -> None:
+def add_model(p: argparse.ArgumentParser, required: bool = True) -> None:
   """`--model`, and what it may not say."""
-  p.add_argument("--model", required=True, type=flags.path, help=MODEL_HELP)
+  p.add_argument("--model", required=required, type=flags.path, help=MODEL_HELP)
   add_tokenization(p)
 
 
@@ -52,6 +53,40 @@ def tokenization(args: argparse.Namespace) -> Any:
   """What the flags say of it, for `inference.load.load_model`."""
   from gtr_jax.formats.tokenization import Tokenization
   return Tokenization(args.vocabulary, args.extra_ids, args.query_length, args.document_length)
+
+
+def add_vectors(p: argparse.ArgumentParser, what: str, instead: str) -> None:
+  """`--vectors` and `--ids`: another program's, of `what`, instead of what these flags name."""
+  p.add_argument("--vectors", type=flags.path, metavar="FILE.npy",
+                 help=f"floats [{what}, numbers of each] that another program has computed, instead of {instead}")
+  p.add_argument("--ids", type=flags.path, metavar="FILE", help="of --vectors: an id a line, in their order")
+
+
+def check_vectors(args: argparse.Namespace, instead: tuple[str, ...]) -> None:
+  """Raises InputError unless there are vectors and ids, or all that they stand instead of, and not both."""
+  of_model, names = [getattr(args, name) is not None for name in instead], " and ".join(f"--{n}" for n in instead)
+  if (args.vectors is None) != (args.ids is None):
+    raise InputError("--vectors and --ids go together: a .npy file, and a file with an id a line")
+  if args.vectors and any(of_model) or not args.vectors and not all(of_model):
+    raise InputError(f"give {names}, or vectors that another program has computed: --vectors and --ids")
+
+
+def add_precision(p: argparse.ArgumentParser, several: bool = False) -> None:
+  """`--precision`, one of them or a list, and `--dimensions`."""
+  p.add_argument("--precision", choices=["float32", "int8", "binary"], default=[] if several else "float32",
+                 action="append" if several else "store",
+                 help="how vectors are kept: int8 in a quarter of the bytes, binary, their signs, in a 32nd (default: "
+                 "float32)" + "; repeatable, to have them beside each other: documents are encoded for each" * several)
+  p.add_argument("--dimensions", type=flags.positive, metavar="N",
+                 help="keep the first N numbers of each vector, normalised again, of a model that was trained for it "
+                 "(Matryoshka)")
+
+
+def add_rescore(p: argparse.ArgumentParser) -> None:
+  """`--rescore`."""
+  p.add_argument("--rescore", type=flags.positive, default=4, metavar="FACTOR",
+                 help="of int8 and binary vectors, find so many times the documents that are asked for, and rank them "
+                 "again by the query in float32 (default: 4)")
 
 
 def add_empty_documents(p: argparse.ArgumentParser) -> None:

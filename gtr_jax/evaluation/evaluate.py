@@ -22,7 +22,7 @@ from gtr_jax.evaluation import averages, results_file
 from gtr_jax.evaluation.measures import measure
 from gtr_jax.evaluation.results_file import DEPTH
 from gtr_jax.formats.tokenization import Tokenization
-from gtr_jax.inference.embed import embed, embed_tokens
+from gtr_jax.inference.embed import embed_tokens
 from gtr_jax.inference.load import Model, check_model, load_model
 from gtr_jax.inference.weights_hash import weights_hash
 from gtr_jax.io import bars
@@ -30,10 +30,10 @@ from gtr_jax.io.paths import location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import processes
 from gtr_jax.retrieval.bm25 import bm25_run
-from gtr_jax.retrieval.encode import encode_corpus
+from gtr_jax.retrieval.encode import embed_queries, encode_corpus
 from gtr_jax.retrieval.quantization import normalized
 from gtr_jax.retrieval.runs import Run, write_run
-from gtr_jax.retrieval.search import Searcher, search_run
+from gtr_jax.retrieval.search import RESCORE, Searcher, search_run
 from gtr_jax.retrieval.store import Store
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.values.ranges import Positive
@@ -43,10 +43,32 @@ MEDIAN_WORDS_TOP_10 = "median words of top 10"
 SIMILARITIES = ("cosine", "dot")
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """How the vectors of documents are kept, and searched.
+
+  Attributes:
+    precision: as of `quantization.Quantizer`.
+    dimensions: so many of their numbers, the first; None: all.
+    rescore: as of `Searcher`, of int8 and binary.
+  """
+
+  precision: str = "float32"
+  dimensions: int | None = None
+  rescore: int = RESCORE
+
+  def words(self) -> str:
+    """What of this is not the usual: "int8, 256"; else nothing."""
+    small = self.precision != "float32"
+    return ", ".join([self.precision] * small + [str(self.dimensions)] * (self.dimensions is not None)
+                     + [f"rescore {self.rescore}"] * (small and self.rescore != RESCORE))
+
+
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
-             dtype: str | None = None, attention: str = "auto", progress: bool = True) -> dict[str, Any]:
+             dtype: str | None = None, attention: str = "auto", kept: Sequence[Kept] = (Kept(),),
+             progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -54,7 +76,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
 
   Args:
     models: name -> where the model is. One is loaded at a time. Where a similarity is not the model's own, the system
-      is called "NAME (dot)" or "NAME (cosine)".
+      is called "NAME (dot)" or "NAME (cosine)"; of vectors that are kept otherwise "NAME (int8)".
     collections: folders in BEIR layout, "beir/NAME" or "nano-beir/NAME"; all are read and checked first.
     output: folder.
     bm25: also rank with BM25.
@@ -65,6 +87,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     tokenization: what models of other programs do not say.
     dtype: that the models are computed in, as of `load_model`.
     attention: likewise.
+    kept: how, each for itself: documents are encoded for every one. Where one is not the usual, systems also have
+      "bytes a document" and "ms a query" (collection -> of the whole search, reading and compiling included).
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
@@ -81,9 +105,12 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for similarity in protocol.similarities:
     if similarity not in SIMILARITIES:
       raise InputError(f"similarity {similarity!r}: give one of {', '.join(SIMILARITIES)}")
+  if (measured := any(of.words() for of in kept)) and protocol.similarities:
+    raise InputError("--similarity: vectors in fewer bytes are compared as the model was trained; leave it out, or "
+                     "--precision and --dimensions")
   earlier = processes.from_first(lambda: results_file.read_earlier(output))
   names = [BM25] * bm25 + [of_model for name in models for of_model in (name, *(
-      f"{name} ({similarity})" for similarity in dict.fromkeys(protocol.similarities)))]
+      f"{name} ({what})" for what in dict.fromkeys([*protocol.similarities, *(of.words() for of in kept)]) if what))]
   _check_names(names, "systems")
   for path in models.values():
     check_model(path, tokenization)
@@ -102,10 +129,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for line in results_file.other_protocols(earlier, results):
     say(line)
 
-  def evaluate_system(name, trained=None, similarity=None):
-    """BM25, or a model with one of the similarities."""
+  def evaluate_system(name, trained=None, similarity=None, of_kept=None):
+    """BM25, or a model with one of the similarities, or with its vectors kept in one way."""
     model = trained and _with_similarity(trained, similarity)
     name = name if model is trained else f"{name} ({similarity})"
+    name = f"{name} ({of_kept.words()})" if of_kept and of_kept.words() else name
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "dtype": model and model.encoder.config.dtype,
                                             "weights_hash": model and model.weights_hash, "results": {}}
@@ -120,7 +148,11 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       note(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
            "queries")
       if model is not None:
-        run = _model_run(trained, model, task, output / "embeddings", clock, progress)
+        run, num_bytes = _model_run(trained, model, task, output / "embeddings", of_kept, clock, progress)
+        if measured:
+          of_system["bytes a document"] = num_bytes
+          of_system.setdefault("ms a query", {})[collection.name] = round(
+              1000 * clock.seconds["searching"] / len(collection.queries), 3)
       elif processes.is_first():
         with clock.times("indexing and searching"):
           run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
@@ -139,7 +171,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for name, path in models.items():
     trained = load_model(path, mesh, tokenization, dtype, attention)
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
-      evaluate_system(name, trained, similarity)
+      for of_kept in dict.fromkeys(kept):
+        evaluate_system(name, trained, similarity, of_kept)
     del trained  # Before the next one is loaded.
   return processes.from_first(lambda: results_file.merged({}, results))
 
@@ -193,19 +226,25 @@ def _with_similarity(model: Model, similarity: str) -> Model:
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
 
-def _model_run(trained: Model, model: Model, task: Task, stores: epath.Path, clock: "_Clock", progress: bool) -> Run:
-  """The ranking by `model`, which is `trained`, maybe with the other similarity; both have one store."""
+def _model_run(trained: Model, model: Model, task: Task, stores: epath.Path, kept: Kept, clock: "_Clock",
+               progress: bool) -> tuple[Run, int]:
+  """The ranking by `model`, which is `trained`, maybe with the other similarity; both have one store. And the bytes of
+  a document in it.
+  """
   collection, protocol = task.collection, task.protocol
   name, length = f"{_file_name(collection.name)}-{trained.weights_hash[:12]}", protocol.document_length
+  name += f"-{length}" * (length not in (None, model.lengths["document"]))
+  name += f"-{kept.precision}" * (kept.precision != "float32") + f"-d{kept.dimensions}" * (kept.dimensions is not None)
   with clock.times("encoding documents"):
-    store = encode_corpus(trained, collection.documents, stores / (f"{name}-{length}" if length not in (
-        None, model.lengths["document"]) else name), length, progress=progress)
+    store = encode_corpus(trained, collection.documents, stores / name, length, progress=progress,
+                          precision=kept.precision, dimensions=kept.dimensions)
   with clock.times("encoding queries"):
-    queries = embed(model, collection.queries, "query", protocol.query_length, progress=progress)
+    queries = embed_queries(model, collection.queries, store, protocol.query_length, progress=progress)
   with clock.times("searching"):
     vectors = store if model is trained else _Rescaled(store, model.encoder.normalize)
-    return search_run(Searcher(vectors, model.mesh, keep=False), store.ids, collection.query_ids, queries, DEPTH,
-                      exclude_own_id=protocol.exclude_own_id, progress=progress)
+    searcher = Searcher(vectors, model.mesh, keep=False, rescore=kept.rescore)
+    return search_run(searcher, store.ids, collection.query_ids, queries, DEPTH,
+                      exclude_own_id=protocol.exclude_own_id, progress=progress), store.quantizer.num_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,18 +275,18 @@ class _Clock:
   """How long what took."""
 
   def __init__(self):
-    self._seconds: dict[str, float] = {}
+    self.seconds: dict[str, float] = {}
 
   @contextlib.contextmanager
   def times(self, what: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    self._seconds[what] = time.perf_counter() - start
+    self.seconds[what] = time.perf_counter() - start
 
   def __str__(self) -> str:
-    whole = sum(self._seconds.values())
+    whole = sum(self.seconds.values())
     return f"{whole:,.1f} s (" + ", ".join(f"{what} {seconds:,.1f} s, {seconds / max(whole, 1e-9):.1%}"
-                                           for what, seconds in self._seconds.items()) + ")"
+                                           for what, seconds in self.seconds.items()) + ")"
 
 
 class RetrievalEvaluator:

@@ -133,4 +133,11 @@ def tables(results: Mapping[str, Any]) -> str:
       values += [means[system].get(mean) for mean in of_papers]
       rows.append([system, *("-" if value is None else f"{value:.4f}" for value in values)])
     blocks.append(aligned(rows))
+  if any("bytes a document" in of for of in results["systems"].values()):
+    rows = [["ms a query", *collections, "bytes a document"]]
+    for system, of in results["systems"].items():
+      times = [of.get("ms a query", {}).get(name) for name in collections]
+      rows.append([system, *("-" if time is None else f"{time:.2f}" for time in times),
+                   str(of.get("bytes a document", "-"))])
+    blocks.append(aligned(rows))
   return "\n\n".join(blocks)
