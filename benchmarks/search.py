@@ -1,4 +1,4 @@
-"""Exact search over random unit vectors; with --peer, beside FAISS's flat index on the same vectors."""
+"""Exact search over random unit vectors, and the same as int8 and binary; with --peer, beside FAISS's flat index."""
 
 from functools import partial
 from statistics import median
@@ -8,7 +8,19 @@ import measure
 import numpy as np
 
 from gtr_jax.parallel import partitioning
+from gtr_jax.retrieval.quantization import Quantizer, scales_of
 from gtr_jax.retrieval.search import Searcher
+
+
+class Codes:
+  """Vectors as a store of this precision has them."""
+
+  def __init__(self, vectors, precision):
+    self.quantizer = Quantizer(precision, vectors.shape[1], scales_of(vectors[:2048]) if precision == "int8" else None)
+    self._codes, self.shape = self.quantizer.encode(vectors), vectors.shape
+
+  def codes(self, rows):
+    return self._codes[rows]
 
 
 def main():
@@ -25,12 +37,14 @@ def main():
   corpus, queries = (rng.standard_normal((n, args.dim), dtype=np.float32) for n in (args.rows, args.queries))
   corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
   queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-  searcher = Searcher(corpus, partitioning.make_mesh())
+  mesh = partitioning.make_mesh()
+  searchers = {"gtr_jax": Searcher(corpus, mesh), "int8": Searcher(Codes(corpus, "int8"), mesh),
+               "binary": Searcher(Codes(corpus, "binary"), mesh)}
   found = {}
 
-  def ours(k, number):
+  def ours(name, k, number):
     del number
-    found["gtr_jax", k] = searcher.search(queries, k)
+    found[name, k] = searchers[name].search(queries, k)
 
   def bare(number):
     del number
@@ -51,22 +65,24 @@ def main():
       found["faiss", k] = index.search(queries, k)
 
   for k in args.top_k:
-    variants[f"gtr_jax, top {k}"] = partial(ours, k)
+    variants |= {f"{name}, top {k}": partial(ours, name, k) for name in searchers}
     if args.peer:
       variants[f"FAISS flat, top {k}"] = partial(faiss_search, k)
   seconds, _ = measure.in_turn(variants, args.repeats)
   rows = []
   ratios = {}
+  work = dict.fromkeys(seconds, 1.0)
   for name, of_variant in seconds.items():
-    k = name.rpartition(" ")[2]
+    k, small = name.rpartition(" ")[2], name.startswith(("int8", "binary"))
     peer = f"FAISS flat, top {k}"
     if args.peer and name.startswith("gtr_jax"):
-      ratios[k] = measure.ratio(seconds, name, peer, dict.fromkeys(seconds, 1.0))
+      ratios[k] = measure.ratio(seconds, name, peer, work)
       np.testing.assert_allclose(found["gtr_jax", int(k)][0], found["faiss", int(k)][0], atol=1e-5)
     rows.append([name, f"{1000 * median(of_variant):.0f}", f"{args.queries / median(of_variant):.0f}",
-                 f"{measure.ratio(seconds, name, 'products alone', dict.fromkeys(seconds, 1.0)):.2f}",
-                 f"{ratios[k]:.2f}" if name.startswith("gtr_jax") and args.peer else ""])
-  print(measure.table(["search", "ms", "queries/s", "times products", "times FAISS"], rows))
+                 f"{measure.ratio(seconds, name, 'products alone', work):.2f}",
+                 f"{ratios[k]:.2f}" if name.startswith("gtr_jax") and args.peer else "",
+                 f"{measure.ratio(seconds, name, f'gtr_jax, top {k}', work):.2f}" if small else ""])
+  print(measure.table(["search", "ms", "queries/s", "times products", "times FAISS", "times float32"], rows))
   flops = 2 * args.rows * args.dim * args.queries
   print(f"{args.rows} x {args.dim}, {args.queries} queries; products alone: "
         f"{flops / median(seconds['products alone']) / 1e9:.0f} GFLOP/s")
