@@ -119,6 +119,10 @@ def encode_and_search(folder, name):
   command("encode", "--model", model, "--collection", collection, "--output", store_dir)
   command("search", "--model", model, "--embeddings", store_dir, "--queries", collection / "queries.jsonl",
           "--output", folder / f"run_{name}.trec", "--top_k", 1000)
+  int8 = folder / f"store_{name}_int8"
+  command("encode", "--model", model, "--collection", collection, "--output", int8, "--precision", "int8")
+  command("search", "--model", model, "--embeddings", int8, "--queries", collection / "queries.jsonl",
+          "--output", folder / f"run_{name}_int8.trec", "--top_k", 5)
 
 
 def one_of_four(index, port, folder):

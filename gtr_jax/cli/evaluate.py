@@ -37,6 +37,9 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--similarity", action="append", default=[], choices=["cosine", "dot"],
                  help="normalise the model's vectors, or do not (default: as it was trained); repeatable, to have both "
                  "beside each other: documents are encoded once")
+  p.add_argument("--embeddings", action="append", default=[], type=flags.named_path, metavar="[NAME=]STORE",
+                 help="a store of `gtr-jax encode --vectors`, whose queries are --vectors; repeatable")
+  shared_flags.add_vectors(p, "queries", "--model")
   shared_flags.add_precision(p, several=True)
   shared_flags.add_rescore(p)
   p.add_argument("--split", help="which qrels/SPLIT.tsv (default: test; beir/msmarco: dev)")
@@ -55,19 +58,15 @@ def run(args: argparse.Namespace) -> None:
   if not args.collection and not args.suite:
     raise InputError("nothing to evaluate on: give --collection, a folder or beir/NAME, or --suite")
   from gtr_jax.collections.protocol import Protocol
-  from gtr_jax.evaluation.evaluate import Kept, evaluate
+  from gtr_jax.evaluation.dense import Kept
+  from gtr_jax.evaluation.evaluate import evaluate
   from gtr_jax.evaluation.results_file import tables
   from gtr_jax.formats.tokenization import Tokenization
   from gtr_jax.inference.load import for_several
   from gtr_jax.io.data_root import data_dir
   from gtr_jax.parallel.partitioning import make_mesh
   shared_flags.set_data_dir(args)
-  models: dict[str, str] = {}
-  for name, path in args.model:
-    name = name or os.path.basename(os.path.normpath(path))
-    if name in models:
-      raise InputError(f"two models are called {name}; name them: --model A={models[name]} --model B={path}")
-    models[name] = path
+  models, stores = _by_name("model", args.model), _stores(args)
   tokenization = Tokenization(args.vocabulary, args.extra_ids)
   if len(models) > 1 or not tokenization.given():
     tokenization = for_several(tokenization, models.values())
@@ -79,5 +78,30 @@ def run(args: argparse.Namespace) -> None:
                      protocol=protocol, mesh=make_mesh(model=args.model_parallel) if models else None,
                      tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype,
                      attention=args.attention, kept=[Kept(precision, args.dimensions, args.rescore)
-                                                     for precision in args.precision or ["float32"]])
+                                                     for precision in args.precision or ["float32"]],
+                     stores=stores)
   print_once(json.dumps(results, indent=2) if args.json else tables(results))
+
+
+def _by_name(flag, given):
+  found: dict[str, str] = {}
+  for name, path in given:
+    name = name or os.path.basename(os.path.normpath(path))
+    if name in found:
+      raise InputError(f"two of --{flag} are called {name}; name them: --{flag} A={found[name]} --{flag} B={path}")
+    found[name] = path
+  return found
+
+
+def _stores(args):
+  given = [bool(args.embeddings), args.vectors is not None, args.ids is not None]
+  if any(given) and not all(given):
+    raise InputError("--embeddings, --vectors and --ids go together: stores of vectors, and vectors of the queries "
+                     "with their ids")
+  if not args.embeddings:
+    return {}
+  from gtr_jax.evaluation.dense import StoreOfVectors
+  from gtr_jax.retrieval.given_vectors import read_given
+  from gtr_jax.retrieval.store import Store
+  queries = read_given(args.vectors, args.ids)
+  return {name: StoreOfVectors(Store(path), queries) for name, path in _by_name("embeddings", args.embeddings).items()}

@@ -1,12 +1,10 @@
 """Systems on test collections: what `gtr-jax evaluate` does, and the evaluator that training calls."""
 
-import contextlib
 import dataclasses
 import hashlib
-import re
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from gtr_jax.collections.protocol import Protocol, Task, check_task, find_one, r
 from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import averages, results_file
+from gtr_jax.evaluation.dense import Clock, Kept, StoreOfVectors, file_name, model_run, store_run
 from gtr_jax.evaluation.measures import measure
 from gtr_jax.evaluation.results_file import DEPTH
 from gtr_jax.formats.tokenization import Tokenization
@@ -30,11 +29,8 @@ from gtr_jax.io.paths import location
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import processes
 from gtr_jax.retrieval.bm25 import bm25_run
-from gtr_jax.retrieval.encode import embed_queries, encode_corpus
-from gtr_jax.retrieval.quantization import normalized
 from gtr_jax.retrieval.runs import Run, write_run
-from gtr_jax.retrieval.search import RESCORE, Searcher, search_run
-from gtr_jax.retrieval.store import Store
+from gtr_jax.retrieval.search import Searcher, search_run
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.values.ranges import Positive
 
@@ -43,32 +39,11 @@ MEDIAN_WORDS_TOP_10 = "median words of top 10"
 SIMILARITIES = ("cosine", "dot")
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-  """How the vectors of documents are kept, and searched.
-
-  Attributes:
-    precision: as of `quantization.Quantizer`.
-    dimensions: so many of their numbers, the first; None: all.
-    rescore: as of `Searcher`, of int8 and binary.
-  """
-
-  precision: str = "float32"
-  dimensions: int | None = None
-  rescore: int = RESCORE
-
-  def words(self) -> str:
-    """What of this is not the usual: "int8, 256"; else nothing."""
-    small = self.precision != "float32"
-    return ", ".join([self.precision] * small + [str(self.dimensions)] * (self.dimensions is not None)
-                     + [f"rescore {self.rescore}"] * (small and self.rescore != RESCORE))
-
-
 def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.PathLike], output: epath.PathLike, *,
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
              dtype: str | None = None, attention: str = "auto", kept: Sequence[Kept] = (Kept(),),
-             progress: bool = True) -> dict[str, Any]:
+             stores: Mapping[str, StoreOfVectors] = MappingProxyType({}), progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -89,6 +64,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     attention: likewise.
     kept: how, each for itself: documents are encoded for every one. Where one is not the usual, systems also have
       "bytes a document" and "ms a query" (collection -> of the whole search, reading and compiling included).
+    stores: name -> what has no model, on one collection, whose documents and queries they have.
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
@@ -100,16 +76,16 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     InputError: a collection or a model cannot be read, or two of them have the same name.
   """
   output, protocol = location(output), protocol or Protocol()
-  if not models and not bm25:
+  if not models and not bm25 and not stores:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
   for similarity in protocol.similarities:
     if similarity not in SIMILARITIES:
       raise InputError(f"similarity {similarity!r}: give one of {', '.join(SIMILARITIES)}")
-  if (measured := any(of.words() for of in kept)) and protocol.similarities:
+  if (measured := bool(stores) or any(of.words() for of in kept)) and protocol.similarities:
     raise InputError("--similarity: vectors in fewer bytes are compared as the model was trained; leave it out, or "
                      "--precision and --dimensions")
   earlier = processes.from_first(lambda: results_file.read_earlier(output))
-  names = [BM25] * bm25 + [of_model for name in models for of_model in (name, *(
+  names = [BM25] * bm25 + [*stores] + [of_model for name in models for of_model in (name, *(
       f"{name} ({what})" for what in dict.fromkeys([*protocol.similarities, *(of.words() for of in kept)]) if what))]
   _check_names(names, "systems")
   for path in models.values():
@@ -117,6 +93,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   found = processes.first_before_others(lambda: find_collections(collections, suite, data_root))
   tasks = [read_task(one, protocol) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
+  for of_vectors in stores.values():
+    of_vectors.check(tasks)
   _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
   processes.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
   results: dict[str, Any] = {
@@ -129,14 +107,15 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for line in results_file.other_protocols(earlier, results):
     say(line)
 
-  def evaluate_system(name, trained=None, similarity=None, of_kept=None):
-    """BM25, or a model with one of the similarities, or with its vectors kept in one way."""
+  def evaluate_system(name, trained=None, similarity=None, of_kept=None, of_vectors=None):
+    """BM25, a model with one of the similarities, or with its vectors kept in one way, or a store of vectors."""
     model = trained and _with_similarity(trained, similarity)
     name = name if model is trained else f"{name} ({similarity})"
     name = f"{name} ({of_kept.words()})" if of_kept and of_kept.words() else name
+    source = model or of_vectors
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "dtype": model and model.encoder.config.dtype,
-                                            "weights_hash": model and model.weights_hash, "results": {}}
+                                            "weights_hash": source and source.weights_hash, "results": {}}
     there = earlier.get("systems", {}).get(name, of_system)
     again = averages.with_forums(results["collections"])
     dropped = [of_earlier for of_earlier in averages.shown(there["results"]) if of_earlier not in again]
@@ -144,11 +123,12 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       say(f"{name}: the results here are of other weights, or computed in another dtype; those on "
           f"{', '.join(dropped)} are dropped")
     for task in tasks:
-      collection, clock = task.collection, _Clock()
+      collection, clock = task.collection, Clock()
       note(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
            "queries")
-      if model is not None:
-        run, num_bytes = _model_run(trained, model, task, output / "embeddings", of_kept, clock, progress)
+      if source:
+        run, num_bytes = (model_run(trained, model, task, output / "embeddings", of_kept, clock, progress) if model
+                          else store_run(of_vectors, task, mesh, kept[0].rescore, clock, progress))
         if measured:
           of_system["bytes a document"] = num_bytes
           of_system.setdefault("ms a query", {})[collection.name] = round(
@@ -160,7 +140,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       if not processes.is_first():
         continue
       with clock.times("measuring"):
-        write_run(output / "runs" / f"{_file_name(name)}-{_file_name(collection.name)}.trec", run, name)
+        write_run(output / "runs" / f"{file_name(name)}-{file_name(collection.name)}.trec", run, name)
         of_system["results"][collection.name] = {**measure(run, collection.qrels),
                                                  MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
       note(f"{name} on {collection.name}: {clock}")
@@ -174,6 +154,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
       for of_kept in dict.fromkeys(kept):
         evaluate_system(name, trained, similarity, of_kept)
     del trained  # Before the next one is loaded.
+  for name, of_vectors in stores.items():
+    evaluate_system(name, of_vectors=of_vectors)
   return processes.from_first(lambda: results_file.merged({}, results))
 
 
@@ -226,67 +208,12 @@ def _with_similarity(model: Model, similarity: str) -> Model:
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
 
-def _model_run(trained: Model, model: Model, task: Task, stores: epath.Path, kept: Kept, clock: "_Clock",
-               progress: bool) -> tuple[Run, int]:
-  """The ranking by `model`, which is `trained`, maybe with the other similarity; both have one store. And the bytes of
-  a document in it.
-  """
-  collection, protocol = task.collection, task.protocol
-  name, length = f"{_file_name(collection.name)}-{trained.weights_hash[:12]}", protocol.document_length
-  name += f"-{length}" * (length not in (None, model.lengths["document"]))
-  name += f"-{kept.precision}" * (kept.precision != "float32") + f"-d{kept.dimensions}" * (kept.dimensions is not None)
-  with clock.times("encoding documents"):
-    store = encode_corpus(trained, collection.documents, stores / name, length, progress=progress,
-                          precision=kept.precision, dimensions=kept.dimensions)
-  with clock.times("encoding queries"):
-    queries = embed_queries(model, collection.queries, store, protocol.query_length, progress=progress)
-  with clock.times("searching"):
-    vectors = store if model is trained else _Rescaled(store, model.encoder.normalize)
-    searcher = Searcher(vectors, model.mesh, keep=False, rescore=kept.rescore)
-    return search_run(searcher, store.ids, collection.query_ids, queries, DEPTH,
-                      exclude_own_id=protocol.exclude_own_id, progress=progress), store.quantizer.num_bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rescaled:
-  """The embeddings of a store for the similarity that its model was not trained with."""
-
-  store: Store
-  normalize: bool
-
-  @property
-  def shape(self) -> tuple[int, int]:
-    return self.store.shape
-
-  def __getitem__(self, rows: slice) -> np.ndarray:
-    norms = self.store.norms(rows)
-    return normalized(self.store[rows], norms) if self.normalize else self.store[rows] * norms[:, None]
-
-
 def _median_words(run: Run, collection: Collection) -> float | None:
   """Of the ten documents that rank first, over all queries."""
   top = [doc_id for ranking in run.values() for doc_id in ranking.doc_ids[:10]]
   wanted = set(top)
   rows = {doc_id: row for row, doc_id in enumerate(collection.documents.ids) if doc_id in wanted}
   return float(np.median(collection.words[[rows[doc_id] for doc_id in top]])) if top else None
-
-
-class _Clock:
-  """How long what took."""
-
-  def __init__(self):
-    self.seconds: dict[str, float] = {}
-
-  @contextlib.contextmanager
-  def times(self, what: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    self.seconds[what] = time.perf_counter() - start
-
-  def __str__(self) -> str:
-    whole = sum(self.seconds.values())
-    return f"{whole:,.1f} s (" + ", ".join(f"{what} {seconds:,.1f} s, {seconds / max(whole, 1e-9):.1%}"
-                                           for what, seconds in self.seconds.items()) + ")"
 
 
 class RetrievalEvaluator:
@@ -375,9 +302,5 @@ def _check_names(names: Sequence[str], what: str) -> None:
   for name in names:
     if not name.strip():
       raise InputError(f"one of the {what} has no name; give it one")
-    if of_file.setdefault(_file_name(name), name) is not name or names.count(name) > 1:
+    if of_file.setdefault(file_name(name), name) is not name or names.count(name) > 1:
       raise InputError(f"two {what} are called {name!r}; their names must differ")
-
-
-def _file_name(name: str) -> str:
-  return re.sub(r"[^\w.-]+", "_", name)

@@ -7,6 +7,9 @@ import pytest
 from tiny_model_dir import corpus, write_collection, write_model_dir
 
 from gtr_jax.cli.main import main
+from gtr_jax.collections.queries import read_queries
+from gtr_jax.inference.embed import embed
+from gtr_jax.inference.load import load_model
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -112,6 +115,41 @@ def test_vectors_of_another_program(tmp_path, capsys, dtype, unit):
   write_model_dir(tmp_path / "model")
   assert gtr_jax(tmp_path, "search", "--model", "@model", "--embeddings", "@whole", "--query", "x") == 2
   assert "holds vectors that were given to gtr-jax encode --vectors" in capsys.readouterr().err
+
+
+def test_vectors_are_evaluated(tmp_path, capsys):
+  """Beside each other, by the same vectors of queries, and as a model whose vectors they are."""
+  write_model_dir(tmp_path / "model")
+  write_collection(tmp_path / "few", corpus(40))
+  whole = ["evaluate", "--collection", "@few", "--output"]
+  assert gtr_jax(tmp_path, *whole, "@of_model", "--model", "ours=@model", "--precision", "int8", "--precision",
+                 "binary") == 0
+  model = load_model(tmp_path / "model")
+  documents = corpus(40)
+  queries, ids = (read_queries(tmp_path / "few/queries.jsonl")[i] for i in (1, 0))
+  encode = given(tmp_path, embed(model, documents.full_texts()[:], "passage", progress=False), documents.ids)
+  for precision in ("int8", "binary"):
+    assert gtr_jax(tmp_path, *encode, "--output", f"@{precision}", "--precision", precision) == 0
+  given(tmp_path, embed(model, queries, "query", progress=False)[::-1], ids[::-1])
+  of_queries = ["--vectors", "@given.npy", "--ids", "@given.txt"]
+  capsys.readouterr()
+  assert gtr_jax(tmp_path, *whole, "@results", "--bm25", "--embeddings", "@int8", "--embeddings", "bits=@binary",
+                 *of_queries) == 0
+  assert capsys.readouterr().out.splitlines()[-1].split()[::2] == ["bits", "1"]
+  ours, expected = (json.loads((tmp_path / name / "results.json").read_text())["systems"]
+                    for name in ("results", "of_model"))
+  for name, other in (("int8", "ours (int8)"), ("bits", "ours (binary)")):
+    assert ours[name]["results"]["few"] == pytest.approx(expected[other]["results"]["few"], abs=1e-6)
+    assert ours[name]["bytes a document"] == expected[other]["bytes a document"]
+  assert gtr_jax(tmp_path, *whole, "@wrong", "--embeddings", "@int8") == 2
+  assert "--embeddings, --vectors and --ids go together" in capsys.readouterr().err
+  write_collection(tmp_path / "more", corpus(41))
+  assert gtr_jax(tmp_path, "evaluate", "--collection", "@more", "--output", "@wrong", "--embeddings", "@int8",
+                 *of_queries) == 2
+  assert "int8: not the documents of more (1 are in one of them only, such as 'd40')" in capsys.readouterr().err
+  given(tmp_path, np.ones((2, 8), np.float32), ["q1", "x"])
+  assert gtr_jax(tmp_path, *whole, "@wrong", "--embeddings", "@int8", *of_queries) == 2
+  assert "--ids: of 11 queries of few there is no vector (such as 'q0')" in capsys.readouterr().err
 
 
 ONES = np.ones((3, 8), np.float32)

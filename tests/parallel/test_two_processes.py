@@ -19,6 +19,7 @@ from tiny_model_dir import corpus, write_collection, write_model_dir
 from tiny_training import tiny_batch
 
 from gtr_jax.checkpoints.checkpointer import list_steps
+from gtr_jax.cli.main import main
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -160,6 +161,23 @@ def same_store_and_run_as_alone(folder, name):
   for query, ranking in expected.items():
     assert ours[query].doc_ids == ranking.doc_ids
     np.testing.assert_allclose(ours[query].scores, ranking.scores, atol=1e-6)
+  same_int8_as_alone(folder, name)
+
+
+def same_int8_as_alone(folder, name):
+  """The store is as good as one process's float32 is, and one process finds the same in it, its 20 candidates too."""
+  ours = Store(folder / f"store_{name}_int8")
+  whole = Store(next((folder / "results_alone" / "embeddings").iterdir()))[:]
+  np.testing.assert_allclose(ours.quantizer.scales, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
+  np.testing.assert_allclose(ours[:], whole, atol=ours.quantizer.scales.max())
+  again = folder / f"again_{name}_int8.trec"
+  assert main(["search", "--model", f"{folder}/model", "--embeddings", str(ours.path), "--queries",
+               f"{folder}/collection/queries.jsonl", "--output", str(again), "--top_k", "5"]) == 0
+  expected, found = read_run(again), read_run(folder / f"run_{name}_int8.trec")
+  assert expected.keys() == found.keys()
+  for query, ranking in expected.items():
+    assert found[query].doc_ids == ranking.doc_ids
+    np.testing.assert_allclose(found[query].scores, ranking.scores, atol=1e-6)
 
 
 def test_encodes_and_searches_as_one_process(together):
