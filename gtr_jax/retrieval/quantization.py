@@ -108,10 +108,11 @@ def check(precision: str, dimensions: int | None, dim: int) -> int:
 def scales_of(sample_RxD: np.ndarray) -> np.ndarray:
   """The scales float32 `[D]` by which the largest value of each dimension, its sign aside, becomes 127.
 
-  A dimension that is 0 throughout the sample has the largest scale of all.
+  A dimension that is 0 throughout the sample, or as good as that, has the largest scale of all.
   """
-  most = np.abs(np.asarray(sample_RxD, np.float32)).max(axis=0)
-  return (np.where(most > 0, most, most.max() or 1) / _MOST).astype(np.float32)
+  scales = np.abs(np.asarray(sample_RxD, np.float32)).max(axis=0) / np.float32(_MOST)
+  none = scales < np.finfo(np.float32).tiny
+  return np.where(none, np.float32(1 / _MOST) if none.all() else scales.max(), scales)
 
 
 def shortened(vectors_RxD: np.ndarray, dim: int, normalize: bool) -> np.ndarray:

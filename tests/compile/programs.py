@@ -54,11 +54,12 @@ class Encoding(NamedTuple):
 
 
 class Search(NamedTuple):
-  """A block of a corpus searched for 512 queries."""
+  """A block of a corpus searched for 512 queries; of int8 or binary vectors, for candidates."""
 
   chip: str
   devices: int
   k: int
+  precision: str = "float32"
 
 
 class Attention(NamedTuple):
@@ -102,6 +103,8 @@ PROGRAMS: dict[str, Training | Encoding | Search | Attention | Layers | Product 
     "small, 8 x v5e": training("v5e", 8, "small", "runs/pretrain.gin", "meshes/data_parallel.gin",
                                bindings=(*DEEP, "BATCH_SIZE=256")),
     "search, 256 x v5e": Search("v5e", 256, 1000),
+    "search int8, 8 x v5e": Search("v5e", 8, 400, "int8"),
+    "search binary, 8 x v5e": Search("v5e", 8, 400, "binary"),
     "encode base, 8 x v5e": Encoding("v5e", 8, "base"),
     "small, one v5e": training("v5e", 1, "small", "runs/pretrain.gin", fits_not="2,048 pairs at once"),
     "launch on TPUs": Training("v5e", 16, *of_launch_file("gke_jobset.yaml")),
@@ -183,11 +186,17 @@ def compiled_search(case: Search) -> dict[str, Any]:
   def array(dtype, *shape, sharding=whole):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+  limits = array(jnp.int32), array(jnp.int32)
+  best = [array(dtype, 512, case.k) for dtype in (jnp.float32, jnp.int32, jnp.float32)]
   with jax.set_mesh(mesh):
-    lowered = search._search_block.lower(
-        array(jnp.float32, 512, 768), array(jnp.float32, case.devices * search.CHUNK, 768, sharding=rows),
-        array(jnp.int32), array(jnp.int32), array(jnp.float32, 512, case.k), array(jnp.int32, 512, case.k), mesh=mesh)
-    return of_program(lowered, mesh)
+    if case.precision == "float32":
+      block = array(jnp.float32, case.devices * search.CHUNK, 768, sharding=rows)
+      return of_program(search._search_block.lower(array(jnp.float32, 512, 768), block, *limits, *best[:2], mesh=mesh),
+                        mesh)
+    dtype, width = (jnp.int8, 768) if case.precision == "int8" else (jnp.uint32, 24)
+    return of_program(search._search_codes.lower(
+        array(dtype, 512, width), array(jnp.float32, 512, 768),
+        array(dtype, case.devices * search.MAX_BLOCK_ROWS, width, sharding=rows), *limits, *best, mesh=mesh), mesh)
 
 
 def compiled_attention(case: Attention) -> dict[str, Any]:

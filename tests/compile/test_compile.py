@@ -124,8 +124,9 @@ def test_search(name):
   assert found["total_bytes"] <= (1 - TO_SPARE) * chips.CHIPS[case.chip].memory
   assert not found["to_host"] and not collectives(found, "all-gather", "all-reduce", "all-to-all")
   exchanges = math.log2(case.devices)
-  assert sum(c["count"] for c in collectives(found, "collective-permute")) == 2 * exchanges  # Scores and rows.
-  assert sent(found, "collective-permute") <= exchanges * 512 * case.k * 8
+  arrays = 2 + (case.precision != "float32")  # Scores and rows, and the scores of candidates by the query.
+  assert sum(c["count"] for c in collectives(found, "collective-permute")) == arrays * exchanges
+  assert sent(found, "collective-permute") <= exchanges * 512 * case.k * 4 * arrays
 
 
 @pytest.mark.parametrize("name", names(programs.Attention))

@@ -115,6 +115,7 @@ def test_codes():
   np.testing.assert_array_equal(int8.encode(np.float32([[1, -2, 0, 0], [-0.5, 9, 1, 0]])),
                                 np.int8([[127, -64, 0, 0], [-64, 127, 32, 0]]))  # 63.5 is rounded to even.
   np.testing.assert_array_equal(scales_of(np.zeros((3, 2))), np.float32([1, 1]) / np.float32(127))
+  assert (scales_of(np.float32([[1e-44, 2]])) > 0.01).all()
   binary = Quantizer("binary", 16)
   codes = binary.encode(np.float32([[1, -1, 0, 0, 0, 0, 0, 1] + [-1] * 7 + [2]]))
   assert (codes.tolist(), binary.num_bytes, int8.num_bytes) == ([[129, 1]], 2, 4)
