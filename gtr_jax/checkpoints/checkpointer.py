@@ -236,19 +236,49 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
   Raises:
     InputError: no checkpoint there; another structure or size; damaged.
   """
+  folder, place, wanted = _find_params(path, abstract_params, optional, advice)
+  return _read(folder, place, wanted)
+
+
+def param_reader(path: epath.PathLike, abstract_params: Mapping[str, Any]) -> Callable[[str], jax.Array]:
+  """What reads one parameter by its name, such as "encoder/layers_0/mlp/wo/kernel", of those that `restore_params`
+  reads, whose arguments and errors it has: for whoever wants them one after another, and never all in memory.
+  """
+  folder, place, wanted = _find_params(path, abstract_params, own_params.NAMES, "")
+
+  def read(name: str) -> jax.Array:
+    whole = f"{place}/{name}"
+    return _read(folder, whole, functools.reduce(operator.getitem, name.split("/"), wanted))
+
+  return read
+
+
+def _find_params(path: epath.PathLike, abstract_params: Mapping[str, Any], optional: Collection[str],
+                 advice: str) -> tuple[epath.Path, str, dict[str, Any]]:
+  """The folder of a checkpoint, where in its state the parameters lie, and which of them are to be read."""
   folder = find_checkpoint(path)
   leaves = _saved_leaves(folder)
   place = "opt_state/average" if any(name.startswith("opt_state/average/") for name in leaves) else "params"
   saved = {name: shape for name, shape in leaves.items() if name.startswith(f"{place}/")}
   wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"{place}/{name}" in saved}
   unread = {f"{place}/{name}" for name in optional if name not in wanted}
-  tree: dict[str, Any] = wanted
+  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, _below(place, wanted),
+                advice)
+  return folder, place, wanted
+
+
+def _below(place: str, tree: Any) -> Any:
+  """"a/b", tree -> {"a": {"b": tree}}."""
   for key in reversed(place.split("/")):
     tree = {key: tree}
-  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, tree, advice)
+  return tree
+
+
+def _read(folder: epath.Path, place: str, wanted: Any) -> Any:
+  """What is wanted of the tree that lies at `place` in a checkpoint's state."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     try:
-      found = reader.restore(folder / "state", args=_restore_args(tree))
+      found = reader.restore(folder / "state", args=_restore_args(_below(place, wanted)))
     except Exception as e:
       raise _damaged(folder, e) from e
   return functools.reduce(operator.getitem, place.split("/"), found)

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from gtr_jax.checkpoints.checkpointer import restore_params
+from gtr_jax.checkpoints.checkpointer import param_reader
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats import diagnose, sentence_transformers, t5x
 from gtr_jax.formats.locate import full_name, is_hub_name, locate
@@ -50,8 +50,8 @@ def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -
     return source, tokenizer_of(source)
   source, step = open_run(locate(path), model_dir, tokenization)
   abstract = abstract_parameters(source.encoder, make_mesh())
-  params = functools.cache(lambda: traverse_util.flatten_dict(restore_params(step, abstract), sep="/"))
-  arrays = {name: Array(leaf.shape, np.dtype(leaf.dtype), lambda name=name: np.asarray(params()[name]))
+  reader = functools.cache(lambda: param_reader(step, abstract))
+  arrays = {name: Array(leaf.shape, np.dtype(leaf.dtype), lambda name=name: np.asarray(reader()(name)))
             for name, leaf in traverse_util.flatten_dict(abstract, sep="/").items()}
   return dataclasses.replace(source, arrays=arrays), tokenizer_of(source)
 
