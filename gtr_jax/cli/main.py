@@ -13,6 +13,7 @@ from gtr_jax.cli import (
   demo,
   encode,
   evaluate,
+  merge,
   mine,
   prepare,
   process_flags,
@@ -27,7 +28,7 @@ from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
-            "convert": convert, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
+            "convert": convert, "merge": merge, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo

@@ -4,7 +4,7 @@ import ast
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -34,13 +34,15 @@ _SETTINGS = {  # of a resolved configuration
 _HELD_OUT = "held_out/nDCG@10"  # As metrics.jsonl calls it.
 
 
-def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = None) -> str:
+def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = None,
+               averaged: Sequence[tuple[ModelOnDisk, float]] = ()) -> str:
   """README.md of a sentence-transformers folder, with the front matter that the Hugging Face hub reads.
 
   Args:
     model: what is exported; of a training run, config.gin tells what it was trained on.
     name: of the folder, for the example.
     results: an evaluation's folder.
+    averaged: the models whose average it is, each with its share; what each was trained on is not said.
 
   Raises:
     InputError: `results` holds no results.
@@ -52,8 +54,12 @@ def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = N
   unit = ", of length 1" if encoder.normalize else ""
   projected = f", projection to {encoder.dim}" if encoder.projection_dim is not None else ""
   prompts = "".join(f"\n- put before every {side}: `{text}`" for side, text in model.prompts.items() if text)
-  trained = _trained(model)
-  base, training = _training(model)
+  if averaged:
+    base, training, trained = None, "", ""
+    made_from = "the average of " + ", ".join(f"{_named(part)} ({share:.4g})" for part, share in averaged)
+  else:
+    (base, training), trained = _training(model), _trained(model)
+    made_from = cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))
   base_model = f"\nbase_model: {base}" if base else ""
   parts = [f"""---
 library_name: sentence-transformers{base_model}
@@ -77,7 +83,7 @@ queries and documents become vectors of {encoder.dim} numbers{unit}, to be compa
   {config.mlp_dim} in the MLP; {parameters:,} parameters
 - {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}
 - reads {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{trained}{prompts}
-- made from: {cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))}
+- made from: {made_from}
 """, training, _evaluation(results), f"""## Use
 
 ```python
@@ -97,6 +103,13 @@ scores = model.similarity(model.encode_query(["a question"]), model.encode_docum
 `encode` of gtr_jax reads texts as documents, with their prompt; `SentenceTransformer.encode` applies no prompt.
 """]
   return "\n".join(part for part in parts if part)
+
+
+def _named(model: ModelOnDisk) -> str:
+  """Without folders of this machine: the name on the hub, a run and its step, or the folder."""
+  if (run := find_model_dir(model.path)) is not None:
+    return f"{os.path.basename(os.path.realpath(run))} at step {_step(model):,}"
+  return cached_name(model.path) or os.path.basename(os.path.normpath(os.fspath(model.path)))
 
 
 def _trained(model: ModelOnDisk) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -35,16 +35,20 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
   Raises:
     InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
   """
-  output = _new_place(output, to, results)
+  output = new_place(output, to, results)
   model, tokenizer = open_model(source, tokenization)
   with reached(source):
     write_as(to, output, model, tokenizer, dtype=dtype, results=results)
 
 
 def write_as(to: str, output: epath.PathLike, model: ModelOnDisk, tokenizer: Tokenizer, *, dtype: str = "float32",
-             results: epath.PathLike | None = None) -> None:
-  """`convert` of a model that is open. Arguments, errors: as there."""
-  output = _new_place(output, to, results)
+             results: epath.PathLike | None = None, averaged: Sequence[tuple[ModelOnDisk, float]] = ()) -> None:
+  """`convert` of a model that is open. Arguments, errors: as there.
+
+  Args:
+    averaged: for the model card, the models whose average it is, each with its share.
+  """
+  output = new_place(output, to, results)
   if not model.encoder.shared:
     raise InputError(f"{model.path}: has a tower for queries and one for documents, and what is written holds one "
                      "tower: train with shared = True, or keep this one in gtr_jax's form")
@@ -57,7 +61,7 @@ def write_as(to: str, output: epath.PathLike, model: ModelOnDisk, tokenizer: Tok
       t5x.write(folder, {name: array.astype(dtype) for name, array in model.arrays.items()}, step)
     elif to == "sentence-transformers":
       sentence_transformers_writer.write(folder, model.encoder, model.arrays, tokenizer, model.lengths, model.prompts,
-                   model_card(model, output.name, results), dtype)
+                   model_card(model, output.name, results, averaged), dtype)
     elif to == "stablehlo":
       stablehlo.write(folder, model, tokenizer, dtype)
     else:
@@ -67,7 +71,7 @@ def write_as(to: str, output: epath.PathLike, model: ModelOnDisk, tokenizer: Tok
     _whole_or_nothing(output, write)
 
 
-def _new_place(output: epath.PathLike, to: str, results: epath.PathLike | None) -> epath.Path:
+def new_place(output: epath.PathLike, to: str, results: epath.PathLike | None = None) -> epath.Path:
   """Where to write. Raises InputError where something is there, or it is no place for this form or for `results`."""
   output = location(output)
   with reached(output):
