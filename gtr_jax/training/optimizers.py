@@ -4,13 +4,17 @@ A schedule is a function `step -> learning rate` (optax's convention: `step` is 
 is an `optax.GradientTransformation` that also carries its schedule.
 """
 
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
+from gtr_jax.errors import InputError
 from gtr_jax.losses import own_params
 from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import NonNegative, Positive, Range, Says
@@ -62,6 +66,60 @@ def averaged(optimizer: Optimizer, decay: _Decay = 0.9999) -> Optimizer:
     average = jax.tree.map(lambda mean, x: mean + share * (x - mean), state.average,
                            optax.apply_updates(params, updates))
     return updates, Averaged(of_optimizer, made, average)
+
+  return Optimizer(init, update, optimizer.learning_rate)
+
+
+def frozen(optimizer: Optimizer, paths: Sequence[str]) -> Optimizer:
+  """An optimizer that leaves some of the parameters as they are.
+
+  They get no update, weight decay included, and have no state of the optimizer; a `clip_norm` of the optimizer is of
+  the gradients of the others. So what is saved is the optimizer's memory and work for them. Their gradients are still
+  computed and summed over the devices, and are part of the metric grad_norm. An average of the weights goes around it:
+  `averaged(frozen(adamw(1e-4), ["token_embedder/.*"]))`.
+
+  Args:
+    optimizer: which makes the updates of the others.
+    paths: regular expressions, each matched against whole paths of parameters, such as
+      "encoder/layers_0/attention/query/kernel"; of separate towers they begin with "query/" or "passage/".
+      MODEL_DIR/parameters.txt lists those of a run's model; the parameters of a loss are at the root, "logit_scale".
+
+  Raises:
+    InputError: there is no path, or one is no regular expression. `init` raises it where one matches no parameter,
+      where nothing is left to train, and where the optimizer is `averaged`.
+  """
+  check_arguments(frozen, locals())
+  if not paths:
+    raise InputError("optimizers.frozen.paths is empty: give regular expressions, or take its optimizer alone")
+  patterns = {path: _pattern(path) for path in paths}
+
+  def trained(tree):
+    return traverse_util.unflatten_dict({
+        name: leaf for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+        if not any(pattern.fullmatch(name) for pattern in patterns.values())}, sep="/")
+
+  def init(params):
+    names = sorted(traverse_util.flatten_dict(params, sep="/"))
+    for path, pattern in patterns.items():
+      if not any(map(pattern.fullmatch, names)):
+        raise InputError(f"optimizers.frozen.paths: {path!r} matches no whole path of a parameter; "
+                         f"{_near(path, pattern, names)}")
+    if not (of_others := trained(params)):
+      raise InputError(f"optimizers.frozen.paths: {', '.join(map(repr, paths))} match all {len(names)} parameters, so "
+                       "that nothing is left to train; take one out, or narrow it")
+    state = optimizer.init(of_others)
+    if isinstance(state, Averaged):
+      raise InputError("optimizers.frozen.optimizer is optimizers.averaged, which would have no average of what is "
+                       "frozen; make it the other way round: OPTIMIZER = @optimizers.averaged(), and "
+                       "optimizers.averaged.optimizer = @optimizers.frozen()")
+    return state
+
+  def update(gradient, state, params):
+    updates, state = optimizer.update(trained(gradient), state, trained(params))
+    flat = traverse_util.flatten_dict(updates, sep="/")
+    return traverse_util.unflatten_dict({
+        name: flat[name] if name in flat else jnp.zeros_like(leaf)
+        for name, leaf in traverse_util.flatten_dict(gradient, sep="/").items()}, sep="/"), state
 
   return Optimizer(init, update, optimizer.learning_rate)
 
@@ -174,6 +232,23 @@ def is_decayed(params):
     return not names & {"scale", "rel_embedding", *own_params.NAMES}
 
   return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+  try:
+    return re.compile(path)
+  except re.error as e:
+    raise InputError(f"optimizers.frozen.paths: {path!r} is no regular expression ({e}); correct it") from e
+
+
+def _near(path: str, pattern: re.Pattern[str], names: Sequence[str]) -> str:
+  """What may have been meant by a path that matches nothing whole."""
+  if parts := [name for name in names if pattern.search(name)]:
+    return f"it is a part of {', '.join(parts[:3])}: write .* before or after it"
+  folders = {name[:at] for name in names for at in range(len(name)) if name[at] == "/"}
+  near = difflib.get_close_matches(re.sub(r"/?\W*$", "", path), [*names, *sorted(folders)], 3)
+  near = [f"{name}/.*" if name in folders else name for name in near]
+  return f"near are {', '.join(near)}" if near else f"there is {names[0]}, for instance"
 
 
 def _with_clipping(parts: list[optax.GradientTransformation], clip_norm: float | None, schedule: Schedule) -> Optimizer:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel import partitioning
@@ -103,7 +104,7 @@ def _name_axes(opt_state: Any, params: Any) -> Any:
 
   optax maps over parameters without a look at their boxes, so whatever it makes of one carries the parameter's axis
   names. That is right for moments, which have the parameter's shape. Adafactor's `v_row` and `v_col` lack one axis, and
-  what it does not use is an array of one element.
+  what it does not use is an array of one element. What is frozen is in no state.
   """
 
   def reduced(box, param, position):
@@ -125,8 +126,10 @@ def _name_axes(opt_state: Any, params: Any) -> Any:
   def correct(node):
     if not isinstance(node, optax.FactoredState):
       return node
+    flat = traverse_util.flatten_dict(params)
+    trained = traverse_util.unflatten_dict({path: flat[path] for path in traverse_util.flatten_dict(node.v)})
     return node._replace(**{
-        field: jax.tree.map(lambda box, param, at=position: reduced(box, param, at), getattr(node, field), params,
+        field: jax.tree.map(lambda box, param, at=position: reduced(box, param, at), getattr(node, field), trained,
                             is_leaf=is_box)
         for field, position in (("v_row", -1), ("v_col", -2), ("v", None))})
 
