@@ -81,7 +81,7 @@ queries and documents become vectors of {encoder.dim} numbers{unit}, to be compa
 
 - encoder: {kind}, {config.num_layers} layers, {config.emb_dim} wide, {config.num_heads} heads of {config.head_dim},
   {config.mlp_dim} in the MLP; {parameters:,} parameters
-- {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}
+- {pooling}{projected}{", L2 normalisation" if encoder.normalize else ""}{_shorter(model)}
 - reads {model.lengths["query"]} tokens of a query and {model.lengths["document"]} of a document{trained}{prompts}
 - made from: {made_from}
 """, training, _evaluation(results), f"""## Use
@@ -103,6 +103,15 @@ scores = model.similarity(model.encode_query(["a question"]), model.encode_docum
 `encode` of gtr_jax reads texts as documents, with their prompt; `SentenceTransformer.encode` applies no prompt.
 """]
   return "\n".join(part for part in parts if part)
+
+
+def _shorter(model: ModelOnDisk) -> str:
+  """What its vectors may be cut to."""
+  shorter = [number for number in model.dimensions if number < model.encoder.dim]
+  if not shorter:
+    return ""
+  return (f"\n- trained so that the first {', '.join(map(str, shorter))} numbers of a vector serve as well: "
+          f"`SentenceTransformer(…, truncate_dim={shorter[0]})`, and `--dimensions {shorter[0]}` of gtr_jax")
 
 
 def _named(model: ModelOnDisk) -> str:

@@ -43,8 +43,9 @@ def find_model_dir(path: epath.PathLike) -> epath.Path | None:
 def open_run(path: epath.Path, model_dir: epath.Path, tokenization: Tokenization | None) -> tuple[ModelOnDisk, str]:
   """A training run, without its arrays, and the folder of the checkpoint that has them."""
   refuse_given(tokenization, path)
-  encoder, vocabulary, lengths, prompts = read_model_json(model_dir / MODEL_JSON)
-  source = ModelOnDisk(path, encoder, {}, model_dir / vocabulary["file"], vocabulary["extra_ids"], lengths, prompts)
+  encoder, vocabulary, lengths, prompts, dimensions = read_model_json(model_dir / MODEL_JSON)
+  source = ModelOnDisk(path, encoder, {}, model_dir / vocabulary["file"], vocabulary["extra_ids"], lengths, prompts,
+                       dimensions=dimensions)
   sha256 = tokenizer_of(source).sha256
   if sha256 != vocabulary["sha256"]:
     raise InputError(f"{source.vocabulary}: not the vocabulary that {model_dir / MODEL_JSON} names (sha256 "
@@ -75,7 +76,7 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
   model_dir = location(model_dir)
   place = model_dir / MODEL_JSON
   if place.exists():
-    there, vocabulary, _, _ = read_model_json(place)
+    there, vocabulary, *_ = read_model_json(place)
     if (deciding_fields(there) != deciding_fields(encoder) or
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another folder "
@@ -118,8 +119,9 @@ def deciding_fields(encoder: DualEncoder) -> dict[str, Any]:
   return {**fields, "config": {k: v for k, v in fields["config"].items() if k not in _NOT_DECIDING}}
 
 
-def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dict[str, int], dict[str, str]]:
-  """(encoder, vocabulary, lengths, prompts)."""
+def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dict[str, int], dict[str, str],
+                                                tuple[int, ...]]:
+  """(encoder, vocabulary, lengths, prompts, dimensions)."""
   fields = read_fields(place)
   if not fields.contents.keys() >= {"model", "vocabulary", "lengths", "prompts"}:
     raise InputError(f"{place}: is of no training run of gtr_jax, or damaged (it lacks model, vocabulary, lengths or "
@@ -137,7 +139,11 @@ def read_model_json(place: epath.Path) -> tuple[DualEncoder, dict[str, Any], dic
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise InputError(f"{place}: damaged ({type(e).__name__}: {e}); it comes with every training run, get it from "
                      "there") from e
-  return encoder, vocabulary, lengths, prompts
+  dimensions = fields.get("dimensions", dict, {})
+  if not all(name.isdigit() and 0 < int(name) <= encoder.dim for name in dimensions):
+    raise InputError(f"{place}: dimensions {', '.join(map(repr, dimensions))} are no lengths of vectors of "
+                     f"{encoder.dim} numbers; it comes with every training run, get it from there")
+  return encoder, vocabulary, lengths, prompts, tuple(sorted(map(int, dimensions), reverse=True))
 
 
 def _check_sizes(model: Fields) -> None:

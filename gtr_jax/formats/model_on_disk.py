@@ -55,6 +55,7 @@ class ModelOnDisk:
     extra_ids: sentinels after its pieces.
     lengths: most tokens of a "query" and of a "document"; one that the model does not say is left out.
     prompts: text put before every "query" and every "document".
+    dimensions: the lengths that embeddings may be cut to, the longest first; () where it was not trained for any.
   """
 
   path: epath.Path
@@ -65,3 +66,4 @@ class ModelOnDisk:
   lengths: Mapping[str, int]
   prompts: Mapping[str, str]
   vocabulary_model: Callable[[], bytes] | None = None
+  dimensions: tuple[int, ...] = ()

@@ -45,6 +45,7 @@ class Model:
     weights_hash: hexadecimal sha256 of all that decides an embedding: parameters, configuration, the dtype of
       activations, vocabulary, lengths and prompts.
     path: where it was read from.
+    dimensions: of `ModelOnDisk`.
   """
 
   encoder: DualEncoder
@@ -55,6 +56,7 @@ class Model:
   mesh: Mesh
   weights_hash: str
   path: str
+  dimensions: tuple[int, ...] = ()
 
 
 def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
@@ -98,7 +100,8 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
                                    config.head_dim):
         bars.note(f"attention is computed by the reference, not the kernel: {why_not}")
   return Model(encoder, params, tokenizer, source.lengths, source.prompts, mesh,
-               weights_hash(encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path))
+               weights_hash(encoder, params, tokenizer, source.lengths, source.prompts), os.fspath(path),
+               source.dimensions)
 
 
 def check_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> None:

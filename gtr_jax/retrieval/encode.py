@@ -10,6 +10,8 @@ import numpy as np
 from gtr_jax.collections.corpus import Documents, full_text
 from gtr_jax.inference.embed import EmbeddingStream, Progress, check_finite, embed, tokenize
 from gtr_jax.inference.load import Model
+from gtr_jax.io import bars
+from gtr_jax.parallel import processes
 from gtr_jax.parallel.partitioning import own_groups, part_of_batch
 from gtr_jax.retrieval.quantization import check, normalized, shortened
 from gtr_jax.retrieval.store import Store, StoreWriter
@@ -41,6 +43,11 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
       the model's vectors cannot be kept so.
   """
   dim = check(precision, dimensions, model.encoder.dim)
+  if dim < model.encoder.dim and dim not in model.dimensions and processes.is_first():
+    trained = ", ".join(map(str, model.dimensions))
+    bars.say(f"{model.path}: was trained for vectors of {trained} numbers, not for {dim}" if trained else
+             f"{model.path}: does not say that it was trained for shorter vectors (matryoshka.MatryoshkaLoss); measure "
+             f"what {dim} of {model.encoder.dim} numbers lose")
   max_length = max_length or model.lengths["document"]
   not_normalized = dataclasses.replace(model.encoder, normalize=False)
   writer = StoreWriter(output, documents, dim=dim, precision=precision, settings={

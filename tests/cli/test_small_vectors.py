@@ -26,6 +26,28 @@ def gtr_jax(folder, *words):
   return main([word.replace("@", f"{folder}/") for word in words])
 
 
+def test_sizes_that_a_model_was_not_trained_for(folder, capsys):
+  place = folder / "model" / "model.json"
+  plain = place.read_text()
+  encode = ["encode", "--model", "@model", "--collection", "@few", "--dimensions"]
+  assert gtr_jax(folder, *encode, "6", "--output", "@untrained") == 0
+  assert "does not say that it was trained for shorter vectors" in capsys.readouterr().err
+  try:
+    place.write_text(json.dumps({**json.loads(plain), "dimensions": {"4": 0.5, "8": 1.0, "6": 1.0}}))
+    assert load_model(folder / "model").dimensions == (8, 6, 4)
+    for size, said in (("6", ""), ("5", "was trained for vectors of 8, 6, 4 numbers, not for 5")):
+      assert gtr_jax(folder, *encode, size, "--output", f"@of {size}") == 0
+      error = capsys.readouterr().err
+      assert said in error and ("trained" in error) == bool(said)
+    assert gtr_jax(folder, "convert", "@model", "@exported") == 0
+    assert "the first 6, 4 numbers of a vector serve as well" in (folder / "exported/README.md").read_text()
+    place.write_text(json.dumps({**json.loads(plain), "dimensions": {"9": 1.0}}))
+    assert gtr_jax(folder, *encode, "4", "--output", "@damaged") == 2
+    assert "model.json: dimensions '9' are no lengths of vectors of 8 numbers" in capsys.readouterr().err
+  finally:
+    place.write_text(plain)
+
+
 def test_a_model_s_store_is_searched_and_evaluated(folder, capsys):
   encode = ["encode", "--model", "@model", "--collection", "@few"]
   search = ["search", "--model", "@model", "--queries", "@few/queries.jsonl", "--top_k", "5"]
