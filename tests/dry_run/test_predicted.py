@@ -183,58 +183,6 @@ def test_other_compilers_say_nothing():
   assert predicted(Program(PROGRAM.replace("estimated_cycles", "other"), 2), CHIP) is None
 
 
-# What fusions read of their arrays: slices, rows, a part that others of theirs have copied in place, or all of them.
-READS = """
-%copied (p: f32[12,1000]) -> f32[12,1000] {
-  %p = f32[12,1000]{1,0} parameter(0)
-  ROOT %same = f32[12,1000]{1,0} copy(%p)
-}
-
-%sliced (q: f32[12,1000]) -> f32[1,1000] {
-  %q = f32[12,1000]{1,0} parameter(0)
-  %r = f32[12,1000]{1,0} bitcast(%q)
-  ROOT %fourth = f32[1,1000]{1,0} slice(%r), slice={[3:4], [0:1000]}
-}
-
-%reads (a: f32[12,1000], b: f32[12,1000], c: f32[12,1000], d: f32[12,1000], i: s32[], j: s32[7,1]) -> (f32[12,1000], f32[1,1000], f32[7,1000], f32[12,1000]) {
-  %a = f32[12,1000]{1,0} parameter(0)
-  %b = f32[12,1000]{1,0} parameter(1)
-  %c = f32[12,1000]{1,0} parameter(2)
-  %d = f32[12,1000]{1,0} parameter(3)
-  %i = s32[] parameter(4)
-  %j = s32[7,1]{1,0} parameter(5)
-  %zero = s32[] constant(0)
-  %in_place = f32[12,1000]{1,0} fusion(%a), kind=kLoop, calls=%copied
-  %part = f32[1,1000]{1,0} fusion(%b), kind=kLoop, calls=%sliced
-  %updated = f32[12,1000]{1,0} dynamic-update-slice(%in_place, %part, %i, %zero)
-  %rows = f32[7,1000]{1,0} gather(%c, %j), offset_dims={1}, collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, slice_sizes={1,1000}
-  %whole = f32[12,1000]{1,0} copy(%d)
-  ROOT %all = (f32[12,1000]{1,0}, f32[1,1000]{1,0}, f32[7,1000]{1,0}, f32[12,1000]{1,0}) tuple(%updated, %part, %rows, %whole)
-}
-
-ENTRY %main (a: f32[12,1000], b: f32[12,1000], c: f32[12,1000], d: f32[12,1000], i: s32[], j: s32[7,1]) -> (f32[12,1000], f32[1,1000], f32[7,1000], f32[12,1000]) {
-  %a = f32[12,1000]{1,0} parameter(0)
-  %b = f32[12,1000]{1,0} parameter(1)
-  %c = f32[12,1000]{1,0} parameter(2)
-  %d = f32[12,1000]{1,0} parameter(3)
-  %i = s32[] parameter(4)
-  %j = s32[7,1]{1,0} parameter(5)
-  ROOT %fused = (f32[12,1000]{1,0}, f32[1,1000]{1,0}, f32[7,1000]{1,0}, f32[12,1000]{1,0}) fusion(%a, %b, %c, %d, %i, /*index=5*/%j), kind=kLoop, calls=%reads
-}
-"""  # noqa: E501
-
-
-def test_what_a_fusion_reads_and_writes():
-  program = Program(READS, 1)
-  fused, operands = next((one, of_one) for one, of_one, *_ in program.executed(into_fusions=False)
-                         if one.opcode == "fusion")
-  dims = [shape.dims for shape in program.accessed(fused, operands)]
-  assert dims == [(1, 1000), (7, 1000), (12, 1000), (), (7, 1),  # b, c, d, i, j: nothing of what is updated.
-                  (1, 1000), (1, 1000), (7, 1000), (12, 1000)]
-  opcodes = {one.opcode for one, _ in program.parts(fused, operands)}
-  assert {"dynamic-update-slice", "slice", "gather", "copy"} <= opcodes and "fusion" not in opcodes
-
-
 def test_the_blocks_of_packed_rows():
   """Against the blocks that the kernel's own bounds have, of rows whose first text begins before them."""
   config = SimpleNamespace(attention="kernel")
