@@ -15,12 +15,15 @@ from gtr_jax.collections.protocol import Task
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.results_file import DEPTH
 from gtr_jax.inference.load import Model
+from gtr_jax.parallel import processes
 from gtr_jax.retrieval.encode import embed_queries, encode_corpus
 from gtr_jax.retrieval.given_vectors import GivenVectors, for_store
 from gtr_jax.retrieval.quantization import normalized
 from gtr_jax.retrieval.runs import Run
 from gtr_jax.retrieval.search import RESCORE, Searcher, search_run
+from gtr_jax.retrieval.smaller_store import smaller_store
 from gtr_jax.retrieval.store import Store
+from gtr_jax.retrieval.store_files import COMPLETE
 
 
 class Clock:
@@ -98,10 +101,15 @@ def model_run(trained: Model, model: Model, task: Task, stores: epath.Path, kept
   collection, protocol = task.collection, task.protocol
   name, length = f"{file_name(collection.name)}-{trained.weights_hash[:12]}", protocol.document_length
   name += f"-{length}" * (length not in (None, model.lengths["document"]))
+  whole = stores / name
   name += f"-{kept.precision}" * (kept.precision != "float32") + f"-d{kept.dimensions}" * (kept.dimensions is not None)
   with clock.times("encoding documents"):
-    store = encode_corpus(trained, collection.documents, stores / name, length, progress=progress,
-                          precision=kept.precision, dimensions=kept.dimensions)
+    if whole != stores / name and processes.from_first((whole / COMPLETE).exists):
+      (of_model := Store(whole)).check_model(trained)
+      store = smaller_store(of_model, stores / name, kept.precision, kept.dimensions, progress)
+    else:
+      store = encode_corpus(trained, collection.documents, stores / name, length, progress=progress,
+                            precision=kept.precision, dimensions=kept.dimensions)
   with clock.times("encoding queries"):
     queries = embed_queries(model, collection.queries, store, protocol.query_length, progress=progress)
   with clock.times("searching"):

@@ -8,6 +8,7 @@ from tiny_model_dir import corpus, write_collection, write_model_dir
 
 from gtr_jax.cli.main import main
 from gtr_jax.collections.queries import read_queries
+from gtr_jax.evaluation import dense
 from gtr_jax.inference.embed import embed
 from gtr_jax.inference.load import load_model
 from gtr_jax.retrieval.runs import read_run
@@ -201,3 +202,32 @@ def test_what_is_no_array(tmp_path, capsys, data):
   assert gtr_jax(tmp_path, *encode, "--output", "@wrong") == 2
   err = capsys.readouterr().err
   assert "given.npy: not a whole .npy file (" in err and len(err.splitlines()) == 1, err
+
+
+def test_a_store_is_made_of_a_larger_one(folder, capsys, monkeypatch):
+  """As if the documents were embedded again, which they are not."""
+  encode = ["encode", "--model", "@model", "--collection", "@few"]
+  assert gtr_jax(folder, *encode, "--output", "@larger") == 0
+  for name, flags in (("8", "--precision int8"), ("1", "--precision binary"), ("6", "--dimensions 6"),
+                      ("86", "--precision int8 --dimensions 6")):
+    assert gtr_jax(folder, *encode, *flags.split(), "--output", f"@embedded{name}") == 0
+    assert gtr_jax(folder, "encode", "--embeddings", "@larger", *flags.split(), "--output", f"@made{name}") == 0
+    embedded, made = Store(folder / f"embedded{name}"), Store(folder / f"made{name}")
+    rows = slice(0, 40)
+    assert np.mean(embedded.codes(rows) != made.codes(rows)) < 0.01 or name == "6"
+    np.testing.assert_allclose(made[rows], embedded[rows], atol=0.02 if "8" in name else 1e-5)
+    np.testing.assert_allclose(made.norms(rows), embedded.norms(rows), rtol=1e-4)
+    assert (made.settings, made.documents_hash) == (embedded.settings, embedded.documents_hash)
+    assert made.document(3) == embedded.document(3)
+  for flags, message in (("--embeddings @larger", "holds float32 vectors of 8 numbers already"),
+                         ("--embeddings @made8 --precision binary", "holds int8 vectors, of which no others"),
+                         ("--embeddings @larger --dimensions 9", "--dimensions 9: the vectors have 8"),
+                         ("--embeddings @larger --model @model", "leave --model out")):
+    assert gtr_jax(folder, "encode", *flags.split(), "--output", "@none") == 2
+    assert message in capsys.readouterr().err
+
+  embedded, encode_corpus = [], dense.encode_corpus
+  monkeypatch.setattr(dense, "encode_corpus", lambda *args, **how: embedded.append(how) or encode_corpus(*args, **how))
+  assert gtr_jax(folder, "evaluate", "--model", "@model", "--collection", "@few", "--output", "@again", "--precision",
+                 "float32", "--precision", "int8", "--precision", "binary") == 0
+  assert [how["precision"] for how in embedded] == ["float32"]
