@@ -1,5 +1,6 @@
 """The measures of a run, by ir-measures: trec_eval's values; and BEIR's capped recall."""
 
+import math
 from collections.abc import Mapping
 
 import ir_measures
@@ -15,7 +16,17 @@ _QUERIES_AT_ONCE = 1000
 
 
 def measure(run: Run, qrels: Qrels) -> dict[str, float]:
-  """Means over all judged queries; a judged query that the run lacks counts as 0.
+  """The means of `of_queries`: a value in [0, 1] for each name in `MEASURES`."""
+  return means(of_queries(run, qrels))
+
+
+def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+  """measure -> mean over the queries."""
+  return {name: math.fsum(of.values()) / len(of) for name, of in values.items()}
+
+
+def of_queries(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
+  """The values of all judged queries; a judged query that the run lacks counts as 0.
 
   Args:
     run: rankings in trec_eval's order (`gtr_jax.retrieval.runs`); queries without judgements are ignored. MAP and
@@ -25,10 +36,10 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
     qrels: the judgements.
 
   Returns:
-    A value in [0, 1] for each name in `MEASURES`.
+    For each name in `MEASURES`: query id -> value in [0, 1], in the order of the judgements.
   """
   names = {str(m): name for name, m in _BY_IR_MEASURES.items()}
-  sums = dict.fromkeys(MEASURES, 0.0)
+  values = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
   query_ids = list(qrels)
   for start in range(0, len(query_ids), _QUERIES_AT_ONCE):
     part = query_ids[start:start + _QUERIES_AT_ONCE]
@@ -40,12 +51,13 @@ def measure(run: Run, qrels: Qrels) -> dict[str, float]:
       ranks = {query_id: {doc_id: float(-rank) for rank, doc_id in enumerate(doc_ids[:depth or last[query_id]])}
                for query_id, doc_ids in ranked.items()}
       for value in ir_measures.iter_calc(measures, {q: qrels[q] for q in part}, ranks):
-        sums[names[str(value.measure)]] += value.value
+        values[names[str(value.measure)]][value.query_id] = value.value
     for query_id in part:
       relevant = {doc_id for doc_id, grade in qrels[query_id].items() if grade > 0}
       if relevant and query_id in run:
-        sums[CAPPED] += len(relevant.intersection(run[query_id].doc_ids[:100])) / min(len(relevant), 100)
-  return {name: total / len(query_ids) for name, total in sums.items()}
+        hits = len(relevant.intersection(run[query_id].doc_ids[:100]))
+        values[CAPPED][query_id] = hits / min(len(relevant), 100)
+  return values
 
 
 def _last_judged(doc_ids: list[str], judged: Mapping[str, int]) -> int:
