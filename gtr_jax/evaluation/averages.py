@@ -1,6 +1,6 @@
 """What papers report of results on BEIR: means of its sets, and of CQADupStack's forums."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gtr_jax.collections.beir import CQADUPSTACK, FORUMS, SUITES
@@ -12,14 +12,21 @@ AVERAGES = {"BEIR-18": tuple(name for name in SUITES["beir"] if name != "msmarco
 """The plain means that papers report: of the 18 sets without MS MARCO, of the 14 public ones, of NanoBEIR's 13."""
 
 
+AVERAGE = "average"
+"""The column of the plain mean of all collections."""
+
+
 def recall_of(name: str) -> str:
   """The recall that papers report of a set: TREC-COVID has hundreds of relevant documents for a query, so it is capped.
   """
   return CAPPED if name == "trec-covid" else "Recall@100"
 
 
-def with_means(results: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-  """collection -> measure -> value, with CQADupStack as the plain mean of its forums where all of them are there."""
+def with_means(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+  """collection -> measure -> value, with CQADupStack as the plain mean of its forums where all of them are there.
+
+  Values, here and below, are numbers, or arrays of one shape.
+  """
   found = dict(results)
   if all(forum in found for forum in FORUMS):
     of_forums = [found[forum] for forum in FORUMS]
@@ -44,8 +51,25 @@ def shown(collections: Mapping[str, object]) -> list[str]:
   return [name for name in collections if not (name in FORUMS and CQADUPSTACK in collections)]
 
 
-def averages(results: Mapping[str, Mapping[str, float]], measure: str,
-             collections: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def row(results: Mapping[str, Mapping[str, Any]], names: Sequence[str], measure: str,
+        collections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """A system's row of a table: collection -> value, or None; of several their plain mean; and `averages`.
+
+  Args:
+    results: collection -> measure -> value.
+    names: of the collections.
+    measure: which.
+    collections: as of `averages`.
+  """
+  found: dict[str, Any] = {name: results.get(name, {}).get(measure) for name in names}
+  if len(names) > 1:
+    values = list(found.values())
+    found[AVERAGE] = None if any(value is None for value in values) else sum(values) / len(values)
+  return found | averages(results, measure, collections)
+
+
+def averages(results: Mapping[str, Mapping[str, Any]], measure: str,
+             collections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """The averages of `AVERAGES` whose sets are all there; recall as the papers take it, capped for TREC-COVID.
 
   Args:

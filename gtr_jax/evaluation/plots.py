@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from gtr_jax.evaluation.averages import AVERAGE
 from gtr_jax.evaluation.evaluate import BM25
 from gtr_jax.io.atomic import write_bytes
 
@@ -22,7 +23,6 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^v<>PX*hp"
 _WIDEST = 13.0  # inches of bars side by side
 WHOLE = "whole collection"
-AVERAGE = "average"
 
 Curve = tuple[Sequence[int], Sequence[float]]
 """(steps, values)."""
