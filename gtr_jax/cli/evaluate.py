@@ -48,7 +48,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   shared_flags.add_empty_documents(p)
   p.add_argument("--output", required=True, type=flags.path, help="folder for results.json, runs/ and embeddings/")
   p.add_argument("--json", action="store_true", help="print what was measured as JSON instead of tables: what "
-                 "this call adds to results.json")
+                 "this call adds to results.json, but for the values of single queries")
   shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.collections.protocol import Protocol
   from gtr_jax.evaluation.dense import Kept
   from gtr_jax.evaluation.evaluate import evaluate
-  from gtr_jax.evaluation.results_file import tables
+  from gtr_jax.evaluation.results_file import tables, without_queries
   from gtr_jax.formats.tokenization import Tokenization
   from gtr_jax.inference.load import for_several
   from gtr_jax.io.data_root import data_dir
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
                      attention=args.attention, kept=[Kept(precision, args.dimensions, args.rescore)
                                                      for precision in args.precision or ["float32"]],
                      stores=stores)
-  print_once(json.dumps(results, indent=2) if args.json else tables(results))
+  print_once(json.dumps(without_queries(results), indent=2) if args.json else tables(results))
 
 
 def _by_name(flag, given):

@@ -16,9 +16,9 @@ from gtr_jax.collections.find import find_collections, look_for_collections
 from gtr_jax.collections.protocol import Protocol, Task, check_task, find_one, read_task
 from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import averages, results_file
+from gtr_jax.evaluation import averages, results_file, significance
 from gtr_jax.evaluation.dense import Clock, Kept, StoreOfVectors, file_name, model_run, store_run
-from gtr_jax.evaluation.measures import measure
+from gtr_jax.evaluation.measures import means, measure, of_queries
 from gtr_jax.evaluation.results_file import DEPTH
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.inference.embed import embed_tokens
@@ -69,8 +69,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
 
   Returns:
     What this call adds to results.json: "depth", "collections" (name -> "split", "documents", "queries", "queries
-    without relevant documents", "median words", "hash", "beir": whether it is that set, "warnings") and "systems"
-    (name -> "model", "weights_hash", "dtype", "similarity", "results": collection -> measure -> value).
+    without relevant documents", "median words", "hash", "beir": whether it is that set, "warnings"), "systems"
+    (name -> "model", "weights_hash", "dtype", "similarity", "results": collection -> measure -> value, "per query": as
+    `significance.PerQuery`), and "significance" (`significance.Certainties`), of the systems of this call.
 
   Raises:
     InputError: a collection or a model cannot be read, or two of them have the same name.
@@ -115,7 +116,8 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     source = model or of_vectors
     of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
                                             "dtype": model and model.encoder.config.dtype,
-                                            "weights_hash": source and source.weights_hash, "results": {}}
+                                            "weights_hash": source and source.weights_hash, "results": {},
+                                            "per query": {}}
     there = earlier.get("systems", {}).get(name, of_system)
     again = averages.with_forums(results["collections"])
     dropped = [of_earlier for of_earlier in averages.shown(there["results"]) if of_earlier not in again]
@@ -141,8 +143,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
         continue
       with clock.times("measuring"):
         write_run(output / "runs" / f"{file_name(name)}-{file_name(collection.name)}.trec", run, name)
-        of_system["results"][collection.name] = {**measure(run, collection.qrels),
-                                                 MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
+        values = of_queries(run, collection.qrels)
+        of_system["results"][collection.name] = {**means(values), MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
+        of_system["per query"][collection.name] = significance.stored(values)
       note(f"{name} on {collection.name}: {clock}")
       results_file.write(output, results)
 
@@ -156,7 +159,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     del trained  # Before the next one is loaded.
   for name, of_vectors in stores.items():
     evaluate_system(name, of_vectors=of_vectors)
-  return processes.from_first(lambda: results_file.merged({}, results))
+  return processes.from_first(lambda: results_file.finish(output, results))
 
 
 def check_collections(collections: Sequence[epath.PathLike], suite: str | None, data_root: epath.PathLike,

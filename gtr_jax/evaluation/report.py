@@ -9,10 +9,9 @@ from etils import epath
 
 from gtr_jax.collections.beir import SETS
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import averages, plots, results_file, studies
+from gtr_jax.evaluation import averages, plots, results_file, significance, studies
 from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
 from gtr_jax.evaluation.measures import MEASURES
-from gtr_jax.evaluation.plots import AVERAGE
 from gtr_jax.evaluation.published import published
 from gtr_jax.evaluation.tables import Table, as_csv, markdown
 from gtr_jax.io.atomic import write_text
@@ -43,7 +42,7 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   """
   if not results and not model_dirs and not sweeps:
     raise InputError("nothing to report: give an evaluation's output, a training run, a sweep, or several of them")
-  scores, collections = _read_results(results)
+  scores, collections, per_query = _read_results(results)
   runs = {name: _read_metrics(path) for name, path in _named(model_dirs).items()}
   of_sweeps = [studies.read_study(path) for path in sweeps]
   output = location(output)
@@ -53,7 +52,7 @@ def write_report(output: epath.PathLike, results: Sequence[epath.PathLike] = (),
   report = _Report(output)
   report.parts.append(_TITLE)
   if scores:
-    _quality(report, scores, collections)
+    _quality(report, scores, collections, significance.certainties(scores, per_query, collections))
     _beside_published(report, scores, collections)
   for study in of_sweeps:
     _sweep(report, study)
@@ -88,14 +87,17 @@ class _Report:
     self.parts += [f"![{text}]({name}.png)", f"[{name}.svg]({name}.svg)"]
 
 
-def _quality(report: _Report, scores: Mapping, collections: Mapping) -> None:
+def _quality(report: _Report, scores: Mapping, collections: Mapping, certain: significance.Certainties) -> None:
   report.parts.append("## Retrieval quality")
   for measure in _HEADLINES:
     report.plot(f"{measure} of each system on each collection", _file(measure), plots.bars, measure,
                 _with_average(scores, averages.shown(collections), measure))
   for measure in MEASURES:
     with_average = _with_average(scores, averages.shown(collections), measure, collections)
-    report.table(f"### {measure}", _file(measure), Table("system", with_average, 4, best=True))
+    report.table(f"### {measure}", _file(measure),
+                 Table("system", with_average, 4, best=True, certain=certain.get(measure, {})))
+    if measure in certain:
+      report.parts.append(significance.legend({measure: certain[measure]}))
   rows = {name: {"documents": of["documents"], "queries": of["queries"], "median words": of["median words"]}
           for name, of in collections.items()}
   report.table("### Collections", "collections", Table("collection", rows, 1))
@@ -108,16 +110,9 @@ def _with_average(scores: Mapping, names: Sequence[str], measure: str,
 
   `collections`, what is said about them, adds the averages of papers on BEIR that a system has all sets of.
   """
-  out = {}
-  means = {system: averages.averages(of, measure, collections or {}) for system, of in scores.items()}
-  columns = dict.fromkeys(mean for of in means.values() for mean in of)
-  for system, of_system in scores.items():
-    out[system] = {name: of_system.get(name, {}).get(measure) for name in names}
-    if len(names) > 1:
-      values = list(out[system].values())
-      out[system][AVERAGE] = None if None in values else sum(values) / len(values)
-    out[system] |= {mean: means[system].get(mean) for mean in columns}
-  return out
+  found = {system: averages.row(of, names, measure, collections or {}) for system, of in scores.items()}
+  columns = dict.fromkeys(column for row in found.values() for column in row)
+  return {system: {column: row.get(column) for column in columns} for system, row in found.items()}
 
 
 def _beside_published(report: _Report, scores: Mapping, collections: Mapping) -> None:
@@ -237,15 +232,17 @@ def _file(name: str) -> str:
   return re.sub(r"\W+", "_", name.replace("@", "_at_")).strip("_").lower()
 
 
-def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, Mapping[str, float]]],
-                                                            dict[str, Mapping[str, Any]]]:
-  """(system -> collection -> measure -> value, what is said about each collection) of all evaluations together.
+def _read_results(paths: Sequence[epath.PathLike]) -> tuple[
+    dict[str, dict[str, Mapping[str, float]]], dict[str, Mapping[str, Any]], dict[str, dict[str, Mapping[str, str]]]]:
+  """(system -> collection -> measure -> value, what is said about each collection, system -> collection -> measure ->
+  values of single queries) of all evaluations together.
 
   A system that two evaluations call the same and that is not the same is told apart by the evaluation's folder.
   """
   scores: dict[str, dict[str, dict[str, float]]] = {}
   collections: dict[str, dict[str, Any]] = {}
   hashes: dict[str, str | None] = {}
+  per_query: dict[str, dict[str, Mapping[str, str]]] = {}
   for name, path in _named(paths).items():
     read = results_file.read(path)
     for collection, of in read["collections"].items():
@@ -261,7 +258,10 @@ def _read_results(paths: Sequence[epath.PathLike]) -> tuple[dict[str, dict[str, 
       if hashes.setdefault(system, of_system["weights_hash"]) != of_system["weights_hash"]:
         system = f"{system} ({name})"
       scores.setdefault(system, {}).update(of_system["results"])
-  return ({system: averages.with_means(of) for system, of in scores.items()}, averages.with_forums(collections))
+      per_query.setdefault(system, {}).update({
+          collection: of_system.get("per query", {}).get(collection, {}) for collection in of_system["results"]})
+  return ({system: averages.with_means(of) for system, of in scores.items()}, averages.with_forums(collections),
+          per_query)
 
 
 def _read_metrics(model_dir: epath.Path) -> list[dict[str, float]]:

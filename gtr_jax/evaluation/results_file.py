@@ -1,14 +1,13 @@
 """results.json: what `gtr-jax evaluate` has measured in a folder, earlier calls included; and its tables."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-import numpy as np
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import averages
+from gtr_jax.evaluation import averages, significance
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.tables import aligned
 from gtr_jax.io import lock
@@ -23,6 +22,8 @@ PROTOCOL = ("query_length", "document_length", "exclude_own_id")
 """What a collection's entry says of how it was evaluated. Lengths of None are each model's own."""
 
 _OURS = {"runs", "embeddings"}
+_PARTS = ("results", "per query")
+"""What a system's entry has of each collection."""
 _Collection = TypedDict("_Collection", {
     "documents": NonNegative, "queries": NonNegative, "median words": float, "hash": NotRequired[str | None],
     "beir": NotRequired[bool], "warnings": NotRequired[Sequence[str]], "query_length": NotRequired[Positive | None],
@@ -30,17 +31,15 @@ _Collection = TypedDict("_Collection", {
 _Values = TypedDict("_Values", {"nDCG@10": float})
 
 
-class _System(TypedDict):
-  weights_hash: str | None
-  results: Mapping[str, _Values]
-  similarity: NotRequired[str | None]
-  model: NotRequired[str | None]
-  dtype: NotRequired[str | None]
+_System = TypedDict("_System", {
+    "weights_hash": str | None, "results": Mapping[str, _Values], "per query": NotRequired[significance.PerQuery],
+    "similarity": NotRequired[str | None], "model": NotRequired[str | None], "dtype": NotRequired[str | None]})
 
 
 class _Results(TypedDict):
   collections: Mapping[str, _Collection]
   systems: Mapping[str, _System]
+  significance: NotRequired[significance.Certainties]
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
@@ -57,7 +56,19 @@ def read(path: epath.PathLike) -> dict[str, Any]:
       raise InputError(f"{place}: damaged, {name} has results on {sorted(unknown)[0]!r}, of which nothing is said; "
                        f"{advice}")
     check_json(place, system["results"], Mapping[str, Mapping[str, float]], advice)
+    for collection, of in system.get("per query", {}).items():
+      for measure, values in of.items():
+        if collection not in system["results"] or not _is_of(values, found["collections"][collection]["queries"]):
+          raise InputError(f"{place}: damaged, {measure} of {name} is not a value for each query of {collection}; "
+                           f"{advice}")
   return found
+
+
+def _is_of(values: str, num_queries: int) -> bool:
+  try:
+    return len(significance.read_stored(values)) == num_queries > 0
+  except ValueError:
+    return False
 
 
 def read_earlier(output: epath.Path) -> dict[str, Any]:
@@ -94,18 +105,33 @@ def _evaluated_otherwise(earlier: Mapping[str, Any], results: Mapping[str, Any])
 def merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
   """`results`, and of the earlier ones those of other systems, and of the same weights on other collections."""
   others = _evaluated_otherwise(earlier, results)
-  systems = {name: {**system, "results": {of: values for of, values in system["results"].items() if of not in others}}
-             for name, system in earlier.get("systems", {}).items()}
+  systems = {name: {**system, **{part: {of: values for of, values in system.get(part, {}).items() if of not in others}
+                                 for part in _PARTS}} for name, system in earlier.get("systems", {}).items()}
   systems = {name: system for name, system in systems.items() if system["results"]}
   for name, new in results["systems"].items():
     same = name in systems and all(systems[name].get(key) == new[key] for key in ("weights_hash", "similarity"))
-    systems[name] = {**new, "results": averages.with_means({**(systems[name]["results"] if same else {}),
-                                                        **new["results"]})}
+    parts = {part: {**(systems[name][part] if same else {}), **new[part]} for part in _PARTS}
+    systems[name] = {**new, **parts, "results": averages.with_means(parts["results"])}
   collections = {**earlier.get("collections", {}), **results["collections"]}
   return {**results, "systems": systems, "collections": averages.with_forums(collections)}
 
 
-def write(output: epath.Path, results: Mapping[str, Any]) -> None:
+def finish(output: epath.Path, results: Mapping[str, Any]) -> dict[str, Any]:
+  """As `write`, once more when all is measured, with what is significant; returns `results` with the same of them."""
+  added = _with_significance(merged({}, results))
+  write(output, results, lambda whole: added if {**whole, "significance": added["significance"]} == added
+        else _with_significance(whole))
+  return added
+
+
+def _with_significance(results: Mapping[str, Any]) -> dict[str, Any]:
+  systems = results["systems"]
+  return {**results, "significance": significance.certainties(
+      {name: of["results"] for name, of in systems.items()},
+      {name: of["per query"] for name, of in systems.items()}, results["collections"])}
+
+
+def write(output: epath.Path, results: Mapping[str, Any], finished: Callable[[dict[str, Any]], Any] = dict) -> None:
   """Adds results to what the folder holds now: another call may have written into it, or be writing.
 
   Calls on one machine, or on a file system that has locks, wait for each other. A bucket has none: of two calls that
@@ -115,24 +141,38 @@ def write(output: epath.Path, results: Mapping[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
   # Results that took hours are not lost for a file system without locks.
   with contextlib.nullcontext() if is_remote(output) else lock.locked(output / f".{RESULTS_FILE}.lock", wait=True):
-    write_json(output / RESULTS_FILE, merged(read_earlier(output), results), indent=2)
+    write_json(output / RESULTS_FILE, finished(merged(read_earlier(output), results)), indent=2)
+
+
+def without_queries(results: Mapping[str, Any]) -> dict[str, Any]:
+  """The results without the values of single queries, for people and programs that read them printed."""
+  return {**results, "systems": {name: {key: of for key, of in system.items() if key != "per query"}
+                                 for name, system in results["systems"].items()}}
 
 
 def tables(results: Mapping[str, Any]) -> str:
-  """The results as text: for each measure, systems by collections, their plain mean, and the means of BEIR's papers."""
+  """The results as text: for each measure, systems by collections, their plain mean, and the means of BEIR's papers.
+
+  Intervals, and what is marked, are of `significance`, and explained below.
+  """
   collections = averages.shown(results["collections"])
+  certain = results.get("significance", {})
   blocks = []
   for name in MEASURES:
-    means = {system: averages.averages(of["results"], name, results["collections"])
+    means = {system: averages.row(of["results"], collections, name, results["collections"])
              for system, of in results["systems"].items()}
-    of_papers = list(dict.fromkeys(mean for found in means.values() for mean in found))
-    rows = [[name, *collections, *["average"] * (len(collections) > 1), *of_papers]]
-    for system, of_system in results["systems"].items():
-      values = [of_system["results"].get(collection, {}).get(name) for collection in collections]
-      values += [None if None in values else float(np.mean(values))] * (len(collections) > 1)
-      values += [means[system].get(mean) for mean in of_papers]
-      rows.append([system, *("-" if value is None else f"{value:.4f}" for value in values)])
-    blocks.append(aligned(rows))
+    columns = list(dict.fromkeys(column for row in means.values() for column in row))
+    cells = {system: [certain.get(name, {}).get(column, {}).get(system) for column in columns] for system in means}
+    marks = {system: [significance.mark(cell) for cell in of] for system, of in cells.items()}
+    width = max((len(mark) for of in marks.values() for mark in of), default=0)
+    values = {system: [row.get(column) for column in columns] for system, row in means.items()}
+    blocks.append(aligned([[name, *(column + " " * width for column in columns)], *(
+        [system, *("-" + " " * width if value is None else f"{value:.4f}{mark.ljust(width)}"
+                   for value, mark in zip(values[system], marks[system], strict=True))] for system in means)]))
+    if any(any(of) for of in cells.values()):
+      blocks.append(aligned([[f"{name}, 95 %", *columns], *(
+          [system, *(significance.interval(cell) if cell else "-" for cell in of)] for system, of in cells.items())]))
+  blocks += filter(None, [significance.legend(certain)])
   if any("bytes a document" in of for of in results["systems"].values()):
     rows = [["ms a query", *collections, "bytes a document"]]
     for system, of in results["systems"].items():

@@ -165,7 +165,11 @@ def test_json_for_machines(place, model, tmp_path, monkeypatch, capfd):
   assert main(["evaluate", "--model", str(model), "--bm25", "--collection", collection, "--output",
                str(tmp_path / "results"), "--json"]) == 0
   printed = json.loads(capfd.readouterr().out)
-  assert printed == json.loads((tmp_path / "results/results.json").read_text())
+  kept = json.loads((tmp_path / "results/results.json").read_text())
+  for of in kept["systems"].values():
+    assert len(of.pop("per query")["small"]["nDCG@10"].split()) == 8
+  assert printed == kept
+  assert printed["significance"]["nDCG@10"]["small"].keys() == {"BM25", model.name}
   assert printed["systems"]["BM25"]["results"]["small"]["nDCG@10"] > 0
 
 

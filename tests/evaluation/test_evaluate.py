@@ -15,6 +15,7 @@ from gtr_jax.evaluation import evaluate as evaluation
 from gtr_jax.evaluation import results_file
 from gtr_jax.evaluation.evaluate import Protocol, RetrievalEvaluator, evaluate
 from gtr_jax.evaluation.results_file import tables
+from gtr_jax.evaluation.significance import read_stored
 from gtr_jax.inference import embed
 from gtr_jax.inference.load import load_model
 from gtr_jax.parallel.partitioning import make_mesh
@@ -38,7 +39,7 @@ def made(tmp_path_factory):
 
 def test_results_are_trec_evals_on_the_run_files(made):
   folder, _, results = made
-  assert json.loads((folder / "out" / "results.json").read_text()) == results
+  assert results_file.read(folder / "out") == results
   assert list(results["systems"]) == ["BM25", "one", "two"]
   assert results["collections"]["a"] == {
       "split": "test", "documents": 40, "queries": 12, "beir": False, "hash": read_collection(folder / "a").hash,
@@ -59,14 +60,18 @@ def test_results_are_trec_evals_on_the_run_files(made):
       for ours, theirs in (("nDCG@10", "ndcg_cut_10"), ("Recall@100", "recall_100"), ("MAP", "map")):
         total = sum(v[theirs] for v in by_trec_eval.values())
         assert values[ours] == pytest.approx(total / len(qrels), abs=1e-9), (system, name, ours)
+        if ours != "MAP":
+          np.testing.assert_allclose(read_stored(of_system["per query"][name][ours]),
+                                     [by_trec_eval[query_id][theirs] for query_id in sorted(qrels)], atol=5.1e-5)
   assert results["systems"]["BM25"]["results"]["a"]["nDCG@10"] > 0.5
 
 
 def test_tables(made):
   text = tables(made[2])
   blocks = text.split("\n\n")
-  assert [block.split()[0] for block in blocks] == [
-      "nDCG@10", "MRR@10", "Recall@100", "Capped", "MAP"]
+  assert [block.split("  ")[0] for block in blocks[:-1]] == [
+      "nDCG@10", "nDCG@10, 95 %", "MRR@10", "Recall@100", "Recall@100, 95 %", "Capped recall@100", "MAP"]
+  assert blocks[-1].startswith("95 % intervals: percentile bootstrap over queries.\n† below")
   rows = [line.split() for line in blocks[0].splitlines()]
   assert rows[0] == ["nDCG@10", "a", "b", "average"]
   values = made[2]["systems"]["two"]["results"]
@@ -193,13 +198,13 @@ def test_an_interrupted_evaluation_keeps_what_it_has_measured(tmp_path, monkeypa
   for name, documents in (("a", 20), ("b", 25)):
     write_collection(tmp_path / name, corpus(documents))
   given = ({}, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-  measure = evaluation.measure
+  of_queries = evaluation.of_queries
   with monkeypatch.context() as interrupted:
     def stop_at_b(run, qrels):
       if len(read_run(tmp_path / "out/runs/BM25-a.trec")) and (tmp_path / "out/results.json").exists():
         raise KeyboardInterrupt
-      return measure(run, qrels)
-    interrupted.setattr(evaluation, "measure", stop_at_b)
+      return of_queries(run, qrels)
+    interrupted.setattr(evaluation, "of_queries", stop_at_b)
     with pytest.raises(KeyboardInterrupt):
       evaluate(*given, bm25=True, progress=False)
   there = json.loads((tmp_path / "out/results.json").read_text())

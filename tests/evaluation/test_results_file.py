@@ -22,7 +22,9 @@ GOOD = {"depth": 1000,
                               "warnings": ["one"], "query_length": None, "document_length": 8,
                               "exclude_own_id": False}},
         "systems": {"A": {"model": "a", "weights_hash": "x", "similarity": "cosine",
-                          "results": {"c": {"nDCG@10": 0.5, "MAP": 0.25}}}}}
+                          "results": {"c": {"nDCG@10": 0.5, "MAP": 0.25}},
+                          "per query": {"c": {"nDCG@10": "0.25 0.75"}}}},
+        "significance": {"nDCG@10": {"c": {"A": {"low": 0.25, "high": 0.75, "p": 0.5}}}}}
 SWEEP = {"runs": [{"name": "r", "axes": {"size": 1}, "results": "results.json", "model_dir": "a", "failed": None}],
          "bm25": None, "axes": {"size": [1, 2]}}
 MANIFEST = {"format": manifests.FORMAT, "gtr_jax": "0.1.0", "inputs": [{"name": "a", "sha256": "0"}],
