@@ -166,7 +166,7 @@ def _rng(name, number):
 
 
 def p_value(difference: float, flipped: np.ndarray) -> float:
-  """Two-sided: the share of draws as far from 0 as the difference, itself among them (Davison and Hinkley 1997, 4.11).
+  """Two-sided: the share of draws as far from 0 as the difference, itself among them (Phipson and Smyth 2010).
 
   Args:
     difference: of two systems' means.
