@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gtr_jax.dry_run import matrix_products
@@ -66,20 +66,6 @@ class Predicted:
   uncounted: float = 0.0
 
 
-@dataclass
-class _Sum:
-  """Of what is computed, by what it is for, and what is exchanged meanwhile or waited for."""
-
-  parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-  def finish(self, memory: float, waits: float, beside: float) -> None:
-    computing = max(sum(self.parts.values()), memory)
-    for part, more in (("waiting for the memory", computing - sum(self.parts.values())),
-                       ("the interconnect", waits + max(beside - computing, 0.0))):
-      if more > 0:
-        self.parts[part] += more
-
-
 def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] | None = None) -> Predicted | None:
   """What a step takes; None where the compiler says nothing.
 
@@ -88,7 +74,8 @@ def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] |
     chip: a TPU that it was compiled for.
     kernel_shares: of `Program.work`.
   """
-  least, expected = _Sum(), _Sum()
+  least: dict[str, float] = defaultdict(float)
+  expected: dict[str, float] = defaultdict(float)
   cycles, hbm_bytes, waits, beside, sent = 0, 0.0, 0.0, 0.0, 0.0
   for instruction, operands, times, _ in program.executed(into_fusions=False):
     kind = instruction.opcode.removesuffix("-start")
@@ -115,18 +102,26 @@ def predicted(program: Program, chip: Chip, kernel_shares: Mapping[int, float] |
       of_compiler = _CYCLES.search(instruction.attributes)
       said = int(of_compiler[1]) / chip.clock if of_compiler else shortest
       cycles += of_compiler is not None
-    least.parts[_part(instruction)] += times * shortest
-    expected.parts[_part(instruction)] += times * said
+    least[_part(instruction)] += times * shortest
+    expected[_part(instruction)] += times * said
   if not cycles:
     return None
   beside += sent / chip.network if chip.network else 0.0
-  for of_step in (least, expected):
-    of_step.finish(hbm_bytes / chip.memory_bandwidth, waits, beside)
-  parts = {part: Seconds(least.parts.get(part, 0.0), expected.parts.get(part, 0.0))
-           for part in {**least.parts, **expected.parts}}
-  return Predicted(sum(least.parts.values()), sum(expected.parts.values()),
-                   dict(sorted(parts.items(), key=lambda part: -part[1].expected)), hbm_bytes,
+  for parts in (least, expected):
+    _add_waiting(parts, hbm_bytes / chip.memory_bandwidth, waits, beside)
+  both = {part: Seconds(least.get(part, 0.0), expected.get(part, 0.0)) for part in {**least, **expected}}
+  return Predicted(sum(least.values()), sum(expected.values()),
+                   dict(sorted(both.items(), key=lambda part: -part[1].expected)), hbm_bytes,
                    0.0 if chip.network else sent)
+
+
+def _add_waiting(parts: dict[str, float], memory: float, waits: float, beside: float) -> None:
+  """To what is computed, what it waits for: the memory, and what is exchanged."""
+  computing = max(sum(parts.values()), memory)
+  for part, more in (("waiting for the memory", computing - sum(parts.values())),
+                     ("the interconnect", waits + max(beside - computing, 0.0))):
+    if more > 0:
+      parts[part] += more
 
 
 def _computing(program: Program, instruction: Instruction, operands: tuple[Shape, ...], chip: Chip) -> float:

@@ -118,3 +118,22 @@ def in_blocks(x, shape):
 def from_blocks(x, like):
   """`[R, B, D]` -> the shape of `like`, `[G, n, D]`."""
   return x.reshape(-1, x.shape[-1])[:math.prod(like.shape[:2])].reshape(like.shape)
+
+
+def of_texts(x: jax.Array, d_pairs: jax.Array, d_own: jax.Array, partner: jax.Array, d_negatives: jax.Array | None,
+             factor: jax.Array) -> jax.Array:
+  """The gradient of the embeddings `x` of one side, `[G, n, D]`, from those of the blocks of logits.
+
+  Args:
+    x: the side's.
+    d_pairs: `[R, B, D]`, of its pairs, but for their own logits.
+    d_own: `[G, pairs]`, of the own logits.
+    partner: embeddings of the other side, `[G, n, D]`.
+    d_negatives: `[R, B, D]`, of what follows the pairs; None where it meets nothing.
+    factor: that all of it lacks.
+  """
+  pairs, negatives = d_own.shape[1], x[:, d_own.shape[1]:]
+  whole = from_blocks(d_pairs, x[:, :pairs]) + d_own[..., None] * partner[:, :pairs].astype(d_pairs.dtype)
+  of_negatives = (jnp.zeros_like(negatives, d_pairs.dtype) if d_negatives is None
+                  else from_blocks(d_negatives, negatives))
+  return (jnp.concatenate([whole, of_negatives], axis=1) * factor).astype(x.dtype)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from gtr_jax.losses.blocks import cut, from_blocks, in_blocks
+from gtr_jax.losses.blocks import cut, in_blocks, of_texts
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.own_negatives import own_negatives
 from gtr_jax.losses.rounds import Ring, on_mesh, one_after_the_other, shards_of_mesh, total
-from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep
+from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 
 
@@ -179,10 +179,7 @@ def _at_home(ring, of_hops):
 
 def _add(sums, logits, axis):
   """Adds a block of logits, masked with -inf, to the sums along `axis`."""
-  if sums.ahead is not None:
-    # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
-    ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
-    sums = sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
+  sums = with_ahead(sums, logits, axis)
   logits = _within(logits, sums.limit, axis)
   top = jnp.maximum(sums.top, jnp.max(logits, axis))
   exp_sum = sums.exp_sum * jnp.exp(sums.top - top) + jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis)
@@ -233,17 +230,9 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = total(d_scale[None])
 
-  pairs = mask_inputs.valid.shape[1]
-
-  def whole(x, d_pairs, partner, d_negatives):
-    """The gradient of `x`, from those of the blocks."""
-    negatives = x[:, pairs:]
-    d_pairs = from_blocks(d_pairs, x[:, :pairs]) + d_own.reshape(-1, pairs, 1) * partner[:, :pairs].astype(dtype)
-    d_negatives = jnp.zeros_like(negatives, dtype) if d_negatives is None else from_blocks(d_negatives, negatives)
-    return (jnp.concatenate([d_pairs, d_negatives], axis=1) * (cotangent * scale)).astype(x.dtype)
-
-  return (whole(queries, d_rows, passages, d_negative_queries), whole(passages, d_columns, queries, d_negatives),
-          d_scale * cotangent)
+  d_own, factor = d_own.reshape(mask_inputs.valid.shape), cotangent * scale
+  return (of_texts(queries, d_rows, d_own, passages, d_negative_queries, factor),
+          of_texts(passages, d_columns, d_own, queries, d_negatives, factor), d_scale * cotangent)
 
 
 def _d_logits(logits, weights, axis):

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gtr_jax.losses.blocks import cut, from_blocks
+from gtr_jax.losses.blocks import cut, of_texts
 from gtr_jax.losses.in_batch import NO_PARAMS
 from gtr_jax.losses.own_params import check_own_params
 from gtr_jax.losses.rounds import Ring, on_mesh, total
-from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep
+from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Range
@@ -124,9 +124,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale, bias):
   parts = cut(loss, block, queries, passages, mask_inputs)
 
   def add(sums, logits, axis):
-    if sums.ahead is not None:
-      ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
-      sums = sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
+    sums = with_ahead(sums, logits, axis)
     return sums._replace(loss=sums.loss + jnp.sum(jax.nn.softplus(logits + bias), axis),
                          slope=sums.slope + jnp.sum(jax.nn.sigmoid(logits + bias), axis))
 
@@ -151,7 +149,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, bias, saved, 
   loss, block = static
   own, slope = saved
   parts = cut(loss, block, queries, passages, mask_inputs)
-  dtype, pairs = scale.dtype, mask_inputs.valid.shape[1]
+  dtype = scale.dtype
 
   def d_logits(logits, weights, axis):
     del weights, axis
@@ -175,12 +173,6 @@ def _local_backward(static, queries, passages, mask_inputs, scale, bias, saved, 
     d_columns += d_positives
   d_scale = total(d_scale[None])
 
-  def whole(x, d_pairs, partner, d_negatives):
-    """The gradient of `x`, from those of the blocks."""
-    d_pairs = from_blocks(d_pairs, x[:, :pairs]) + d_own.reshape(-1, pairs, 1) * partner[:, :pairs].astype(dtype)
-    negatives = x[:, pairs:]
-    d_negatives = jnp.zeros_like(negatives, dtype) if d_negatives is None else from_blocks(d_negatives, negatives)
-    return (jnp.concatenate([d_pairs, d_negatives], axis=1) * (cotangent * scale)).astype(x.dtype)
-
-  return (whole(queries, d_rows, passages, d_negative_queries), whole(passages, d_columns, queries, d_negatives),
-          d_scale * cotangent, slope * cotangent)
+  d_own, factor = d_own.reshape(mask_inputs.valid.shape), cotangent * scale
+  return (of_texts(queries, d_rows, d_own, passages, d_negative_queries, factor),
+          of_texts(passages, d_columns, d_own, queries, d_negatives, factor), d_scale * cotangent, slope * cotangent)

@@ -102,6 +102,15 @@ def sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, add: Callable
   return row_sums, of_hops
 
 
+def with_ahead(sums: Any, logits: jax.Array, axis: int) -> Any:
+  """`sums`, where they count which of a block of logits are not below the `own` ones, with these."""
+  if sums.ahead is None:
+    return sums
+  # Counted in floating point: XLA sums integers over rows many times more slowly on CPU.
+  ahead = (logits >= jnp.expand_dims(sums.own, axis)).astype(logits.dtype)
+  return sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
+
+
 def gradient_sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, d_logits: Callable, d_rows: jax.Array,
                    row_weights: Any, column_weights: Any = None) -> tuple[jax.Array, jax.Array]:
   """Adds to the gradient of the rows what their logits give, less the factor `scale`; and the gradient of the columns.

@@ -5,21 +5,17 @@ import io
 import os
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
 from gtr_jax.collections.corpus import Documents, check_id
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import lines
-from gtr_jax.io.bars import Bar
 from gtr_jax.io.paths import is_remote, location
-from gtr_jax.parallel import processes
-from gtr_jax.retrieval.quantization import check, shortened
+from gtr_jax.retrieval.quantization import are_normalized, check, shortened
 from gtr_jax.retrieval.store import Store, StoreWriter
 
 _ROWS_AT_ONCE = 8192
-_UNIT = 1e-3  # How far from 1 a length may be, as of vectors that were normalised in 16 bits.
 
 
 class GivenVectors(NamedTuple):
@@ -59,7 +55,7 @@ def read_given(vectors: epath.PathLike, ids: epath.PathLike) -> GivenVectors:
       row = start + int(np.argmin(np.isfinite(norms)))
       raise InputError(f"{vectors}: row {row} (of {names[row]!r:.80}) is not finite in float32; compute it again, or "
                        "remove it and its id")
-    normalized &= bool((np.abs(norms - 1) < _UNIT).all())
+    normalized &= are_normalized(norms)
   return GivenVectors(names, array, normalized, digest.hexdigest())
 
 
@@ -88,13 +84,12 @@ def store_vectors(given: GivenVectors, output: Any, precision: str = "float32", 
 
   if writer.scales_missing:
     writer.calibrate(rows(writer.sample_rows()))
-  with Bar(len(given.ids), "storing vectors", " vectors", shown=progress and processes.is_first()) as bar:
-    for number, chunk in enumerate(writer.missing_chunks()):
-      if number % jax.process_count() == jax.process_index():
-        of_chunk = rows(slice(chunk.start, chunk.stop))
-        writer.write_chunk(chunk, of_chunk, np.linalg.norm(of_chunk, axis=1))
-      bar.update(len(chunk))
-  return writer.finish()
+
+  def made(which):
+    vectors = rows(which)
+    return vectors, np.linalg.norm(vectors, axis=1)
+
+  return writer.write_all(made, progress)
 
 
 def for_store(given: GivenVectors, store: Store) -> np.ndarray:

@@ -19,6 +19,7 @@ from gtr_jax.errors import InputError
 PRECISIONS = ("float32", "int8", "binary")
 _MOST = 127  # -128 has no counterpart.
 _WORD = 32   # bits
+_UNIT = 1e-3  # How far from 1 a length may be, as of vectors that were normalised in 16 bits.
 _QUERIES_AT_ONCE = 32
 _RESCORED_AT_ONCE = 8192  # candidates, of one or several queries
 
@@ -121,6 +122,11 @@ def shortened(vectors_RxD: np.ndarray, dim: int, normalize: bool) -> np.ndarray:
     return vectors_RxD
   cut = vectors_RxD[:, :dim]
   return normalized(cut, np.linalg.norm(cut, axis=1)) if normalize else np.ascontiguousarray(cut)
+
+
+def are_normalized(norms: np.ndarray) -> bool:
+  """Whether all of these lengths are 1."""
+  return bool((np.abs(norms - 1) < _UNIT).all())
 
 
 def normalized(embeddings: np.ndarray, norms: np.ndarray) -> np.ndarray:

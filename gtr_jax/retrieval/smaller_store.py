@@ -2,18 +2,12 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from gtr_jax.collections.corpus import Documents, View
 from gtr_jax.errors import InputError
-from gtr_jax.io.bars import Bar
-from gtr_jax.parallel import processes
-from gtr_jax.retrieval.quantization import check, shortened
-from gtr_jax.retrieval.store import Store, StoreWriter
-
-_ROWS_AT_ONCE = 8192
-_UNIT = 1e-3  # How far from 1 the length of a normalised vector may be.
+from gtr_jax.retrieval.quantization import are_normalized, check, shortened
+from gtr_jax.retrieval.store import CHUNK_ROWS, Store, StoreWriter
 
 
 def smaller_store(whole: Store, output: Any, precision: str = "float32", dimensions: int | None = None,
@@ -45,18 +39,15 @@ def smaller_store(whole: Store, output: Any, precision: str = "float32", dimensi
                      "--dimensions how they are to be kept")
   texts = (View(count, lambda row, field=field: whole.document(row)[field]) for field in (1, 2))
   writer = StoreWriter(output, Documents(whole.ids, *texts), dim, whole.settings, precision)
-  normalize = all((np.abs(np.linalg.norm(whole[slice(start, start + _ROWS_AT_ONCE)], axis=1) - 1) < _UNIT).all()
-                  for start in range(0, count, _ROWS_AT_ONCE))
+  normalize = all(are_normalized(np.linalg.norm(whole[start:start + CHUNK_ROWS], axis=1))
+                  for start in range(0, count, CHUNK_ROWS))
   if writer.scales_missing:
-    sample = np.concatenate([whole[slice(row, row + 1)] for row in writer.sample_rows()])
+    sample = np.concatenate([whole[row:row + 1] for row in writer.sample_rows()])
     writer.calibrate(shortened(sample, dim, normalize))
-  with Bar(count, "storing vectors", " vectors", shown=progress and processes.is_first()) as bar:
-    missing = writer.missing_chunks()
-    bar.skip(count - sum(map(len, missing)))
-    for number, chunk in enumerate(missing):
-      if number % jax.process_count() == jax.process_index():
-        rows = slice(chunk.start, chunk.stop)
-        lengths = np.linalg.norm(whole[rows][:, :dim], axis=1) * (whole.norms(rows) if normalize else 1)
-        writer.write_chunk(chunk, shortened(whole[rows], dim, normalize), lengths)
-      bar.update(len(chunk))
-  return writer.finish()
+
+  def made(rows):
+    vectors = whole[rows]
+    norms = np.linalg.norm(vectors[:, :dim], axis=1) * (whole.norms(rows) if normalize else 1)
+    return shortened(vectors, dim, normalize), norms
+
+  return writer.write_all(made, progress)

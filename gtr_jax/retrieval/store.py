@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.inference.load import Model
 from gtr_jax.io import jsonl
 from gtr_jax.io.atomic import write_parts
+from gtr_jax.io.bars import Bar
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.paths import location
 from gtr_jax.parallel import processes
@@ -323,6 +324,22 @@ class StoreWriter:
     checksums = np.array([checksum_of(self._quantizer, arrays[0]), zlib.crc32(arrays[1].data)], np.uint32)
     for name, array in zip((EMBEDDINGS, NORMS, OF_BOTH), (*arrays, checksums), strict=True):
       write_parts(self.path / name.format(chunk), [npy(array)])
+
+  def write_all(self, made: Callable[[slice], tuple[np.ndarray, np.ndarray]], progress: bool) -> Store:
+    """Writes all chunks that are missing, and finishes; for vectors that are there already, and need no devices.
+
+    Args:
+      made: what `write_chunk` takes, of consecutive rows.
+      progress: show a progress bar on stderr.
+    """
+    chunks = self.missing_chunks()
+    with Bar(len(self.order), "storing vectors", " vectors", shown=progress and processes.is_first()) as bar:
+      bar.skip(len(self.order) - sum(map(len, chunks)))
+      for number, chunk in enumerate(chunks):
+        if number % jax.process_count() == jax.process_index():
+          self.write_chunk(chunk, *made(slice(chunk.start, chunk.stop)))
+        bar.update(len(chunk))
+    return self.finish()
 
   def finish(self) -> Store:
     """Marks the store complete, when all processes have written their chunks, and opens it."""
