@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import NO_PARAMS
+from gtr_jax.losses.rounds import before_the_loop
 from gtr_jax.models.pooling import l2_normalize
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive
@@ -95,10 +97,11 @@ class MatryoshkaLoss:
     """
     width = queries.shape[-1]
     self.check_width(width)
-    total: Any = 0.0
+    total: Any = jnp.zeros((), jnp.float32)
     found: dict[str, jax.Array] = {}
     for length, weight in self.weight_of.items():
       cut = [x if length == width else self._cut(x, length) for x in (queries, passages)]
+      total, cut = before_the_loop(total, cut)
       of_length, metrics = self.loss(*cut, batch, params=params, train=train)
       total = total + weight * of_length
       found |= metrics if length == width else {f"mrr_{length}": metrics["mrr"]}

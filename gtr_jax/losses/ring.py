@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from gtr_jax.losses.blocks import cut, in_blocks, of_texts
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.own_negatives import own_negatives
-from gtr_jax.losses.rounds import Ring, on_mesh, one_after_the_other, shards_of_mesh, total
+from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, one_after_the_other, shards_of_mesh, total
 from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 
@@ -107,15 +107,16 @@ def _sums(static, queries, passages, mask_inputs, scale):
 def _forward(static, *inputs):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   local = on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole), (whole, grouped))
-  result, saved = local(*inputs)
+  result, saved = before_the_loop(*local(*inputs))
   return result, (*inputs, saved)
 
 
 def _backward(static, residuals, cotangents):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+  residuals, cotangent = before_the_loop(residuals, cotangents[0])  # One loss after the other.
   local = on_mesh(functools.partial(_local_backward, static), (grouped, grouped, grouped, whole, grouped, whole),
                    (grouped, grouped, whole))
-  d_queries, d_passages, d_scale = local(*residuals, cotangents[0])
+  d_queries, d_passages, d_scale = local(*residuals, cotangent)
   return d_queries, d_passages, None, d_scale
 
 

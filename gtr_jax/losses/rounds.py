@@ -106,7 +106,7 @@ def of_all(tree: Any) -> Any:
 
 
 def before_the_loop(x: Any, exchanged: Any) -> tuple[Any, Any]:
-  """What a loop starts from, and what is exchanged while it runs; on CPU, before it does."""
+  """What a loop starts from, and what is exchanged beside it; on CPU neither before both are there."""
   return one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
 
 

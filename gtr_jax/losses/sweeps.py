@@ -60,6 +60,7 @@ def sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, add: Callable
   Returns:
     The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
   """
+  row_sums, columns = before_the_loop(row_sums, columns)  # After the sweep that the sums are of.
   all_facts = of_all(columns.facts)
   all_limits = None if column_sums is None else of_all(column_sums.limit)
 
@@ -122,6 +123,7 @@ def gradient_sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, d_lo
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+  d_rows, (columns, column_weights) = before_the_loop(d_rows, (columns, column_weights))
   all_facts, all_weights = of_all(columns.facts), of_all(column_weights)
   nothing = jnp.swapaxes(jnp.zeros_like(columns.x, dtype), 1, 2)
 
