@@ -25,7 +25,8 @@ LAYERS = (
     {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy"},
-    {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy"},
+    {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
+     "teachers": "etils huggingface_hub numpy sentence_transformers"},
     {"cli": ""},
 )
 
@@ -99,7 +100,7 @@ def test_no_circle():
     ("gin", {"config"}), ("orbax", {"checkpoints"}), ("clu", {"training", "integrations"}),
     ("tensorflow", {"data", "integrations", "formats"}), ("apache_beam", {"prepare"}),
     ("seqio", {"data", "integrations"}), ("torch", {"formats"}), ("transformers", set()), ("t5x", {"integrations"}),
-    ("wandb", {"training"}), ("sentence_transformers", {"mining"}),
+    ("wandb", {"training"}), ("sentence_transformers", {"mining", "teachers"}),
 ])
 def test_one_place_imports_it(package, only_in):
   for path in files():
@@ -128,6 +129,7 @@ BY_HAND = {
     "prepare/beam.py": "a folder that many workers fill",
     "prepare/engine.py": "a work folder that a later run goes on in",
     "prepare/passages.py": "within a new folder of atomic",
+    "prepare/work_folder.py": "gives what a later run may go on in its name",
     "demo/corpus.py": "replaces a corpus, and keeps what others have put there",
     "prepare/seven_zip.py": "a pipe",
     "demo/run.py": "its own marker",

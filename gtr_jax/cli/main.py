@@ -21,6 +21,7 @@ from gtr_jax.cli import (
   search,
   shared_flags,
   sweep,
+  teach,
   train,
 )
 from gtr_jax.errors import InputError, TrainingError
@@ -28,7 +29,8 @@ from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
-            "convert": convert, "merge": merge, "mine": mine, "sweep": sweep, "report": report, "demo": demo}
+            "convert": convert, "merge": merge, "mine": mine, "teach": teach, "sweep": sweep, "report": report,
+            "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo

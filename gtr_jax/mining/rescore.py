@@ -58,6 +58,12 @@ class BiEncoderRescorer:
 class CrossEncoderRescorer:
   """A cross-encoder of sentence-transformers: what its `predict` gives, with the activation that it was saved with.
 
+  Args:
+    path: its folder, or its name on the hub.
+    flag: that it was given with, for errors.
+    other_flag: that a bi-encoder is for.
+    batch_size: pairs that it takes at once.
+
   Raises:
     InputError: sentence-transformers is not installed, or reads no cross-encoder of one score at the path.
   """
@@ -65,32 +71,34 @@ class CrossEncoderRescorer:
   pairs_at_once = 1024
   takes_all_processes = False
 
-  def __init__(self, path: epath.PathLike):
+  def __init__(self, path: epath.PathLike, flag: str = "--rescore_cross_encoder",
+               other_flag: str = "--rescore", batch_size: int = 32):
     try:
       from sentence_transformers import CrossEncoder
     except ImportError as e:
-      raise InputError("--rescore_cross_encoder: sentence-transformers is not installed; install it: pip install "
+      raise InputError(f"{flag}: sentence-transformers is not installed; install it: pip install "
                        "sentence-transformers") from e
-    self._path = path
+    self._path, self._flag, self._batch_size = path, flag, batch_size
     try:
       self._model = CrossEncoder(str(path))
     except (OSError, ValueError, KeyError) as e:
-      raise InputError(f"--rescore_cross_encoder {path}: no cross-encoder that sentence-transformers reads "
+      raise InputError(f"{flag} {path}: no cross-encoder that sentence-transformers reads "
                        f"({first_line(e)})") from e
     loaded, saved = type(self._model.model).__name__, self._model.config.architectures or []
     if loaded.endswith("ForSequenceClassification") and loaded not in saved:  # It would get a random one.
-      raise InputError(f"--rescore_cross_encoder {path}: saved as {', '.join(saved) or 'no model'}, without the head "
-                       "that scores a pair; a bi-encoder is for --rescore")
+      raise InputError(f"{flag} {path}: saved as {', '.join(saved) or 'no model'}, without the head "
+                       f"that scores a pair; a bi-encoder is for {other_flag}")
     if self._model.num_labels != 1:
-      raise InputError(f"--rescore_cross_encoder {path}: gives {self._model.num_labels} numbers for a pair; one that "
+      raise InputError(f"{flag} {path}: gives {self._model.num_labels} numbers for a pair; one that "
                        "gives a single score is needed")
 
   def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     different = list(dict.fromkeys(pairs))
     scores = np.zeros(0, np.float32)
     if different:
-      scores = np.asarray(self._model.predict(different, show_progress_bar=False), np.float32)
+      scores = np.asarray(self._model.predict(different, batch_size=self._batch_size, show_progress_bar=False),
+                          np.float32)
     if not np.isfinite(scores).all():
-      raise InputError(f"--rescore_cross_encoder {self._path}: a score is not finite; the weights are damaged")
+      raise InputError(f"{self._flag} {self._path}: a score is not finite; the weights are damaged")
     of_pair = dict(zip(different, scores, strict=True))
     return np.asarray([of_pair[pair] for pair in pairs], np.float32)

@@ -16,7 +16,7 @@ from etils import epath
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io import atomic, data_root, failures
 from gtr_jax.io.json_file import read_json
-from gtr_jax.prepare import buckets, engine, manifests, near_pairs, records, transforms
+from gtr_jax.prepare import buckets, engine, manifests, near_pairs, records, transforms, work_folder
 from gtr_jax.prepare.interface import KEPT_PLACES, Source
 from gtr_jax.prepare.records import Pair
 
@@ -66,7 +66,7 @@ def prepare(source: Source, settings: manifests.Settings, runner: str, options: 
     manifests.check_broken(tally, max_broken)
     manifests.write(new, description, tally, _name_shards(new))
     if "://" in os.fspath(final):
-      engine.copy(new, final)
+      work_folder.copy(new, final)
     else:
       new.rename(final)
   finally:

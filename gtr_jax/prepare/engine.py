@@ -18,16 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import atomic, data_root, lock, tables
+from gtr_jax.io import atomic, data_root, tables
 from gtr_jax.io.bars import Bar
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.lines import Part, is_compressed
-from gtr_jax.prepare import buckets, decontaminate, manifests, near_pairs, records, transforms, workers
+from gtr_jax.prepare import buckets, decontaminate, manifests, near_pairs, records, transforms, work_folder, workers
 from gtr_jax.prepare.interface import RetryableError, Source
 from gtr_jax.prepare.records import Pair
 
 _HERE = "\0"  # In the places of what was read: the part's file.
-_MARK = "description.json"  # Of a work folder: what is prepared there.
 _STAGES = ("read", "join", "near", "match", "earlier", "write", "shards")
 _BUCKET_BYTES = 64 << 20  # Of the input, for each bucket, at most.
 _MIN_BUCKETS = 64
@@ -112,11 +111,8 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   if manifests.is_there(final, description, max_broken):
     say(f"{final} is up to date")
     return final
-  work = pathlib.Path(data_root.local_dir()) / f"{name}.tmp"
-  if work.exists() and not work.is_dir():
-    raise InputError(f"{work}: a file, where work in progress goes; move it, or give another --name")
-  work.mkdir(parents=True, exist_ok=True)
-  with _locked(work):
+  work = work_folder.path_of(name)
+  with work_folder.locked(work):
     parts = parts_of(source, settings)
     keys = tuple(manifests.part_keys(source, settings, parts))
     _begin(work, description, keys, say)
@@ -135,36 +131,13 @@ def prepare(source: Source, settings: manifests.Settings, *, processes: int | No
   return final
 
 
-@contextlib.contextmanager
-def _locked(work: pathlib.Path) -> Iterator[None]:
-  """For one process at a time. Raises InputError where another has it, or the folder holds what is not ours."""
-  there = sorted(path.name for path in work.iterdir() if path.name != "lock" and not path.name.startswith(f".{_MARK}."))
-  if there and _fingerprint(work) is None:
-    raise InputError(f"{work}: gtr-jax prepare works in a folder of this name, and this one is not its own (it holds "
-                     f"{there[0]}); move it, or give another --name")
-  with contextlib.ExitStack() as stack:
-    try:
-      stack.enter_context(lock.locked(work / "lock", wait=False))
-    except BlockingIOError:
-      raise InputError(f"{work}: another process is preparing it; wait for it, or give another --name") from None
-    yield
-
-
-def _fingerprint(work: pathlib.Path) -> str | None:
-  """Of what a work folder was begun for; None of one that no preparation has made."""
-  try:
-    return read_json(work / _MARK, dict, "").get("fingerprint")
-  except (OSError, InputError):
-    return None
-
-
 def _begin(work: pathlib.Path, description: dict, keys: Sequence[str], say: Callable[[str], None]) -> None:
   """Empties the work folder but for what was read of these parts, unless it is of the very same preparation."""
-  mark, of_parts = work / _MARK, set(keys)
-  if _fingerprint(work) == description["fingerprint"]:
+  mark, of_parts = work / work_folder.MARK, set(keys)
+  if work_folder.fingerprint(work) == description["fingerprint"]:
     say(f"going on in {work}")
   else:
-    _remove(work, but=(_MARK, "lock", "read"))
+    _remove(work, but=(work_folder.MARK, "lock", "read"))
     atomic.write_json(mark, description)  # Before anything else: by it the next run knows that the folder is ours.
     for path in _files(work / "read"):
       if path.name.partition(".")[0] not in of_parts:
@@ -186,7 +159,7 @@ def _leave(work: pathlib.Path, keep: bool, say: Callable[[str], None]) -> None:
         for of_part in (path, pairs, values):  # Of another kind of file, or nothing.
           of_part.unlink(missing_ok=True)
   if left := _files(work / "read") if keep else []:
-    _remove(work, but=(_MARK, "lock", "read"))
+    _remove(work, but=(work_folder.MARK, "lock", "read"))
     size = sum(path.stat().st_size for path in left) / 1e6
     say(f"kept what was read of the files: {size:,.1f} MB in {work / 'read'}")
   else:
@@ -200,7 +173,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _remove(work: pathlib.Path, but: tuple[str, ...] = ()) -> None:
   """Removes what a preparation makes there, the mark last, and the folder if nothing else is in it."""
-  for name in (*_STAGES, "new", "tested.npz", "traceback.txt", _MARK, "lock"):
+  for name in (*_STAGES, "new", "tested.npz", "traceback.txt", work_folder.MARK, "lock"):
     path = work / name
     if name not in but:
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -372,14 +345,4 @@ def _finish(job: Job, description: dict, final: epath.Path) -> None:
         shard.replace(path)
       splits.setdefault(split, {})[path.name] = path.stat().st_size
   manifests.write(new, description, tally, splits)
-  if "://" in os.fspath(final):
-    copy(epath.Path(new), final)
-  else:
-    new.replace(final)
-
-
-def copy(new: epath.Path, final: epath.Path) -> None:
-  """To where no folder can be renamed at once: what has a manifest there is whole."""
-  final.mkdir(parents=True, exist_ok=True)
-  for path in sorted(new.iterdir(), key=lambda path: path.name == "manifest.json"):
-    path.copy(final / path.name, overwrite=True)
+  work_folder.publish(new, final)

@@ -70,11 +70,12 @@ class Settings:
     if not 0 <= self.validation_share < 1:
       raise InputError(f"--validation_share {self.validation_share}: give a number from 0 to below 1")
     if self.name is not None:
-      _check_name(self.name)
+      check_name(self.name)
     language.check(self.language)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+  """Raises InputError where it is no name of prepared data."""
   if not _NAME.fullmatch(name):
     raise InputError(f"--name {name}: give a name of letters, digits, -, _ and . for a folder in the data root")
 
@@ -82,7 +83,7 @@ def _check_name(name: str) -> None:
 def describe(source: Source, settings: Settings) -> dict[str, Any]:
   """All that decides the result; "fingerprint" is its hash. Raises InputError where an input is missing."""
   name = settings.name or source.name
-  _check_name(name)
+  check_name(name)
   parts = source.parts()
   files = list(dict.fromkeys(part.path for part in parts))
   of_collections = {path: os.path.basename(collection.rstrip("/")) for collection in settings.decontaminate
@@ -280,8 +281,13 @@ def write(folder: os.PathLike, description: Mapping[str, Any], tally: transforms
   counts |= {"read": counts.get("read", 0), "broken": counts.get("broken", 0), "written": sum(examples.values())}
   manifest = dict(description) | {"counts": counts, "broken_places": tally.places, "examples": examples,
                                   "splits": {split: splits[split] for split in examples}}
-  write_text(new / "README.md", card.text(manifest, _first_records(new, manifest["splits"]["train"])))
-  write_json(new / "manifest.json", manifest)
+  write_whole(new, manifest)
+
+
+def write_whole(folder: epath.Path, manifest: Mapping[str, Any]) -> None:
+  """Writes README.md (`card`), then manifest.json, beside all else that is there."""
+  write_text(folder / "README.md", card.text(manifest, _first_records(folder, manifest["splits"]["train"])))
+  write_json(folder / "manifest.json", manifest)
 
 
 def _first_records(folder: epath.Path, files: Iterable[str]) -> list[bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def packed(values: Sequence[float]) -> str:
+def packed(values: Sequence[float] | np.ndarray) -> str:
   """"" of none. Raises ValueError where a number is not finite."""
   with np.errstate(over="ignore"):
     vector = np.asarray(values, "<f4")
