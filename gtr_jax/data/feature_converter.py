@@ -1,10 +1,13 @@
 """seqio task features -> the model features of a dual encoder, under T5X Retrieval's names."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import seqio
 import tensorflow as tf
+
+from gtr_jax.losses.teacher import NOTHING, OfTeacher
 
 _HASHES = {"query_hash": "inputs", "passage_hash": "targets", "text_hash": "targets"}
 _NEGATIVE_HASHES = ("negative_passage_hash", "negative_text_hash")
@@ -32,11 +35,13 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     negatives_per_example: hard negatives.
     negative_queries_per_example: likewise.
     known_per_example: texts that an example knows to be no negatives: its query, and other passages that answer it.
+    teacher: what of a teacher `convert` keeps; seqio's own iterator has nothing of it.
     **kwargs: of seqio.
   """
 
   def __init__(self, negatives_per_example: int = 0, negative_queries_per_example: int = 0, known_per_example: int = 1,
-               **kwargs: Any):
+               teacher: OfTeacher = NOTHING, **kwargs: Any):
+    self.teacher = teacher
     self._negatives, self._known = negatives_per_example, known_per_example
     self._negative_queries = negative_queries_per_example
     spec = self.FeatureSpec
@@ -86,16 +91,20 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
       out["right_negative_encoder_input_tokens"] = _fit(negatives, self._negatives, lengths["negative_targets"])
       for name in _NEGATIVE_HASHES:
         out[name] = _fit(features[name] if name in features else _token_hash(negatives), self._negatives)
+    out |= {name: features[name] for name in ("query_vector", "passage_vector", "score") if name in features}
+    if self._negatives:
+      out |= {name: _fit(features[name], self._negatives, fill=fill)
+              for name, fill in (("negative_vector", ""), ("negative_score", math.nan)) if name in features}
     if self._negative_queries:
       out["left_negative_encoder_input_tokens"] = _fit(
           features["negative_inputs"], self._negative_queries, lengths["negative_inputs"])
     return out
 
 
-def _fit(tensor: tf.Tensor | tf.RaggedTensor, *shape: int) -> tf.Tensor:
-  """Cuts each axis to `shape`, or fills it up with zeros; of a ragged tensor those after the first."""
+def _fit(tensor: tf.Tensor | tf.RaggedTensor, *shape: int, fill: Any = None) -> tf.Tensor:
+  """Cuts each axis to `shape`, or fills it up with zeros; of a ragged tensor those after the first, or with `fill`."""
   if isinstance(tensor, tf.RaggedTensor):
-    return tensor.to_tensor(shape=(None, *shape))
+    return tensor.to_tensor(fill, shape=(None, *shape))
   tensor = tensor[tuple(slice(n) for n in shape)]
   tensor = tf.pad(tensor, [(0, n - tf.shape(tensor)[i]) for i, n in enumerate(shape)])
   return tf.ensure_shape(tensor, shape)

@@ -5,6 +5,7 @@ before anything is cut, so that one cache serves every length and number of nega
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,16 @@ import tensorflow as tf
 
 from gtr_jax.data.datasets import Examples, many_at_once
 from gtr_jax.data.feature_converter import exact_hash
+from gtr_jax.losses.teacher import NOTHING, OfTeacher
 
 Lengths = Mapping[str, int | tuple[int, int]]
 
-_LISTS = {"negative_inputs": ("negative_queries",), "negative_targets": ("negatives", "negative_ids", "negative_keys")}
+_LISTS = {"negative_inputs": ("negative_queries",),
+          "negative_targets": ("negatives", "negative_ids", "negative_keys", "negative_vector", "negative_score")}
 _CACHED_LISTS = {"negative_inputs": ("negative_inputs",),
                  "negative_targets": ("negative_targets", "negative_passage_hash", "negative_text_hash")}
 """Feature -> what an example has of each text of it."""
+_OF_TEACHER = ("query_vector", "passage_vector", "score", "negative_vector", "negative_score")
 _CACHE_FORMAT = 6  # Raise it when hashes change: those of two caches, or of a cache and a source, meet in a batch.
 
 
@@ -77,7 +81,7 @@ class PairTask(seqio.Task):
     return many_at_once(dataset.enumerate(), features, dense)
 
   def features(self, numbers: tf.Tensor, examples: Examples, sequence_length: Lengths | None,
-               seed: int | None = None) -> Examples:
+               seed: int | None = None, teacher: OfTeacher = NOTHING) -> Examples:
     """Texts, or what is cached of them -> features of all examples.
 
     Args:
@@ -86,16 +90,20 @@ class PairTask(seqio.Task):
         then that of all tasks with the same `graph_key`.
       sequence_length: of the features.
       seed: None: nothing is drawn.
+      teacher: what of it the run uses; of texts that are cached, nothing is there.
 
     Returns:
-      `[examples, …]`, ragged: nothing is filled up. Features that the run does not use are not there.
+      `[examples, …]`, ragged: nothing is filled up. Features that the run does not use are not there. Of a teacher,
+      "query_vector", "passage_vector", and of each negative "negative_vector", as `prepare.vectors` packs them, and
+      "score", "negative_score", float32; "" and NaN where there is none.
     """
     cached = "query" not in examples
-    texts: dict[str, Any] = self._checked(examples) if cached else dict(examples)
+    texts: dict[str, Any] = self._checked(examples) if cached else {**examples, **_of_teacher(examples, teacher)}
     lists = [feature for feature in _LISTS if sequence_length is None or feature in sequence_length]
     if not cached and "negative_targets" in lists:
       texts["negative_ids"] = _filled(texts["negative_ids"], texts["negatives"])
     for feature, names in (_CACHED_LISTS if cached else _LISTS).items():
+      names = tuple(name for name in names if name in texts)
       if feature in lists:
         chosen = self._choose(texts[names[0]], (sequence_length or {}).get(feature), seed, numbers)
         texts |= {name: _gathered(texts[name], chosen) for name in names}
@@ -144,6 +152,7 @@ class PairTask(seqio.Task):
         "known_hash": tf.concat([query[:, None], positives], 1),
         "example_id": examples["example_id"],
     }
+    out |= {name: examples[name] for name in _OF_TEACHER if name in examples}
     if "negative_inputs" in lists:
       out["negative_inputs"] = encode(examples["negative_queries"], self._query_prefix)
     if "negative_targets" in lists:
@@ -223,6 +232,21 @@ def _from_cached(examples):
   return {**out, "inputs": tf.cast(out["inputs"], tf.int32), "targets": tf.cast(out["targets"], tf.int32)}
 
 
+def _of_teacher(examples, teacher):
+  """The features of a teacher, for all negatives: of none "" and NaN."""
+  out: dict[str, Any] = {}
+  negatives = examples["negatives"]
+  if teacher.vectors:
+    own = examples["vectors"].to_tensor("", shape=[None, 2])
+    out |= {"query_vector": own[:, 0], "passage_vector": own[:, 1],
+            "negative_vector": _filled(examples["vectors"][:, 2:], negatives)}
+  if teacher.scores:
+    scores = examples["scores"].with_flat_values(tf.strings.to_number(examples["scores"].flat_values))
+    out |= {"score": scores.to_tensor(math.nan, shape=[None, 1])[:, 0],
+            "negative_score": _filled(scores[:, 1:], negatives, math.nan)}
+  return out
+
+
 def _number(keys):
   return tf.strings.to_number(keys, tf.int64)
 
@@ -233,10 +257,10 @@ def _gathered(texts, chosen):
   return chosen.with_values(tf.gather(texts.values, places))
 
 
-def _filled(ids, texts):
-  """Ids for all of the texts: "" for those that have none."""
+def _filled(ids, texts, fill=""):
+  """Ids, or other things, for all of the texts: `fill` for those that have none."""
   count = texts.row_lengths()
-  ids = tf.concat([ids, texts.with_values(tf.zeros_like(texts.values))], 1)
+  ids = tf.concat([ids, texts.with_values(tf.fill(tf.shape(texts.values), fill))], 1)
   return _gathered(ids, tf.ragged.range(count))
 
 

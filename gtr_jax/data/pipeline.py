@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -21,6 +20,7 @@ from gtr_jax.data import run_vocabulary
 from gtr_jax.data.batch_sizes import all_lengths, batch_maker
 from gtr_jax.data.order import ORDER, Streams, TaskOrder, key_of
 from gtr_jax.errors import InputError
+from gtr_jax.losses.teacher import NOTHING, OfTeacher
 from gtr_jax.text.batch import Batch, UsualShape, usual_shape
 from gtr_jax.values.check import check_arguments
 from gtr_jax.values.ranges import Length, NonNegative, Positive, Range, Says, Seed
@@ -70,6 +70,7 @@ class TrainingBatches:
     split: split of the tasks.
     own_groups: numbers of the groups, of `groups`, that this process reads, ascending; None: all.
     read_ahead: batches that are made at once, ahead of the one that is asked for.
+    teacher: what the loss asks of a teacher.
 
   Attributes:
     vocabulary_file: the vocabulary that the batches are read with.
@@ -89,13 +90,14 @@ class TrainingBatches:
                negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
                data_fraction: Annotated[float, Range(above=0, most=1)] = 1.0, one_task_per_batch: bool = False,
                seed: Seed = 0, vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
-               split: str = "train", own_groups: Sequence[int] | None = None, read_ahead: Positive = 2):
+               split: str = "train", own_groups: Sequence[int] | None = None, read_ahead: Positive = 2,
+               teacher: OfTeacher = NOTHING):
     check_arguments(TrainingBatches, locals())
     self._name, self.feature_lengths, self.batch_size = mixture_or_task_name, feature_lengths, batch_size
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._groups = range(groups) if own_groups is None else own_groups
     self._make_batch = batch_maker(batch_size, microbatch_size, groups, len(self._groups), row_lengths, lengths)
-    self._packed, self._negatives = row_lengths is not None, negatives_per_example
+    self._packed, self._negatives, self._teacher = row_lengths is not None, negatives_per_example, teacher
     self._all_groups, self._of_group = groups, batch_size // groups
     from gtr_jax.data import datasets  # Takes seconds: not before a run has said that it has begun.
     from gtr_jax.data.registered import provider_of, rates_of, tasks_of, vocabulary_file_of
@@ -105,7 +107,7 @@ class TrainingBatches:
     with self._reading():
       self.vocabulary_file = vocabulary_file_of(provider)
       self._tasks = _task_records(tasks, split, use_cached, lengths, negatives_per_example,
-                                  negative_queries_per_example, seed, data_fraction)
+                                  negative_queries_per_example, seed, data_fraction, teacher)
       rates = rates_of(provider, tasks)
     sizes = [int(task.block_sizes.sum()) for task in self._tasks]
     if 0 in sizes:
@@ -152,17 +154,28 @@ class TrainingBatches:
       InputError: a malformed example, or hard negatives are asked for and no example has one.
     """
     features = self._features(0, self._groups)
-    parts = itertools.chain([features], (self._features(step, range(group, group + 1))
-                                         for step in range(_WITH_NEGATIVES) for group in range(self._all_groups)))
-    if self._negatives and not any(part["right_negative_encoder_input_tokens"].any() for part in parts):
+
+    def some(has):
+      return has(features) or any(has(self._features(step, range(group, group + 1)))
+                                  for step in range(_WITH_NEGATIVES) for group in range(self._all_groups))
+
+    if self._negatives and not some(lambda part: part["right_negative_encoder_input_tokens"].any()):
       raise InputError(f"{self._name}: hard negatives are asked for (NEGATIVES_PER_EXAMPLE), and no example of the "
                        "first batches has one; declare the task's `negatives` field, or ask for 0")
+    if self._teacher.vectors and not some(lambda part: part["passage_vector"].any()):
+      raise self._not_taught("vectors")
+    if self._teacher.scores and not some(lambda part: np.isfinite(part["score"]).any()):
+      raise self._not_taught("scores")
     del features["example_id"]
     if self._packed:  # Of a group that all processes can read.
       first = features if self._groups[0] == 0 else self._features(0, range(1))
       first = {name: value[:self._of_group] for name, value in first.items() if name != "example_id"}
       self._make_batch = functools.partial(self._make_batch, usual=usual_shape(self._make_batch(first, groups=1)))
     return self._make_batch(features)
+
+  def _not_taught(self, what):
+    return InputError(f"{self._name}: the loss asks for a teacher's {what}, and no example of the first batches has "
+                      f"them; add them with gtr-jax teach, or take another LOSS")
 
   def go_on_after(self, number: int, made_from: Mapping[str, Any]) -> None:
     """Goes on after the batch of this number of a run whose batches were made from that.
@@ -280,7 +293,7 @@ class ValidationBatches:
                negatives_per_example: NonNegative = 0, negative_queries_per_example: NonNegative = 0,
                vocabulary: str | None = None, extra_ids: NonNegative = 0, use_cached: bool = False,
                split: str = "validation", own_groups: Sequence[int] | None = None,
-               max_batches: Positive | None = None):
+               max_batches: Positive | None = None, teacher: OfTeacher = NOTHING):
     check_arguments(ValidationBatches, locals())
     lengths = all_lengths(feature_lengths, negatives_per_example, negative_queries_per_example)
     self._groups = range(groups) if own_groups is None else own_groups
@@ -294,7 +307,7 @@ class ValidationBatches:
     self._reading = functools.partial(_reading, datasets, mixture_or_task_name, vocabulary, extra_ids)
     with self._reading():
       self._tasks = _task_records(tasks_of(provider, split), split, use_cached, lengths, negatives_per_example,
-                                  negative_queries_per_example, None, 1.0)
+                                  negative_queries_per_example, None, 1.0, teacher)
     self.content = " ".join(task.content for task in self._tasks)
     self._orders = [TaskOrder(task.block_sizes, None) for task in self._tasks]
     self._starts = np.cumsum([0, *(order.epoch_size for order in self._orders)]).tolist()
@@ -340,14 +353,14 @@ def _reading(datasets, name, vocabulary, extra_ids):
     yield
 
 
-def _task_records(tasks, split, use_cached, lengths, negatives, negative_queries, seed, data_fraction):
+def _task_records(tasks, split, use_cached, lengths, negatives, negative_queries, seed, data_fraction, teacher):
   from gtr_jax.data.feature_converter import DualEncoderFeatureConverter
   from gtr_jax.data.registered import find_cached
   from gtr_jax.data.task_records import TaskRecords, most_positives
   if use_cached:
     find_cached(tasks)
   known = 1 + max(most_positives(task, split, use_cached) for task in tasks)
-  converter = DualEncoderFeatureConverter(negatives, negative_queries, known)
+  converter = DualEncoderFeatureConverter(negatives, negative_queries, known, teacher)
   functions: dict[Any, Any] = {}
   return [TaskRecords(task, split, use_cached, lengths, converter, None if seed is None else key_of(seed, number),
                       data_fraction, functions) for number, task in enumerate(tasks)]

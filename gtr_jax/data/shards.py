@@ -40,7 +40,7 @@ _FEW_BYTES = 4 << 20  # Are read by this process alone: others would take longer
 # What a record holds. Lists are empty where an example has none; ids are empty where the task has none; keys are what
 # equal texts share, as int64 in decimal.
 TEXTS = ("example_id", "query", "passage", "query_id", "passage_id", "query_key", "passage_key")
-LISTS = ("negatives", "negative_ids", "negative_queries", "negative_keys", "positives", "scores")
+LISTS = ("negatives", "negative_ids", "negative_queries", "negative_keys", "positives", "scores", "vectors")
 
 Read = Callable[[Any], Generator[tuple[bytes, bytes], None, list[str]]]
 

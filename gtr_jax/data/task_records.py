@@ -23,8 +23,9 @@ from gtr_jax.data.order import Piece, key_of, random_bits
 from gtr_jax.data.pair_task import PairTask, parse_cached
 from gtr_jax.data.record_files import RecordFiles
 from gtr_jax.data.registered import files_of
+from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, bars, data_root
-from gtr_jax.prepare import of_queries
+from gtr_jax.prepare import of_queries, vectors
 
 _AT_ONCE = 1 << 14  # Records.
 _OF_A_CORE = 256  # Records whose features one makes, while others make those of the next.
@@ -102,7 +103,11 @@ class TaskRecords:
     self.content = content or self.files.content
     if kind not in functions:
       functions[kind] = _Functions(task, parse, lengths, converter, key is not None, kind[0])
-    self._functions = functions[kind]
+    self._functions, self._vectors = functions[kind], converter.teacher.vectors
+    if any(converter.teacher) and kind[0] is not _Form.TEXTS:
+      raise InputError(f"{task.name}: the loss asks for what a teacher says of the texts, and " + (
+          "its cache has nothing of it; bind USE_CACHED_TASKS = False" if cached else
+          "a task that add_pair_task has not declared has nothing of it; train on prepared pairs (gtr-jax teach)"))
     self.block_sizes, self._taken = self.files.block_sizes, None
     if data_fraction < 1 and len(self.files):
       self._taken = self._share(data_fraction)
@@ -156,7 +161,20 @@ class TaskRecords:
     first = self._functions.features(self.name, *parts[0])  # Which traces them, with the vocabulary of this thread.
     others = _cores().map(lambda part: self._functions.features(self.name, *part), parts[1:])
     made = [first, *others]
-    return {name: np.concatenate([part[name] for part in made]) for name in first} if made[1:] else first
+    out = {name: np.concatenate([part[name] for part in made]) for name in first} if made[1:] else first
+    return out | {name: self._unpacked(out[name]) for name in out if name.endswith("_vector")}
+
+  def _unpacked(self, texts):
+    """float32 `[..., numbers]` of vectors as they are packed; zeros of none."""
+    out = np.zeros((texts.size, self._vectors), np.float32)
+    for row, text in zip(out, texts.reshape(-1), strict=True):
+      if text:
+        vector = vectors.unpacked(text)
+        if len(vector) != len(row):
+          raise InputError(f"{self.name}: the teacher's vectors have {len(vector)} numbers, and the loss expects "
+                           f"{len(row)}; set its teacher_dim to {len(vector)}")
+        row[:] = vector
+    return out.reshape(*texts.shape, self._vectors)
 
 
 class _Form(enum.Enum):
@@ -184,7 +202,7 @@ class _Functions:
     else:
       seed = 0 if draws else None  # What is drawn is drawn by the numbers of the records.
       self.features = _function(parse, lambda numbers, examples: converter.convert(
-          task.features(numbers, examples, lengths.of_task, seed), lengths.of_converter))
+          task.features(numbers, examples, lengths.of_task, seed, converter.teacher), lengths.of_converter))
       self.query_hash = _function(parse, lambda _, examples: task.query_hash(examples))
 
   def _sizes(self, records):

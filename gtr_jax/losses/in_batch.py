@@ -82,8 +82,9 @@ class InBatchLoss:
     del mesh
     return self
 
-  def init_params(self) -> dict[str, jax.Array]:
+  def init_params(self, dim: int) -> dict[str, jax.Array]:
     """What the loss adds at the root of the model's parameters: `logit_scale`, float32 scalar, if it is learned."""
+    del dim
     if not self.learned_temperature:
       return {}
     return {"logit_scale": jnp.asarray(-math.log(self.temperature), jnp.float32)}

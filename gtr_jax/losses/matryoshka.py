@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import NO_PARAMS
 from gtr_jax.losses.rounds import before_the_loop
+from gtr_jax.losses.teacher import OfTeacher, of_teacher
 from gtr_jax.models.pooling import l2_normalize
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive
@@ -73,9 +74,13 @@ class MatryoshkaLoss:
     """Of the loss."""
     return dataclasses.replace(self, loss=self.loss.on_mesh(mesh))
 
-  def init_params(self) -> dict[str, jax.Array]:
+  def of_teacher(self, dim: int) -> OfTeacher:
     """Of the loss."""
-    return self.loss.init_params()
+    return of_teacher(self.loss, dim)
+
+  def init_params(self, dim: int) -> dict[str, jax.Array]:
+    """Of the loss."""
+    return self.loss.init_params(dim)
 
   def check_width(self, width: int) -> None:
     """Raises InputError where embeddings of this width cannot be cut so, or would not be trained as they are."""
@@ -104,7 +109,8 @@ class MatryoshkaLoss:
       total, cut = before_the_loop(total, cut)
       of_length, metrics = self.loss(*cut, batch, params=params, train=train)
       total = total + weight * of_length
-      found |= metrics if length == width else {f"mrr_{length}": metrics["mrr"]}
+      of_less = {f"mrr_{length}": metrics["mrr"]} if "mrr" in metrics else {f"loss_{length}": of_length}
+      found |= metrics if length == width else of_less
     return total, {**found, "loss": total}
 
   def _cut(self, x, length):

@@ -5,7 +5,7 @@ from typing import Any
 
 from gtr_jax.errors import InputError
 
-NAMES = ("logit_scale", "logit_bias")
+NAMES = ("logit_scale", "logit_bias", "teacher_map")
 
 
 def of_loss(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class SigmoidLoss:
     """The same loss, for the slices of this mesh."""
     return dataclasses.replace(self, slices=slices_of_shards(mesh))
 
-  def init_params(self) -> dict[str, jax.Array]:
+  def init_params(self, dim: int) -> dict[str, jax.Array]:
     """`logit_scale` and `logit_bias`, float32 scalars."""
+    del dim
     return {"logit_scale": jnp.asarray(-math.log(self.temperature), jnp.float32),
             "logit_bias": jnp.asarray(self.bias, jnp.float32)}
 

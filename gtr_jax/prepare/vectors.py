@@ -15,6 +15,6 @@ def packed(values: Sequence[float] | np.ndarray) -> str:
   return base64.urlsafe_b64encode(vector.tobytes()).decode()
 
 
-def unpacked(text: str) -> np.ndarray:
+def unpacked(text: str | bytes) -> np.ndarray:
   """float32 `[dimensions]`."""
   return np.frombuffer(base64.urlsafe_b64decode(text), "<f4")

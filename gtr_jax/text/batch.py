@@ -13,6 +13,21 @@ QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
 QUERY_VARIATION, PASSAGE_VARIATION = 2.0, 1.4  # of `usual_rows`, likewise; texts are dealt evenly to batches
 
 
+class Teacher(NamedTuple):
+  """What a teacher has to say of the texts of a batch; each None where the loss does not ask (`losses.teacher`).
+
+  Attributes:
+    queries: float32 `[groups, Q + M, T]`, its vectors of the queries, zeros where there is none.
+    passages: float32 `[groups, Q + N, T]`, of the passages.
+    scores: float32 `[groups, Q + N]`, how well each passage answers the query that it is the positive of, or was mined
+      for; NaN where there is none.
+  """
+
+  queries: Array | None = None
+  passages: Array | None = None
+  scores: Array | None = None
+
+
 class Batch(NamedTuple):
   """A contrastive batch: in each group Q pairs, N hard negatives and M negative queries (often N = M = 0).
 
@@ -32,6 +47,7 @@ class Batch(NamedTuple):
     text_hash: uint32 `[groups, Q + N, 2]`, of the passage's text.
     known_hash: uint32 `[groups, Q, K, 2]`, of texts that are no negatives of the query: its own, and others that answer
       it; filled up with zeros.
+    teacher: of the same texts.
   """
 
   queries: Texts
@@ -44,6 +60,7 @@ class Batch(NamedTuple):
   passage_hash: Array
   text_hash: Array
   known_hash: Array
+  teacher: Teacher = Teacher()
 
 
 class RowLengths(NamedTuple):
@@ -74,7 +91,9 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
       `[pairs, passage length]`; optionally `right_negative_encoder_input_tokens` int32 `[pairs, k, length]` and
       `left_negative_encoder_input_tokens` int32 `[pairs, m, length]`, where a row of zeros is "no negative here";
       `query_hash`, `passage_hash`, `text_hash` int64 `[pairs]`, and `negative_passage_hash`, `negative_text_hash` int64
-      `[pairs, k]`; optionally `known_hash` int64 `[pairs, K]` and `valid` bool `[pairs]`.
+      `[pairs, k]`; optionally `known_hash` int64 `[pairs, K]` and `valid` bool `[pairs]`; of a teacher
+      `query_vector` and `passage_vector` float32 `[pairs, T]`, `negative_vector` `[pairs, k, T]`, and `score` float32
+      `[pairs]`, `negative_score` `[pairs, k]`.
     groups: number of data shards.
     row_lengths: pack into rows of these lengths, hard negatives beside the positives. None: one text a row, as long as
       the features are.
@@ -99,7 +118,7 @@ def make_batch(features: Mapping[str, np.ndarray], groups: int, *, row_lengths: 
     sizes = (np.count_nonzero(tokens, axis=(1, 2)).reshape(groups, -1) for tokens in of_pairs[:2])
     order = np.concatenate([group * (pairs // groups) + balance(queries, passages, microbatches)
                             for group, (queries, passages) in enumerate(zip(*sizes, strict=True))])
-    of_pairs = [array[order] for array in of_pairs]
+    of_pairs = [array if array is None else array[order] for array in of_pairs]
   arrays = [_own_first(array, parts, np) for array in of_pairs]
   if row_lengths:
     texts = (pack_texts(arrays[0], row_lengths.queries, QUERY_SPREAD, usual and usual.queries),
@@ -139,28 +158,35 @@ def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
 
 def _each_with_negatives(features, xp):
   """Of each pair `[pairs, 1 + negatives, ...]`: queries, passages, valid, hashes of query, passage and text, and those
-  that it knows."""
+  that it knows; then what `Teacher` has."""
   def tokens(side):
     own = features[f"{side}_encoder_input_tokens"][:, None]
     negatives = features.get(f"{side}_negative_encoder_input_tokens", own[:, :0])
     length = max(own.shape[-1], negatives.shape[-1])
     return xp.concatenate([xp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) for x in (own, negatives)], axis=1)
 
-  def hashes(name, count):
+  def both(name, of_negatives, count, fill=0):
     own = features[name][:, None]
-    negatives = features.get(f"negative_{name}", xp.zeros((len(own), count, 2), own.dtype))
+    negatives = features.get(of_negatives, xp.full((len(own), count, *own.shape[2:]), fill, own.dtype))
     return xp.concatenate([own, negatives], axis=1)
+
+  def hashes(name, count):
+    return both(name, f"negative_{name}", count)
 
   queries, passages = tokens("left"), tokens("right")
   m, k = queries.shape[1] - 1, passages.shape[1] - 1
   valid = features["valid"] if "valid" in features else xp.ones(len(queries), bool)
   known = features["known_hash"] if "known_hash" in features else xp.zeros((len(queries), 1, 2), np.uint32)
   return [queries, passages, valid[:, None], hashes("query_hash", m), hashes("passage_hash", k), hashes("text_hash", k),
-          known[:, None]]
+          known[:, None], *((both("query_vector", None, m), both("passage_vector", "negative_vector", k))
+                            if "query_vector" in features else (None, None)),
+          both("score", "negative_score", k, np.nan) if "score" in features else None]
 
 
 def _own_first(array, parts, xp):
   """`[pairs, 1 + k, ...]` -> `[parts, pairs / parts * (1 + k), ...]`: each part's own, then its negatives."""
+  if array is None:
+    return None
   array = array.reshape(parts, -1, *array.shape[1:])
   own, negatives = array[:, :, 0], array[:, :, 1:]
   return xp.concatenate([own, negatives.reshape(parts, -1, *array.shape[3:])], axis=1)
@@ -172,13 +198,17 @@ def _padded(arrays, parts, xp):
 
 def _batch(texts, arrays, xp):
   """Of texts in rows, and of `_own_first` of all arrays."""
-  queries, passages, valid, query_hash, passage_hash, text_hash, known_hash = arrays
+  queries, passages, valid, query_hash, passage_hash, text_hash, known_hash, *teacher = arrays
   parts, own = valid.shape
   owner = xp.repeat(xp.arange(own, dtype=np.int32), passages.shape[1] // own - 1)
   of_queries, of_passages = texts
   return Batch(of_queries, of_passages, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
-               (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash, known_hash)
+               (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash, known_hash,
+               Teacher(*teacher))
 
 
-def _map(function: Callable[[Array], Array], batch: Batch) -> Batch:
-  return Batch._make(Texts(*map(function, x)) if isinstance(x, Texts) else function(x) for x in batch)
+def _map(function: Callable[[Array], Array], of_batch: Any) -> Any:
+  """Of all arrays in named tuples, which may be named tuples."""
+  if isinstance(of_batch, tuple):
+    return of_batch._make(_map(function, x) for x in of_batch)  # type: ignore[attr-defined]
+  return None if of_batch is None else function(of_batch)

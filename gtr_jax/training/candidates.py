@@ -28,6 +28,7 @@ class Candidates:
   def __init__(self, loss: Any):
     self._masked = getattr(loss, "mask_false_negatives", True)
     self._own_only = getattr(loss, "own_negatives_only", False)
+    self._needed = getattr(loss, "needs_candidates", True)
     self._said = False
 
   def check_first(self, batch: Batch) -> None:
@@ -36,6 +37,8 @@ class Candidates:
     Raises:
       InputError: no pair of the batch has a candidate but its own passage.
     """
+    if not self._needed:
+      return
     pairs = _Pairs(batch, several=jax.process_count() > 1)
     alone, looked_at = self._alone(pairs)
     if alone == looked_at:
@@ -48,7 +51,7 @@ class Candidates:
 
   def look_at(self, step: int, batch: Batch) -> None:
     """Of a later batch: says so, once. Of several processes, none knows all pairs of a batch, and nothing is said."""
-    if self._said or jax.process_count() > 1:
+    if self._said or not self._needed or jax.process_count() > 1:
       return
     pairs = _Pairs(batch)
     alone, looked_at = self._alone(pairs)
@@ -67,6 +70,8 @@ class Candidates:
     Raises:
       InputError: no pair has a candidate, and it decides; otherwise this is said.
     """
+    if not self._needed:
+      return
     pairs = _Pairs(batch, several=jax.process_count() > 1)
     alone, looked_at = self._alone(pairs)
     if alone < looked_at:

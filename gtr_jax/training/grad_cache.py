@@ -94,9 +94,10 @@ def merged(embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> tuple[tuple
   offset = pairs * jnp.arange(batch.valid.shape[1], dtype=batch.negative_owner.dtype)[None, :, None]
   flat = {name: _flatten(getattr(batch, name)) for name in (
       "valid", "negative_valid", "negative_query_valid", "known_hash")}
-  hashes = {name: _own_first(getattr(batch, name), pairs) for name in ("query_hash", "passage_hash", "text_hash")}
+  of_texts = {name: jax.tree.map(lambda x: _own_first(x, pairs), getattr(batch, name)) for name in (
+      "query_hash", "passage_hash", "text_hash", "teacher")}
   batch = batch._replace(queries=_NO_TEXTS, passages=_NO_TEXTS, negative_owner=_flatten(batch.negative_owner + offset),
-                         **flat, **hashes)
+                         **flat, **of_texts)
   return tuple(_own_first(jnp.moveaxis(x, 0, 1), pairs) for x in embeddings), batch
 
 

@@ -391,10 +391,13 @@ class _Loop:
     return shown
 
 
+_SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "cos", "passage_cosine": "and"}
+
+
 def _postfix(scalars: Mapping[str, float]) -> str:
   if not scalars:  # All steps since the last line of metrics were skipped.
     return "no finite step"
-  parts = [f"loss {scalars['loss']:.3f}", f"acc {scalars['accuracy']:.3f}", f"mrr {scalars['mrr']:.3f}"]
+  parts = [f"{short} {scalars[name]:.3f}" for name, short in _SHOWN.items() if name in scalars]
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
   if "mfu" in scalars:

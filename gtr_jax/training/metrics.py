@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-# Averaged over the steps between two log points; of the others, the last value counts.
-_MEANS = ("loss", "accuracy", "mrr", "grad_norm")
+# Of these the last value counts, and of those the sum; of all others, such as the loss's, the mean over the steps
+# between two log points.
 _LAST = ("param_norm", "learning_rate")
 _SUMS = ("pairs", "tokens", "token_slots")
 # Throughput is of so many steps at least: two may end at once, of which the first waited for both.
@@ -34,8 +34,9 @@ class PeriodMeans:
 
   def add(self, metrics: Mapping[str, float], seconds: float) -> None:
     """Adds a step: metrics of `make_train_step`, and the time since the one before."""
-    for name in (*_MEANS, *_SUMS):
-      self._sums[name] = self._sums.get(name, 0.0) + metrics[name]
+    for name, value in metrics.items():
+      if name not in _LAST:
+        self._sums[name] = self._sums.get(name, 0.0) + value
     self._sums["steps"] = self._sums.get("steps", 0) + 1
     self._last = {name: metrics[name] for name in _LAST}
     self._seconds += seconds
@@ -48,7 +49,7 @@ class PeriodMeans:
     """
     if not self._sums:
       return {}
-    out = {name: self._sums[name] / self._sums["steps"] for name in _MEANS}
+    out = {name: value / self._sums["steps"] for name, value in self._sums.items() if name not in (*_SUMS, "steps")}
     out["fill"] = self._sums["tokens"] / self._sums["token_slots"]
     seconds, pairs, tokens = self._seconds, self._sums["pairs"], self._sums["tokens"]
     if len(self._recent) > self._sums["steps"]:

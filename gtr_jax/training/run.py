@@ -19,7 +19,7 @@ from gtr_jax.formats.model_dir import write_model_json
 from gtr_jax.io import atomic, bars, failures
 from gtr_jax.io.config_gin import bindings_of
 from gtr_jax.io.paths import expanded, location
-from gtr_jax.losses.matryoshka import MatryoshkaLoss
+from gtr_jax.losses.teacher import of_teacher
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import parameter_table
 from gtr_jax.parallel import partitioning, processes
@@ -36,7 +36,7 @@ from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import Programs, Wanted, compile_ahead
 from gtr_jax.training.row_counts import same_row_counts
 from gtr_jax.training.state import Loss, create_state
-from gtr_jax.training.step import compile_step, make_eval_step, make_train_step
+from gtr_jax.training.step import COUNTS, compile_step, make_eval_step, make_train_step
 from gtr_jax.training.wandb_writer import WandbWriter, installed
 from gtr_jax.training.writers import InBackground, JsonlWriter, TensorboardWriter, Writer
 from gtr_jax.values.check import check_fields
@@ -162,7 +162,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
   """
   began_at = seconds()
   directory, mesh, loss = location(run.model_dir), run.mesh, run.loss.on_mesh(run.mesh)
-  if isinstance(loss, MatryoshkaLoss):
+  if hasattr(loss, "check_width"):
     loss.check_width(run.model.dim)
   if run.wandb_project is not None:
     installed()
@@ -180,7 +180,9 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     if says_next:
       banner.say(*banner.following(run, begun.first_collection(config_text)))
     return None
-  shard = {"groups": partitioning.num_groups(mesh), "own_groups": partitioning.own_groups(mesh)}
+  shard: dict[str, Any] = {"groups": partitioning.num_groups(mesh), "own_groups": partitioning.own_groups(mesh)}
+  if any(teacher := of_teacher(loss, run.model.dim)):
+    shard["teacher"] = teacher
   batches = processes.first_before_others(  # What is made of the data files is made once.
       lambda: run.train_data(seed=run.random_seed, **shard))
   candidates = Candidates(loss)
@@ -328,14 +330,14 @@ class ValidationLoss:
       candidates.check_validation(self.first, decides)
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """`loss`, `accuracy` and `mrr` of these parameters."""
+    """The loss's metrics, such as `loss`, `accuracy` and `mrr`, of these parameters."""
     totals: dict[str, float] = {}
     pairs = 0.0
     for _, batch in same_row_counts(self._batches, self._mesh, batch_of=lambda batch: batch):
       doing(EVALUATION)
       metrics = jax.device_get(self.eval_step(params, partitioning.global_batch(self._mesh, batch)))
       pairs += float(metrics["pairs"])
-      for name in ("loss", "accuracy", "mrr"):
+      for name in metrics.keys() - COUNTS:
         totals[name] = totals.get(name, 0.0) + float(metrics[name]) * float(metrics["pairs"])
     return {name: total / pairs for name, total in totals.items()}
 

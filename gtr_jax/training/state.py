@@ -23,7 +23,7 @@ class Loss(Protocol):
 
   def on_mesh(self, mesh: jax.sharding.Mesh) -> "Loss": ...
 
-  def init_params(self) -> dict[str, jax.Array]: ...
+  def init_params(self, dim: int) -> dict[str, jax.Array]: ...
 
   def __call__(self, queries: jax.Array, passages: jax.Array, batch: Batch, *, params: Mapping[str, jax.Array] = ...,
                train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]: ...
@@ -80,7 +80,7 @@ def state_initializer(model: DualEncoder, loss: Loss, optimizer: Optimizer, mesh
   """The jitted function without arguments that makes `create_state`'s state, not called yet, and the shardings."""
 
   def boxed_state():
-    params = {**model.init(jax.random.key(seed)), **loss.init_params()}
+    params = {**model.init(jax.random.key(seed)), **loss.init_params(model.dim)}
     opt_state = _name_axes(optimizer.init(params), params)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 

@@ -18,6 +18,8 @@ from gtr_jax.training.state import Loss, TrainState
 
 FINITE = ("loss", "grad_norm", "param_norm")  # Metrics of a step that have to be.
 
+COUNTS = {"pairs", "tokens", "token_slots"}  # Metrics that are no means.
+
 Metrics = dict[str, jax.Array]
 
 

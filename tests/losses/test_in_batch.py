@@ -222,8 +222,8 @@ def test_equal_embeddings_are_not_a_success():
 
 
 def test_init_params():
-  assert InBatchLoss().init_params() == {}
-  params = InBatchLoss(temperature=0.02, learned_temperature=True).init_params()
+  assert InBatchLoss().init_params(8) == {}
+  params = InBatchLoss(temperature=0.02, learned_temperature=True).init_params(8)
   assert params["logit_scale"].dtype == jnp.float32 and params["logit_scale"].shape == ()
   np.testing.assert_allclose(jnp.exp(params["logit_scale"]), 50, rtol=1e-6)
   queries, passages, batch = make_float32()

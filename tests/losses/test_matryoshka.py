@@ -45,7 +45,7 @@ def test_it_is_the_loss_for_those_who_ask():
                    bidirectional=False)
   loss = MatryoshkaLoss(inner, (8, 2))
   assert (loss.temperature, loss.mask_false_negatives, loss.own_negatives_only) == (0.02, False, True)
-  assert loss.init_params() == inner.init_params()
+  assert loss.init_params(8) == inner.init_params(8)
   assert loss.weight_of == {8: 1.0, 2: 1.0}
 
 

@@ -114,7 +114,7 @@ def test_every_mesh_gives_the_same(mesh):
 
 
 def test_its_own_parameters():
-  own = SigmoidLoss().init_params()
+  own = SigmoidLoss().init_params(8)
   assert math.exp(own["logit_scale"]) == pytest.approx(10) and own["logit_bias"] == -10
   with pytest.raises(InputError, match="logit_scale is missing and logit_bias is missing"):
     SigmoidLoss()(*make())

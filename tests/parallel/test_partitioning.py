@@ -28,7 +28,7 @@ def mesh_of(*shape):
 
 
 def boxed_params(key):
-  return {**MODEL.init(key), **LOSS.init_params()}
+  return {**MODEL.init(key), **LOSS.init_params(8)}
 
 
 def features(pairs=8, seed=0):

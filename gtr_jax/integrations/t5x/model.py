@@ -79,7 +79,7 @@ class DualEncoderModel(models.BaseModel):
     del input_types
     _data_shards()  # Raises for another mesh than ours.
     self._pairs = max(shape[0] for shape in input_shapes.values())
-    boxed = {**self.encoder.init(rng), **self.loss.init_params()}
+    boxed = {**self.encoder.init(rng), **self.loss.init_params(self.encoder.dim)}
     boxes = traverse_util.flatten_dict(boxed)
     params = {path: getattr(box, "value", box) for path, box in boxes.items()}
     axes = {(*path[:-1], f"{path[-1]}_axes"): flax_partitioning.AxisMetadata(tuple(getattr(box, "names", ())))
