@@ -342,7 +342,8 @@ class ValidationBatches:
       features = _features_of(self._tasks, parts, there.size)
     del features["example_id"]
     valid = there.reshape(-1)
-    return {name: np.where(valid.reshape(-1, *[1] * (value.ndim - 1)), value, 0).astype(value.dtype)
+    nothing = {"score": np.nan, "negative_score": np.nan}
+    return {name: np.where(valid.reshape(-1, *[1] * (value.ndim - 1)), value, nothing.get(name, 0)).astype(value.dtype)
             for name, value in features.items()} | {"valid": valid}
 
 
