@@ -35,14 +35,16 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--cross_encoder", type=flags.path, metavar="MODEL",
                  help="a cross-encoder of sentence-transformers, for scores")
   p.add_argument("--batch_size", type=flags.positive, metavar="N",
-                 help="texts, or pairs, that a teacher computes at once (default: 32; of a model of gtr_jax as many as "
-                 "fit)")
+                 help="texts, or pairs, that a teacher computes at once (default: 32 pairs; the more texts the shorter "
+                 "they are)")
   group = p.add_argument_group("what --teacher reads")
   group.add_argument("--query_prompt", metavar="TEXT", help="put before queries (default: the model's own)")
   group.add_argument("--passage_prompt", metavar="TEXT",
                      help="put before passages and negatives (default: the model's own)")
   group.add_argument("--max_length", type=flags.length, metavar="N",
                      help="most tokens of a text, the rest is cut off (default: the model's own)")
+  group.add_argument("--dtype", choices=["float32", "bfloat16"],
+                     help="compute the teacher in it (default: float32; on TPUs and GPUs a model of gtr_jax bfloat16)")
   shared_flags.add_data_dir(p)
   shared_flags.add_tokenization(p)
 
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
   if not args.teacher and not args.cross_encoder:
     raise InputError("give --teacher, a model that gives vectors, or --cross_encoder, one that gives scores, or both")
   tokenization = shared_flags.tokenization(args)
-  for name in ("query_prompt", "passage_prompt", "max_length", *tokenization.given()):
+  for name in ("query_prompt", "passage_prompt", "max_length", "dtype", *tokenization.given()):
     if getattr(args, name) is not None and not args.teacher:
       raise InputError(f"--{name} is for --teacher; leave it out")
   source = _pairs(args.pairs)
@@ -61,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
   teacher = scorer = None
   if args.teacher:
     teacher = models.bi_encoder(args.teacher, query_prompt=args.query_prompt, passage_prompt=args.passage_prompt,
-                                batch_size=args.batch_size, max_length=args.max_length, tokenization=tokenization)
+                                batch_size=args.batch_size, max_length=args.max_length, tokenization=tokenization,
+                                dtype=args.dtype)
     print(f"teacher: {args.teacher}; {models.described_in_words(teacher)}")
   if args.cross_encoder:
     scorer = models.cross_encoder(args.cross_encoder, batch_size=args.batch_size)

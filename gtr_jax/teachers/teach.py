@@ -4,6 +4,7 @@ Shards that are done lie in `<NAME>.tmp` under their final names, so that an int
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -55,7 +56,8 @@ def teach(pairs: str | os.PathLike[str], name: str, *, teacher: Teacher | None =
   if os.path.realpath(source) == os.path.realpath(final):
     raise InputError(f"--name {name}: that is what the pairs are read from; give another --name")
   manifest = manifests.read(os.fspath(source))
-  description = _describe(source, manifest, name, teacher, scorer)
+  dimensions = teacher.dimensions() if teacher else 0
+  description = _describe(source, manifest, name, teacher, dimensions, scorer)
   if manifests.is_there(final, description, max_broken=1.0):
     say(f"{final} is up to date")
     return final
@@ -65,7 +67,8 @@ def teach(pairs: str | os.PathLike[str], name: str, *, teacher: Teacher | None =
     new = work / "new"
     new.mkdir(exist_ok=True)
     files = [file for of_split in manifest["splits"].values() for file in of_split]
-    _write_shards(source, new, files, sum(manifest["examples"].values()), teacher, scorer)
+    _write_shards(source, new, files, sum(manifest["examples"].values()),
+                  functools.partial(_Lesson, teacher, dimensions, scorer))
     _finish(source, manifest, description, new)
     work_folder.publish(new, final)
     _remove(work)
@@ -74,13 +77,12 @@ def teach(pairs: str | os.PathLike[str], name: str, *, teacher: Teacher | None =
 
 
 def _describe(source: epath.Path, manifest: dict[str, Any], name: str, teacher: Teacher | None,
-              scorer: Scorer | None) -> dict[str, Any]:
+              dimensions: int, scorer: Scorer | None) -> dict[str, Any]:
   """All that decides the result, as `manifests.describe`; what the pairs were prepared with stays in it."""
   path = source / "manifest.json"
   filters = manifest["filters"] | {"name": name, "taught_from": manifest["filters"].get("name", source.name)}
   decides: list[Any] = [manifests.FORMAT, __version__, manifest["fingerprint"]]
   if teacher:
-    dimensions = teacher.dimensions()
     filters = _without(filters, "teacher") | _settings("teacher", teacher.described) | {
         "teacher_dimensions": dimensions}
     decides.append(["vectors", dimensions, *teacher.described.decides()])
@@ -115,13 +117,13 @@ def _begin(work: pathlib.Path, description: dict[str, Any], say: Callable[[str],
     atomic.write_json(work / work_folder.MARK, description)
 
 
-def _write_shards(source: epath.Path, new: pathlib.Path, files: Sequence[str], pairs: int, teacher: Teacher | None,
-                  scorer: Scorer | None) -> None:
+def _write_shards(source: epath.Path, new: pathlib.Path, files: Sequence[str], pairs: int,
+                  begin: Callable[[], "_Lesson"]) -> None:
   """Writes the shards that are not there yet."""
   missing = [file for file in files if not (new / file).exists()]
   done = sum(_count(new / file) for file in files if file not in missing) if len(missing) < len(files) else 0
   with Bar(pairs, "teaching", " pairs", done=done) as bar:
-    lesson, waiting = _Lesson(teacher, scorer), list[str]()
+    lesson, waiting = begin(), list[str]()
     for file in missing:
       waiting.append(file)
       for _, example in _examples(source / file):
@@ -130,7 +132,7 @@ def _write_shards(source: epath.Path, new: pathlib.Path, files: Sequence[str], p
         lesson.find(bar)
         for one in waiting:
           _write_shard(source / one, new / one, lesson)
-        lesson, waiting = _Lesson(teacher, scorer), []
+        lesson, waiting = begin(), []
 
 
 def _write_shard(old: epath.Path, new: pathlib.Path, lesson: "_Lesson") -> None:
@@ -154,16 +156,16 @@ def _count(path: pathlib.Path) -> int:
 class _Lesson:
   """All that the teachers are asked of some shards, and what they answer."""
 
-  def __init__(self, teacher: Teacher | None, scorer: Scorer | None):
+  def __init__(self, teacher: Teacher | None, dimensions: int, scorer: Scorer | None):
     self._queries = self._passages = self._scores = None
-    self._pairs, self._start = 0, time.monotonic()
+    self._pairs = 0
     if teacher:
       name = teacher.described.name
-      self._queries = self._passages = Answers(teacher.encode_query, 2, name)
+      self._queries = self._passages = Answers(teacher.encode_query, (dimensions,), name)
       if teacher.encode_passage is not teacher.encode_query:
-        self._passages = Answers(teacher.encode_passage, 2, name)
+        self._passages = Answers(teacher.encode_passage, (dimensions,), name)
     if scorer:
-      self._scores = Answers(scorer.score, 1, scorer.described.name)
+      self._scores = Answers(scorer.score, (), scorer.described.name)
 
   def _all(self) -> list[Answers]:
     different = self._passages if self._passages is not self._queries else None

@@ -59,7 +59,7 @@ class Teacher:
   def dimensions(self) -> int:
     """Numbers in a vector, asked of the teacher itself. Raises InputError where it does not give vectors."""
     both = [self.encode_query] + [self.encode_passage] * (self.encode_passage is not self.encode_query)
-    widths = {checked(encode(["text"]), 1, 2, self.described.name).shape[1] for encode in both}
+    widths = {checked(encode(["text"]), (1, None), self.described.name).shape[1] for encode in both}
     if len(widths) != 1:
       raise InputError(f"teacher {self.described.name}: its vectors of queries and passages have {sorted(widths)} "
                        "numbers; take one that gives both the same")
@@ -74,13 +74,14 @@ class Scorer:
   score: Score
 
 
-def checked(answers: object, number: int, rank: int, name: str) -> np.ndarray:
-  """What a teacher has given for so many texts or pairs, as float32 of that many axes. Raises InputError where it is
-  something else, or not finite."""
+def checked(answers: object, shape: tuple[int | None, ...], name: str) -> np.ndarray:
+  """What a teacher has given, as float32 of a shape, None being any number. Raises InputError where it is something
+  else, or not finite."""
   found = np.asarray(answers, np.float32)
-  if found.ndim != rank or len(found) != number:
-    what = "[texts, dimensions]" if rank == 2 else "[pairs]"
-    raise InputError(f"teacher {name}: gave {list(found.shape)} for {number:,}; {what} is needed")
+  if found.ndim != len(shape) or any(
+      want not in (None, have) for want, have in zip(shape, found.shape, strict=True)):
+    needed = ", ".join("dimensions" if number is None else str(number) for number in shape)
+    raise InputError(f"teacher {name}: gave {list(found.shape)} numbers; [{needed}] is needed")
   if not np.isfinite(found).all():
     raise InputError(f"teacher {name}: what it gave is not finite; its weights are damaged, or it overflows")
   return found

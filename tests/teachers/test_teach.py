@@ -149,9 +149,9 @@ def test_other_teachers_are_refused(name, monkeypatch):
 
 @pytest.mark.parametrize(("answer", "message"), [
     (lambda texts: np.full((len(texts), 2), np.nan), "not finite"),
-    (lambda texts: np.zeros(len(texts)), r"gave \[1\] for 1; \[texts, dimensions\] is needed"),
+    (lambda texts: np.zeros(len(texts)), r"gave \[1\] numbers; \[1, dimensions\] is needed"),
     (lambda texts: np.zeros((1, 2)), "is needed"),
-    (lambda texts: np.zeros((len(texts), 2 + (len(texts) > 1))), "its vectors have 3 numbers, and had 2"),
+    (lambda texts: np.zeros((len(texts), 2 + (len(texts) > 1))), r"gave \[\d+, 3\] numbers; \[\d+, 2\] is needed"),
 ])
 def test_what_is_no_vector(name, answer, message):
   with pytest.raises(InputError, match=message):
@@ -191,3 +191,12 @@ def test_a_teacher_needs_sentence_transformers(tmp_path, monkeypatch):
 def test_flags_that_do_not_do(name, capsys, flags, message):
   assert main(["teach", "--pairs", name, "--name", "taught", *flags]) == 2
   assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("tokens", "texts", "sizes"), [
+    (16, None, [1, 1, 2, 4, 1]), (1, None, [1] * 9), (64, 4, [4, 4, 1])])
+def test_batches_have_so_many_tokens_with_padding(tokens, texts, sizes):
+  lengths = np.asarray([32, 9, 8, 5, 4, 4, 3, 2, 1])
+  parts = list(models.batches(lengths, tokens, texts))
+  assert [len(lengths[part]) for part in parts] == sizes
+  np.testing.assert_array_equal(np.concatenate([lengths[part] for part in parts]), lengths)
