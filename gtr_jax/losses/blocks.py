@@ -5,6 +5,7 @@ Letters: G groups, D embedding; n examples make R blocks of B.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,10 +87,10 @@ def cut(loss: InBatchLoss, block: int, queries: jax.Array, passages: jax.Array, 
 
   def own(x, keys, known=(), text=()):
     keys, known, text = ([key[:, :pairs] for key in of] for of in (keys, known, text))
-    return _side(x[:, :pairs], mask_inputs.valid, keys, known, text, block)
+    return side(x[:, :pairs], mask_inputs.valid, keys, known, text, block)
 
   def negatives(x, valid, keys, text=()):
-    return _side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], (), [key[:, pairs:] for key in text], block)
+    return side(x[:, pairs:], valid, [key[:, pairs:] for key in keys], (), [key[:, pairs:] for key in text], block)
 
   hard = extra = None
   if mask_inputs.negative_valid.size:
@@ -99,14 +100,15 @@ def cut(loss: InBatchLoss, block: int, queries: jax.Array, passages: jax.Array, 
   return Parts((own(queries, example, known), own(passages, example, (), text)), hard, extra)
 
 
-def _side(x, valid, keys, known, text, block):
+def side(x: jax.Array, valid: jax.Array, keys: Sequence[jax.Array], known: Sequence[jax.Array],
+         text: Sequence[jax.Array], block: int) -> Side:
   """`x` `[G, n, D]`, `valid` `[G, n]` and keys `[G, n, words]`, in as few blocks as possible, all of one size."""
   blocks = -(-valid.size // block)
   shape = blocks, -(-valid.size // blocks)
-  keys, known, text = (tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in of)
-                       for of in (keys, known, text))
+  words = [tuple(tuple(in_blocks(word, shape) for word in key.reshape(-1, key.shape[-1]).T) for key in of)
+           for of in (keys, known, text)]
   return Side(in_blocks(x.reshape(-1, x.shape[-1]), shape), Facts(
-      in_blocks(valid.reshape(-1), shape), keys, known, *text or ((),)))
+      in_blocks(valid.reshape(-1), shape), words[0], words[1], *words[2] or ((),)))
 
 
 def in_blocks(x, shape):

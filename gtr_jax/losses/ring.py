@@ -18,7 +18,7 @@ from gtr_jax.losses.blocks import cut, in_blocks, of_texts
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.own_negatives import own_negatives
 from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, one_after_the_other, shards_of_mesh, total
-from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep, with_ahead
+from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 
 
@@ -133,16 +133,16 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   if limit is not None:
     q, p = (side.x.astype(dtype) for side in parts.pairs)
     sums = sums._replace(limit=scale * (jnp.sum(q * p, -1) + limit))
-  ring = Ring(loss.slices)
-  rows, columns = sweep(ring, *parts.pairs, scale, _add, sums._replace(own=zeros, ahead=zeros),
+  ring, logits_of = Ring(loss.slices), scaled_dots(scale)
+  rows, columns = sweep(ring, *parts.pairs, logits_of, _add, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
   if parts.passages:
-    rows, _ = sweep(ring, *parts.passages, scale, _add, rows)
+    rows, _ = sweep(ring, *parts.passages, logits_of, _add, rows)
   if columns is not None:
     rows, columns = one_after_the_other(rows, columns)
     columns = _at_home(ring, columns)._replace(limit=sums.limit)
   if parts.queries:
-    columns, _ = sweep(ring, *parts.queries, scale, _add, columns)
+    columns, _ = sweep(ring, *parts.queries, logits_of, _add, columns)
 
   valid = mask_inputs.valid.reshape(-1)
   rows, columns = jax.tree.map(lambda x: x.reshape(-1)[:valid.size], (rows, columns))
@@ -218,15 +218,16 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].facts.valid.shape), directions)
 
   d_negatives = d_negative_queries = None
-  ring, d_rows = Ring(loss.slices), jnp.zeros_like(parts.pairs[0].x, dtype)
-  d_rows, d_columns = gradient_sweep(ring, *parts.pairs, scale, _d_logits, d_rows, rows, *columns)
+  ring, logits_of = Ring(loss.slices), scaled_dots(scale)
+  d_rows = jnp.zeros_like(parts.pairs[0].x, dtype)
+  d_rows, d_columns = gradient_sweep(ring, *parts.pairs, logits_of, _d_logits, d_rows, rows, *columns)
   if parts.passages:
-    d_rows, d_negatives = gradient_sweep(ring, *parts.passages, scale, _d_logits, d_rows, rows)
+    d_rows, d_negatives = gradient_sweep(ring, *parts.passages, logits_of, _d_logits, d_rows, rows)
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
     d_rows, d_columns = one_after_the_other(d_rows, d_columns)
-    d_columns, d_negative_queries = gradient_sweep(ring, *parts.queries, scale, _d_logits, d_columns, *columns)
+    d_columns, d_negative_queries = gradient_sweep(ring, *parts.queries, logits_of, _d_logits, d_columns, *columns)
     d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = total(d_scale[None])

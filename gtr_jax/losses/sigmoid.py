@@ -19,7 +19,7 @@ from gtr_jax.losses.blocks import cut, of_texts
 from gtr_jax.losses.in_batch import NO_PARAMS
 from gtr_jax.losses.own_params import check_own_params
 from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, total
-from gtr_jax.losses.sweeps import gradient_sweep, prepared, sweep, with_ahead
+from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Range
@@ -130,13 +130,14 @@ def _local_forward(static, queries, passages, mask_inputs, scale, bias):
     return sums._replace(loss=sums.loss + jnp.sum(jax.nn.softplus(logits + bias), axis),
                          slope=sums.slope + jnp.sum(jax.nn.sigmoid(logits + bias), axis))
 
-  ring, zeros = Ring(loss.slices), jnp.zeros_like(parts.pairs[0].facts.valid, scale.dtype)
-  rows, _ = sweep(ring, *parts.pairs, scale, add, _Seen(zeros, zeros, zeros, zeros), diagonal=True)
+  ring, logits_of = Ring(loss.slices), scaled_dots(scale)
+  zeros = jnp.zeros_like(parts.pairs[0].facts.valid, scale.dtype)
+  rows, _ = sweep(ring, *parts.pairs, logits_of, add, _Seen(zeros, zeros, zeros, zeros), diagonal=True)
   if parts.passages:
-    rows, _ = sweep(ring, *parts.passages, scale, add, rows)
+    rows, _ = sweep(ring, *parts.passages, logits_of, add, rows)
   if parts.queries:
     rows, nothing = before_the_loop(rows, _Seen(zeros, zeros))
-    more, _ = sweep(ring, *parts.queries, scale, add, nothing)
+    more, _ = sweep(ring, *parts.queries, logits_of, add, nothing)
     rows = rows._replace(loss=rows.loss + more.loss, slope=rows.slope + more.slope)
   valid = mask_inputs.valid.reshape(-1)
   rows = jax.tree.map(lambda x: x.reshape(-1)[:valid.size], rows)
@@ -160,9 +161,9 @@ def _local_backward(static, queries, passages, mask_inputs, scale, bias, saved, 
 
   def swept(part, d_rows):
     rows, columns = part
-    return gradient_sweep(ring, rows, columns, scale, d_logits, d_rows, None)
+    return gradient_sweep(ring, rows, columns, logits_of, d_logits, d_rows, None)
 
-  ring, d_negatives, d_negative_queries = Ring(loss.slices), None, None
+  ring, logits_of, d_negatives, d_negative_queries = Ring(loss.slices), scaled_dots(scale), None, None
   nothing = jnp.zeros_like(parts.pairs[0].x, dtype)
   d_rows, d_columns = swept(parts.pairs, nothing)
   if parts.passages:

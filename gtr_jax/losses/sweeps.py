@@ -34,6 +34,15 @@ def prepared(loss: Any, queries: jax.Array, batch: Any) -> tuple[MaskInputs, int
   Raises:
     InputError: the groups of the batch cannot be divided over the mesh, or `slices` are of another one.
   """
+  number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
+  mask_inputs = MaskInputs(*map(jnp.asarray, (
+      number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
+      batch.text_hash, batch.known_hash)))
+  return mask_inputs, block_size(loss, queries)
+
+
+def block_size(loss: Any, queries: jax.Array) -> int:
+  """The largest B. Raises InputError as `prepared`."""
   name, shards = type(loss).__name__, shards_of_mesh()
   if len(queries) % shards:
     raise InputError(f"{name}: {len(queries)} groups cannot be divided over {shards} data shards (data x fsdp): make "
@@ -41,17 +50,14 @@ def prepared(loss: Any, queries: jax.Array, batch: Any) -> tuple[MaskInputs, int
   if loss.slices and len(loss.slices) != shards:
     raise InputError(f"{name}.slices is of {len(loss.slices)} data shards, and the mesh has {shards}: let `on_mesh` "
                      "set it")
-  number = jnp.arange(batch.valid.size, dtype=jnp.uint32).reshape(*batch.valid.shape, 1)
-  mask_inputs = MaskInputs(*map(jnp.asarray, (
-      number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
-      batch.text_hash, batch.known_hash)))
-  return mask_inputs, BLOCK_ON_CPU if platform() == "cpu" else BLOCK
+  return BLOCK_ON_CPU if platform() == "cpu" else BLOCK
 
 
-def sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, add: Callable, row_sums: Any,
+def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Callable, row_sums: Any,
           column_sums: Any = None, diagonal: bool = False) -> tuple[Any, Any]:
   """Takes the columns once round the ring, past the rows of each device.
 
+  `logits_of(rows, columns)` are the logits of a block `[B, D]` of each, or a tuple of several kinds of them.
   `add(sums, logits, axis)` adds a block of logits, masked with -inf, to sums `[B]` along an axis; sums are named tuples
   of arrays `[R, B]`, those of columns with `limit`. Without `column_sums` only the rows are summed. With `diagonal` the
   rows' sums have `own`, and column i is the own one of row i at the first hop; its block is the first of each row
@@ -76,12 +82,12 @@ def sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, add: Callable
       def block(step, carry):
         row_sum, column_sums = carry
         c = (r + step) % len(x)
-        logits = dots(row_x, take(x, c)) * scale
+        logits = logits_of(row_x, take(x, c))
         if diagonal:
           own = jnp.where((number == 0) & (step == 0), jnp.diagonal(logits), row_sum.own)
           row_sum = row_sum._replace(own=own)
         # Without the barrier the mask is computed again for each of the sums.
-        logits = lax.optimization_barrier(jnp.where(candidates(row_facts, take(facts, c)), logits, -jnp.inf))
+        logits = lax.optimization_barrier(_masked(candidates(row_facts, take(facts, c)), logits))
         row_sum = add(row_sum, logits, 1)
         if column_sums is not None:
           column_sums = put(column_sums, c, add(take(column_sums, c), logits, 0))
@@ -103,6 +109,15 @@ def sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, add: Callable
   return row_sums, of_hops
 
 
+def scaled_dots(scale: jax.Array) -> Callable:
+  """The logits of embeddings: their dot products times `scale`."""
+  return lambda rows, columns: dots(rows, columns) * scale
+
+
+def _masked(mask, logits):
+  return jax.tree.map(lambda x: jnp.where(mask, x, -jnp.inf), logits)
+
+
 def with_ahead(sums: Any, logits: jax.Array, axis: int) -> Any:
   """`sums`, where they count which of a block of logits are not below the `own` ones, with these."""
   if sums.ahead is None:
@@ -112,14 +127,15 @@ def with_ahead(sums: Any, logits: jax.Array, axis: int) -> Any:
   return sums._replace(ahead=sums.ahead + jnp.sum(ahead, axis))
 
 
-def gradient_sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, d_logits: Callable, d_rows: jax.Array,
+def gradient_sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, d_logits: Callable, d_rows: jax.Array,
                    row_weights: Any, column_weights: Any = None) -> tuple[jax.Array, jax.Array]:
-  """Adds to the gradient of the rows what their logits give, less the factor `scale`; and the gradient of the columns.
+  """Adds to the gradient of the rows what their dot products give; and the gradient of the columns.
 
-  `d_logits(logits, weights, axis)` is the gradient of a block of logits, masked with -inf, by weights `[B]` along an
-  axis. The columns' gradient goes round the ring one hop behind them: while a device computes what it adds to that of
-  one column, that of the one before is on its way; between slices, one round behind them. Products are written so that
-  on CPU, where it matters most, no large operand has to be transposed: the columns' gradient is held as `[C, D, B]`.
+  `d_logits(logits, weights, axis)` is the gradient of a block of dot products, but for a factor that all lack, from its
+  logits, masked with -inf, by weights `[B]` along an axis. The columns' gradient goes round the ring one hop behind
+  them: while a device computes what it adds to that of one column, that of the one before is on its way; between
+  slices, one round behind them. Products are written so that on CPU, where it matters most, no large operand has to be
+  transposed: the columns' gradient is held as `[C, D, B]`.
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -140,8 +156,7 @@ def gradient_sweep(ring: Ring, rows: Side, columns: Side, scale: jax.Array, d_lo
       def block(c, carry):
         d_row, d_columns = carry
         column_x, column_facts, column_weight = take((x, facts, weights), c)
-        mask = candidates(row_facts, column_facts)
-        logits = jnp.where(mask, dots(row_x, column_x) * scale, -jnp.inf)
+        logits = _masked(candidates(row_facts, column_facts), logits_of(row_x, column_x))
         d_block = d_logits(logits, row_weight, 1)
         if column_weight is not None:
           d_block += d_logits(logits, column_weight, 0)

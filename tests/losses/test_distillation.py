@@ -7,16 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_in_batch import DIM, GROUPS, NEGATIVES, PAIRS, make
+from test_ring import MESHES, large
 
 from gtr_jax.errors import InputError
+from gtr_jax.losses import sweeps
 from gtr_jax.losses.embedding_distillation import EmbeddingDistillationLoss
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.kl_distillation import KLDistillationLoss
 from gtr_jax.losses.margin_mse import MarginMSELoss
 from gtr_jax.losses.matryoshka import MatryoshkaLoss
+from gtr_jax.losses.similarity_distillation import SimilarityDistillationLoss
 from gtr_jax.losses.teacher import NOTHING, OfTeacher, of_teacher
 from gtr_jax.losses.weighted_sum import WeightedSumLoss
-from gtr_jax.text.batch import Teacher
+from gtr_jax.parallel import partitioning
+from gtr_jax.text.batch import Batch, Teacher
 
 TEACHER_DIM = 7
 
@@ -121,6 +125,65 @@ def test_kl(data):
   value, _, _ = value_and_gradient(loss, queries, passages, batch)
   assert value == pytest.approx(np.mean(divergences), rel=1e-12) and len(divergences) > 3
   check_gradient(loss, queries, passages, batch)
+
+
+@pytest.mark.parametrize("data", [{}, {"valid": False}, {"negatives": 0, "negative_queries": 0}], ids=str)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_similarities(data, bidirectional, monkeypatch):
+  monkeypatch.setattr(sweeps, "BLOCK_ON_CPU", 3)
+  queries, passages, batch = taught(TEACHER_DIM, **data)
+
+  def softmax(x):
+    weights = np.exp(np.array(x) - max(x))
+    return weights / weights.sum()
+
+  def there(vectors, of_rest):
+    valid = np.concatenate([batch.valid, of_rest], axis=1)
+    return [at for at in np.ndindex(valid.shape) if valid[at] and vectors[at].any()]
+
+  vectors = batch.teacher.queries, batch.teacher.passages
+  sides = [(queries, vectors[0], there(vectors[0], batch.negative_query_valid)),
+           (passages, vectors[1], there(vectors[1], batch.negative_valid))]
+  expected, agree = 0.0, []
+  for (x, u, rows), (y, v, columns) in [sides, sides[::-1]][:1 + bidirectional]:
+    divergences = []
+    for a in [row for row in rows if row[1] < PAIRS]:
+      of_teacher = softmax([cosine(u[a], v[c]) / 0.3 for c in columns])
+      of_student = softmax([x[a] @ y[c] / 0.2 for c in columns])
+      divergences.append(np.sum(of_teacher * (np.log(of_teacher) - np.log(of_student))))
+      agree.append(of_teacher.argmax() == of_student.argmax())
+    if x is queries:
+      agreement = np.mean(agree)
+    expected += np.mean(divergences)
+  loss = SimilarityDistillationLoss(TEACHER_DIM, 0.2, 0.3, bidirectional)
+  value, metrics, _ = value_and_gradient(loss, queries, passages, batch)
+  assert value == pytest.approx(expected, rel=1e-12)
+  assert metrics["agreement"] == pytest.approx(agreement)
+  check_gradient(loss, queries, passages, batch)
+
+
+def test_who_says_what_the_teacher_says_is_done():
+  """Whatever the width: embeddings that are the teacher's, turned."""
+  queries, passages, batch = taught()
+  turn = np.linalg.qr(np.random.default_rng(3).normal(size=(DIM, DIM)))[0]
+  vectors = [x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) @ turn for x in batch.teacher[:2]]
+  value, metrics, gradient = value_and_gradient(SimilarityDistillationLoss(), *vectors, batch)
+  assert abs(value) < 1e-12 and metrics["agreement"] == 1 and max(np.abs(x).max() for x in gradient[:2]) < 1e-12
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_gives_the_same_similarities(mesh):
+  queries, passages, batch = large()
+  rng = np.random.default_rng(4)
+  teacher = Teacher(*(rng.normal(size=(*x.shape[:2], TEACHER_DIM)) for x in (queries, passages)))
+  with jax.enable_x64(True):
+    batch = Batch(*jax.tree.map(jnp.asarray, tuple(batch)))._replace(teacher=teacher)
+    step = jax.jit(jax.value_and_grad(SimilarityDistillationLoss(TEACHER_DIM), (0, 1), has_aux=True))
+    expected = jax.device_get(step(queries, passages, batch))
+    mesh = partitioning.make_mesh(*MESHES[mesh])
+    with jax.set_mesh(mesh):
+      found = jax.device_get(step(*jax.device_put((queries, passages, batch), partitioning.batch_sharding(mesh))))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), found, expected)
 
 
 @pytest.mark.parametrize("loss", [MarginMSELoss(), KLDistillationLoss()], ids=["margins", "KL"])

@@ -18,6 +18,7 @@ from gtr_jax.losses.matryoshka import MatryoshkaLoss
 from gtr_jax.losses.own_params import of_loss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.losses.sigmoid import SigmoidLoss
+from gtr_jax.losses.similarity_distillation import SimilarityDistillationLoss
 from gtr_jax.losses.weighted_sum import WeightedSumLoss
 from gtr_jax.models import attention_by_text, attention_kernel
 from gtr_jax.parallel import partitioning
@@ -36,7 +37,8 @@ LOSSES = {"dense": InBatchLoss(**OPTIONS), "ring": RingLoss(**OPTIONS)}
 OTHERS = {"matryoshka, dense": MatryoshkaLoss(LOSSES["dense"], (8, 6, 2), (1.0, 0.5, 0.3)),
           "matryoshka, ring": MatryoshkaLoss(LOSSES["ring"], (2, 6, 8), (0.3, 0.5, 1.0)),
           "sigmoid": SigmoidLoss(bias=-2.0), "embeddings": EmbeddingDistillationLoss(TEACHER_DIM),
-          "margins": MarginMSELoss(), "KL": KLDistillationLoss(0.1, 0.5),
+          "similarities": SimilarityDistillationLoss(TEACHER_DIM), "margins": MarginMSELoss(),
+          "KL": KLDistillationLoss(0.1, 0.5),
           "sum, dense": WeightedSumLoss((EmbeddingDistillationLoss(TEACHER_DIM), LOSSES["dense"]), (2.0, 0.1)),
           "sum, ring": WeightedSumLoss((EmbeddingDistillationLoss(TEACHER_DIM), LOSSES["ring"]), (2.0, 0.1))}
 EVERY = [pytest.param(loss, rows, micro,
@@ -122,7 +124,8 @@ def test_same_gradient_in_float64(loss, row_lengths, microbatches, mesh):
 @pytest.mark.parametrize("loss, case", [
     ("matryoshka, dense", (PADDED, ONE_SHOT, "fsdp")), ("matryoshka, ring", (PACKED, CACHED, "all")),
     ("sigmoid", (PACKED, CACHED, "all")), ("sigmoid", (PADDED, ONE_SHOT, "fsdp")),
-    ("embeddings", (PACKED, CACHED, "all")), ("margins", (PACKED, CACHED, "all")), ("KL", (PACKED, CACHED, "data")),
+    ("embeddings", (PACKED, CACHED, "all")), ("margins", (PACKED, CACHED, "all")),
+    ("similarities", (PACKED, CACHED, "all")), ("KL", (PACKED, CACHED, "data")),
     ("sum, ring", (PACKED, CACHED, "fsdp"))])
 def test_same_gradient_of_other_losses(loss, case):
   with jax.enable_x64(True):
