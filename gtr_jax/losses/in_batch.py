@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
 from gtr_jax.losses.own_params import check_own_params
+from gtr_jax.losses.teacher import NOTHING, OfTeacher, guide_of, guided_limit
 from gtr_jax.values.check import check_fields
-from gtr_jax.values.ranges import Range
+from gtr_jax.values.ranges import Positive, Range
 
 NO_PARAMS: Mapping[str, jax.Array] = MappingProxyType({})
 
@@ -48,7 +49,8 @@ class InBatchLoss:
 
   With `false_negative_margin` the model itself masks more, in training only and in both directions: a candidate whose
   dot product is above that of the own pair by more than this (Qwen3 Embedding, Zhang et al. 2025, arXiv 2506.05176:
-  0.1). What it masks still counts for accuracy and MRR.
+  0.1). What it masks still counts for accuracy and MRR. With `guided` a teacher's cosines decide that in its place
+  (GISTEmbed: Solatorio 2024, arXiv 2402.16829: margin 0), where it has vectors of the texts.
 
   Attributes:
     temperature: divides the dot products; with `learned_temperature` the initial value.
@@ -57,7 +59,9 @@ class InBatchLoss:
     label_smoothing: share of the target that is spread over all unmasked candidates, the own one included.
     learned_temperature: train log(1 / temperature), the parameter `logit_scale`.
     mask_false_negatives: mask as described.
-    false_negative_margin: None masks nothing by what the model says.
+    false_negative_margin: None masks nothing by what model or teacher say.
+    guided: it is the teacher's dot products that are compared.
+    teacher_dim: width of the teacher's vectors; None: that of the embeddings.
     own_negatives_only: a plain softmax over the own positive and the hard negatives mined for that very query. Forward
       only. Use it for data with many good negatives each, where the rest of the batch is too easy or too similar.
   """
@@ -69,6 +73,8 @@ class InBatchLoss:
   learned_temperature: bool = False
   mask_false_negatives: bool = True
   false_negative_margin: float | None = None
+  guided: bool = False
+  teacher_dim: Positive | None = None
   own_negatives_only: bool = False
 
   def __post_init__(self):
@@ -76,6 +82,13 @@ class InBatchLoss:
     if self.own_negatives_only and self.bidirectional:
       raise InputError(f"{type(self).__name__}.own_negatives_only has no backward direction: set bidirectional = "
                        "False as well")
+    if self.guided and self.false_negative_margin is None:
+      raise InputError(f"{type(self).__name__}.guided needs a false_negative_margin: above the own pair by how much a "
+                       "candidate is masked (GISTEmbed: 0.0)")
+
+  def of_teacher(self, dim: int) -> OfTeacher:
+    """Vectors, where it is guided by them."""
+    return OfTeacher(vectors=self.teacher_dim or dim) if self.guided else NOTHING
 
   def on_mesh(self, mesh: jax.sharding.Mesh) -> "InBatchLoss":
     """The same loss: `RingLoss` looks at where the devices are."""
@@ -116,20 +129,27 @@ class InBatchLoss:
     q_QxD, n_queries_MxD = _split(queries, batch.valid.shape[1])
     p_QxD, n_passages_NxD = _split(passages, batch.valid.shape[1])
 
+    guide = back_guide = None
+    if train and self.guided and self.false_negative_margin is not None:
+      (g_QxT, g_queries_MxT), (h_QxT, h_passages_NxT) = (
+          _split(x, batch.valid.shape[1]) for x in guide_of(self, batch))
+      limit_Q = guided_limit(jnp.sum(g_QxT * h_QxT, axis=-1), (g_QxT, h_QxT), self.false_negative_margin)
+      guide = dots(g_QxT, jnp.concatenate([h_QxT, h_passages_NxT])), limit_Q
+      back_guide = dots(h_QxT, jnp.concatenate([g_QxT, g_queries_MxT])), limit_Q
     forward_mask = self._forward_mask(pairs)
     cosine_QxC = dots(q_QxD, jnp.concatenate([p_QxD, n_passages_NxD]))
-    loss = self._direction(cosine_QxC, forward_mask, pairs.valid, scale, train)
+    loss = self._direction(cosine_QxC, forward_mask, pairs.valid, scale, train, guide)
     if self.bidirectional:
       cosine_back_QxC = dots(p_QxD, jnp.concatenate([q_QxD, n_queries_MxD]))
-      loss += self._direction(cosine_back_QxC, self._backward_mask(pairs), pairs.valid, scale, train)
+      loss += self._direction(cosine_back_QxC, self._backward_mask(pairs), pairs.valid, scale, train, back_guide)
 
     rank = _rank_of_own(jax.lax.stop_gradient(cosine_QxC), forward_mask).astype(loss.dtype)
     return loss, mean(jnp.where(rank == 1, 1.0, 0.0).astype(loss.dtype), pairs.valid), mean(1 / rank, pairs.valid)
 
-  def _direction(self, cosine_QxC, mask_QxC, valid_Q, scale, train):
+  def _direction(self, cosine_QxC, mask_QxC, valid_Q, scale, train, guide):
     if train and self.false_negative_margin is not None:
-      limit_Q = _own_value(cosine_QxC) + self.false_negative_margin
-      mask_QxC &= (cosine_QxC <= limit_Q[:, None]) | _own(mask_QxC)
+      compared_QxC, limit_Q = guide or (cosine_QxC, _own_value(cosine_QxC) + self.false_negative_margin)
+      mask_QxC &= (compared_QxC <= limit_Q[:, None]) | _own(mask_QxC)
     if train and self.margin:
       cosine_QxC = cosine_QxC - self.margin * _own(cosine_QxC).astype(cosine_QxC.dtype)
     logits = cosine_QxC * scale

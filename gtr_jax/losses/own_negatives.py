@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gtr_jax.losses.in_batch import mean
+from gtr_jax.losses.teacher import guide_of, guided_limit
 
 
 def own_negatives(loss, queries, passages, batch, scale, margin, limit):
@@ -43,7 +44,12 @@ def own_negatives(loss, queries, passages, batch, scale, margin, limit):
     mask &= ~jnp.any(jnp.all(known == text, axis=-1), axis=-1)
 
   own_logit, logits, seen = scale * (own - margin), scale * cosine, mask
-  if limit is not None:
+  if limit is not None and loss.guided:
+    g, h = guide_of(loss, batch)
+    g = g[:, :pairs]
+    limits = guided_limit(jnp.sum(g * h[:, :pairs], axis=-1), (g, h[:, :pairs]), limit)
+    mask &= jnp.sum(of_owner(g) * h[:, pairs:], axis=-1) <= of_owner(limits)
+  elif limit is not None:
     mask &= cosine <= of_owner(own) + limit
   masked = jnp.where(mask, logits, -jnp.inf)
   top = lax.stop_gradient(jnp.maximum(own_logit, over_own(masked, jax.ops.segment_max)))

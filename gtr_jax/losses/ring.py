@@ -6,6 +6,7 @@ examples.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from gtr_jax.losses.blocks import cut, in_blocks, of_texts
-from gtr_jax.losses.in_batch import InBatchLoss
+from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
 from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, one_after_the_other, shards_of_mesh, total
 from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
+from gtr_jax.losses.teacher import guide_of, guided_limit
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 
 
@@ -67,8 +69,31 @@ class RingLoss(InBatchLoss):
     if self.own_negatives_only:
       return own_negatives(self, queries, passages, batch, scale, margin, limit)
     mask_inputs, block = prepared(self, queries, batch)
-    *sums, number_valid = _sums((self, margin, limit, block), queries, passages, mask_inputs, scale)
+    static = _Static(self, margin, limit, block, queries.shape[-1], limit is not None and self.guided)
+    if static.guided:  # The teacher's vectors travel with the embeddings.
+      queries, passages = (jnp.concatenate([x.astype(dtype), guide.astype(dtype)], axis=-1)
+                           for x, guide in zip((queries, passages), guide_of(self, batch), strict=True))
+    *sums, number_valid = _sums(static, queries, passages, mask_inputs, scale)
     return tuple(x / jnp.maximum(number_valid, 1) for x in sums)
+
+
+class _Static(NamedTuple):
+  """What decides the program: `margin` and `limit` as they apply, the largest B, and D without the teacher's part."""
+
+  loss: RingLoss
+  margin: float
+  limit: float | None
+  block: int
+  dim: int
+  guided: bool
+
+  def logits_of(self, scale: jax.Array) -> Callable:
+    """Of embeddings; if guided, with the teacher's cosines beside them."""
+    of_embeddings = scaled_dots(scale)
+    if not self.guided:
+      return of_embeddings
+    return lambda row, column: (of_embeddings(row[:, :self.dim], column[:, :self.dim]),
+                                dots(row[:, self.dim:], column[:, self.dim:]))
 
 
 class _Seen(NamedTuple):
@@ -76,7 +101,8 @@ class _Seen(NamedTuple):
 
   `top` is the largest logit, `exp_sum` the sum of exp(logit - top). For label smoothing, `total` is the sum of the
   logits and `number` how many they are. For the rank of a row, `own` is its own logit, without margin, and `ahead` how
-  many of the others are not below it. Logits above `limit`, where there is one, are no candidates, but may be ahead.
+  many of the others are not below it. Logits above `limit`, where there is one, or those whose cosine by the teacher is
+  above it, are no candidates, but may be ahead.
   """
 
   top: jax.Array
@@ -125,15 +151,16 @@ _sums.defvjp(_forward, _backward)
 
 def _local_forward(static, queries, passages, mask_inputs, scale):
   """One device's part of `_forward`: the sums over all devices, and what the gradient needs of the part."""
-  loss, margin, limit, block = static
+  loss, margin, limit, block, dim, guided = static
   parts = cut(loss, block, queries, passages, mask_inputs)
   dtype = scale.dtype
   zeros = jnp.zeros_like(parts.pairs[0].facts.valid, dtype)
   sums = _Seen(zeros + jnp.finfo(dtype).min, zeros, *((zeros, zeros) if loss.label_smoothing else ()))
   if limit is not None:
     q, p = (side.x.astype(dtype) for side in parts.pairs)
-    sums = sums._replace(limit=scale * (jnp.sum(q * p, -1) + limit))
-  ring, logits_of = Ring(loss.slices), scaled_dots(scale)
+    sums = sums._replace(limit=scale * (jnp.sum(q * p, -1) + limit) if not guided else guided_limit(
+        jnp.sum(q[..., dim:] * p[..., dim:], -1), (q[..., dim:], p[..., dim:]), limit))
+  ring, logits_of = Ring(loss.slices), static.logits_of(scale)
   rows, columns = sweep(ring, *parts.pairs, logits_of, _add, sums._replace(own=zeros, ahead=zeros),
                          sums if loss.bidirectional else None, diagonal=True)
   if parts.passages:
@@ -180,7 +207,7 @@ def _at_home(ring, of_hops):
 
 def _add(sums, logits, axis):
   """Adds a block of logits, masked with -inf, to the sums along `axis`."""
-  sums = with_ahead(sums, logits, axis)
+  sums = with_ahead(sums, jax.tree.leaves(logits)[0], axis)
   logits = _within(logits, sums.limit, axis)
   top = jnp.maximum(sums.top, jnp.max(logits, axis))
   exp_sum = sums.exp_sum * jnp.exp(sums.top - top) + jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis)
@@ -193,13 +220,14 @@ def _add(sums, logits, axis):
 
 
 def _within(logits, limit, axis):
-  """Those above the limits are no candidates."""
-  return logits if limit is None else jnp.where(logits <= jnp.expand_dims(limit, axis), logits, -jnp.inf)
+  """Those above the limits are no candidates, by themselves or by the teacher."""
+  logits, compared = logits if isinstance(logits, tuple) else (logits, logits)
+  return logits if limit is None else jnp.where(compared <= jnp.expand_dims(limit, axis), logits, -jnp.inf)
 
 
 def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotangent):
   """One device's part of the gradients with respect to queries, passages and scale."""
-  loss, *_, block = static
+  loss, block, dim = static.loss, static.block, static.dim
   own, directions = saved
   parts = cut(loss, block, queries, passages, mask_inputs)
   dtype, smoothing = scale.dtype, loss.label_smoothing
@@ -218,17 +246,17 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   rows, *columns = jax.tree.map(lambda x: in_blocks(x, parts.pairs[0].facts.valid.shape), directions)
 
   d_negatives = d_negative_queries = None
-  ring, logits_of = Ring(loss.slices), scaled_dots(scale)
+  ring, logits_of = Ring(loss.slices), static.logits_of(scale)
   d_rows = jnp.zeros_like(parts.pairs[0].x, dtype)
   d_rows, d_columns = gradient_sweep(ring, *parts.pairs, logits_of, _d_logits, d_rows, rows, *columns)
   if parts.passages:
     d_rows, d_negatives = gradient_sweep(ring, *parts.passages, logits_of, _d_logits, d_rows, rows)
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
-  d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
+  d_scale = jnp.sum((d_rows * parts.pairs[0].x.astype(dtype))[..., :dim]) + jnp.sum(d_own * own / scale)
   if parts.queries:
     d_rows, d_columns = one_after_the_other(d_rows, d_columns)
     d_columns, d_negative_queries = gradient_sweep(ring, *parts.queries, logits_of, _d_logits, d_columns, *columns)
-    d_scale += jnp.sum(d_negative_queries * parts.queries[1].x.astype(dtype))
+    d_scale += jnp.sum((d_negative_queries * parts.queries[1].x.astype(dtype))[..., :dim])
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.
   d_scale = total(d_scale[None])
 

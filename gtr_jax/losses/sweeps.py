@@ -61,7 +61,7 @@ def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Calla
   `add(sums, logits, axis)` adds a block of logits, masked with -inf, to sums `[B]` along an axis; sums are named tuples
   of arrays `[R, B]`, those of columns with `limit`. Without `column_sums` only the rows are summed. With `diagonal` the
   rows' sums have `own`, and column i is the own one of row i at the first hop; its block is the first of each row
-  block, as those ahead of the own logit can be counted only when it is known.
+  block, as those ahead of the own logit can be counted only when it is known. Of several kinds, the first is meant.
 
   Returns:
     The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
@@ -84,7 +84,8 @@ def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Calla
         c = (r + step) % len(x)
         logits = logits_of(row_x, take(x, c))
         if diagonal:
-          own = jnp.where((number == 0) & (step == 0), jnp.diagonal(logits), row_sum.own)
+          diagonal_of = jnp.diagonal(jax.tree.leaves(logits)[0])
+          own = jnp.where((number == 0) & (step == 0), diagonal_of, row_sum.own)
           row_sum = row_sum._replace(own=own)
         # Without the barrier the mask is computed again for each of the sums.
         logits = lax.optimization_barrier(_masked(candidates(row_facts, take(facts, c)), logits))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
+from gtr_jax.models.pooling import l2_normalize
 
 
 class OfTeacher(NamedTuple):
@@ -33,6 +34,27 @@ def vectors_of(loss: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
   if batch.teacher.queries is None:
     raise _without(loss, "vectors")
   return jnp.asarray(batch.teacher.queries), jnp.asarray(batch.teacher.passages)
+
+
+def guide_of(loss: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+  """`vectors_of` of length 1, and 0 where there is none."""
+  queries, passages = (l2_normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in vectors_of(loss, batch))
+  return queries, passages
+
+
+def guided_limit(own: jax.Array, guide: tuple[jax.Array, jax.Array], margin: float) -> jax.Array:
+  """Above which cosine of the teacher's a candidate of a pair is masked.
+
+  Args:
+    own: the teacher's cosines of the pairs.
+    guide: its vectors of their queries and positives, `[..., T]`.
+    margin: above the own one.
+
+  Returns:
+    As `own`; infinite where a vector of the pair is missing, and never below 0, what is said of a candidate without.
+  """
+  known = jnp.any(guide[0] != 0, axis=-1) & jnp.any(guide[1] != 0, axis=-1)
+  return jnp.where(known, jnp.maximum(own + margin, 0), jnp.inf)
 
 
 def scores_of(loss: Any, batch: Any) -> jax.Array:

@@ -12,7 +12,7 @@ import pytest
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.pooling import l2_normalize
-from gtr_jax.text.batch import split_hash
+from gtr_jax.text.batch import Teacher, split_hash
 
 GROUPS, PAIRS, NEGATIVES, NEGATIVE_QUERIES, DIM = 2, 4, 8, 3, 5
 
@@ -49,6 +49,9 @@ def make(seed=0, negatives=NEGATIVES, negative_queries=NEGATIVE_QUERIES, valid=T
       negative_valid=np.ones((GROUPS, negatives), bool),
       negative_query_valid=np.ones((GROUPS, negative_queries), bool),
       negative_owner=np.tile(np.repeat(np.arange(PAIRS, dtype=np.int32), negatives // PAIRS), (GROUPS, 1)), **hashes)
+  vectors = [rng.normal(size=(*x.shape[:2], 3)) for x in (queries, passages)]  # A teacher's, of some texts none.
+  vectors[0][0, 1] = vectors[1][1, 0] = vectors[1][0, -1] = 0
+  batch.teacher = Teacher(*vectors)
   if not valid:
     batch.negative_valid[:, 1::3] = False
     batch.negative_query_valid[1] = False
@@ -77,9 +80,18 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
   def related(a, b):
     return same("query_hash", a, b) or same("passage_hash", a, b) or same("text_hash", a, b)
 
-  def cross_entropy(similarities, own):
-    """`similarities` of the unmasked candidates, the own one at index `own`."""
-    if train and loss.false_negative_margin is not None:
+  def guide(a, b):
+    """The teacher's cosine of two of its vectors, None where one is missing."""
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    return float(a @ b / lengths[0] / lengths[1]) if all(lengths) else None
+
+  def cross_entropy(similarities, own, guided):
+    """`similarities` of the unmasked candidates, and what the teacher says of them, the own one at index `own`."""
+    if train and loss.guided:
+      kept = [c for c, g in enumerate(guided) if c == own or g is None or guided[own] is None
+              or g <= max(guided[own] + loss.false_negative_margin, 0)]
+      similarities, own = [similarities[c] for c in kept], kept.index(own)
+    elif train and loss.false_negative_margin is not None:
       similarities = [s for c, s in enumerate(similarities)
                       if c == own or s <= similarities[own] + loss.false_negative_margin]
     logits = [scale * (s - (loss.margin if train and c == own else 0)) for c, s in enumerate(similarities)]
@@ -106,7 +118,8 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
         if batch.negative_valid[g, n] and not false and (own or not loss.own_negatives_only):
           candidates.append(c)
     similarities = [float(queries[a] @ passages[c]) for c in candidates]
-    forward.append(cross_entropy(similarities, 0))
+    by_teacher = [guide(batch.teacher.queries[a], batch.teacher.passages[c]) for c in candidates]
+    forward.append(cross_entropy(similarities, 0, by_teacher))
     ranks.append(1 + sum(s >= similarities[0] for s in similarities[1:]))
 
     candidates = [a] + [b for b in pairs if b != a and batch.valid[b]
@@ -116,7 +129,8 @@ def formula(loss, queries, passages, batch, temperature=None, train=True):
         c = (g, PAIRS + m)
         if batch.negative_query_valid[g, m] and not (loss.mask_false_negatives and same("query_hash", a, c)):
           candidates.append(c)
-    backward.append(cross_entropy([float(passages[a] @ queries[c]) for c in candidates], 0))
+    by_teacher = [guide(batch.teacher.passages[a], batch.teacher.queries[c]) for c in candidates]
+    backward.append(cross_entropy([float(passages[a] @ queries[c]) for c in candidates], 0, by_teacher))
   total = np.mean(forward) + (np.mean(backward) if loss.bidirectional else 0)
   return total, np.mean([r == 1 for r in ranks]), np.mean([1 / r for r in ranks])
 
@@ -134,6 +148,9 @@ OPTIONS = (
     {"false_negative_margin": 0.1},
     {"false_negative_margin": -0.2, "label_smoothing": 0.1, "learned_temperature": True},
     {"own_negatives_only": True, "bidirectional": False, "label_smoothing": 0.1, "false_negative_margin": 0.1},
+    {"false_negative_margin": 0.1, "guided": True, "teacher_dim": 3},
+    {"own_negatives_only": True, "bidirectional": False, "false_negative_margin": -0.5, "guided": True,
+     "teacher_dim": 3},
 )
 
 

@@ -15,7 +15,7 @@ from gtr_jax.losses import sweeps
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.parallel import partitioning
-from gtr_jax.text.batch import Batch, split_hash
+from gtr_jax.text.batch import Batch, Teacher, split_hash
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (4, 1, 2)}
 
@@ -36,7 +36,9 @@ def large(groups=8, pairs=5, negatives=7, negative_queries=3, dim=6, seed=0, ids
                 negative_owner=rng.integers(0, pairs, (groups, negatives)).astype(np.int32),
                 negative_query_valid=rng.random((groups, negative_queries)) < 0.8,
                 query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives),
-                known_hash=split_hash(rng.integers(0, ids, (groups, pairs, 2))))
+                known_hash=split_hash(rng.integers(0, ids, (groups, pairs, 2))),
+                teacher=Teacher(rng.normal(size=(groups, pairs + negative_queries, 3)),
+                                rng.normal(size=(groups, pairs + negatives, 3))))
   return unit(groups, pairs + negative_queries), unit(groups, pairs + negatives), batch
 
 
@@ -92,7 +94,9 @@ def test_equals_the_dense_loss(options, data, small_blocks):
 @pytest.mark.parametrize("options", [
     {"margin": 0.1, "label_smoothing": 0.1, "learned_temperature": True}, {"bidirectional": False},
     {"own_negatives_only": True, "bidirectional": False},
-    {"label_smoothing": 0.1, "false_negative_margin": 0.1}], ids=["all", "forward", "own", "limit"])
+    {"label_smoothing": 0.1, "false_negative_margin": 0.1},
+    {"learned_temperature": True, "false_negative_margin": 0.1, "guided": True, "teacher_dim": 3}],
+                         ids=["all", "forward", "own", "limit", "guided"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_mesh_gives_the_dense_loss(mesh, options, small_blocks):
   options = {"temperature": 0.05, **options}
