@@ -9,7 +9,7 @@ import concurrent.futures
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,25 +29,48 @@ class BM25Index:
   """
 
   def __init__(self, texts: Sequence[str], tie_keys: Sequence[str] | None = None, progress: bool = True):
+    self._begin(progress)
+    # Row r of the index is text self.order[r]: rows in the order in which ties rank, so that a stable sort breaks them.
+    self.order = (np.arange(len(texts)) if tie_keys is None else
+                  np.asarray(sorted(range(len(texts)), key=tie_keys.__getitem__, reverse=True), np.int64))
+    self._number_of: dict[str, int] = {}  # word -> its number
+    lengths = np.zeros(len(texts), np.int32)
+    self._build(list(self._count(texts, lengths)), lengths)
+
+  def _begin(self, progress: bool) -> None:
     # Imported here because bm25s starts the JAX backend when imported, which has to wait for jax.distributed.
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # It sets DEBUG itself.
     import Stemmer
     self._tokenize, self._stemmer, self._progress = bm25s.tokenize, Stemmer.Stemmer("english"), progress
-    # Row r of the index is text self.order[r]: rows in the order in which ties rank, so that a stable sort breaks them.
-    self.order = (np.arange(len(texts)) if tie_keys is None else
-                  np.asarray(sorted(range(len(texts)), key=tie_keys.__getitem__, reverse=True), np.int64))
-    self._number_of: dict[str, int] = {}  # word -> its number
-    self._lengths = np.zeros(len(texts), np.int32)
-    self._build(list(self._count(texts)))
 
-  def _count(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields for some texts at a time (rows, words, how often), one entry for each word of each text, by row."""
+  def arrays(self) -> dict[str, np.ndarray]:
+    """All that it consists of, from which `of_arrays` makes it again."""
+    return {"words": np.frombuffer("\n".join(self._number_of).encode(), np.uint8), "order": self.order,
+            "starts": self._starts, "rows": self._rows, "scores": self._scores}
+
+  @classmethod
+  def of_arrays(cls, arrays: Mapping[str, np.ndarray], progress: bool = True) -> "BM25Index":
+    """The index whose `arrays` these are."""
+    index = cls.__new__(cls)
+    index._begin(progress)
+    words = arrays["words"].tobytes().decode()
+    index._number_of = {word: number for number, word in enumerate(words.split("\n") if words else ())}
+    index.order, index._starts = arrays["order"], arrays["starts"]
+    index._rows, index._scores = arrays["rows"], arrays["scores"]
+    return index
+
+  def _count(self, texts: Sequence[str],
+             all_lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields for some texts at a time (rows, words, how often), one entry for each word of each text, by row.
+
+    Sets `all_lengths`, the number of words in each row.
+    """
     ordered, first = (texts[i] for i in self.order.tolist()), 0
     for tokens in self._tokens(ordered, len(texts), "BM25: reading the corpus"):
       lengths = np.asarray([len(words) for words in tokens], np.int64)
-      self._lengths[first:first + len(tokens)] = lengths
+      all_lengths[first:first + len(tokens)] = lengths
       words = np.fromiter((self._number_of.setdefault(word, len(self._number_of))
                            for word in itertools.chain.from_iterable(tokens)), np.int64, lengths.sum())
       rows = np.repeat(np.arange(first, first + len(tokens)), lengths)
@@ -55,7 +78,7 @@ class BM25Index:
       yield (pairs >> 32).astype(np.int32), pairs.astype(np.int32), times.astype(np.int32)  # The lower 32 bits.
       first += len(tokens)
 
-  def _build(self, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+  def _build(self, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], lengths: np.ndarray) -> None:
     """From the counts, which are used up: for each word the rows that have it, and the word's score in each."""
     containing = np.zeros(len(self._number_of), np.int64)
     for _, words, _ in parts:
@@ -64,7 +87,7 @@ class BM25Index:
     self._starts = np.concatenate([[0], np.cumsum(containing)])
     self._rows = np.zeros(self._starts[-1], np.int32)
     self._scores = np.zeros(self._starts[-1], np.float32)
-    length_norm = K1 * (1 - B + B * self._lengths / max(self._lengths.mean(), 1e-9))
+    length_norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))
     free = self._starts[:-1].copy()  # Where the next row of each word goes.
     parts.reverse()
     while parts:
