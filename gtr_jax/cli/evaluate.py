@@ -17,6 +17,7 @@ Prints a table, and writes results.json and TREC runs below --output. Started ag
   gtr-jax evaluate --model runs/mine --bm25 --collection my_collection --output results
   gtr-jax evaluate --model GTR=runs/gtr --collection beir/scifact --collection beir/nfcorpus --output results
   gtr-jax evaluate --model base=runs/base --model large=runs/large --suite beir-public --output results
+  gtr-jax evaluate --model runs/mine --bm25 --fuse convex --collection my_collection --output results
 
 A set of BEIR is looked for here, then in the data folder, and is downloaded to it. It is evaluated as in the papers on
 GTR and BEIR: its own split, lengths and exclusion of the query itself, CQADupStack as the mean of its forums."""
@@ -40,6 +41,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--embeddings", action="append", default=[], type=flags.named_path, metavar="[NAME=]STORE",
                  help="a store of `gtr-jax encode --vectors`, whose queries are --vectors; repeatable")
   shared_flags.add_vectors(p, "queries", "--model")
+  p.add_argument("--run", action="append", default=[], type=flags.named_path, metavar="[NAME=]FILE", dest="runs",
+                 help="a TREC run of one collection, which is measured as it is; BM25=FILE stands for --bm25; "
+                 "repeatable")
+  p.add_argument("--fuse", action="append", default=[], choices=["rrf", "convex"],
+                 help="also every other system fused with BM25, in the same table: rrf by ranks; convex by scores, "
+                 "where the system's weight is chosen on the collection's dev or train queries, never on the test's, "
+                 "and where it has none follows from how well the system finds what BM25 ranks first; repeatable")
   shared_flags.add_precision(p, several=True)
   shared_flags.add_rescore(p)
   p.add_argument("--split", help="which qrels/SPLIT.tsv (default: test; beir/msmarco: dev)")
@@ -66,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.io.data_root import data_dir
   from gtr_jax.parallel.partitioning import make_mesh
   shared_flags.set_data_dir(args)
+  from gtr_jax.evaluation.given_runs import read_given_run
   models, stores = _by_name("model", args.model), _stores(args)
+  runs = {name: read_given_run(path) for name, path in _by_name("run", args.runs).items()}
   tokenization = Tokenization(args.vocabulary, args.extra_ids)
   if len(models) > 1 or not tokenization.given():
     tokenization = for_several(tokenization, models.values())
@@ -79,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
                      tokenization=dataclasses.replace(tokenization, **lengths), dtype=args.dtype,
                      attention=args.attention, kept=[Kept(precision, args.dimensions, args.rescore)
                                                      for precision in args.precision or ["float32"]],
-                     stores=stores)
+                     stores=stores, runs=runs, fuse=list(dict.fromkeys(args.fuse)))
   print_once(json.dumps(without_queries(results), indent=2) if args.json else tables(results))
 
 

@@ -1,6 +1,6 @@
 """Test collections as they lie on disk: a folder in BEIR layout, or with the files of MS MARCO's passage ranking.
 
-    corpus.jsonl     queries.jsonl        qrels/SPLIT.tsv     (BEIR; each also compressed)
+    corpus.jsonl     queries.jsonl        qrels/SPLIT.tsv     (BEIR; each also compressed; or queries_SPLIT.jsonl)
     collection.tsv   queries.SPLIT.tsv    qrels.SPLIT.tsv     (MS MARCO; likewise)
 
 or, in BEIR's, tables of the same columns: corpus.parquet, .arrow or .csv, or a folder `corpus` of them.
@@ -114,9 +114,12 @@ def corpus_file(folder: epath.PathLike) -> epath.Path:
 
 
 def queries_file(folder: epath.PathLike, split: str) -> epath.Path:
-  """Raises InputError where there is none."""
+  """Raises InputError where there is none. queries_SPLIT.jsonl, where it is there, has those of one split."""
   folder = location(folder)
-  if found := _find(folder, "queries.jsonl") or _find(folder, f"queries.{split}.tsv") or _table(folder, "queries"):
+  for name in (f"queries_{split}.jsonl", "queries.jsonl", f"queries.{split}.tsv"):
+    if found := _find(folder, name):
+      return found
+  if found := _table(folder, "queries"):
     return found
   raise _missing(folder, f"queries.jsonl or queries.{split}.tsv")
 

@@ -13,7 +13,8 @@ from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
 from gtr_jax.io.data_root import data_dir
 
-_UNKNOWN_JUDGEMENTS = 0.05  # of those of a set of BEIR: documents of some are not to be had any more
+UNKNOWN_JUDGEMENTS = 0.05
+"""The share of a BEIR set's judgements that may be of documents that are not to be had any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_task(found: Found, protocol: Protocol) -> Task:
   settled = protocol.of(found)
   collection = read_collection(
       found.folder, settled.split, name=found.name, allow_empty_documents=settled.allow_empty_documents,
-      allow_unknown=_UNKNOWN_JUDGEMENTS if found.beir else 0.0)
+      allow_unknown=UNKNOWN_JUDGEMENTS if found.beir else 0.0)
   return Task(collection, settled, found.beir)
 
 

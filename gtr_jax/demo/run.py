@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.evaluation.fused import BM25
 from gtr_jax.io.paths import location
 
 _MARKER = "made_by_gtr_jax_demo"

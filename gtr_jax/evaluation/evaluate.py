@@ -1,7 +1,6 @@
 """Systems on test collections: what `gtr-jax evaluate` does, and the evaluator that training calls."""
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -16,10 +15,13 @@ from gtr_jax.collections.find import find_collections, look_for_collections
 from gtr_jax.collections.protocol import Protocol, Task, check_task, find_one, read_task
 from gtr_jax.collections.qrels import without_relevant
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import averages, results_file, significance
+from gtr_jax.evaluation import averages, fused, results_file, significance
 from gtr_jax.evaluation.dense import Clock, Kept, StoreOfVectors, file_name, model_run, store_run
+from gtr_jax.evaluation.fused import BM25
+from gtr_jax.evaluation.given_runs import GivenRun
 from gtr_jax.evaluation.measures import means, measure, of_queries
 from gtr_jax.evaluation.results_file import DEPTH
+from gtr_jax.evaluation.sample import sample
 from gtr_jax.formats.tokenization import Tokenization
 from gtr_jax.inference.embed import embed_tokens
 from gtr_jax.inference.load import Model, check_model, load_model
@@ -34,7 +36,6 @@ from gtr_jax.retrieval.search import Searcher, search_run
 from gtr_jax.text.tokenizer import Tokenizer
 from gtr_jax.values.ranges import Positive
 
-BM25 = "BM25"
 MEDIAN_WORDS_TOP_10 = "median words of top 10"
 SIMILARITIES = ("cosine", "dot")
 
@@ -43,7 +44,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
              bm25: bool = False, suite: str | None = None, data_root: epath.PathLike = ".",
              protocol: Protocol | None = None, mesh: Mesh | None = None, tokenization: Tokenization | None = None,
              dtype: str | None = None, attention: str = "auto", kept: Sequence[Kept] = (Kept(),),
-             stores: Mapping[str, StoreOfVectors] = MappingProxyType({}), progress: bool = True) -> dict[str, Any]:
+             stores: Mapping[str, StoreOfVectors] = MappingProxyType({}),
+             runs: Mapping[str, GivenRun] = MappingProxyType({}), fuse: Sequence[str] = (),
+             progress: bool = True) -> dict[str, Any]:
   """Ranks 1,000 documents for each judged query of each collection with each system, and measures the rankings.
 
   Writes below `output`: runs/SYSTEM-COLLECTION.trec; embeddings/COLLECTION-WEIGHTS (stores, which a second call uses);
@@ -65,6 +68,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     kept: how, each for itself: documents are encoded for every one. Where one is not the usual, systems also have
       "bytes a document" and "ms a query" (collection -> of the whole search, reading and compiling included).
     stores: name -> what has no model, on one collection, whose documents and queries they have.
+    runs: name -> a run that is there already, likewise; one called "BM25" stands for `bm25`.
+    fuse: "rrf", "convex" or both (`fused.FUSIONS`): every other system fused with BM25 is a system too, called "NAME +
+      BM25 (rrf)". Those of "convex" have "weights" (collection -> `fused.Weight`).
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:
@@ -77,7 +83,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     InputError: a collection or a model cannot be read, or two of them have the same name.
   """
   output, protocol = location(output), protocol or Protocol()
-  if not models and not bm25 and not stores:
+  if not models and not bm25 and not stores and not runs:
     raise InputError("nothing to evaluate: give a model, or ask for BM25")
   for similarity in protocol.similarities:
     if similarity not in SIMILARITIES:
@@ -86,18 +92,27 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     raise InputError("--similarity: vectors in fewer bytes are compared as the model was trained; leave it out, or "
                      "--precision and --dimensions")
   earlier = processes.from_first(lambda: results_file.read_earlier(output))
-  names = [BM25] * bm25 + [*stores] + [of_model for name in models for of_model in (name, *(
+  names = [BM25] * bm25 + [*stores, *runs] + [of_model for name in models for of_model in (name, *(
       f"{name} ({what})" for what in dict.fromkeys([*protocol.similarities, *(of.words() for of in kept)]) if what))]
+  fused.check(fuse, names)
+  names += [of_both for name in names if name != BM25 for of_both in fused.names(name, fuse)]
   _check_names(names, "systems")
   for path in models.values():
     check_model(path, tokenization)
   found = processes.first_before_others(lambda: find_collections(collections, suite, data_root))
   tasks = [read_task(one, protocol) for one in found]
   _check_names([task.collection.name for task in tasks], "collections")
+  validations = [fused.validation_task(one.folder, task) if "convex" in fuse else None
+                 for one, task in zip(found, tasks, strict=True)]
   for of_vectors in stores.values():
     of_vectors.check(tasks)
+  for of_run in runs.values():
+    of_run.check(tasks)
+  if BM25 in runs:
+    validations = [of and fused.of_known_queries(of, runs[BM25].run) for of in validations]
   _check_names([f"{name}-{task.collection.name}" for name in names for task in tasks], "run files")
   processes.check_same({f"the hash of {task.collection.name}": task.collection.hash for task in tasks})
+  of_bm25: dict[str, Run] = {}  # In process 0, to be fused.
   results: dict[str, Any] = {
       "depth": DEPTH, "collections": {task.collection.name: _described(task, earlier) for task in tasks}, "systems": {}}
   say = (lambda text: print(text, file=sys.stderr)) if progress and processes.is_first() else lambda text: None
@@ -108,49 +123,70 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
   for line in results_file.other_protocols(earlier, results):
     say(line)
 
-  def evaluate_system(name, trained=None, similarity=None, of_kept=None, of_vectors=None):
-    """BM25, a model with one of the similarities, or with its vectors kept in one way, or a store of vectors."""
+  def measured_run(name, task, run, clock):
+    """Writes the run, and what it is worth."""
+    collection, of_system = task.collection, results["systems"][name]
+    with clock.times("measuring"):
+      write_run(output / "runs" / f"{file_name(name)}-{file_name(collection.name)}.trec", run, name)
+      values = of_queries(run, collection.qrels)
+      of_system["results"][collection.name] = {**means(values), MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
+      of_system["per query"][collection.name] = significance.stored(values)
+    note(f"{name} on {collection.name}: {clock}")
+    results_file.write(output, results)
+
+  def evaluate_system(name, trained=None, similarity=None, of_kept=None, of_vectors=None, of_run=None):
+    """BM25, a model with one of the similarities, or with its vectors kept in one way, a store of vectors, or a run."""
     model = trained and _with_similarity(trained, similarity)
     name = name if model is trained else f"{name} ({similarity})"
     name = f"{name} ({of_kept.words()})" if of_kept and of_kept.words() else name
-    source = model or of_vectors
-    of_system = results["systems"][name] = {"model": model and model.path, "similarity": similarity,
-                                            "dtype": model and model.encoder.config.dtype,
-                                            "weights_hash": source and source.weights_hash, "results": {},
-                                            "per query": {}}
+    source = model or of_vectors or of_run
+    _add_system(results, name, source and source.weights_hash, model, similarity)
+    methods = fuse if name != BM25 else ()
+    for both in fused.names(name, methods):
+      _add_system(results, both, source.weights_hash, model, similarity)
+    of_system = results["systems"][name]
     there = earlier.get("systems", {}).get(name, of_system)
     again = averages.with_forums(results["collections"])
     dropped = [of_earlier for of_earlier in averages.shown(there["results"]) if of_earlier not in again]
     if there["weights_hash"] != of_system["weights_hash"] and dropped:
       say(f"{name}: the results here are of other weights, or computed in another dtype; those on "
           f"{', '.join(dropped)} are dropped")
-    for task in tasks:
+    for task, validation in zip(tasks, validations, strict=True):
       collection, clock = task.collection, Clock()
       note(f"{name} on {collection.name}: {len(collection.documents.ids):,} documents, {len(collection.queries):,} "
            "queries")
-      if source:
-        run, num_bytes = (model_run(trained, model, task, output / "embeddings", of_kept, clock, progress) if model
-                          else store_run(of_vectors, task, mesh, kept[0].rescore, clock, progress))
+      if validation and (of_vectors or of_run):
+        validation = fused.of_known_queries(validation, set(of_vectors.queries.ids if of_vectors else of_run.run))
+      asked = fused.with_validation(task, validation)
+      if of_run:
+        run = of_run.of(asked)
+      elif source:
+        run, num_bytes = (model_run(trained, model, asked, output / "embeddings", of_kept, clock, progress) if model
+                          else store_run(of_vectors, asked, mesh, kept[0].rescore, clock, progress))
         if measured:
           of_system["bytes a document"] = num_bytes
           of_system.setdefault("ms a query", {})[collection.name] = round(
-              1000 * clock.seconds["searching"] / len(collection.queries), 3)
+              1000 * clock.seconds["searching"] / len(asked.collection.queries), 3)
       elif processes.is_first():
         with clock.times("indexing and searching"):
-          run = bm25_run(collection.documents, collection.query_ids, collection.queries, DEPTH,
+          run = bm25_run(collection.documents, asked.collection.query_ids, asked.collection.queries, DEPTH,
                          exclude_own_id=task.protocol.exclude_own_id, progress=progress)
       if not processes.is_first():
         continue
-      with clock.times("measuring"):
-        write_run(output / "runs" / f"{file_name(name)}-{file_name(collection.name)}.trec", run, name)
-        values = of_queries(run, collection.qrels)
-        of_system["results"][collection.name] = {**means(values), MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
-        of_system["per query"][collection.name] = significance.stored(values)
-      note(f"{name} on {collection.name}: {clock}")
-      results_file.write(output, results)
+      if fuse and name == BM25:
+        of_bm25[collection.name] = run
+      measured_run(name, task, fused.of_task(run, task), clock)
+      for method, both in zip(methods, fused.names(name, methods), strict=True):
+        with (clock := Clock()).times("fusing"):
+          of_both, weight = fused.fuse(method, run, of_bm25[collection.name], task, validation)
+        if weight:
+          results["systems"][both].setdefault("weights", {})[collection.name] = weight
+        measured_run(both, task, of_both, clock)
 
   if bm25:
     evaluate_system(BM25)
+  for name in sorted(runs, key=lambda name: name != BM25):  # What others are fused with comes first.
+    evaluate_system(name, of_run=runs[name])
   for name, path in models.items():
     trained = load_model(path, mesh, tokenization, dtype, attention)
     for similarity in dict.fromkeys(protocol.similarities or [_similarity(trained)]):
@@ -195,6 +231,14 @@ def _described(task: Task, earlier: Mapping[str, Any]) -> dict[str, Any]:
     raise InputError(f"{collection.name}: another collection {collection.name} than in the results here, with other "
                      "documents, queries or judgements; choose another --output, or rename the folder")
   return {**described, "warnings": warnings} if (warnings := task.warnings()) else described
+
+
+def _add_system(results: dict[str, Any], name: str, weights: str | None, model: Model | None,
+                similarity: str | None) -> None:
+  """What is said of a system before it is measured."""
+  results["systems"][name] = {"model": model and model.path, "similarity": similarity,
+                              "dtype": model and model.encoder.config.dtype, "weights_hash": weights, "results": {},
+                              "per query": {}}
 
 
 def _similarity(model: Model) -> str:
@@ -266,11 +310,11 @@ class RetrievalEvaluator:
     self.name, self.collection, self.content = name, collection, whole.hash
     self._model, self._mesh = model, mesh
     self._lengths = task.protocol.query_length or query_length, task.protocol.document_length or document_length
-    queries = _sample(whole.query_ids, max_queries)
+    queries = sample(whole.query_ids, max_queries)
     self._query_ids = [whole.query_ids[i] for i in queries]
     self._qrels = {query_id: whole.qrels[query_id] for query_id in self._query_ids}
     judged = set().union(*self._qrels.values())
-    documents = sorted(_sample(whole.documents.ids, max_documents, first=judged),
+    documents = sorted(sample(whole.documents.ids, max_documents, first=judged),
                        key=whole.documents.ids.__getitem__, reverse=True)  # As in a store.
     self._doc_ids = [whole.documents.ids[i] for i in documents]
     self.size = f"{len(queries):,} queries among {len(documents):,} documents"
@@ -287,17 +331,6 @@ class RetrievalEvaluator:
                      exclude_own_id=self._protocol.exclude_own_id, progress=False)
     values = measure(run, self._qrels)
     return {name: values[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}
-
-
-def _sample(ids: Sequence[str], number: int | None, first: set[str] | frozenset[str] = frozenset()) -> list[int]:
-  """Positions, ascending, of `number` ids: those in `first` (all of them), then those with the lowest hashes."""
-  if number is None:
-    return list(range(len(ids)))
-
-  def rank(position):
-    return ids[position] not in first, hashlib.blake2b(ids[position].encode()).digest()
-
-  return sorted(sorted(range(len(ids)), key=rank)[:max(number, sum(i in first for i in ids))])
 
 
 def _check_names(names: Sequence[str], what: str) -> None:

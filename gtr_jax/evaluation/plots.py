@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from gtr_jax.evaluation.averages import AVERAGE
-from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.evaluation.fused import BM25
 from gtr_jax.io.atomic import write_bytes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; then darker ones. What is no model is grey.

@@ -10,7 +10,8 @@ from etils import epath
 from gtr_jax.collections.beir import SETS
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import averages, plots, results_file, significance, studies
-from gtr_jax.evaluation.evaluate import BM25, MEDIAN_WORDS_TOP_10
+from gtr_jax.evaluation.evaluate import MEDIAN_WORDS_TOP_10
+from gtr_jax.evaluation.fused import BM25
 from gtr_jax.evaluation.measures import MEASURES
 from gtr_jax.evaluation.published import published
 from gtr_jax.evaluation.tables import Table, as_csv, markdown

@@ -173,6 +173,10 @@ def tables(results: Mapping[str, Any]) -> str:
       blocks.append(aligned([[f"{name}, 95 %", *columns], *(
           [system, *(significance.interval(cell) if cell else "-" for cell in of)] for system, of in cells.items())]))
   blocks += filter(None, [significance.legend(certain)])
+  if weights := {name: of["weights"] for name, of in results["systems"].items() if "weights" in of}:
+    blocks.append(aligned([["weight of the system beside BM25", *collections], *(
+        [name, *(f"{of[column]['weight']:.2f} ({of[column]['by']})" if column in of else "-" for column in collections)]
+        for name, of in weights.items())]))
   if any("bytes a document" in of for of in results["systems"].values()):
     rows = [["ms a query", *collections, "bytes a document"]]
     for system, of in results["systems"].items():

@@ -7,7 +7,7 @@ from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import results_file
-from gtr_jax.evaluation.evaluate import BM25
+from gtr_jax.evaluation.fused import BM25
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import location
 

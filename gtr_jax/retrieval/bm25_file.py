@@ -52,9 +52,9 @@ def bm25_of(store: Store, progress: bool = True) -> BM25Index:
   elif progress:
     print(f"{path}: an index of {store.shape[0]:,} documents is built", file=sys.stderr)
   index = BM25Index(View(store.shape[0], lambda row: full_text(*store.document(row)[1:])), progress=progress)
-  arrays: dict[str, Any] = {_OF: np.frombuffer(json.dumps(of).encode(), np.uint8), **index.arrays()}
+  written: dict[str, Any] = {_OF: np.frombuffer(json.dumps(of).encode(), np.uint8), **index.arrays()}
   with replacing(path) as file:
-    np.savez(file, **arrays)
+    np.savez(file, **written)
   return index
 
 

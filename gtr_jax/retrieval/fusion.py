@@ -1,8 +1,8 @@
 """Two rankings of the same queries fused into one: that of a dense retriever, and that of BM25.
 
 By ranks (reciprocal rank fusion) or by scores (a convex combination). What one of the rankings does not have gets
-nothing from it, as the last that it has. The weight of a convex combination is chosen on judged queries that are not those of
-the test (`choose_weight`), or follows from how far the two agree, where nothing is judged (`prior_weight`).
+nothing from it, as the last that it has. The weight of a convex combination is chosen on judged queries that are not
+those of the test (`choose_weight`), or follows from how far the two agree, where nothing is judged (`prior_weight`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
