@@ -19,7 +19,11 @@ else answers what you type.
 
 With --json prints one JSON object a line and nothing else, for --query, for --queries, or for the lines of stdin:
   {"query": "what is jit", "results": [{"rank": 1, "score": 0.83, "id": "d7", "title": "…", "text": "…"}]}
-of --queries with its "query_id"."""
+of --queries with its "query_id".
+
+  gtr-jax search --model runs/mine --embeddings embeddings --hybrid --queries queries.jsonl --output run.trec
+
+searches by BM25 too, whose index is made once, beside the embeddings."""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -29,6 +33,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument("--query", action="append", metavar="TEXT", help="answer this query and stop; repeatable")
   p.add_argument("--queries", type=flags.path, help="queries.jsonl: {\"_id\", \"text\"} a line")
   shared_flags.add_vectors(p, "queries", "--model and queries as text")
+  p.add_argument("--hybrid", nargs="?", const=True, type=flags.share, metavar="WEIGHT",
+                 help="search by BM25 too, and fuse both: WEIGHT, 0 to 1, times the model's score and 1 - WEIGHT times "
+                 "BM25's (default: of 20 queries or more by how well the model finds what BM25 ranks first, else 0.2; "
+                 "`gtr-jax evaluate --fuse convex` says what is best on judged queries)")
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
   p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, else 5)")
@@ -55,12 +63,14 @@ def run(args: argparse.Namespace) -> None:
                                "--vocabulary": args.vocabulary})
   if not all(query.strip() for query in args.query or ()):
     raise InputError("--query is empty")
+  from gtr_jax.retrieval.hybrid import Hybrid
   from gtr_jax.retrieval.search import Searcher
   from gtr_jax.retrieval.store import Store
   store = Store(args.embeddings)
   model = shared_flags.load_model(args, args.model, shared_flags.tokenization(args), store.settings.get("dtype"))
   store.check_model(model)
-  searcher = Searcher(store, model.mesh, rescore=args.rescore)
+  dense = Searcher(store, model.mesh, rescore=args.rescore)
+  searcher = dense if args.hybrid is None else Hybrid(dense, store, None if args.hybrid is True else args.hybrid)
   if args.queries:
     _answer_file(args, searcher, store, model)
     return
@@ -79,17 +89,30 @@ def _answer_file(args, searcher, store, model):
   """The queries of a file, into a TREC run or as JSON."""
   from gtr_jax.collections.queries import read_queries
   from gtr_jax.retrieval.encode import embed_queries
+  from gtr_jax.retrieval.runs import write_run
   ids, texts = read_queries(args.queries)
   check_same({"the hash of the queries": hashlib.sha256(repr((ids, texts)).encode()).hexdigest()})
   if args.json:
-    for i in range(0, len(ids), _AT_ONCE):
-      _print_json(args, searcher, store, model, texts[i:i + _AT_ONCE], ids[i:i + _AT_ONCE])
+    at_once = _AT_ONCE if args.hybrid is None else len(ids)  # A weight is of all queries.
+    for i in range(0, len(ids), at_once):
+      _print_json(args, searcher, store, model, texts[i:i + at_once], ids[i:i + at_once])
     return
-  _write_run(args, searcher, store, ids, embed_queries(model, texts, store))
+  vectors = embed_queries(model, texts, store)
+  if args.hybrid is None:
+    _write_run(args, searcher, store, ids, vectors)
+    return
+  run, weight = searcher.search(ids, texts, vectors, args.top_k or 100)
+  if is_first():
+    write_run(args.output, run, "gtr_jax")
+  print_once(f"{len(ids):,} queries, at most {args.top_k or 100} documents each, in {args.output}; weight of the model "
+             f"beside BM25: {weight:.2f}")
 
 
 def _answer_vectors(args):
   """Vectors of queries, into a TREC run."""
+  if args.hybrid is not None:
+    raise InputError("--hybrid: BM25 needs the texts of queries and documents, and --vectors have none; give --model, "
+                     "or fuse in gtr-jax evaluate (--embeddings, --bm25 and --fuse)")
   if args.queries or args.query or args.json or not args.output:
     raise InputError("of --vectors and --ids only a TREC run is written: give --output, and no --queries, --query or "
                      "--json")
@@ -115,7 +138,13 @@ def _write_run(args, searcher, store, ids, vectors):
 def _found(args, searcher, store, model, queries):
   """Of each query, (score, id, title, text) of the best documents, in order."""
   from gtr_jax.retrieval.encode import embed_queries
-  scores, rows = searcher.search(embed_queries(model, queries, store, progress=False), args.top_k or 5)
+  vectors = embed_queries(model, queries, store, progress=False)
+  if args.hybrid is None:
+    scores, rows = searcher.search(vectors, args.top_k or 5)
+  else:
+    run, _ = searcher.search([str(i) for i in range(len(queries))], queries, vectors, args.top_k or 5)
+    scores = [ranking.scores for ranking in run.values()]
+    rows = [[searcher.row(doc_id) for doc_id in ranking.doc_ids] for ranking in run.values()]
   for of_scores, of_rows in zip(scores, rows, strict=True):
     yield [(float(score), *store.document(int(row))) for score, row in zip(of_scores, of_rows, strict=True)]
 

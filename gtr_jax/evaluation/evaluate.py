@@ -70,7 +70,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     stores: name -> what has no model, on one collection, whose documents and queries they have.
     runs: name -> a run that is there already, likewise; one called "BM25" stands for `bm25`.
     fuse: "rrf", "convex" or both (`fused.FUSIONS`): every other system fused with BM25 is a system too, called "NAME +
-      BM25 (rrf)". Those of "convex" have "weights" (collection -> `fused.Weight`).
+      BM25 (rrf)". Those of "convex" have "weights" (collection -> `results_file.Weight`).
     progress: show progress bars, and how long what took, on stderr.
 
   Returns:

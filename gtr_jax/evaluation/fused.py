@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Collection as Container
 from collections.abc import Sequence
-from typing import TypedDict
 
 from etils import epath
 
@@ -13,25 +12,16 @@ from gtr_jax.collections.qrels import read_qrels
 from gtr_jax.collections.queries import read_queries
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.measures import means, of_queries
+from gtr_jax.evaluation.results_file import Weight
 from gtr_jax.evaluation.sample import sample
 from gtr_jax.retrieval.fusion import FEWEST, choose_weight, convex, prior_weight, rrf
 from gtr_jax.retrieval.runs import Run
 from gtr_jax.text.same_text import folded
-from gtr_jax.values.ranges import NonNegative, Share
 
 BM25 = "BM25"
 FUSIONS = ("rrf", "convex")
 _VALIDATION = ("dev", "train")  # The first that a collection has; models are trained on the latter.
 _MOST = 1000  # Validation queries.
-
-
-class Weight(TypedDict):
-  """Of a system beside BM25 on a collection: its weight, the split of the queries that it was chosen on, or "agreement"
-  where none are judged, and how many there were."""
-
-  weight: Share
-  by: str
-  queries: NonNegative
 
 
 def names(system: str, methods: Sequence[str]) -> list[str]:

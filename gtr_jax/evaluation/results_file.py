@@ -14,7 +14,7 @@ from gtr_jax.io import lock
 from gtr_jax.io.atomic import write_json
 from gtr_jax.io.json_file import check_json, read_json
 from gtr_jax.io.paths import is_remote, location
-from gtr_jax.values.ranges import NonNegative, Positive
+from gtr_jax.values.ranges import NonNegative, Positive, Share
 
 RESULTS_FILE = "results.json"
 DEPTH = 1000  # documents ranked per query, as is the custom with trec_eval
@@ -22,8 +22,8 @@ PROTOCOL = ("query_length", "document_length", "exclude_own_id")
 """What a collection's entry says of how it was evaluated. Lengths of None are each model's own."""
 
 _OURS = {"runs", "embeddings"}
-_PARTS = ("results", "per query")
-"""What a system's entry has of each collection."""
+_PARTS = ("results", "per query", "weights")
+"""What a system's entry has of each collection, the last where it is fused."""
 _Collection = TypedDict("_Collection", {
     "documents": NonNegative, "queries": NonNegative, "median words": float, "hash": NotRequired[str | None],
     "beir": NotRequired[bool], "warnings": NotRequired[Sequence[str]], "query_length": NotRequired[Positive | None],
@@ -31,8 +31,18 @@ _Collection = TypedDict("_Collection", {
 _Values = TypedDict("_Values", {"nDCG@10": float})
 
 
+class Weight(TypedDict):
+  """Of a system beside BM25 on a collection: the weight, the split of the queries that it was chosen on, or "agreement"
+  where none are judged, and how many there were."""
+
+  weight: Share
+  by: str
+  queries: NonNegative
+
+
 _System = TypedDict("_System", {
     "weights_hash": str | None, "results": Mapping[str, _Values], "per query": NotRequired[significance.PerQuery],
+    "weights": NotRequired[Mapping[str, Weight]],
     "similarity": NotRequired[str | None], "model": NotRequired[str | None], "dtype": NotRequired[str | None]})
 
 
@@ -106,11 +116,13 @@ def merged(earlier: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, 
   """`results`, and of the earlier ones those of other systems, and of the same weights on other collections."""
   others = _evaluated_otherwise(earlier, results)
   systems = {name: {**system, **{part: {of: values for of, values in system.get(part, {}).items() if of not in others}
-                                 for part in _PARTS}} for name, system in earlier.get("systems", {}).items()}
+                                 for part in _PARTS if part in system or part != "weights"}}
+             for name, system in earlier.get("systems", {}).items()}
   systems = {name: system for name, system in systems.items() if system["results"]}
   for name, new in results["systems"].items():
     same = name in systems and all(systems[name].get(key) == new[key] for key in ("weights_hash", "similarity"))
-    parts = {part: {**(systems[name][part] if same else {}), **new[part]} for part in _PARTS}
+    there = systems[name] if same else {}
+    parts = {part: {**there.get(part, {}), **new.get(part, {})} for part in _PARTS if part in there or part in new}
     systems[name] = {**new, **parts, "results": averages.with_means(parts["results"])}
   collections = {**earlier.get("collections", {}), **results["collections"]}
   return {**results, "systems": systems, "collections": averages.with_forums(collections)}
