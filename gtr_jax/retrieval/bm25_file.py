@@ -17,7 +17,7 @@ from etils import epath
 
 from gtr_jax.collections.corpus import View, full_text
 from gtr_jax.errors import InputError, first_line
-from gtr_jax.io import jsonl
+from gtr_jax.io import bars, jsonl
 from gtr_jax.io.atomic import replacing
 from gtr_jax.io.paths import check_regular
 from gtr_jax.retrieval.bm25 import K1, B, BM25Index
@@ -49,7 +49,7 @@ def bm25_of(store: Store, progress: bool = True) -> BM25Index:
     if there == of:
       return BM25Index.of_arrays(arrays, progress)
     print(f"{path}: {_difference(there, of)}; it is built again", file=sys.stderr)
-  elif progress:
+  elif progress and bars.shown():
     print(f"{path}: an index of {store.shape[0]:,} documents is built", file=sys.stderr)
   index = BM25Index(View(store.shape[0], lambda row: full_text(*store.document(row)[1:])), progress=progress)
   written: dict[str, Any] = {_OF: np.frombuffer(json.dumps(of).encode(), np.uint8), **index.arrays()}
