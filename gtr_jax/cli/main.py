@@ -20,6 +20,7 @@ from gtr_jax.cli import (
   report,
   search,
   shared_flags,
+  student,
   sweep,
   teach,
   train,
@@ -29,8 +30,8 @@ from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
-            "convert": convert, "merge": merge, "mine": mine, "teach": teach, "sweep": sweep, "report": report,
-            "demo": demo}
+            "convert": convert, "merge": merge, "mine": mine, "teach": teach, "student": student, "sweep": sweep,
+            "report": report, "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo

@@ -173,7 +173,8 @@ def test_unknown_names_get_what_is_near(words, message, capsys):
 
 
 @pytest.mark.parametrize("words", [
-    "train", "demo", "report --output o", "convert a b", "merge a b --output o", "sweep --output o", "mine --output o",
+    "train", "demo", "report --output o", "convert a b", "merge a b --output o",
+    "teach --pairs p --name n", "student --teacher t --vocabulary v --output o", "sweep --output o", "mine --output o",
     "prepare pydoc",
     "prepare beir x", "encode --model m --collection c --output o", "search --model m --embeddings e",
     "evaluate --output o"])
