@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                     "OUTPUT/config.gin as gin, and --gin_file and --gin. go on top.")
   group.add_argument("--pairs", nargs="+", action="extend", type=flags.path, metavar="FILE",
                      help=".jsonl of pairs, plain, .gz, .zst, .bz2 or .xz; or a table of them: .parquet, .arrow, .csv, "
-                     ".tsv, a folder of these, or one that datasets' save_to_disk wrote")
+                     ".tsv, a folder of these, or one that datasets' save_to_disk wrote; or one name of prepared data, "
+                     "such as gtr-jax teach writes")
   group.add_argument("--init", type=flags.path, metavar="MODEL", help="the model to start from: " +
                      shared_flags.MODEL_HELP + "; or a size, such as t5_small, for RANDOM WEIGHTS")
   group.add_argument("--output", type=flags.path, metavar="DIR",

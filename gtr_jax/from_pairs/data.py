@@ -11,8 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from gtr_jax.errors import InputError
 from gtr_jax.io import atomic, bars, data_root, lines, tables
 from gtr_jax.io.json_file import read_json
+from gtr_jax.mining.pairs import prepared_folder
 from gtr_jax.prepare import engine, manifests, records
 from gtr_jax.prepare.interface import Source
 from gtr_jax.prepare.sources.pairs_jsonl import PairsJsonl
@@ -64,13 +66,53 @@ def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   """Reads the pairs, as `gtr-jax prepare pairs` does, into a folder of the data folder that is named by what is in it.
 
   Args:
-    source: the files and fields.
+    source: the files and fields; or in place of a file prepared data, which is taken as it is.
     validation_share: of the queries, by a hash; None: so many that about `HELD_OUT_PAIRS` pairs are held out, at most
       `MOST_HELD_OUT`.
 
   Raises:
-    InputError: as `engine.prepare`.
+    InputError: as `engine.prepare`; fields or a share are given of prepared data.
   """
+  if (name := _prepared(source, validation_share)) is None:
+    name = _prepare(source, validation_share)
+    fields = source.fields()
+  else:
+    fields = [f"prepared as {name}"]
+  manifest = manifests.read(name)
+  examples = manifest["examples"]
+  held_out = examples.get("validation", 0)
+  negatives = sorted(len(texts["negatives"]) for texts in sample(name, "train"))
+  collection, sizes = _collection(name, examples["train"]) if held_out >= LEAST_HELD_OUT else (None, {})
+  pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2], collection, sizes, manifest, fields)
+  if manifest["broken_places"]:
+    broken = manifest["counts"]["broken"]
+    bars.say(f"{broken:,} broken {'line is' if broken == 1 else 'lines are'} left out, the first: "
+             f"{manifest['broken_places'][0]}")
+  return pairs
+
+
+def _prepared(source: PairsJsonl, validation_share: float | None) -> str | None:
+  """The name of prepared data that is given in the place of files; None where files are."""
+  folders = [prepared_folder(path) for path in source.paths]
+  if not any(folders):
+    return None
+  path = source.paths[0]
+  if len(folders) > 1:
+    raise InputError(f"--pairs {' '.join(source.paths):.200}: prepared data go alone; prepare all files together "
+                     "(gtr-jax prepare pairs FILE FILE ...), or mix them as a task (docs/data.md)")
+  if source.query or source.passage or source.negatives or source.ignore:
+    raise InputError(f"--pairs {path}: is prepared, and its fields are known; leave out --query, --passage, "
+                     "--negatives and --ignore")
+  if validation_share is not None:
+    raise InputError(f"--pairs {path}: is prepared, and what is held out was decided then (gtr-jax prepare ... "
+                     "--validation_share); leave out --validation_share")
+  folder = str(folders[0])
+  root = os.fspath(data_root.data_dir())
+  return os.path.relpath(folder, root) if folder.startswith(root + os.sep) else folder
+
+
+def _prepare(source: PairsJsonl, validation_share: float | None) -> str:
+  """The name of the folder."""
   if validation_share is None:
     count = _estimated_pairs(source.paths)
     share = min(MOST_HELD_OUT, HELD_OUT_PAIRS / count) if count >= LEAST_HELD_OUT / MOST_HELD_OUT else 0.0
@@ -79,18 +121,7 @@ def prepare(source: PairsJsonl, validation_share: float | None) -> Pairs:
   of_pairs: Source = source  # type: ignore[assignment]  # It joins nothing.
   name = "pairs-" + manifests.describe(of_pairs, settings)["fingerprint"][:12]
   engine.prepare(of_pairs, manifests.Settings(name, validation_share), keep_parts=False, say=lambda line: None)
-  manifest = manifests.read(name)
-  examples = manifest["examples"]
-  held_out = examples.get("validation", 0)
-  negatives = sorted(len(texts["negatives"]) for texts in sample(name, "train"))
-  collection, sizes = _collection(name, examples["train"]) if held_out >= LEAST_HELD_OUT else (None, {})
-  pairs = Pairs(name, examples["train"], held_out, negatives[len(negatives) // 2], collection, sizes, manifest,
-                source.fields())
-  if manifest["broken_places"]:
-    broken = manifest["counts"]["broken"]
-    bars.say(f"{broken:,} broken {'line is' if broken == 1 else 'lines are'} left out, the first: "
-             f"{manifest['broken_places'][0]}")
-  return pairs
+  return name
 
 
 def sample(name: str, split: str, most: int = _SAMPLE) -> Iterator[dict[str, list[str]]]:
