@@ -25,9 +25,10 @@ from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Program, Work
 from gtr_jax.dry_run.predicted import Predicted, predicted
 from gtr_jax.errors import InputError
+from gtr_jax.losses.teacher import NOTHING, OfTeacher, of_teacher
 from gtr_jax.models import attention_kernel
 from gtr_jax.parallel import chips, partitioning
-from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch
+from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch, Teacher
 from gtr_jax.text.packing import Texts, round_rows
 from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.state import abstract_state, state_initializer
@@ -149,7 +150,7 @@ def plan(model: Any, loss: Any, optimizer: Any, mesh: jax.sharding.Mesh, sizes: 
   init, shardings = state_initializer(model, loss, optimizer, mesh, 0)
   with jax.set_mesh(mesh):
     state = abstract_state(jax.eval_shape(init), shardings)
-    batch = abstract_batch(mesh, sizes)
+    batch = abstract_batch(mesh, sizes, of_teacher(loss, model.dim))
     lowered = compile_step(make_train_step(model, loss, optimizer, 0), shardings).lower(state, batch)
     params_bytes, state_bytes, batch_bytes = _bytes(state.params), _bytes(state), _bytes(batch)
     program, compiled = compile_lowered(lowered, mesh)
@@ -226,8 +227,9 @@ def compile_lowered(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Program, Any
     return Program(text, mesh.size, _slices(mesh)), compiled
 
 
-def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
-  """The batch that `text.batch.make_batch` would make, as shapes with shardings, of sizes that divide."""
+def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes, asked: OfTeacher = NOTHING) -> Batch:
+  """The batch that `text.batch.make_batch` would make, as shapes with shardings, of sizes that divide, with what of a
+  teacher is asked for."""
   groups, pairs = partitioning.num_groups(mesh), sizes.batch_size
   at_once = sizes.microbatch_size or pairs
   lead = (groups, pairs // at_once) if sizes.microbatch_size else (groups,)
@@ -246,10 +248,14 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes) -> Batch:
 
   k, m = sizes.negatives_per_example, sizes.negative_queries_per_example
   of_passages = array(jnp.uint32, own * (1 + k), 2)
+  teacher = Teacher(
+      array(jnp.float32, own * (1 + m), asked.vectors) if asked.vectors else None,
+      array(jnp.float32, own * (1 + k), asked.vectors) if asked.vectors else None,
+      array(jnp.float32, own * (1 + k)) if asked.scores else None)
   return Batch(texts("inputs", m, QUERY_SPREAD), texts("targets", k, PASSAGE_SPREAD), array(jnp.bool_, own),
                array(jnp.bool_, own * k), array(jnp.int32, own * k), array(jnp.bool_, own * m),
                array(jnp.uint32, own * (1 + m), 2), of_passages, of_passages,
-               array(jnp.uint32, own, 1, 2))
+               array(jnp.uint32, own, 1, 2), teacher)
 
 
 def _negatives(sizes: BatchSizes, side: str) -> int:

@@ -15,6 +15,7 @@ from gtr_jax.dry_run import described, step_plan
 from gtr_jax.dry_run.floor import floor
 from gtr_jax.dry_run.hlo import Collective, Program, Work
 from gtr_jax.errors import InputError
+from gtr_jax.losses.teacher import OfTeacher
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import chips, partitioning
@@ -112,6 +113,12 @@ def test_the_batch_has_the_shapes_of_a_real_one(microbatch_size):
   given, parts = features(512, np.random.default_rng(0)), microbatch_size and 512 // microbatch_size
   real = make_batch(given, 4, microbatches=parts)
   assumed = step_plan.abstract_batch(mesh, sizes)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(lambda x: (x.shape, x.dtype), assumed)
+  taught = {f"{name}{of}": np.zeros((512, *([2] if name == "negative_" else []), *([5] if of == "vector" else [])),
+                                    np.float32) for name, of in (("query_", "vector"), ("passage_", "vector"), (
+                                        "negative_", "vector"), ("", "score"), ("negative_", "score"))}
+  real, assumed = make_batch(given | taught, 4, microbatches=parts), step_plan.abstract_batch(
+      mesh, sizes, OfTeacher(5, True))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(lambda x: (x.shape, x.dtype), assumed)
   real = make_batch(given, 4, row_lengths=RowLengths(16, 48), microbatches=parts)
   means = [np.count_nonzero(np.concatenate([given[f"{side}_encoder_input_tokens"][:, None], np.pad(

@@ -22,6 +22,7 @@ from t5x import adafactor, metrics, models, partitioning
 from gtr_jax.errors import InputError
 from gtr_jax.integrations.t5x.features import FeatureConverter
 from gtr_jax.losses.own_params import of_loss
+from gtr_jax.losses.teacher import of_teacher
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import AXES, num_groups
 from gtr_jax.text.batch import padded_batch
@@ -62,6 +63,9 @@ class DualEncoderModel(models.BaseModel):
     if vocabulary is not None and vocabulary.vocab_size > rows:
       raise InputError(f"the vocabulary has {vocabulary.vocab_size} pieces, and the encoder {rows} rows: set "
                        "t5.T5Config.vocab_size, or take the vocabulary that the model was trained with")
+    if any(of_teacher(loss, encoder.dim)):
+      raise InputError(f"{type(loss).__name__} asks for what a teacher says of the texts, which T5X's batches have "
+                       "not: train with gtr-jax")
     self.encoder, self.loss = encoder, loss
     self.input_vocabulary = self.output_vocabulary = vocabulary
     self.FEATURE_CONVERTER_CLS = functools.partial(
