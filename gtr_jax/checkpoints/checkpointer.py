@@ -41,6 +41,7 @@ from gtr_jax.checkpoints.steps import (
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.io.paths import absolute, is_remote
 from gtr_jax.losses import own_params
+from gtr_jax.models.parameters import chosen, overlaid
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -57,6 +58,8 @@ def _drop_late_answers(before: Callable[[Any], None]) -> Callable[[Any], None]:
 
   return hook
 
+
+_AVERAGE = "opt_state/average"  # Where it lies in a state.
 
 for _name in ("absl", "asyncio"):
   logging.getLogger(_name).addFilter(_is_news)
@@ -236,35 +239,44 @@ def restore_params(path: epath.PathLike, abstract_params: Mapping[str, Any],
   Raises:
     InputError: no checkpoint there; another structure or size; damaged.
   """
-  folder, place, wanted = _find_params(path, abstract_params, optional, advice)
-  return _read(folder, place, wanted)
+  folder, averaged, wanted = _find_params(path, abstract_params, optional, advice)
+  return _read_params(folder, averaged, wanted)
 
 
 def param_reader(path: epath.PathLike, abstract_params: Mapping[str, Any]) -> Callable[[str], jax.Array]:
   """What reads one parameter by its name, such as "encoder/layers_0/mlp/wo/kernel", of those that `restore_params`
   reads, whose arguments and errors it has: for whoever wants them one after another, and never all in memory.
   """
-  folder, place, wanted = _find_params(path, abstract_params, own_params.NAMES, "")
+  folder, averaged, wanted = _find_params(path, abstract_params, own_params.NAMES, "")
 
   def read(name: str) -> jax.Array:
-    whole = f"{place}/{name}"
-    return _read(folder, whole, functools.reduce(operator.getitem, name.split("/"), wanted))
+    leaf = functools.reduce(operator.getitem, name.split("/"), wanted)
+    return _read(folder, f"{_AVERAGE if name in averaged else 'params'}/{name}", leaf)
 
   return read
 
 
 def _find_params(path: epath.PathLike, abstract_params: Mapping[str, Any], optional: Collection[str],
-                 advice: str) -> tuple[epath.Path, str, dict[str, Any]]:
-  """The folder of a checkpoint, where in its state the parameters lie, and which of them are to be read."""
+                 advice: str) -> tuple[epath.Path, set[str], dict[str, Any]]:
+  """The folder of a checkpoint, the names of the parameters that it has averages of, and which are to be read."""
   folder = find_checkpoint(path)
   leaves = _saved_leaves(folder)
-  place = "opt_state/average" if any(name.startswith("opt_state/average/") for name in leaves) else "params"
-  saved = {name: shape for name, shape in leaves.items() if name.startswith(f"{place}/")}
-  wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"{place}/{name}" in saved}
-  unread = {f"{place}/{name}" for name in optional if name not in wanted}
-  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, _below(place, wanted),
+  saved = {name: shape for name, shape in leaves.items() if name.startswith("params/")}
+  averaged = {name.removeprefix(f"{_AVERAGE}/") for name in leaves if name.startswith(f"{_AVERAGE}/")}
+  wanted = {name: leaf for name, leaf in abstract_params.items() if name not in optional or f"params/{name}" in saved}
+  unread = {f"params/{name}" for name in optional if name not in wanted}
+  _check_leaves(folder, {name: shape for name, shape in saved.items() if name not in unread}, _below("params", wanted),
                 advice)
-  return folder, place, wanted
+  return folder, averaged, wanted
+
+
+def _read_params(folder: epath.Path, averaged: set[str], wanted: dict[str, Any]) -> dict[str, Any]:
+  """Averages where there are some; of what is not trained there may be none."""
+  for place, part in (("params", chosen(wanted, lambda name: name not in averaged)),
+                      (_AVERAGE, chosen(wanted, lambda name: name in averaged))):
+    if part:
+      wanted = overlaid(wanted, _read(folder, place, part))
+  return wanted
 
 
 def _below(place: str, tree: Any) -> Any:

@@ -13,6 +13,7 @@ from gtr_jax.checkpoints.checkpointer import param_reader
 from gtr_jax.errors import InputError, first_line
 from gtr_jax.formats import diagnose, sentence_transformers, t5x
 from gtr_jax.formats.locate import full_name, is_hub_name, locate
+from gtr_jax.formats.merged import merged_arrays
 from gtr_jax.formats.model_dir import find_model_dir, open_run
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
 from gtr_jax.formats.tokenization import Tokenization, complete, tokenizer_of
@@ -40,10 +41,8 @@ def open_foreign(path: epath.PathLike) -> ModelOnDisk:
     return _open(path, folder)
 
 
-def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[ModelOnDisk, Tokenizer]:
-  """A model in any form, with all that it says and `tokenization` adds, and its vocabulary; no array is read yet.
-  Arguments, errors: as `inference.load.load_model`.
-  """
+def open_unmerged(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[ModelOnDisk, Tokenizer]:
+  """As `open_model`, with kernels and factors of LoRA as they were trained."""
   model_dir = find_model_dir(path)
   if model_dir is None:
     source = complete(open_foreign(path), tokenization)
@@ -54,6 +53,15 @@ def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -
   arrays = {name: Array(leaf.shape, np.dtype(leaf.dtype), lambda name=name: np.asarray(reader()(name)))
             for name, leaf in traverse_util.flatten_dict(abstract, sep="/").items()}
   return dataclasses.replace(source, arrays=arrays), tokenizer_of(source)
+
+
+def open_model(path: epath.PathLike, tokenization: Tokenization | None = None) -> tuple[ModelOnDisk, Tokenizer]:
+  """A model in any form, with all that it says and `tokenization` adds, and its vocabulary; no array is read yet, and
+  of one that was trained with LoRA the arrays are merged. Arguments, errors: as `inference.load.load_model`.
+  """
+  source, tokenizer = open_unmerged(path, tokenization)
+  return dataclasses.replace(source, encoder=source.encoder.merged,
+                             arrays=merged_arrays(source.arrays, source.encoder.lora)), tokenizer
 
 
 def _open(path: epath.PathLike, folder: epath.Path) -> ModelOnDisk:

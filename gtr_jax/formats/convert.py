@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from gtr_jax.errors import InputError
-from gtr_jax.formats import saved_model, sentence_transformers_writer, stablehlo, t5x
+from gtr_jax.formats import peft, saved_model, sentence_transformers_writer, stablehlo, t5x
 from gtr_jax.formats.any_form import open_model
 from gtr_jax.formats.card import model_card
 from gtr_jax.formats.model_on_disk import ModelOnDisk
@@ -17,11 +17,11 @@ from gtr_jax.io.atomic import new_folder
 from gtr_jax.io.paths import is_remote, location, reached
 from gtr_jax.text.tokenizer import Tokenizer
 
-FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model")
+FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model", "peft")
 
 
 def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokenization: Tokenization | None = None,
-            dtype: str = "float32", results: epath.PathLike | None = None) -> None:
+            dtype: str = "float32", results: epath.PathLike | None = None, base_model: str | None = None) -> None:
   """Writes the model of `source` as the folder `output`, all of it or nothing.
 
   Args:
@@ -31,11 +31,21 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     tokenization: what the source does not say.
     dtype: "float32" or "bfloat16", of the weights that are written.
     results: an evaluation's folder, whose table goes into the model card.
+    base_model: for PEFT, what the source was trained from with LoRA, in a form that transformers loads.
 
   Raises:
     InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
   """
   output = new_place(output, to, results)
+  if (to == "peft") != (base_model is not None):
+    raise InputError("--to peft writes an adapter for the model that it was trained from: say which, --base_model MODEL"
+                     if base_model is None else f"--base_model {base_model}: is for --to peft alone; leave it out")
+  if base_model is not None:
+    with reached(source):
+      adapter = peft.open_adapter(source, base_model, tokenization)
+    with reached(output):
+      _whole_or_nothing(output, lambda folder: peft.write(folder, adapter, base_model, dtype))
+    return
   model, tokenizer = open_model(source, tokenization)
   with reached(source):
     write_as(to, output, model, tokenizer, dtype=dtype, results=results)

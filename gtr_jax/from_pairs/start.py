@@ -153,7 +153,7 @@ def _gin_of(encoder: DualEncoder) -> str:
   lines = ["from gtr_jax.models import dual_encoder", "from gtr_jax.models import t5", "DROPOUT_RATE = 0.0",
            "MODEL = @dual_encoder.DualEncoder()", "dual_encoder.DualEncoder.config = @t5.T5Config()",
            "t5.T5Config.dropout_rate = %DROPOUT_RATE"]
-  lines += _bindings("dual_encoder.DualEncoder", encoder, but=("config",))
+  lines += _bindings("dual_encoder.DualEncoder", encoder, but=("config", "lora"))
   lines += _bindings("t5.T5Config", encoder.config, but=_HOW_TO_TRAIN)
   return "\n".join([*lines, ""])
 

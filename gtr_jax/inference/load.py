@@ -17,6 +17,7 @@ from gtr_jax.checkpoints.steps import find_checkpoint
 from gtr_jax.errors import InputError
 from gtr_jax.formats.any_form import open_foreign
 from gtr_jax.formats.locate import locate
+from gtr_jax.formats.merged import merged_params
 from gtr_jax.formats.model_dir import MODEL_JSON, find_model_dir, open_run, read_model_json
 from gtr_jax.formats.model_on_disk import ModelOnDisk
 from gtr_jax.formats.tokenization import LENGTHS, Tokenization, complete, refuse_given, tokenizer_of
@@ -36,7 +37,8 @@ class Model:
   """A dual encoder with its parameters.
 
   Attributes:
-    encoder: the computation; the dtype of its activations is "float32" or "bfloat16", and no longer "auto".
+    encoder: the computation; the dtype of its activations is "float32" or "bfloat16", and no longer "auto"; without
+      `lora`, which is merged.
     params: unboxed, sharded over `mesh`; float32, or bfloat16 where the weights on disk are.
     tokenizer: of its vocabulary.
     lengths: most tokens of a "query" and of a "document".
@@ -89,10 +91,10 @@ def load_model(path: epath.PathLike, mesh: Mesh | None = None, tokenization: Tok
       params = _place_arrays(source, mesh)
     else:
       source, step = open_run(locate(path), model_dir, tokenization)
-      params = restore_params(step, abstract_parameters(source.encoder, mesh))
+      params = merged_params(restore_params(step, abstract_parameters(source.encoder, mesh)), source.encoder.lora)
   tokenizer, config = tokenizer_of(source), source.encoder.config
   dtype = dtype or config.dtype_on(mesh.devices.flat[0].platform)
-  encoder = dataclasses.replace(source.encoder, config=dataclasses.replace(
+  encoder = dataclasses.replace(source.encoder.merged, config=dataclasses.replace(
       config, dtype=dtype, attention=attention))
   if attention == "kernel":
     with jax.set_mesh(mesh):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from gtr_jax.errors import InputError
 from gtr_jax.models import t5
+from gtr_jax.models.lora import Lora
 from gtr_jax.models.pooling import POOLINGS, l2_normalize
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import BATCH_AXES, logical_spec, num_groups, over_shards
@@ -65,6 +66,7 @@ class DualEncoder:
     pooling: "mean" over a text's tokens, or its "first" token.
     normalize: whether embeddings have length 1.
     shared: one tower for both sides, with the parameter tree of `Tower`; otherwise `{"query": tree, "passage": tree}`.
+    lora: what is trained beside which kernels, instead of all parameters.
   """
 
   config: t5.T5Config
@@ -72,6 +74,7 @@ class DualEncoder:
   pooling: str = "mean"
   normalize: bool = True
   shared: bool = True
+  lora: Lora | None = None
 
   def __post_init__(self):
     check_fields(self)
@@ -83,6 +86,11 @@ class DualEncoder:
     """Width of the embeddings."""
     return self.config.emb_dim if self.projection_dim is None else self.projection_dim
 
+  @property
+  def merged(self) -> "DualEncoder":
+    """The same, of parameters that `lora` has been merged into."""
+    return dataclasses.replace(self, lora=None)
+
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Initial float32 parameters, each boxed as `nn.LogicallyPartitioned` with its logical axis names."""
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
@@ -90,9 +98,9 @@ class DualEncoder:
     def tower_params(key):
       return dict(self._tower().init(key, (tokens,), (tokens,), (1,))["params"])
 
-    if self.shared:
-      return tower_params(key)
-    return {tower: tower_params(k) for tower, k in zip(TOWERS, jax.random.split(key), strict=True)}
+    params = tower_params(key) if self.shared else {
+        tower: tower_params(k) for tower, k in zip(TOWERS, jax.random.split(key), strict=True)}
+    return params if self.lora is None else self.lora.with_factors(params, key)
 
   @functools.lru_cache  # noqa: B019  (as many as there are models)
   def specs(self) -> dict[str, Any]:
@@ -156,6 +164,8 @@ class DualEncoder:
     sides = [(tower, of_side.tokens, of_side.segment_ids, number)
              for tower, of_side, number in zip(towers, texts, num_texts, strict=True)]
     embeddings = []
+    if self.lora is not None:
+      params = self.lora.scaled(params)
     for of_tower in [sides] if self.shared else [[side] for side in sides]:
       (tower, *_), *inputs = zip(*of_tower, strict=True)
       rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, TOWERS.index(tower))}
@@ -169,6 +179,10 @@ class DualEncoder:
     for name in _HOW_TO_COMPUTE:
       del fields["config"][name]
     fields["config"]["mlp_activations"] = list(self.config.mlp_activations)
+    if self.lora is None:
+      del fields["lora"]
+    else:
+      fields["lora"]["kernels"] = list(self.lora.kernels)
     return fields
 
   @classmethod
@@ -176,7 +190,8 @@ class DualEncoder:
     """The inverse of `to_json`. Raises InputError where a field is unknown or missing."""
     try:
       config = {name: value for name, value in fields["config"].items() if name not in _HOW_TO_COMPUTE}
-      return cls(**{**fields, "config": t5.T5Config(**config)})
+      lora = {"lora": Lora(**fields["lora"])} if fields.get("lora") is not None else {}
+      return cls(**{**fields, "config": t5.T5Config(**config), **lora})
     except (TypeError, KeyError) as e:
       raise InputError(f"the model description does not fit this version of gtr_jax ({e}): write it again with the "
                        "version that made it, or update gtr_jax") from e

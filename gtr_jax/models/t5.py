@@ -28,6 +28,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.models.attention import Pattern, attention, pattern, way_of
 from gtr_jax.models.attention_kernel import KEPT
 from gtr_jax.models.dropout import dropout
+from gtr_jax.models.lora import FACTORS
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import platform
 from gtr_jax.values.check import check_fields
@@ -128,7 +129,8 @@ class T5Config:
 class Linear(nn.Module):
   """`x @ kernel` without a bias, in the config's activation dtype, of each side.
 
-  Where `model` divides the inputs, what comes is the sum over its devices; its terms are float32 or better.
+  Where `model` divides the inputs, what comes is the sum over its devices; its terms are float32 or better. Where there
+  are factors beside the kernel (`lora`), `(x @ lora_a) @ lora_b` is added.
   """
 
   config: T5Config
@@ -140,16 +142,25 @@ class Linear(nn.Module):
   def __call__(self, xs: Sides) -> Sides:
     own = own_param(self, "kernel", self.init, self.axes, (xs[0].shape[-1], self.features))
     dtype, is_sum = _activation_dtype(self.config, own), shards.is_divided(self.axes[0], "model")
+    factors: list[jax.Array] = [
+        self.get_variable("params", name) for name in FACTORS if self.has_variable("params", name)]
 
-    def products(own, xs):
+    def products(own, factors, xs):
       kernel = shards.gathered(own, self.axes, dtype)
       product = functools.partial(jnp.einsum, "...i,io->...o", precision=_precision(self.config),
                                   preferred_element_type=jnp.promote_types(dtype, jnp.float32) if is_sum else None)
-      return tuple(product(x.astype(dtype), kernel) for x in xs)
+      ys = tuple(product(x.astype(dtype), kernel) for x in xs)
+      if not factors:
+        return ys
+      a, b = factors  # `model` divides one of them, and the gradient of the other is summed along it, in its own dtype.
+      a, b = (a, shards.varying(b, "model")) if is_sum else (shards.varying(a, "model"), b)
+      a = shards.gathered(a, (self.axes[0], "lora_rank"), dtype)
+      b = shards.gathered(b, ("lora_rank", self.axes[1]), dtype)
+      return tuple(y + product(product(x.astype(dtype), a).astype(dtype), b) for x, y in zip(xs, ys, strict=True))
 
     if self.config.remat == "none" and shards.size("fsdp") > 1:
       products = jax.checkpoint(products)  # What is gathered is never kept: nor would the other kinds of remat keep it.
-    ys = products(own, xs)
+    ys = products(own, factors, xs)
     return tuple(shards.summed(y, "model").astype(dtype) for y in ys) if is_sum else ys
 
 
@@ -292,11 +303,10 @@ class Encoder(nn.Module):
     return tuple(dropout(x, self.config.dropout_rate, _dropout_key(self)) for x in xs)
 
   def _scan_layers(self, xs, patterns):
-    """The layers as one loop over their stacked parameters: each layer gathers its own, and in their dtype are the
-    gradients that the loop stacks."""
+    """The layers as a loop over their stacked parameters: each layer gathers its own, and in their dtype are the
+    gradients that the loop stacks. Where only some layers have factors, as a loop for each stretch of layers alike."""
     config = self.config
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves),
-                          *(self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)))
+    layers = [self.variables["params"][f"layers_{i}"] for i in range(config.num_layers)]
     key = _dropout_key(self)
     keys = None if key is None else jax.random.split(key, config.num_layers)
 
@@ -305,7 +315,13 @@ class Encoder(nn.Module):
       rngs = {} if key is None else {"dropout": key}
       return _remat_layer(config)(config, parent=None).apply({"params": params}, xs, patterns, rngs=rngs), None
 
-    return jax.lax.scan(step, xs, (params, keys))[0]
+    begin = 0
+    for _, alike in itertools.groupby(layers, jax.tree.structure):
+      params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(stretch := list(alike)))
+      end = begin + len(stretch)
+      xs, _ = jax.lax.scan(step, xs, (params, None if keys is None else keys[begin:end]))
+      begin = end
+    return xs
 
 
 def _remat_layer(config):

@@ -32,6 +32,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "model",
     "relpos_buckets": None,
     "affinity": None,
+    "lora_rank": None,
 }
 
 

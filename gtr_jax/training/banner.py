@@ -11,6 +11,7 @@ import numpy as np
 from gtr_jax import __version__
 from gtr_jax.io import bars
 from gtr_jax.models.attention import kernel_refuses
+from gtr_jax.models.parameters import trained
 from gtr_jax.parallel import partitioning, processes
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import memory
@@ -58,6 +59,10 @@ def banner(run: Any, num_pairs: int, lengths: dict[str, int], batch: Batch, stat
     start = f"its checkpoint of step {step}"
   lines = [_line("model", f"{config.num_layers} layers, {config.emb_dim} wide, {parameters / 1e6:,.1f} million "
                           f"parameters, vectors of {run.model.dim}, computed in {dtype}; from {start}")]
+  if (lora := run.model.lora) is not None:
+    number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained(run.model, state.params)))
+    lines.append(_line("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}: {number:,} of the parameters are trained, the "
+                               "others stay as they are"))
   if axes:
     lines.append(_line("mesh", axes))
   if config.attention == "kernel":
@@ -94,6 +99,9 @@ def warn(run: Any, num_pairs: int, pairs: int) -> None:
   if pairs > num_pairs:
     print(f"a batch of {pairs:,} pairs from {num_pairs:,} repeats pairs, which then are no negatives of each other; a "
           f"batch of {num_pairs:,} or fewer is as good", file=sys.stderr)
+  if run.model.lora is not None and run.initial_checkpoint_path is None:
+    print("LoRA leaves RANDOM WEIGHTS as they are, and what is trained beside them makes little of them; give a model "
+          "to start from (INITIAL_CHECKPOINT_PATH)", file=sys.stderr)
   peak = _peak(run)
   if peak > run.train_steps / 2:
     print(f"the learning rate rises until step {peak:,} of {run.train_steps:,}, for more than half of the run, and "

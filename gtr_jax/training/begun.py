@@ -30,7 +30,7 @@ _NOT_DECIDING_MODULES = ("gtr_jax.evaluation.", "gtr_jax.parallel.", "gtr_jax.da
 _MACROS = {"linear_decay.peak": "LEARNING_RATE", "linear_decay.warmup_steps": "WARMUP_STEPS",
            "TrainingRun.train_steps": "TRAIN_STEPS", "TrainingRun.random_seed": "RANDOM_SEED",
            "TrainingRun.initial_checkpoint_path": "INITIAL_CHECKPOINT_PATH", "TrainingRun.loss": "LOSS",
-           "TrainingRun.optimizer": "OPTIMIZER", "TrainingRun.best_metric": "BEST_METRIC",
+           "TrainingRun.optimizer": "OPTIMIZER", "DualEncoder.lora": "LORA", "TrainingRun.best_metric": "BEST_METRIC",
            "TrainingRun.early_stopping": "EARLY_STOPPING", "InBatchLoss.temperature": "TEMPERATURE",
            "RingLoss.temperature": "TEMPERATURE", "T5Config.dropout_rate": "DROPOUT_RATE",
            "TrainingBatches.batch_size": "BATCH_SIZE", "TrainingBatches.row_lengths": "ROW_LENGTHS",

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from gtr_jax.losses.own_params import of_loss
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import overlaid, trained
 from gtr_jax.parallel import shards
 from gtr_jax.parallel.partitioning import BATCH_AXES, over_shards
 from gtr_jax.text.batch import Batch
@@ -54,7 +55,7 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
     dropout_key: a microbatch's masks depend on it and on the microbatch's number; the second pass draws them again.
 
   Returns:
-    A tree like `params`, and the loss's metrics.
+    A tree like `params`, of what is trained of them, and the loss's metrics.
   """
   embeddings = jax.lax.stop_gradient(encode_microbatches(model, params, batch, dropout_key))
 
@@ -65,18 +66,22 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
 
   (to_embeddings, to_loss), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(embeddings, of_loss(params))
 
+  specs = trained(model, model.specs())
+
   def pulled_back(params, batch, to_embeddings, dropout_key):
     own = shards.own_gradients(params, model.specs())
+    changing = trained(model, own)
 
     def step(so_far, numbered):
       (number, microbatch), cotangents = numbered
-      _, pull_back = jax.vjp(lambda own: encode_pair(model, own, microbatch, _microbatch_key(dropout_key, number)), own)
+      _, pull_back = jax.vjp(lambda changing: encode_pair(
+          model, overlaid(own, changing), microbatch, _microbatch_key(dropout_key, number)), changing)
       return jax.tree.map(jnp.add, so_far, pull_back(cotangents)[0]), None
 
-    of_device, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, own), (_numbered(batch), to_embeddings))
-    return shards.total(of_device, model.specs())
+    of_device, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, changing), (_numbered(batch), to_embeddings))
+    return shards.total(of_device, specs)
 
-  pulled_back = over_shards(pulled_back, (model.specs(), _GROUPED, _MICROBATCHED, _WHOLE), model.specs())
+  pulled_back = over_shards(pulled_back, (model.specs(), _GROUPED, _MICROBATCHED, _WHOLE), specs)
   return {**pulled_back(_of_model(model, params), batch, to_embeddings, dropout_key), **to_loss}, metrics
 
 

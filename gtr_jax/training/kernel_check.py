@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gtr_jax.errors import TrainingError
 from gtr_jax.models import kernel_check
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import overlaid, trained
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.row_counts import same_row_counts
@@ -38,11 +39,11 @@ def check_kernel(model: DualEncoder, params: Any, batch: Batch, mesh: jax.shardi
   def outputs(attention, params, texts):
     of = dataclasses.replace(model, config=dataclasses.replace(model.config, attention=attention))
 
-    def f(params):
-      embeddings = of.encode(params, texts, count, tower="passage")
+    def f(changing):
+      embeddings = of.encode(overlaid(params, changing), texts, count, tower="passage")
       return jnp.sum(jnp.sin(embeddings @ weights)), embeddings
 
-    gradient, embeddings = jax.grad(f, has_aux=True)(params)
+    gradient, embeddings = jax.grad(f, has_aux=True)(trained(model, params))
     return {"embeddings": embeddings, "gradient": gradient}
 
   @jax.jit

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import trained
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning
 
@@ -39,15 +40,15 @@ def estimated_bytes(model: DualEncoder, params: Any, opt_state: Any, mesh: jax.s
     microbatches: of a batch; 1 without gradient caching.
   """
   divided = mesh.shape["fsdp"] * mesh.shape["model"]
-  of_params = _bytes(params)
-  gradients = of_params * (2 if microbatches > 1 else 1)  # with gradient caching also their sum
+  of_params, of_trained = _bytes(params), _bytes(trained(model, params))
+  gradients = of_trained * (2 if microbatches > 1 else 1)  # with gradient caching also their sum
   dtype = model.config.dtype_on(mesh.devices.flat[0].platform)
   if dtype == "bfloat16":
     gradients += of_params // 2  # the copy that is computed with
   state = (of_params + _bytes(opt_state) + gradients) // divided
   config = model.config
   if config.scan_layers:  # Its copy of the layers' parameters, stacked, and their gradients.
-    state += 2 * of_params // divided
+    state += (of_params + of_trained) // divided
   activations = max((_activations(config, dtype, rows, length) for rows, length in shapes.values()), default=0)
   if microbatches == 1:  # Both sides are kept until the loss is known.
     activations = sum(_activations(config, dtype, rows, length) for rows, length in shapes.values())

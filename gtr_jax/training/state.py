@@ -12,6 +12,7 @@ import optax
 from flax import traverse_util
 
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import chosen, overlaid, trained
 from gtr_jax.parallel import partitioning
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.optimizers import Averaged, Optimizer
@@ -35,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
   Attributes:
     step: int32 scalar, number of updates made.
     params: nested dict of arrays.
-    opt_state: the optimizer's.
+    opt_state: the optimizer's, of the parameters that are trained.
   """
 
   step: Any
@@ -45,13 +46,14 @@ class TrainState(flax.struct.PyTreeNode):
   @property
   def params_to_use(self) -> Any:
     """What is evaluated: the average of the parameters where the optimizer keeps one (`optimizers.averaged`)."""
-    return self.opt_state.average if isinstance(self.opt_state, Averaged) else self.params
+    return overlaid(self.params, self.opt_state.average) if isinstance(self.opt_state, Averaged) else self.params
 
   def beginning_from(self, params: Any) -> "TrainState":
     """A fresh state with other parameters, which an average begins from too."""
     opt_state = self.opt_state
     if isinstance(opt_state, Averaged):  # A copy: both are donated.
-      opt_state = opt_state._replace(average=jax.tree.map(jnp.copy, params))
+      of_average = traverse_util.flatten_dict(opt_state.average, sep="/")
+      opt_state = opt_state._replace(average=jax.tree.map(jnp.copy, chosen(params, of_average.__contains__)))
     return self.replace(params=params, opt_state=opt_state)
 
 
@@ -81,7 +83,8 @@ def state_initializer(model: DualEncoder, loss: Loss, optimizer: Optimizer, mesh
 
   def boxed_state():
     params = {**model.init(jax.random.key(seed)), **loss.init_params(model.dim)}
-    opt_state = _name_axes(optimizer.init(params), params)
+    changing = trained(model, params)
+    opt_state = _name_axes(optimizer.init(changing), changing)
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   shardings = partitioning.state_shardings(mesh, jax.eval_shape(boxed_state))

@@ -10,6 +10,7 @@ import optax
 from gtr_jax.errors import InputError
 from gtr_jax.losses.own_params import of_loss
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.parameters import overlaid, trained
 from gtr_jax.text.batch import Batch
 from gtr_jax.training import grad_cache
 from gtr_jax.training.encode_pair import encode_pair
@@ -37,9 +38,9 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer, seed: 
 
   Returns:
     `(state, batch) -> (state, metrics)`; a batch with a microbatch axis goes through gradient caching. The metrics are
-    scalars: the loss's own (loss, accuracy, mrr), the global norms of the gradient and of the new parameters (either is
-    non-finite if any value in it is), the learning rate, and the numbers of pairs, of real tokens and of token slots in
-    the batch.
+    scalars: the loss's own (loss, accuracy, mrr), the global norms of the gradient of what is trained and of all new
+    parameters (either is non-finite if any value in it is), the learning rate, and the numbers of pairs, of real tokens
+    and of token slots in the batch.
 
   Raises:
     InputError: the optimizer does not say its learning rate.
@@ -48,20 +49,22 @@ def make_train_step(model: DualEncoder, loss: Loss, optimizer: Optimizer, seed: 
     raise InputError(f"the optimizer is a {type(optimizer).__name__} without a learning_rate: use one of "
                      "gtr_jax.training.optimizers, or wrap it as optimizers.Optimizer(init, update, schedule)")
 
-  def loss_fn(params, batch, dropout_key):
+  def loss_fn(changing, params, batch, dropout_key):
+    params = overlaid(params, changing)
     queries, passages = encode_pair(model, params, batch, dropout_key)
     with jax.named_scope("loss"):
       return loss(queries, passages, batch, params=of_loss(params), train=True)
 
   def train_step(state, batch):
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    changing = trained(model, state.params)
     if batch.valid.ndim == 3:
       gradient, metrics = grad_cache.gradient(model, loss, state.params, batch, dropout_key)
     else:
-      gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, dropout_key)
+      gradient, metrics = jax.grad(loss_fn, has_aux=True)(changing, state.params, batch, dropout_key)
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      updates, opt_state = optimizer.update(gradient, state.opt_state, changing)
+      params = overlaid(state.params, optax.apply_updates(changing, updates))
     metrics = {**metrics, **_counts(batch), "grad_norm": optax.tree.norm(gradient),
                "param_norm": optax.tree.norm(params), "learning_rate": jnp.asarray(optimizer.learning_rate(state.step))}
     if skips_non_finite:

@@ -53,7 +53,8 @@ class DualEncoderModel(models.BaseModel):
     negative_queries_per_example: the same for negative queries.
 
   Raises:
-    InputError: the vocabulary has more pieces than the encoder has rows.
+    InputError: the vocabulary has more pieces than the encoder has rows, or the encoder has `lora`, of which T5X would
+      train all parameters.
   """
 
   def __init__(self, encoder: DualEncoder, loss: Any, optimizer_def: Any, vocabulary: seqio.Vocabulary | None = None,
@@ -66,6 +67,9 @@ class DualEncoderModel(models.BaseModel):
     if any(of_teacher(loss, encoder.dim)):
       raise InputError(f"{type(loss).__name__} asks for what a teacher says of the texts, which T5X's batches have "
                        "not: train with gtr-jax")
+    if encoder.lora is not None:
+      raise InputError("DualEncoder.lora: T5X would train the parameters that LoRA leaves as they are; train with "
+                       "gtr-jax train, or set it to None")
     self.encoder, self.loss = encoder, loss
     self.input_vocabulary = self.output_vocabulary = vocabulary
     self.FEATURE_CONVERTER_CLS = functools.partial(
