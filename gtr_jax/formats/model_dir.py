@@ -19,6 +19,7 @@ from gtr_jax.formats.tokenization import Tokenization, refuse_given, tokenizer_o
 from gtr_jax.io.atomic import write_bytes, write_json
 from gtr_jax.io.paths import location, reached
 from gtr_jax.models.dual_encoder import DualEncoder
+from gtr_jax.models.lora import Lora
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import processes
 from gtr_jax.text.tokenizer import Tokenizer
@@ -71,16 +72,19 @@ def write_model_json(model_dir: epath.PathLike, encoder: DualEncoder, tokenizer:
     dimensions: to how many of their first numbers embeddings were cut in training, each with its weight.
 
   Raises:
-    InputError: the folder already holds another model; nothing is changed.
+    InputError: the folder already holds another model, or a run with other LoRA; nothing is changed.
   """
   model_dir = location(model_dir)
   place = model_dir / MODEL_JSON
   if place.exists():
     there, vocabulary, *_ = read_model_json(place)
-    if (deciding_fields(there) != deciding_fields(encoder) or
+    if (deciding_fields(there.merged) != deciding_fields(encoder.merged) or
         vocabulary["sha256"] != tokenizer.sha256 or vocabulary["extra_ids"] != tokenizer.extra_ids):
       raise InputError(f"{model_dir}: already holds another model or vocabulary; choose another folder "
                        "(--output, MODEL_DIR), or remove this one")
+    if there.lora != encoder.lora:
+      raise InputError(f"{model_dir}: was begun with {_said(there.lora)}, and not with {_said(encoder.lora)}; give the "
+                       "same (LORA), or another folder (--output, MODEL_DIR)")
   else:
     check_free(model_dir, tokenizer)
   if not (model_dir / VOCABULARY_FILE).exists() or tokenizer.path != model_dir / VOCABULARY_FILE:
@@ -104,6 +108,10 @@ def check_free(model_dir: epath.PathLike, tokenizer: Tokenizer | None = None) ->
       (model_dir / MODEL_JSON).exists() or all(_was_begun(path, tokenizer) for path in model_dir.iterdir())):
     return
   raise InputError(f"{model_dir}: exists and is no training run's folder; choose another (--output, MODEL_DIR)")
+
+
+def _said(lora: Lora | None) -> str:
+  return "no LoRA" if lora is None else f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, of {', '.join(lora.kernels)}"
 
 
 def _was_begun(path: epath.Path, tokenizer: Tokenizer | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from gtr_jax import __version__
 from gtr_jax.io import bars
@@ -92,7 +93,7 @@ def _attention(config: Any, mesh: jax.sharding.Mesh, batch: Batch) -> Iterator[s
       yield f"of {side} by the reference, not the kernel: {why_not}" if why_not else f"of {side} by the kernel"
 
 
-def warn(run: Any, num_pairs: int, pairs: int) -> None:
+def warn(run: Any, num_pairs: int, pairs: int, opt_state: Any) -> None:
   """Says on stderr what of a run is hardly meant."""
   if not processes.is_first():
     return
@@ -102,6 +103,10 @@ def warn(run: Any, num_pairs: int, pairs: int) -> None:
   if run.model.lora is not None and run.initial_checkpoint_path is None:
     print("LoRA leaves RANDOM WEIGHTS as they are, and what is trained beside them makes little of them; give a model "
           "to start from (INITIAL_CHECKPOINT_PATH)", file=sys.stderr)
+  factored = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.FactoredState))
+  if run.model.lora is not None and any(isinstance(node, optax.FactoredState) for node in factored):
+    print("Adafactor's steps are relative to a parameter's size, and half of LoRA's begin at 0 and hardly move; set "
+          "OPTIMIZER = @optimizers.adamw()", file=sys.stderr)
   peak = _peak(run)
   if peak > run.train_steps / 2:
     print(f"the learning rate rises until step {peak:,} of {run.train_steps:,}, for more than half of the run, and "

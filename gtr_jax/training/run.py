@@ -240,7 +240,7 @@ def train(run: TrainingRun, config_text: str = "", says_next: bool = True) -> si
     if step:
       banner.say(f"going on at step {step} of {run.train_steps} from {checkpointer.directory / str(step)}")
     else:
-      banner.warn(run, batches.num_pairs, batches.batch_size)
+      banner.warn(run, batches.num_pairs, batches.batch_size, state.opt_state)
     writers: Sequence[Writer] = ()
     if processes.is_first():
       if trains or not progress:

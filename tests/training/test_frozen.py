@@ -28,9 +28,9 @@ def flat(tree):
   return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
 
 
-def train(optimizer, mesh, folder, steps):
+def train(optimizer, mesh, folder, steps, model=None):
   """A run in `folder`, begun or gone on with until so many steps: the states before and after."""
-  model, loss = tiny_model(), tiny_loss(learned_temperature=True)
+  model, loss = model or tiny_model(), tiny_loss(learned_temperature=True)
   state, shardings = create_state(model, loss, optimizer, mesh, 0)
   checkpointer, batches = Checkpointer(folder / "checkpoints"), TinyBatches(partitioning.num_groups(mesh))
   state, progress = resume(checkpointer, state, shardings, batches, [])
