@@ -22,7 +22,7 @@ LAYERS = (
     {"data": "etils google numpy sentencepiece seqio tensorflow tensorflow_datasets",
      "formats": "etils flax huggingface_hub jax ml_dtypes numpy sentencepiece tensorflow tensorstore torch"},
     {"training": "clu etils flax jax numpy optax wandb", "inference": "etils flax jax ml_dtypes numpy"},
-    {"retrieval": "Stemmer bm25s etils jax numpy", "dry_run": "jax numpy",
+    {"retrieval": "Stemmer bm25s etils faiss jax numpy usearch", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy"},
     {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
@@ -101,6 +101,7 @@ def test_no_circle():
     ("tensorflow", {"data", "integrations", "formats"}), ("apache_beam", {"prepare"}),
     ("seqio", {"data", "integrations"}), ("torch", {"formats"}), ("transformers", set()), ("t5x", {"integrations"}),
     ("wandb", {"training"}), ("sentence_transformers", {"mining", "teachers"}),
+    ("faiss", {"retrieval"}), ("usearch", {"retrieval"}),
 ])
 def test_one_place_imports_it(package, only_in):
   for path in files():

@@ -13,6 +13,7 @@ from gtr_jax.cli import (
   demo,
   encode,
   evaluate,
+  index,
   merge,
   mine,
   prepare,
@@ -29,9 +30,9 @@ from gtr_jax.errors import InputError, TrainingError
 from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
-COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "search": search, "evaluate": evaluate,
-            "convert": convert, "merge": merge, "mine": mine, "teach": teach, "student": student, "sweep": sweep,
-            "report": report, "demo": demo}
+COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "index": index, "search": search,
+            "evaluate": evaluate, "convert": convert, "merge": merge, "mine": mine, "teach": teach, "student": student,
+            "sweep": sweep, "report": report, "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo

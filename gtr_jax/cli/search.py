@@ -12,7 +12,7 @@ from gtr_jax.io.paths import check_output
 from gtr_jax.parallel.processes import check_same, from_first, is_first, print_once
 
 _AT_ONCE = 256  # queries of a file
-HELP = "exact search in an embedding store"
+HELP = "search an embedding store, exactly or by an index of it"
 DESCRIPTION = """\
 With --queries and --output writes a TREC run, with --vectors, --ids and --output of vectors; with --query answers that;
 else answers what you type.
@@ -23,7 +23,8 @@ of --queries with its "query_id".
 
   gtr-jax search --model runs/mine --embeddings embeddings --hybrid --queries queries.jsonl --output run.trec
 
-searches by BM25 too, whose index is made once, beside the embeddings."""
+searches by BM25 too, whose index is made once, beside the embeddings. --index searches by an approximate index, which
+`gtr-jax index` makes; with --hybrid too."""
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -37,10 +38,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="search by BM25 too, and fuse both: WEIGHT, 0 to 1, times the model's score and 1 - WEIGHT times "
                  "BM25's (default: of 20 queries or more by how well the model finds what BM25 ranks first, else 0.2; "
                  "`gtr-jax evaluate --fuse convex` says what is best on judged queries)")
+  p.add_argument("--index", nargs="?", const=True, choices=["faiss-hnsw", "faiss-ivf-pq", "usearch-hnsw"],
+                 help="search by the index that `gtr-jax index` has made of the store, not all vectors; say which where "
+                 "there are several")
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
   p.add_argument("--top_k", type=flags.positive, help="documents per query (default: 100 in a run, else 5)")
-  shared_flags.add_rescore(p)
+  shared_flags.add_rescore(p, "; with --index, look at so many times the documents that are asked for")
   shared_flags.add_computing(p)
   process_flags.add_arguments(p)
 
@@ -64,12 +68,12 @@ def run(args: argparse.Namespace) -> None:
   if not all(query.strip() for query in args.query or ()):
     raise InputError("--query is empty")
   from gtr_jax.retrieval.hybrid import Hybrid
-  from gtr_jax.retrieval.search import Searcher
   from gtr_jax.retrieval.store import Store
   store = Store(args.embeddings)
+  by_index = _index(args, store)
   model = shared_flags.load_model(args, args.model, shared_flags.tokenization(args), store.settings.get("dtype"))
   store.check_model(model)
-  dense = Searcher(store, model.mesh, rescore=args.rescore)
+  dense = by_index or _exact(args, store, model.mesh)
   searcher = dense if args.hybrid is None else Hybrid(dense, store, None if args.hybrid is True else args.hybrid)
   if args.queries:
     _answer_file(args, searcher, store, model)
@@ -83,6 +87,19 @@ def run(args: argparse.Namespace) -> None:
     print_once(f"{store.shape[0]:,} documents; type a query, an empty line ends.")
   while query := from_first(lambda: _typed("" if args.json else "query> ")):
     answer(args, searcher, store, model, [query])
+
+
+def _index(args, store):
+  """What --index names, if it is given."""
+  if args.index is None:
+    return None
+  from gtr_jax.retrieval.index_search import open_index
+  return open_index(store, None if args.index is True else args.index, args.rescore)
+
+
+def _exact(args, store, mesh):
+  from gtr_jax.retrieval.search import Searcher
+  return Searcher(store, mesh, rescore=args.rescore)
 
 
 def _answer_file(args, searcher, store, model):
@@ -119,11 +136,11 @@ def _answer_vectors(args):
   check_output(args.output, {"--vectors": args.vectors, "--ids": args.ids, "--embeddings": args.embeddings})
   from gtr_jax.parallel.partitioning import make_mesh
   from gtr_jax.retrieval.given_vectors import for_store, read_given
-  from gtr_jax.retrieval.search import Searcher
   from gtr_jax.retrieval.store import Store
   store, given = Store(args.embeddings), read_given(args.vectors, args.ids)
   check_same({"the hash of the vectors": given.hash})
-  _write_run(args, Searcher(store, make_mesh(), rescore=args.rescore), store, given.ids, for_store(given, store))
+  searcher = _index(args, store) or _exact(args, store, make_mesh())
+  _write_run(args, searcher, store, given.ids, for_store(given, store))
 
 
 def _write_run(args, searcher, store, ids, vectors):
@@ -132,7 +149,8 @@ def _write_run(args, searcher, store, ids, vectors):
   run = search_run(searcher, store.ids, ids, vectors, args.top_k or 100)
   if is_first():
     write_run(args.output, run, "gtr_jax")
-  print_once(f"{len(ids):,} queries, {min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
+  most = "at most " * (args.index is not None)
+  print_once(f"{len(ids):,} queries, {most}{min(args.top_k or 100, store.shape[0])} documents each, in {args.output}")
 
 
 def _found(args, searcher, store, model, queries):

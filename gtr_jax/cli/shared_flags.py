@@ -82,11 +82,11 @@ def add_precision(p: argparse.ArgumentParser, several: bool = False) -> None:
                  "(Matryoshka)")
 
 
-def add_rescore(p: argparse.ArgumentParser) -> None:
-  """`--rescore`."""
+def add_rescore(p: argparse.ArgumentParser, more: str = "") -> None:
+  """`--rescore`, and what else it says."""
   p.add_argument("--rescore", type=flags.positive, default=4, metavar="FACTOR",
                  help="of int8 and binary vectors, find so many times the documents that are asked for, and rank them "
-                 "again by the query in float32 (default: 4)")
+                 f"again by the query in float32{more} (default: 4)")
 
 
 def add_empty_documents(p: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from gtr_jax.parallel import processes
 from gtr_jax.retrieval.bm25_file import bm25_of
 from gtr_jax.retrieval.fusion import DEPTH, convex, prior_weight
 from gtr_jax.retrieval.runs import Ranking, Run
-from gtr_jax.retrieval.search import Searcher, search_run
+from gtr_jax.retrieval.search import Searches, search_run
 from gtr_jax.retrieval.store import Store
 
 
@@ -26,7 +26,7 @@ class Hybrid:
     InputError: as `bm25_of`.
   """
 
-  def __init__(self, searcher: Searcher, store: Store, weight: float | None = None, progress: bool = True):
+  def __init__(self, searcher: Searches, store: Store, weight: float | None = None, progress: bool = True):
     self._searcher, self._store, self._weight, self._progress = searcher, store, weight, progress
     self._index = bm25_of(store, progress) if processes.is_first() else None
 

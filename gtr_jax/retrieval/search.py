@@ -13,7 +13,7 @@ Shapes: Q queries, D embedding size, B rows of a block (R of them on each device
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -57,6 +57,14 @@ class Coded(Protocol):
   def quantizer(self) -> Quantizer: ...
 
   def codes(self, rows: slice) -> np.ndarray: ...
+
+
+class Searches(Protocol):
+  """A `Searcher`, or what finds nearly the same."""
+
+  def search(self, queries_QxD: np.ndarray, k: int,
+             progress: bool = False) -> tuple[Iterable[np.ndarray], Iterable[np.ndarray]]:
+    """(scores float32, rows) of each query, k or fewer, best first, ties by row."""
 
 
 class Searcher:
@@ -273,7 +281,7 @@ def _top_k(scores_QxR: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return best_scores_QxK, chunk_QxK * CHUNK + place_QxK % CHUNK
 
 
-def search_run(searcher: Searcher, doc_ids: list[str], query_ids: list[str], queries_QxD: np.ndarray, k: int, *,
+def search_run(searcher: Searches, doc_ids: list[str], query_ids: list[str], queries_QxD: np.ndarray, k: int, *,
                exclude_own_id: bool = False, progress: bool = True) -> Run:
   """Ranks the best k documents for each query.
 
@@ -286,6 +294,6 @@ def search_run(searcher: Searcher, doc_ids: list[str], query_ids: list[str], que
     exclude_own_id: leave out the document whose id is the query's own.
     progress: show a progress bar on stderr.
   """
-  scores, rows = searcher.search(queries_QxD, k + exclude_own_id, progress)
-  return {query_id: best_k(query_id, [doc_ids[row] for row in rows[i].tolist()], scores[i], k, exclude_own_id)
-          for i, query_id in enumerate(query_ids)}
+  found = searcher.search(queries_QxD, k + exclude_own_id, progress)
+  return {query_id: best_k(query_id, [doc_ids[row] for row in rows.tolist()], scores, k, exclude_own_id)
+          for query_id, scores, rows in zip(query_ids, *found, strict=True)}

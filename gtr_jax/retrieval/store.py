@@ -137,6 +137,14 @@ class Store:
     """Embeddings float32 `[rows, D]` of consecutive rows, of int8 and bits what these stand for."""
     return self.quantizer.decode(self.codes(rows))
 
+  def take(self, rows: np.ndarray) -> np.ndarray:
+    """Embeddings float32 `[rows, D]`, as those of `[]`, of any rows; each chunk is opened once."""
+    taken, chunks = np.empty((len(rows), self.shape[1]), np.float32), rows // self._chunk_rows
+    for number in np.unique(chunks).tolist():
+      here = chunks == number
+      taken[here] = self.quantizer.decode(self._chunk(EMBEDDINGS, number)[rows[here] - number * self._chunk_rows])
+    return taken
+
   def codes(self, rows: slice) -> np.ndarray:
     """What is kept of consecutive rows, `[rows, ...]`."""
     return self._rows(EMBEDDINGS, rows)
