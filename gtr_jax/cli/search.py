@@ -39,7 +39,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  "BM25's (default: of 20 queries or more by how well the model finds what BM25 ranks first, else 0.2; "
                  "`gtr-jax evaluate --fuse convex` says what is best on judged queries)")
   p.add_argument("--index", nargs="?", const=True, choices=["faiss-hnsw", "faiss-ivf-pq", "usearch-hnsw"],
-                 help="search by the index that `gtr-jax index` has made of the store, not all vectors; say which where "
+                 help="search by the index that `gtr-jax index` has made of the store, not all vectors; say which, if "
                  "there are several")
   p.add_argument("--output", type=flags.path, help="the TREC run to write")
   p.add_argument("--json", action="store_true", help="print answers as JSON, whole texts included")
