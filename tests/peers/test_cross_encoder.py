@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from mining_runs import mine, mined_from, write
 from sentence_transformers import CrossEncoder
-from tiny_model_dir import WORDS, sentence
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from tiny_bert import write_bert
+from tiny_model_dir import sentence
+from transformers import BertModel
 
 pytestmark = pytest.mark.peers
 
@@ -14,21 +14,9 @@ PAIRS = [{"query": sentence(i + 1, 4), "positive": passage} for i, passage in en
     dict.fromkeys(sentence(i, 3 + i % 9) for i in range(60)))]
 
 
-def write_model(folder, of_class=BertForSequenceClassification, labels=1):
-  """A tiny one with random weights."""
-  folder.mkdir()
-  (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-  torch.manual_seed(0)
-  config = BertConfig(vocab_size=5 + len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                      intermediate_size=32, max_position_embeddings=64, num_labels=labels, initializer_range=1.0)
-  of_class(config).save_pretrained(folder)
-  BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-  return folder
-
-
 @pytest.mark.parametrize("limits", [{}, {"margin": 0.05}, {"max_score_ratio": 0.8}])
 def test_scores_are_those_of_predict(tmp_path, limits):
-  path = write_model(tmp_path / "cross")
+  path = write_bert(tmp_path / "cross")
   mined = mined_from(tmp_path, PAIRS, num_negatives=5, last_rank=30, rescore_cross_encoder=path, **limits)
   expected = CrossEncoder(str(path)).predict([(record["query"], text) for record in mined for text in (
       record["positive"], *record["negatives"])], show_progress_bar=False)
@@ -50,6 +38,6 @@ def test_scores_are_those_of_predict(tmp_path, limits):
 def test_what_is_no_cross_encoder_of_one_score(tmp_path, capsys, model, message):
   path = tmp_path / "cross"
   if model is not None:
-    write_model(path, **model)
+    write_bert(path, **model)
   assert mine(tmp_path, pairs=write(tmp_path / "pairs.jsonl", PAIRS), rescore_cross_encoder=path) == (2, None)
   assert message in capsys.readouterr().err.splitlines()[-1]
