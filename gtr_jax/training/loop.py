@@ -19,7 +19,7 @@ from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE,
 from gtr_jax.parallel.stopping import Stop, Stopped
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.goodput import STEPS, Goodput
-from gtr_jax.training.metrics import PeriodMeans
+from gtr_jax.training.metrics import SHOWN, PeriodMeans
 from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
@@ -391,13 +391,10 @@ class _Loop:
     return shown
 
 
-_SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "cos", "passage_cosine": "and"}
-
-
 def _postfix(scalars: Mapping[str, float]) -> str:
   if not scalars:  # All steps since the last line of metrics were skipped.
     return "no finite step"
-  parts = [f"{short} {scalars[name]:.3f}" for name, short in _SHOWN.items() if name in scalars]
+  parts = [f"{short} {scalars[name]:.3f}" for name, short in SHOWN.items() if name in scalars]
   if "pairs_per_second" in scalars:
     parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
   if "mfu" in scalars:
