@@ -139,11 +139,9 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     model = trained and _with_similarity(trained, similarity)
     name = name if model is trained else f"{name} ({similarity})"
     name = f"{name} ({of_kept.words()})" if of_kept and of_kept.words() else name
-    source = model or of_vectors or of_run
-    _add_system(results, name, source and source.weights_hash, model, similarity)
-    methods = fuse if name != BM25 else ()
-    for both in fused.names(name, methods):
-      _add_system(results, both, source.weights_hash, model, similarity)
+    source, methods = model or of_vectors, fuse if name != BM25 else ()
+    for system in (name, *fused.names(name, methods)):
+      _add_system(results, system, source and source.weights_hash, model, similarity)
     of_system = results["systems"][name]
     there = earlier.get("systems", {}).get(name, of_system)
     again = averages.with_forums(results["collections"])

@@ -8,18 +8,16 @@ from etils import epath
 from gtr_jax.collections.protocol import Task
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation.results_file import DEPTH
-from gtr_jax.io.contents import content_hash
 from gtr_jax.io.paths import location
 from gtr_jax.retrieval.runs import Run, best_k, read_run
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenRun:
-  """A run, and the hash of its file."""
+  """A run, and its file."""
 
   path: epath.Path
   run: Run
-  weights_hash: str
 
   def check(self, tasks: Sequence[Task]) -> None:
     """Raises InputError unless there is one collection, and the run is of its queries and documents.
@@ -51,4 +49,4 @@ def read_given_run(path: epath.PathLike) -> GivenRun:
   run = read_run(path)
   if not run:
     raise InputError(f"{path}: no rankings; give a TREC run (query Q0 document rank score system, a line each)")
-  return GivenRun(path, run, content_hash(path))
+  return GivenRun(path, run)

@@ -166,6 +166,12 @@ def test_vectors_are_evaluated(tmp_path, capsys):
     assert ours[name]["bytes a document"] == expected[other]["bytes a document"]
   assert gtr_jax(tmp_path, *whole, "@wrong", "--embeddings", "@int8") == 2
   assert "--embeddings, --vectors and --ids go together" in capsys.readouterr().err
+  # Those of another collection are other vectors, and the same system where they are kept alike.
+  write_collection(tmp_path / "again", corpus(40))
+  assert gtr_jax(tmp_path, "evaluate", "--collection", "@again", "--output", "@results", "--embeddings", "int8=@int8",
+                 *of_queries) == 0
+  both = json.loads((tmp_path / "results" / "results.json").read_text())["systems"]["int8"]["results"]
+  assert set(both) == {"few", "again"} and both["few"] == ours["int8"]["results"]["few"]
   write_collection(tmp_path / "more", corpus(41))
   assert gtr_jax(tmp_path, "evaluate", "--collection", "@more", "--output", "@wrong", "--embeddings", "@int8",
                  *of_queries) == 2
