@@ -124,6 +124,9 @@ def test_recall_is_the_share_of_what_the_exact_search_finds(tmp_path, monkeypatc
   assert read_index(store)[0]["recall"] == found
   monkeypatch.setattr(Flat, "blind", range(0, 400, 2))
   assert 0.4 < measure(Searcher(store), open_index(store), queries)["recall@100"] < 0.6
+  alike = write_store(tmp_path / "alike", np.ones((400, 8), np.float32))
+  build(alike)  # One of them is as good as another.
+  assert measure(Searcher(alike), open_index(alike), own_queries(alike))["recall@10"] == 1
 
 
 def refused(store, match, name=NAME):
