@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
 from gtr_jax.losses.own_params import check_own_params
+from gtr_jax.losses.rounds import after
 from gtr_jax.losses.teacher import NOTHING, OfTeacher, guide_of, guided_limit
 from gtr_jax.values.check import check_fields
 from gtr_jax.values.ranges import Positive, Range
@@ -125,14 +126,14 @@ class InBatchLoss:
 
   def _compute(self, queries, passages, batch, scale, train):
     """Loss, accuracy and MRR: what `RingLoss` computes in another way."""
-    pairs = _flatten(batch)
+    pairs = _flatten(batch, (queries, passages))
     q_QxD, n_queries_MxD = _split(queries, batch.valid.shape[1])
     p_QxD, n_passages_NxD = _split(passages, batch.valid.shape[1])
 
     guide = back_guide = None
     if train and self.guided and self.false_negative_margin is not None:
       (g_QxT, g_queries_MxT), (h_QxT, h_passages_NxT) = (
-          _split(x, batch.valid.shape[1]) for x in guide_of(self, batch))
+          _split(x, batch.valid.shape[1]) for x in after((queries, passages), guide_of(self, batch)))
       limit_Q = guided_limit(jnp.sum(g_QxT * h_QxT, axis=-1), (g_QxT, h_QxT), self.false_negative_margin)
       guide = dots(g_QxT, jnp.concatenate([h_QxT, h_passages_NxT])), limit_Q
       back_guide = dots(h_QxT, jnp.concatenate([g_QxT, g_queries_MxT])), limit_Q
@@ -197,13 +198,14 @@ class _Pairs(NamedTuple):
   known_hash: jax.Array
 
 
-def _flatten(batch):
-  groups, pairs = batch.valid.shape
-  owner = batch.negative_owner + pairs * jnp.arange(groups, dtype=batch.negative_owner.dtype)[:, None]
-  query, passage, text = (jnp.concatenate(_split(h, pairs)) for h in (
-      batch.query_hash, batch.passage_hash, batch.text_hash))
-  return _Pairs(batch.valid.reshape(-1), batch.negative_valid.reshape(-1), batch.negative_query_valid.reshape(-1),
-                owner.reshape(-1), query, passage, text, batch.known_hash.reshape(-1, *batch.known_hash.shape[2:]))
+def _flatten(batch, embeddings):
+  """Once the embeddings are there."""
+  of = _Pairs(*after(embeddings, [getattr(batch, name) for name in _Pairs._fields]))
+  groups, pairs = of.valid.shape
+  owner = of.negative_owner + pairs * jnp.arange(groups, dtype=of.negative_owner.dtype)[:, None]
+  query, passage, text = (jnp.concatenate(_split(h, pairs)) for h in (of.query_hash, of.passage_hash, of.text_hash))
+  return _Pairs(of.valid.reshape(-1), of.negative_valid.reshape(-1), of.negative_query_valid.reshape(-1),
+                owner.reshape(-1), query, passage, text, of.known_hash.reshape(-1, *of.known_hash.shape[2:]))
 
 
 def _split(x, pairs):

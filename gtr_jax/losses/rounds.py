@@ -1,5 +1,6 @@
 """Who passes what on to whom in the losses that go round the mesh, and the blocks that they work on."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,33 @@ def of_all(tree: Any) -> Any:
 def before_the_loop(x: Any, exchanged: Any) -> tuple[Any, Any]:
   """What a loop starts from, and what is exchanged beside it; on CPU neither before both are there."""
   return one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
+
+
+def after(x: Any, tree: Any) -> Any:
+  """`tree`; on CPU not before `x` is there.
+
+  What is exchanged of `tree` would else be exchanged beside the loops that make `x`, by each device when it comes to
+  it, and two devices may wait for each other for ever. A barrier does not do: XLA removes it before it divides the work
+  among threads. So all of `tree` is made of a number that is 0 unless `x` has a NaN, when nothing matters any more.
+
+  Args:
+    x: arrays of floating point numbers, `[G, ...]` or scalars.
+    tree: arrays `[G, ...]` or scalars.
+  """
+  if platform() != "cpu" or jax.sharding.get_abstract_mesh().empty:
+    return tree
+  bad = functools.reduce(jnp.logical_or, (
+      jnp.any(jnp.isnan(lax.stop_gradient(leaf)), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(x)))
+
+  def waiting(leaf):
+    leaf = jnp.asarray(leaf)
+    of_leaf = bad.reshape(*bad.shape, *[1] * (leaf.ndim - bad.ndim))
+    if leaf.dtype == bool:
+      return leaf ^ of_leaf
+    return leaf + (jnp.where(of_leaf, jnp.nan, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else of_leaf).astype(
+        leaf.dtype)
+
+  return jax.tree.map(waiting, tree)
 
 
 def one_after_the_other(*trees: Any) -> tuple[Any, ...]:

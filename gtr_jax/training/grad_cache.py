@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gtr_jax.losses.own_params import of_loss
+from gtr_jax.losses.rounds import after
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.parameters import overlaid, trained
 from gtr_jax.parallel import shards
@@ -65,6 +66,7 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
       return loss(queries, passages, merged_batch, params=own, train=True)
 
   (to_embeddings, to_loss), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(embeddings, of_loss(params))
+  to_embeddings = after(metrics, to_embeddings)
 
   specs = trained(model, model.specs())
 
