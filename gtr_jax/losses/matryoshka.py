@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import NO_PARAMS
-from gtr_jax.losses.rounds import before_the_loop
+from gtr_jax.losses.rounds import after
 from gtr_jax.losses.teacher import OfTeacher, of_teacher
 from gtr_jax.models.pooling import l2_normalize
 from gtr_jax.values.check import check_fields
@@ -106,7 +106,7 @@ class MatryoshkaLoss:
     found: dict[str, jax.Array] = {}
     for length, weight in self.weight_of.items():
       cut = [x if length == width else self._cut(x, length) for x in (queries, passages)]
-      total, cut = before_the_loop(total, cut)
+      cut = after(total, cut)
       of_length, metrics = self.loss(*cut, batch, params=params, train=train)
       total = total + weight * of_length
       of_less = {f"mrr_{length}": metrics["mrr"]} if "mrr" in metrics else {f"loss_{length}": of_length}

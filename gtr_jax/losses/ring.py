@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from gtr_jax.losses.blocks import cut, in_blocks, of_texts
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
-from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, one_after_the_other, shards_of_mesh, total
+from gtr_jax.losses.rounds import Ring, after, on_mesh, one_after_the_other, shards_of_mesh, total
 from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
 from gtr_jax.losses.teacher import guide_of, guided_limit
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
@@ -133,16 +133,17 @@ def _sums(static, queries, passages, mask_inputs, scale):
 def _forward(static, *inputs):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   local = on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole), (whole, grouped))
-  result, saved = before_the_loop(*local(*inputs))
-  return result, (*inputs, saved)
+  result, saved = local(*inputs)
+  return result, (*inputs, after(result, saved))
 
 
 def _backward(static, residuals, cotangents):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  residuals, cotangent = before_the_loop(residuals, cotangents[0])  # One loss after the other.
+  queries, passages, *others = residuals
+  queries, passages = after(cotangents[0], (queries, passages))  # One loss after the other.
   local = on_mesh(functools.partial(_local_backward, static), (grouped, grouped, grouped, whole, grouped, whole),
                    (grouped, grouped, whole))
-  d_queries, d_passages, d_scale = local(*residuals, cotangent)
+  d_queries, d_passages, d_scale = local(queries, passages, *others, cotangents[0])
   return d_queries, d_passages, None, d_scale
 
 

@@ -111,7 +111,7 @@ def before_the_loop(x: Any, exchanged: Any) -> tuple[Any, Any]:
   return one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
 
 
-def after(x: Any, tree: Any) -> Any:
+def after(x: Any, tree: Any, of_device: bool = False) -> Any:
   """`tree`; on CPU not before `x` is there.
 
   What is exchanged of `tree` would else be exchanged beside the loops that make `x`, by each device when it comes to
@@ -119,13 +119,16 @@ def after(x: Any, tree: Any) -> Any:
   among threads. So all of `tree` is made of a number that is 0 unless `x` has a NaN, when nothing matters any more.
 
   Args:
-    x: arrays of floating point numbers, `[G, ...]` or scalars.
-    tree: arrays `[G, ...]` or scalars.
+    x: arrays, of which those of floating point numbers count; `[G, ...]` or scalars, or of any shapes where all is of
+      one device.
+    tree: arrays `[G, ...]` or scalars; or of any shapes likewise.
+    of_device: whether it is, within `on_mesh`.
   """
   if platform() != "cpu" or jax.sharding.get_abstract_mesh().empty:
     return tree
   bad = functools.reduce(jnp.logical_or, (
-      jnp.any(jnp.isnan(lax.stop_gradient(leaf)), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(x)))
+      jnp.any(jnp.isnan(lax.stop_gradient(leaf)), axis=None if of_device else tuple(range(1, leaf.ndim)))
+      for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.inexact)))
 
   def waiting(leaf):
     leaf = jnp.asarray(leaf)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from gtr_jax.losses.blocks import cut, of_texts
 from gtr_jax.losses.in_batch import NO_PARAMS
 from gtr_jax.losses.own_params import check_own_params
-from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, total
+from gtr_jax.losses.rounds import Ring, after, on_mesh, total
 from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
 from gtr_jax.values.check import check_fields
@@ -104,16 +104,17 @@ def _forward(static, *inputs):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   local = on_mesh(functools.partial(_local_forward, static), (grouped, grouped, grouped, whole, whole),
                   (whole, (grouped, whole)))
-  result, saved = before_the_loop(*local(*inputs))
-  return result, (*inputs, saved)
+  result, saved = local(*inputs)
+  return result, (*inputs, after(jnp.sum(result), saved))
 
 
 def _backward(static, residuals, cotangents):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  residuals, cotangent = before_the_loop(residuals, cotangents[0])  # One loss after the other.
+  queries, passages, *others = residuals
+  queries, passages = after(cotangents[0], (queries, passages))  # One loss after the other.
   local = on_mesh(functools.partial(_local_backward, static),
                   (grouped, grouped, grouped, whole, whole, (grouped, whole), whole), (grouped, grouped, whole, whole))
-  d_queries, d_passages, d_scale, d_bias = local(*residuals, cotangent)
+  d_queries, d_passages, d_scale, d_bias = local(queries, passages, *others, cotangents[0])
   return d_queries, d_passages, None, d_scale, d_bias
 
 
@@ -136,7 +137,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale, bias):
   if parts.passages:
     rows, _ = sweep(ring, *parts.passages, logits_of, add, rows)
   if parts.queries:
-    rows, nothing = before_the_loop(rows, _Seen(zeros, zeros))
+    nothing = after(rows, _Seen(zeros, zeros), of_device=True)
     more, _ = sweep(ring, *parts.queries, logits_of, add, nothing)
     rows = rows._replace(loss=rows.loss + more.loss, slope=rows.slope + more.slope)
   valid = mask_inputs.valid.reshape(-1)
@@ -172,7 +173,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, bias, saved, 
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    d_rows, nothing = before_the_loop(d_rows, nothing)
+    nothing = after(d_rows, nothing, of_device=True)
     d_positives, d_negative_queries = swept(parts.queries, nothing)
     d_scale += jnp.sum(d_positives * parts.queries[0].x.astype(dtype))
     d_columns += d_positives

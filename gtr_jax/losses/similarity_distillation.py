@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from gtr_jax.losses.blocks import from_blocks, in_blocks, side
 from gtr_jax.losses.in_batch import NO_PARAMS, dots
 from gtr_jax.losses.own_params import check_own_params
-from gtr_jax.losses.rounds import Ring, before_the_loop, on_mesh, total
+from gtr_jax.losses.rounds import Ring, after, on_mesh, total
 from gtr_jax.losses.sweeps import block_size, gradient_sweep, sweep
 from gtr_jax.losses.teacher import OfTeacher, vectors_of
 from gtr_jax.models.pooling import l2_normalize
@@ -94,6 +94,7 @@ class SimilarityDistillationLoss:
     for x, of_teacher, rest in ((queries, vectors[0], batch.negative_query_valid),
                                 (passages, vectors[1], batch.negative_valid)):
       there = jnp.concatenate([jnp.asarray(batch.valid), jnp.asarray(rest)], axis=1) & jnp.any(of_teacher != 0, axis=-1)
+      there = after(x, there)
       of_sides.append((jnp.concatenate([x.astype(dtype), of_teacher.astype(dtype)], axis=-1), there))
     (q, valid_q), (p, valid_p) = of_sides
     pairs = batch.valid.shape[1]
@@ -101,7 +102,7 @@ class SimilarityDistillationLoss:
     sums = _sums(static, q[:, :pairs], valid_q[:, :pairs], p, valid_p)
     loss, agreement = (x / jnp.maximum(sums[2], 1) for x in sums[:2])
     if self.bidirectional:
-      p, q = before_the_loop(p, q)
+      p, q = after(loss, (p, q))
       back = _sums(static, p[:, :pairs], valid_p[:, :pairs], q, valid_q)
       loss += back[0] / jnp.maximum(back[2], 1)
     return loss, {"loss": loss, "agreement": agreement}
@@ -141,13 +142,13 @@ def _sums(static, rows, row_valid, columns, column_valid):
 def _forward(static, *inputs):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   local = on_mesh(functools.partial(_local_forward, static), (grouped,) * 4, (whole, grouped))
-  result, saved = before_the_loop(*local(*inputs))
-  return result, (*inputs, saved)
+  result, saved = local(*inputs)
+  return result, (*inputs, after(result, saved))
 
 
 def _backward(static, residuals, cotangents):
   grouped, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  residuals, cotangent = before_the_loop(residuals, cotangents[0])
+  residuals, cotangent = after(cotangents[0], residuals), cotangents[0]
   local = on_mesh(functools.partial(_local_backward, static), (*(grouped,) * 5, whole), (grouped, grouped))
   d_rows, d_columns = local(*residuals, cotangent)
   return d_rows, None, d_columns, None

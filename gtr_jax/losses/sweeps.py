@@ -15,7 +15,7 @@ from jax import lax
 from gtr_jax.errors import InputError
 from gtr_jax.losses.blocks import MaskInputs, Side, candidates
 from gtr_jax.losses.in_batch import dots
-from gtr_jax.losses.rounds import Ring, before_the_loop, of_all, one_after_the_other, put, shards_of_mesh, take
+from gtr_jax.losses.rounds import Ring, after, before_the_loop, of_all, one_after_the_other, put, shards_of_mesh, take
 from gtr_jax.parallel.partitioning import platform
 
 # Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
@@ -38,7 +38,7 @@ def prepared(loss: Any, queries: jax.Array, batch: Any) -> tuple[MaskInputs, int
   mask_inputs = MaskInputs(*map(jnp.asarray, (
       number, batch.valid, batch.negative_valid, batch.negative_query_valid, batch.query_hash, batch.passage_hash,
       batch.text_hash, batch.known_hash)))
-  return mask_inputs, block_size(loss, queries)
+  return after(queries, mask_inputs), block_size(loss, queries)
 
 
 def block_size(loss: Any, queries: jax.Array) -> int:
@@ -66,7 +66,7 @@ def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Calla
   Returns:
     The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
   """
-  row_sums, columns = before_the_loop(row_sums, columns)  # After the sweep that the sums are of.
+  columns = columns._replace(x=after(row_sums, columns.x, of_device=True))  # After the sweep that the sums are of.
   all_facts = of_all(columns.facts)
   all_limits = None if column_sums is None else of_all(column_sums.limit)
 
@@ -140,7 +140,8 @@ def gradient_sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, d
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-  d_rows, (columns, column_weights) = before_the_loop(d_rows, (columns, column_weights))
+  x, column_weights = after(d_rows, (columns.x, column_weights), of_device=True)
+  columns = columns._replace(x=x)  # The facts are those of the forward pass, which were exchanged there.
   all_facts, all_weights = of_all(columns.facts), of_all(column_weights)
   nothing = jnp.swapaxes(jnp.zeros_like(columns.x, dtype), 1, 2)
 

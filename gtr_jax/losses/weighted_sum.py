@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import NO_PARAMS
 from gtr_jax.losses.own_params import check_own_params
-from gtr_jax.losses.rounds import before_the_loop
+from gtr_jax.losses.rounds import after
 from gtr_jax.losses.teacher import OfTeacher, of_teacher
 from gtr_jax.values.check import check_fields
 
@@ -111,7 +111,7 @@ class WeightedSumLoss:
     total: Any = jnp.zeros((), jnp.float32)
     found: dict[str, jax.Array] = {}
     for loss, weight, own in zip(self.losses, self.weights or (1.0,) * len(self.losses), names, strict=True):
-      total, (queries, passages) = before_the_loop(total, (queries, passages))
+      queries, passages = after(total, (queries, passages))
       value, metrics = loss(queries, passages, batch, params={name: params[name] for name in own}, train=train)
       total = total + weight * value
       found = {**metrics, **found, type(loss).__name__: value}
