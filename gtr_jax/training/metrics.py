@@ -9,7 +9,7 @@ from typing import Any
 _LAST = ("param_norm", "learning_rate")
 _SUMS = ("pairs", "tokens", "token_slots")
 # Of a loss's metrics, what a progress bar shows, and how it calls them.
-SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "cos", "passage_cosine": "and"}
+SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "query cos", "passage_cosine": "passage cos"}
 # Throughput is of so many steps at least: two may end at once, of which the first waited for both.
 _STEPS_OF_RATE = 16
 
