@@ -91,9 +91,11 @@ def test_other_names_of_files(folder):
     (folder / f"{name}.jsonl").unlink()
   assert len(run(folder)[0]) == 3
   (folder / "queries.jsonl.gz").rename(folder / "queries_train.jsonl.gz")
-  with pytest.raises(InputError, match="fiqa: no queries.jsonl or queries.train.tsv, .*; there are corpus"):
+  assert len(run(folder)[0]) == 3
+  (folder / "queries_train.jsonl.gz").rename(folder / "queries_all.jsonl.gz")
+  with pytest.raises(InputError, match="fiqa: no queries.jsonl, queries_train.jsonl or queries.train.tsv, .*; there are"):
     run(folder)
-  assert len(run(folder, "--queries", folder / "queries_train.jsonl.gz")[0]) == 3
+  assert len(run(folder, "--queries", folder / "queries_all.jsonl.gz")[0]) == 3
 
 
 def test_what_is_not_there_is_counted(folder):

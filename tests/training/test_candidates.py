@@ -106,7 +106,7 @@ def test_agrees_with_the_mask_of_the_loss(seed, options):
   rng = np.random.default_rng(seed)
   hashes = [rng.integers(1, 4, PAIRS) for _ in range(3)]
   made = batch(*hashes, negatives=rng.integers(0, 4, (PAIRS, 2)), valid=rng.random(PAIRS) < .7, groups=2)
-  pairs = in_batch._flatten(made)
+  pairs = in_batch._flatten(made, ())
   mask = np.asarray(InBatchLoss(**options)._forward_mask(pairs))[np.asarray(pairs.valid)]
   expected = int((mask.sum(1) == 1).sum())
   found = Candidates(InBatchLoss(**options))._alone(_Pairs(made))
