@@ -121,7 +121,7 @@ def queries_file(folder: epath.PathLike, split: str) -> epath.Path:
       return found
   if found := _table(folder, "queries"):
     return found
-  raise _missing(folder, f"queries.jsonl, queries_{split}.jsonl or queries.{split}.tsv")
+  raise _missing(folder, f"queries.jsonl or queries.{split}.tsv")
 
 
 def qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
