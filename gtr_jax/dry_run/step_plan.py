@@ -28,7 +28,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.losses.teacher import NOTHING, OfTeacher, of_teacher
 from gtr_jax.models import attention_kernel
 from gtr_jax.parallel import chips, partitioning
-from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch, Teacher
+from gtr_jax.text.batch import PASSAGE_SPREAD, QUERY_SPREAD, Batch, Taught
 from gtr_jax.text.packing import Texts, round_rows
 from gtr_jax.training.mfu import most_tokens_per_second
 from gtr_jax.training.state import abstract_state, state_initializer
@@ -248,7 +248,7 @@ def abstract_batch(mesh: jax.sharding.Mesh, sizes: BatchSizes, asked: OfTeacher 
 
   k, m = sizes.negatives_per_example, sizes.negative_queries_per_example
   of_passages = array(jnp.uint32, own * (1 + k), 2)
-  teacher = Teacher(
+  teacher = Taught(
       array(jnp.float32, own * (1 + m), asked.vectors) if asked.vectors else None,
       array(jnp.float32, own * (1 + k), asked.vectors) if asked.vectors else None,
       array(jnp.float32, own * (1 + k)) if asked.scores else None)

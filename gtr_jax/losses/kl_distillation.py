@@ -1,22 +1,17 @@
 """A student whose softmax over each query's own list is a teacher's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from gtr_jax.losses.in_batch import NO_PARAMS
-from gtr_jax.losses.own_lists import own_lists
-from gtr_jax.losses.own_params import check_own_params
-from gtr_jax.losses.teacher import OfTeacher
-from gtr_jax.values.check import check_fields
+from gtr_jax.losses.own_lists import ListLoss, OwnLists
 from gtr_jax.values.ranges import Range
 
 
 @dataclass(frozen=True)
-class KLDistillationLoss:
+class KLDistillationLoss(ListLoss):
   """KL divergence of the student's softmax over a query's list from the teacher's.
 
   Of query i with the list L_i of its positive and its own hard negatives, the teacher's scores t and
@@ -36,38 +31,8 @@ class KLDistillationLoss:
   temperature: Annotated[float, Range(above=0, why="0.05, as embeddings have length 1")] = 0.05
   teacher_temperature: Annotated[float, Range(above=0, why="1 for logits")] = 1.0
 
-  own_negatives_only = True
-
-  def __post_init__(self):
-    check_fields(self)
-
-  def on_mesh(self, mesh: jax.sharding.Mesh) -> "KLDistillationLoss":
-    """The same loss."""
-    del mesh
-    return self
-
-  def of_teacher(self, dim: int) -> OfTeacher:
-    """Scores."""
-    del dim
-    return OfTeacher(scores=True)
-
-  def init_params(self, dim: int) -> dict[str, jax.Array]:
-    """None."""
-    del dim
-    return {}
-
-  def __call__(self, queries: jax.Array, passages: jax.Array, batch: Any, *,
-               params: Mapping[str, jax.Array] = NO_PARAMS,
-               train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """As `InBatchLoss`, of a batch with a teacher's scores.
-
-    Returns:
-      The loss, and as metrics "loss", and "accuracy" among the own hard negatives.
-    """
-    del train
-    check_own_params(self, params, ())
-    lists = own_lists(self, queries, passages, batch)
-
+  def of_lists(self, lists: OwnLists) -> jax.Array:
+    """As `ListLoss`."""
     def log_softmax(own, others):
       """Of each list: that of the positive, and of the negatives."""
       others = jnp.where(lists.valid_others, others, -jnp.inf)
@@ -79,7 +44,6 @@ class KLDistillationLoss:
                              lists.teacher_others / self.teacher_temperature)
     of_student = log_softmax(lists.own / self.temperature, lists.others / self.temperature)
     own, others = (jnp.exp(p) * (p - s) for p, s in zip(of_teacher, of_student, strict=True))
-    listed = lists.valid_own & (lists.total(lists.valid_others.astype(own.dtype)) > 0)
+    listed = lists.listed()
     of_query = own + lists.total(jnp.where(lists.valid_others, others, 0))
-    loss = jnp.sum(jnp.where(listed, of_query, 0)) / jnp.maximum(jnp.sum(listed), 1)
-    return loss, {"loss": loss, "accuracy": lists.accuracy()}
+    return jnp.sum(jnp.where(listed, of_query, 0)) / jnp.maximum(jnp.sum(listed), 1)

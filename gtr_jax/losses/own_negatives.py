@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gtr_jax.losses import own_lists
 from gtr_jax.losses.in_batch import mean
 from gtr_jax.losses.teacher import guide_of, guided_limit
 
@@ -26,13 +27,8 @@ def own_negatives(loss, queries, passages, batch, scale, margin, limit):
   pairs, owner_GxN = batch.valid.shape[1], jnp.asarray(batch.negative_owner)
   q, p = queries[:, :pairs].astype(scale.dtype), passages.astype(scale.dtype)
 
-  def of_owner(x):
-    """`[G, pairs, ...]` -> `[G, N, ...]`"""
-    return jax.vmap(lambda x, owner: x[owner])(x, owner_GxN)
-
-  def over_own(x, reduce=jax.ops.segment_sum):
-    """`[G, N]` -> `[G, pairs]`"""
-    return jax.vmap(functools.partial(reduce, num_segments=pairs))(x, owner_GxN)
+  of_owner = functools.partial(own_lists.of_owner, owner=owner_GxN)
+  over_own = functools.partial(own_lists.over_own, owner=owner_GxN, pairs=pairs)
 
   own = jnp.sum(q * p[:, :pairs], axis=-1)
   cosine = jnp.sum(of_owner(q) * p[:, pairs:], axis=-1)
@@ -52,7 +48,7 @@ def own_negatives(loss, queries, passages, batch, scale, margin, limit):
   elif limit is not None:
     mask &= cosine <= of_owner(own) + limit
   masked = jnp.where(mask, logits, -jnp.inf)
-  top = lax.stop_gradient(jnp.maximum(own_logit, over_own(masked, jax.ops.segment_max)))
+  top = lax.stop_gradient(jnp.maximum(own_logit, over_own(masked, reduce=jax.ops.segment_max)))
   log_sum = jnp.log(jnp.exp(own_logit - top) + over_own(jnp.exp(masked - of_owner(top))))
   target = own_logit
   if loss.label_smoothing:

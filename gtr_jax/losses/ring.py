@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from gtr_jax.losses.blocks import cut, in_blocks, of_texts
 from gtr_jax.losses.in_batch import InBatchLoss, dots
 from gtr_jax.losses.own_negatives import own_negatives
-from gtr_jax.losses.rounds import Ring, after, on_mesh, one_after_the_other, shards_of_mesh, total
+from gtr_jax.losses.rounds import Ring, after, on_mesh, shards_of_mesh, total
 from gtr_jax.losses.sweeps import gradient_sweep, prepared, scaled_dots, sweep, with_ahead
 from gtr_jax.losses.teacher import guide_of, guided_limit
 from gtr_jax.parallel.partitioning import BATCH_AXES, slices_of_shards
@@ -167,8 +167,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale):
   if parts.passages:
     rows, _ = sweep(ring, *parts.passages, logits_of, _add, rows)
   if columns is not None:
-    rows, columns = one_after_the_other(rows, columns)
-    columns = _at_home(ring, columns)._replace(limit=sums.limit)
+    columns = _at_home(ring, after(rows, columns))._replace(limit=sums.limit)
   if parts.queries:
     columns, _ = sweep(ring, *parts.queries, logits_of, _add, columns)
 
@@ -255,7 +254,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, saved, cotang
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows (or columns) times them.
   d_scale = jnp.sum((d_rows * parts.pairs[0].x.astype(dtype))[..., :dim]) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    d_rows, d_columns = one_after_the_other(d_rows, d_columns)
+    d_columns = after(d_rows, d_columns)
     d_columns, d_negative_queries = gradient_sweep(ring, *parts.queries, logits_of, _d_logits, d_columns, *columns)
     d_scale += jnp.sum((d_negative_queries * parts.queries[1].x.astype(dtype))[..., :dim])
   # One sum over the devices, after the last loop: on CPU a collective beside a loop with others may block it for ever.

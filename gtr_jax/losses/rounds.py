@@ -106,12 +106,7 @@ def of_all(tree: Any) -> Any:
   return jax.tree.unflatten(structure, found)
 
 
-def before_the_loop(x: Any, exchanged: Any) -> tuple[Any, Any]:
-  """What a loop starts from, and what is exchanged beside it; on CPU neither before both are there."""
-  return one_after_the_other(x, exchanged) if platform() == "cpu" else (x, exchanged)
-
-
-def after(x: Any, tree: Any, of_device: bool = False) -> Any:
+def after(x: Any, tree: Any) -> Any:
   """`tree`; on CPU not before `x` is there.
 
   What is exchanged of `tree` would else be exchanged beside the loops that make `x`, by each device when it comes to
@@ -119,13 +114,13 @@ def after(x: Any, tree: Any, of_device: bool = False) -> Any:
   among threads. So all of `tree` is made of a number that is 0 unless `x` has a NaN, when nothing matters any more.
 
   Args:
-    x: arrays, of which those of floating point numbers count; `[G, ...]` or scalars, or of any shapes where all is of
-      one device.
-    tree: arrays `[G, ...]` or scalars; or of any shapes likewise.
-    of_device: whether it is, within `on_mesh`.
+    x: arrays, of which those of floating point numbers count; `[G, ...]` or scalars, or within `on_mesh` of any shapes.
+    tree: arrays `[G, ...]` or scalars; or likewise of any shapes.
   """
-  if platform() != "cpu" or jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  if platform() != "cpu" or mesh.empty:
     return tree
+  of_device = bool(mesh.manual_axes)
   bad = functools.reduce(jnp.logical_or, (
       jnp.any(jnp.isnan(lax.stop_gradient(leaf)), axis=None if of_device else tuple(range(1, leaf.ndim)))
       for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.inexact)))
@@ -139,11 +134,6 @@ def after(x: Any, tree: Any, of_device: bool = False) -> Any:
         leaf.dtype)
 
   return jax.tree.map(waiting, tree)
-
-
-def one_after_the_other(*trees: Any) -> tuple[Any, ...]:
-  """The same, and what is made of one waits for all: on CPU a collective beside a loop may block it for ever."""
-  return lax.optimization_barrier(trees)
 
 
 def total(x: jax.Array) -> jax.Array:

@@ -137,7 +137,7 @@ def _local_forward(static, queries, passages, mask_inputs, scale, bias):
   if parts.passages:
     rows, _ = sweep(ring, *parts.passages, logits_of, add, rows)
   if parts.queries:
-    nothing = after(rows, _Seen(zeros, zeros), of_device=True)
+    nothing = after(rows, _Seen(zeros, zeros))
     more, _ = sweep(ring, *parts.queries, logits_of, add, nothing)
     rows = rows._replace(loss=rows.loss + more.loss, slope=rows.slope + more.slope)
   valid = mask_inputs.valid.reshape(-1)
@@ -173,7 +173,7 @@ def _local_backward(static, queries, passages, mask_inputs, scale, bias, saved, 
   # Each logit is scale times a dot product, so the gradient of the scale is that of the rows times them.
   d_scale = jnp.sum(d_rows * parts.pairs[0].x.astype(dtype)) + jnp.sum(d_own * own / scale)
   if parts.queries:
-    nothing = after(d_rows, nothing, of_device=True)
+    nothing = after(d_rows, nothing)
     d_positives, d_negative_queries = swept(parts.queries, nothing)
     d_scale += jnp.sum(d_positives * parts.queries[0].x.astype(dtype))
     d_columns += d_positives

@@ -15,7 +15,7 @@ from jax import lax
 from gtr_jax.errors import InputError
 from gtr_jax.losses.blocks import MaskInputs, Side, candidates
 from gtr_jax.losses.in_batch import dots
-from gtr_jax.losses.rounds import Ring, after, before_the_loop, of_all, one_after_the_other, put, shards_of_mesh, take
+from gtr_jax.losses.rounds import Ring, after, of_all, put, shards_of_mesh, take
 from gtr_jax.parallel.partitioning import platform
 
 # Largest B. On CPU a block of logits should stay in the cache: of 512, 1024 and 2048, 1024 is the fastest. On GPU and
@@ -66,7 +66,7 @@ def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Calla
   Returns:
     The rows' sums, and what this device adds to the columns' sums at each hop, `[devices, C, B]`; or None.
   """
-  columns = columns._replace(x=after(row_sums, columns.x, of_device=True))  # After the sweep that the sums are of.
+  columns = columns._replace(x=after(row_sums, columns.x))  # After the sweep that the sums are of.
   all_facts = of_all(columns.facts)
   all_limits = None if column_sums is None else of_all(column_sums.limit)
 
@@ -102,8 +102,8 @@ def sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, add: Calla
 
   def a_round(carry, numbers):
     x, row_sums = carry
-    x, next_x = before_the_loop(x, ring.to_next_slice(x))
-    (_, row_sums), of_hops = lax.scan(hop, (x, row_sums), numbers)
+    next_x = ring.to_next_slice(x)  # Meanwhile, but on CPU.
+    (_, row_sums), of_hops = lax.scan(hop, (after(next_x, x), row_sums), numbers)
     return (next_x, row_sums), of_hops
 
   (_, row_sums), of_hops = ring.rounds(a_round, (columns.x, row_sums))
@@ -140,7 +140,7 @@ def gradient_sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, d
   """
   dtype = d_rows.dtype
   product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-  x, column_weights = after(d_rows, (columns.x, column_weights), of_device=True)
+  x, column_weights = after(d_rows, (columns.x, column_weights))
   columns = columns._replace(x=x)  # The facts are those of the forward pass, which were exchanged there.
   all_facts, all_weights = of_all(columns.facts), of_all(column_weights)
   nothing = jnp.swapaxes(jnp.zeros_like(columns.x, dtype), 1, 2)
@@ -173,9 +173,8 @@ def gradient_sweep(ring: Ring, rows: Side, columns: Side, logits_of: Callable, d
 
   def a_round(carry, numbers):
     x, of_slices, d_rows = carry
-    x, (next_x, received) = before_the_loop(x, ring.to_next_slice((x, of_slices)))
-    (_, behind, d_rows), _ = lax.scan(hop, (x, nothing, d_rows), numbers)
-    d_rows, behind = one_after_the_other(d_rows, behind)
+    next_x, received = exchanged = ring.to_next_slice((x, of_slices))
+    (_, behind, d_rows), _ = lax.scan(hop, (after(exchanged, x), nothing, d_rows), numbers)
     return (next_x, received + ring.pass_on(behind), d_rows), None
 
   (_, of_slices, d_rows), _ = ring.rounds(a_round, (columns.x, nothing, d_rows))

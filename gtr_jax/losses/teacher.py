@@ -1,4 +1,4 @@
-"""What a loss asks of a teacher, for the data to read it and for a batch to carry it (`text.batch.Teacher`)."""
+"""What a loss asks of a teacher, for the data to read it and for a batch to carry it (`text.batch.Taught`)."""
 
 from typing import Any, NamedTuple
 

@@ -30,7 +30,7 @@ from gtr_jax.io.contents import content_hash
 from gtr_jax.io.json_file import read_json
 from gtr_jax.io.paths import is_remote
 from gtr_jax.retrieval.approximate import ENGINES, Engine, engine
-from gtr_jax.retrieval.store import Store
+from gtr_jax.retrieval.store import Store, spread_rows
 
 _FORMAT = 1
 _BLOCK_ROWS = 1024  # Added at once: seconds of a graph, so that the bar moves.
@@ -74,7 +74,7 @@ def build_index(store: Store, name: str, given: Mapping[str, int], progress: boo
   check_writable(store.path)
 
   def sample(number: int) -> np.ndarray:
-    rows = np.unique(np.linspace(0, count - 1, min(count, number)).astype(np.int64))
+    rows = spread_rows(count, number)
     if progress:
       bars.note(f"{name}: learns from {len(rows):,} vectors")
     return store.take(rows)

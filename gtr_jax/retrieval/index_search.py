@@ -15,7 +15,7 @@ from gtr_jax.io.bars import Bar
 from gtr_jax.retrieval.approximate import Engine
 from gtr_jax.retrieval.index_file import read_index
 from gtr_jax.retrieval.search import RESCORE, Searcher, Searches
-from gtr_jax.retrieval.store import Store
+from gtr_jax.retrieval.store import Store, spread_rows
 
 DEPTHS = (10, 100)
 SAMPLE = 200         # queries that are measured
@@ -72,8 +72,7 @@ def open_index(store: Store, name: str | None = None, factor: int = RESCORE) -> 
 
 def own_queries(store: Store) -> np.ndarray:
   """Vectors float32 `[Q, D]` of documents, spread over the store, to search it with."""
-  count = store.shape[0]
-  return store.take(np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)))
+  return store.take(spread_rows(store.shape[0], SAMPLE))
 
 
 def measure(exact: Searcher, index: IndexSearcher, queries_QxD: np.ndarray) -> dict[str, Any]:

@@ -180,6 +180,11 @@ class Store:
                        "model into another folder")
 
 
+def spread_rows(count: int, most: int) -> np.ndarray:
+  """At most so many of `count` rows, spread evenly over all, int64, ascending."""
+  return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 class StoreWriter:
   """Writes a store, or goes on with one that was not finished. All processes take part; each chunk is written by one.
 
@@ -232,8 +237,7 @@ class StoreWriter:
 
   def sample_rows(self) -> list[int]:
     """The rows whose embeddings `calibrate` takes."""
-    total = len(self.order)
-    return np.unique(np.linspace(0, total - 1, min(total, _SAMPLE_ROWS)).astype(np.int64)).tolist()
+    return spread_rows(len(self.order), _SAMPLE_ROWS).tolist()
 
   def calibrate(self, sample: np.ndarray) -> None:
     """Fixes the scales of int8, by the embeddings `[rows, D]` of `sample_rows`; all processes have the same.

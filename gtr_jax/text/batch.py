@@ -13,7 +13,7 @@ QUERY_SPREAD, PASSAGE_SPREAD = 2.8, 1.4
 QUERY_VARIATION, PASSAGE_VARIATION = 2.0, 1.4  # of `usual_rows`, likewise; texts are dealt evenly to batches
 
 
-class Teacher(NamedTuple):
+class Taught(NamedTuple):
   """What a teacher has to say of the texts of a batch; each None where the loss does not ask (`losses.teacher`).
 
   Attributes:
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
   passage_hash: Array
   text_hash: Array
   known_hash: Array
-  teacher: Teacher = Teacher()
+  teacher: Taught = Taught()
 
 
 class RowLengths(NamedTuple):
@@ -158,7 +158,7 @@ def with_rows(batch: Batch, query_rows: int, passage_rows: int) -> Batch:
 
 def _each_with_negatives(features, xp):
   """Of each pair `[pairs, 1 + negatives, ...]`: queries, passages, valid, hashes of query, passage and text, and those
-  that it knows; then what `Teacher` has."""
+  that it knows; then what `Taught` has."""
   def tokens(side):
     own = features[f"{side}_encoder_input_tokens"][:, None]
     negatives = features.get(f"{side}_negative_encoder_input_tokens", own[:, :0])
@@ -204,7 +204,7 @@ def _batch(texts, arrays, xp):
   of_queries, of_passages = texts
   return Batch(of_queries, of_passages, valid, (passages[:, own:] != 0).any(-1), xp.tile(owner, (parts, 1)),
                (queries[:, own:] != 0).any(-1), query_hash, passage_hash, text_hash, known_hash,
-               Teacher(*teacher))
+               Taught(*teacher))
 
 
 def _map(function: Callable[[Array], Array], of_batch: Any) -> Any:

@@ -66,7 +66,7 @@ def gradient(model: DualEncoder, loss: Loss, params: Any, batch: Batch,
       return loss(queries, passages, merged_batch, params=own, train=True)
 
   (to_embeddings, to_loss), metrics = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(embeddings, of_loss(params))
-  to_embeddings = after(metrics, to_embeddings)
+  to_embeddings = after(jax.tree.map(jnp.sum, (metrics, to_loss)), to_embeddings)
 
   specs = trained(model, model.specs())
 

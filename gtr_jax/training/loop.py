@@ -19,7 +19,7 @@ from gtr_jax.parallel.progress import COMPILATION, EVALUATION, READING, RESTORE,
 from gtr_jax.parallel.stopping import Stop, Stopped
 from gtr_jax.text.batch import Batch
 from gtr_jax.training.goodput import STEPS, Goodput
-from gtr_jax.training.metrics import SHOWN, PeriodMeans
+from gtr_jax.training.metrics import PeriodMeans, shown
 from gtr_jax.training.profiler import Profiler
 from gtr_jax.training.programs import in_words, known, shape_of
 from gtr_jax.training.row_counts import same_row_counts
@@ -289,7 +289,7 @@ class _Loop:
       scalars, shares = self._means.scalars(), self._goodput.shares()
       if self._most_tokens_per_second and "tokens_per_second" in scalars:
         scalars["mfu"] = scalars["tokens_per_second"] / self._most_tokens_per_second
-      self._bar.update(1, f"{_postfix(scalars)}, goodput {shares[STEPS]:.0%}")
+      self._bar.update(1, f"{shown(scalars)}, goodput {shares[STEPS]:.0%}")
       if self._periods.logs(step):
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} |
                     {f"time/{name}": share for name, share in shares.items()})
@@ -389,14 +389,3 @@ class _Loop:
         shown = shown.replace(f"({len(ids)} in all", f"(all {len(ids)}: {path}")
       shown += ")"
     return shown
-
-
-def _postfix(scalars: Mapping[str, float]) -> str:
-  if not scalars:  # All steps since the last line of metrics were skipped.
-    return "no finite step"
-  parts = [f"{short} {scalars[name]:.3f}" for name, short in SHOWN.items() if name in scalars]
-  if "pairs_per_second" in scalars:
-    parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
-  if "mfu" in scalars:
-    parts.append(f"MFU {scalars['mfu']:.0%}")
-  return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])

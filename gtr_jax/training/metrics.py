@@ -9,7 +9,7 @@ from typing import Any
 _LAST = ("param_norm", "learning_rate")
 _SUMS = ("pairs", "tokens", "token_slots")
 # Of a loss's metrics, what a progress bar shows, and how it calls them.
-SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "query cos", "passage_cosine": "passage cos"}
+_SHOWN = {"loss": "loss", "accuracy": "acc", "mrr": "mrr", "query_cosine": "query cos", "passage_cosine": "passage cos"}
 # Throughput is of so many steps at least: two may end at once, of which the first waited for both.
 _STEPS_OF_RATE = 16
 
@@ -63,3 +63,15 @@ class PeriodMeans:
   def to_json(self) -> dict[str, Any]:
     """All of it, for a checkpoint between two log points."""
     return {"sums": self._sums, "last": self._last, "seconds": self._seconds}
+
+
+def shown(scalars: Mapping[str, float]) -> str:
+  """Of `PeriodMeans.scalars`, for a progress bar."""
+  if not scalars:  # All steps since the last line of metrics were skipped.
+    return "no finite step"
+  parts = [f"{short} {scalars[name]:.3f}" for name, short in _SHOWN.items() if name in scalars]
+  if "pairs_per_second" in scalars:
+    parts += [f"{scalars['pairs_per_second']:.0f} pairs/s", f"{scalars['tokens_per_second']:.0f} tokens/s"]
+  if "mfu" in scalars:
+    parts.append(f"MFU {scalars['mfu']:.0%}")
+  return ", ".join([*parts, f"fill {scalars['fill']:.2f}"])

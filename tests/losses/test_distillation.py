@@ -20,7 +20,7 @@ from gtr_jax.losses.similarity_distillation import SimilarityDistillationLoss
 from gtr_jax.losses.teacher import NOTHING, OfTeacher, of_teacher
 from gtr_jax.losses.weighted_sum import WeightedSumLoss
 from gtr_jax.parallel import partitioning
-from gtr_jax.text.batch import Batch, Teacher
+from gtr_jax.text.batch import Batch, Taught
 
 TEACHER_DIM = 7
 
@@ -33,7 +33,7 @@ def taught(teacher_dim=DIM, **kwargs):
   scores = rng.normal(size=passages.shape[:2]) * 3
   vectors[0][1, 0] = vectors[1][0, 2] = vectors[1][1, -1] = 0
   scores[0, 1] = scores[1, -2:] = np.nan
-  batch.teacher = Teacher(*vectors, scores)
+  batch.teacher = Taught(*vectors, scores)
   return queries, passages, batch
 
 
@@ -175,7 +175,7 @@ def test_who_says_what_the_teacher_says_is_done():
 def test_every_mesh_gives_the_same_similarities(mesh):
   queries, passages, batch = large()
   rng = np.random.default_rng(4)
-  teacher = Teacher(*(rng.normal(size=(*x.shape[:2], TEACHER_DIM)) for x in (queries, passages)))
+  teacher = Taught(*(rng.normal(size=(*x.shape[:2], TEACHER_DIM)) for x in (queries, passages)))
   with jax.enable_x64(True):
     batch = Batch(*jax.tree.map(jnp.asarray, tuple(batch)))._replace(teacher=teacher)
     step = jax.jit(jax.value_and_grad(SimilarityDistillationLoss(TEACHER_DIM), (0, 1), has_aux=True))
@@ -239,7 +239,7 @@ def test_vectors_of_another_width(loss):
 @pytest.mark.parametrize("loss", [EmbeddingDistillationLoss(), MarginMSELoss()], ids=["vectors", "scores"])
 def test_a_batch_without(loss, request):
   queries, passages, batch = make(negatives=NEGATIVES)
-  batch.teacher = Teacher()
+  batch.teacher = Taught()
   what = request.node.callspec.id
   with pytest.raises(InputError, match=f"needs a teacher's {what}, and the batch has none"):
     loss(queries, passages, batch)

@@ -12,7 +12,7 @@ import pytest
 from gtr_jax.errors import InputError
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.models.pooling import l2_normalize
-from gtr_jax.text.batch import Teacher, split_hash
+from gtr_jax.text.batch import Taught, split_hash
 
 GROUPS, PAIRS, NEGATIVES, NEGATIVE_QUERIES, DIM = 2, 4, 8, 3, 5
 
@@ -51,7 +51,7 @@ def make(seed=0, negatives=NEGATIVES, negative_queries=NEGATIVE_QUERIES, valid=T
       negative_owner=np.tile(np.repeat(np.arange(PAIRS, dtype=np.int32), negatives // PAIRS), (GROUPS, 1)), **hashes)
   vectors = [rng.normal(size=(*x.shape[:2], 3)) for x in (queries, passages)]  # A teacher's, of some texts none.
   vectors[0][0, 1] = vectors[1][1, 0] = vectors[1][0, -1] = 0
-  batch.teacher = Teacher(*vectors)
+  batch.teacher = Taught(*vectors)
   if not valid:
     batch.negative_valid[:, 1::3] = False
     batch.negative_query_valid[1] = False

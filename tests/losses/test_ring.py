@@ -15,7 +15,7 @@ from gtr_jax.losses import sweeps
 from gtr_jax.losses.in_batch import InBatchLoss
 from gtr_jax.losses.ring import RingLoss
 from gtr_jax.parallel import partitioning
-from gtr_jax.text.batch import Batch, Teacher, split_hash
+from gtr_jax.text.batch import Batch, Taught, split_hash
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (4, 1, 2)}
 
@@ -37,7 +37,7 @@ def large(groups=8, pairs=5, negatives=7, negative_queries=3, dim=6, seed=0, ids
                 negative_query_valid=rng.random((groups, negative_queries)) < 0.8,
                 query_hash=hashes(negative_queries), passage_hash=hashes(negatives), text_hash=hashes(negatives),
                 known_hash=split_hash(rng.integers(0, ids, (groups, pairs, 2))),
-                teacher=Teacher(rng.normal(size=(groups, pairs + negative_queries, 3)),
+                teacher=Taught(rng.normal(size=(groups, pairs + negative_queries, 3)),
                                 rng.normal(size=(groups, pairs + negatives, 3))))
   return unit(groups, pairs + negative_queries), unit(groups, pairs + negatives), batch
 
