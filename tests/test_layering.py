@@ -26,7 +26,7 @@ LAYERS = (
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy"},
     {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
-     "teachers": "etils flax huggingface_hub jax numpy sentence_transformers"},
+     "teachers": "etils flax huggingface_hub jax numpy optax sentence_transformers"},
     {"cli": ""},
 )
 

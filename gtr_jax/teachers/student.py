@@ -1,15 +1,12 @@
-"""`gtr-jax student`: a small T5 that gives a teacher's vectors a little before it is trained at all.
+"""`gtr-jax student`: a small T5 that gives a teacher's vectors a little before its layers are trained at all.
 
-Each piece of the vocabulary is a text that the teacher has a vector of. The mean of those of a text's pieces, rare ones
-weighted higher, is a first guess of the teacher's vector of the text, as Model2Vec makes static embeddings (Tulkens and
-van Dongen 2024), and T5 is made to compute it: the layers add nothing yet, and the projection leads to the teacher's
-vectors. What the last norm would undo, that pieces have different weights, goes into one number of the embedding that
-the projection does not look at.
+The sum of static vectors of a text's pieces is a first guess of the teacher's vector of the text, and T5 is made to
+compute it: the layers add nothing yet, and the projection leads to the teacher's vectors. What the last norm would
+undo, that pieces have different weights, goes into one number of the embedding that the projection does not look at.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,10 +18,8 @@ from flax import traverse_util
 from gtr_jax.errors import InputError
 from gtr_jax.formats.convert import new_place, write_as
 from gtr_jax.formats.model_on_disk import Array, ModelOnDisk
-from gtr_jax.io.bars import Bar
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
-from gtr_jax.teachers.teacher import Teacher, checked
 from gtr_jax.text.tokenizer import Tokenizer
 
 FORM = "sentence-transformers"
@@ -32,6 +27,7 @@ _AT_ONCE = 1024  # pieces
 _MARK = "▁"      # of SentencePiece: here begins a word
 _HEAD_DIM = 64
 _LONGEST = 0.98  # Quantile of the weighted vectors' lengths that is the length of all embeddings; longer ones are cut.
+_SCALE = 1.0
 _ROWS = 128      # The rows of the token embedding are a multiple of it, as T5's.
 
 
@@ -57,12 +53,12 @@ class Sizes:
                     mlp_activations=("gelu", "linear"))
 
 
-def write_student(teacher: Teacher, vocabulary: Tokenizer, output: epath.PathLike, sizes: Sizes | None = None, *,
+def write_student(static: np.ndarray, vocabulary: Tokenizer, output: epath.PathLike, sizes: Sizes | None = None, *,
                   query_length: int = 64, document_length: int = 256, seed: int = 0) -> tuple[DualEncoder, int]:
   """Writes a student as a sentence-transformers folder, all of it or nothing.
 
   Args:
-    teacher: its vectors of passages are those of the pieces.
+    static: vectors of the pieces, `[pieces, T]` (`static_vectors`).
     vocabulary: the student's.
     output: a folder that is not there yet.
     sizes: of the student.
@@ -77,11 +73,10 @@ def write_student(teacher: Teacher, vocabulary: Tokenizer, output: epath.PathLik
     InputError: the output is there, or sizes that do not fit.
   """
   output = new_place(output, FORM)
-  vectors = _of_pieces(teacher, vocabulary.pieces())
-  config = (sizes or Sizes()).config(vocabulary.size, vectors.shape[1])
-  encoder = DualEncoder(config, projection_dim=vectors.shape[1])
+  config = (sizes or Sizes()).config(vocabulary.size, static.shape[1])
+  encoder = DualEncoder(config, projection_dim=static.shape[1])
   params = traverse_util.flatten_dict(jax.device_get(nn.meta.unbox(encoder.init(jax.random.key(seed)))), sep="/")
-  embedding, projection = embedding_and_projection(vectors, config.vocab_size, config.emb_dim)
+  embedding, projection = embedding_and_projection(static, config.vocab_size, config.emb_dim)
   params |= {"token_embedder/embedding": embedding, "projection_layer/kernel": projection}
   params |= {name: np.zeros_like(value) for name, value in params.items()
              if name.endswith(("attention/out/kernel", "mlp/wo/kernel"))}
@@ -92,41 +87,24 @@ def write_student(teacher: Teacher, vocabulary: Tokenizer, output: epath.PathLik
   return encoder, sum(array.size for array in params.values())
 
 
-def embedding_and_projection(vectors: np.ndarray, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-  """The token embedding `[rows, dim]` and the projection `[dim, T]`, float32, of vectors of pieces `[pieces, T]`.
+def embedding_and_projection(static: np.ndarray, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+  """The token embedding `[rows, dim]` and the projection `[dim, T]`, float32, of static vectors `[pieces, T]`.
 
-  The vectors less their mean, in their first dim - 1 principal components, weighted by log(1 + rank), as the pieces of
-  a unigram vocabulary are in order of frequency (Zipf's law in the place of counts, as in Model2Vec); 0 of a piece that
-  has none. One number more makes all rows as long as T5's initialiser makes them on average, sqrt(dim).
+  The vectors in their first dim - 1 principal components. One number more makes all rows as long as the longest but
+  2 %, which are cut to it: the root of a mean square of `_SCALE` for each number.
   """
-  there = np.any(vectors != 0, axis=1)
-  centred = np.where(there[:, None], vectors - vectors[there].mean(0), 0).astype(np.float64)
-  components = np.linalg.svd(centred, full_matrices=False)[2][:dim - 1]
-  weighted = centred @ components.T * np.log1p(np.arange(1, len(vectors) + 1))[:, None]
-  lengths = np.linalg.norm(weighted, axis=1)
-  longest = np.quantile(lengths[there], _LONGEST)
-  weighted *= np.minimum(1, longest / np.maximum(lengths, 1e-12))[:, None]
-  weighted *= math.sqrt(dim) / longest
+  components = np.linalg.svd(static.astype(np.float64), full_matrices=False)[2][:dim - 1]
+  inside = static @ components.T
+  lengths = np.linalg.norm(inside, axis=1)
+  longest = np.quantile(lengths[lengths > 0], _LONGEST)
+  inside *= np.minimum(1, longest / np.maximum(lengths, 1e-12))[:, None]
+  inside *= _SCALE * math.sqrt(dim) / longest
   embedding = np.zeros((rows, dim))
-  embedding[:len(weighted), :weighted.shape[1]] = weighted
-  embedding[:, -1] = np.sqrt(np.maximum(dim - np.sum(embedding ** 2, axis=1), 0))
-  projection = np.zeros((dim, vectors.shape[1]))
+  embedding[:len(inside), :inside.shape[1]] = inside
+  embedding[:, -1] = np.sqrt(np.maximum(_SCALE**2 * dim - np.sum(embedding**2, axis=1), 0))
+  projection = np.zeros((dim, static.shape[1]))
   projection[:len(components)] = components
   return embedding.astype(np.float32), projection.astype(np.float32)
-
-
-def _of_pieces(teacher: Teacher, pieces: Sequence[str]) -> np.ndarray:
-  """float32 `[pieces, T]`; zeros of those that stand for no text."""
-  texts = [piece.replace(_MARK, " ").strip() for piece in pieces]
-  said = [number for number, text in enumerate(texts) if text and not (text[0] == "<" and text[-1] == ">")]
-  vectors = np.zeros((len(texts), teacher.dimensions()), np.float32)
-  with Bar(len(said), "the teacher's vectors of the pieces", " pieces") as bar:
-    for start in range(0, len(said), _AT_ONCE):
-      numbers = said[start:start + _AT_ONCE]
-      found = teacher.encode_passage([texts[number] for number in numbers])
-      vectors[numbers] = checked(found, (len(numbers), vectors.shape[1]), teacher.described.name)
-      bar.update(len(numbers))
-  return vectors
 
 
 def _array(value: Any) -> Array:
