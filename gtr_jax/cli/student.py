@@ -26,7 +26,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="a bi-encoder, as for gtr-jax teach")
   p.add_argument("--vocabulary", required=True, type=flags.path, metavar="FILE",
                  help="the student's SentencePiece model, whose pieces are in order of frequency, such as T5's")
-  p.add_argument("--pairs", metavar="NAME",
+  p.add_argument("--pairs", nargs="+", metavar="NAME",
                  help="prepared data that gtr-jax teach --teacher wrote with this teacher; without them the embeddings "
                  "are the teacher's vectors of the pieces as they are")
   shared_flags.add_data_dir(p)

@@ -17,17 +17,18 @@ from gtr_jax.errors import InputError
 from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
 from gtr_jax.prepare import manifests, records
+from gtr_jax.prepare.interface import Example
 from gtr_jax.prepare.vectors import unpacked
 from gtr_jax.teachers.teacher import Teacher, checked
 from gtr_jax.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024       # Pieces that a teacher is asked for.
 _MARK = "▁"           # Of SentencePiece: here begins a word.
-_PASSES = 5           # Through the texts; more learn them by heart.
-_RATE = 0.002         # Of Adam at the beginning, where vectors are 1 long on average; it falls to 0.
+_PASSES = 2           # Through the texts. Five find those held out as well, and learn the others by heart.
+_RATE = 0.004         # Of Adam at the beginning, where vectors are 1 long on average; it falls to 0.
 _TOKENS = 65536       # In a batch, with padding at its end.
 _TEXTS = 2048         # In a batch at most.
-_MOST = 1_000_000     # Texts that are read.
+_MOST = 2_000_000     # Texts that are read.
 
 
 class TaughtTexts(NamedTuple):
@@ -62,37 +63,49 @@ def of_pieces(teacher: Teacher, pieces: Sequence[str]) -> np.ndarray:
   return vectors / max(np.linalg.norm(vectors[said], axis=1).mean(), 1e-12)
 
 
-def taught_texts(name: str, split: str, vocabulary: Tokenizer, query_length: int,
+def taught_texts(names: Sequence[str], split: str, vocabulary: Tokenizer, query_length: int,
                  document_length: int) -> TaughtTexts:
-  """Distinct queries and passages of prepared data that have vectors, the first million of them.
+  """Distinct queries, passages and negatives of prepared data that have vectors, two million of them at most.
 
-  Raises InputError where there are no such data, or none with vectors.
+  Raises InputError where there are no such data, where the training split of one has no vectors, and where those of two
+  differ in width.
   """
-  folder = data_root.resolve(name)
-  manifest = manifests.read(name)
   found: dict[tuple[str, int], np.ndarray] = {}
-  with Bar(min(2 * manifest["examples"].get(split, 0), _MOST), f"reading {name}", " texts") as bar:
+  widths: dict[int, str] = {}
+  for name in names:
+    taught = False
+    for example in _examples(name, split):
+      texts = (example.query, example.passage, *example.negatives)
+      for number, (text, vector) in enumerate(zip(texts, example.vectors, strict=False)):  # Maybe no vectors.
+        if vector:
+          values, taught = unpacked(vector), True
+          widths.setdefault(len(values), name)
+          found.setdefault((text, document_length if number else query_length), values)
+      if len(found) >= _MOST:
+        break
+    if not taught and split == "train":
+      raise InputError(f"--pairs {name}: no vectors of a teacher; give data that gtr-jax teach --teacher wrote")
+  if len(widths) > 1:
+    what = ", ".join(f"{width} in {name}" for width, name in widths.items())
+    raise InputError(f"--pairs: vectors of several widths, {what}; give what one teacher has taught")
+  vectors = np.stack(list(found.values())) if found else np.zeros((0, 0), np.float32)
+  return TaughtTexts([vocabulary.encode([text], length)[0] for text, length in found], vectors)
+
+
+def _examples(name: str, split: str) -> Iterator[Example]:
+  folder, manifest = data_root.resolve(name), manifests.read(name)
+  with Bar(manifest["examples"].get(split, 0), f"reading {name}", " pairs") as bar:
     for file in manifest["splits"].get(split, ()):
       with (folder / file).open("rb") as opened:
         for record in records.read_records(opened, str(folder / file)):
-          example = records.example_in(record)
-          texts = (example.query, example.passage, *example.negatives)
-          for number, (text, vector) in enumerate(zip(texts, example.vectors, strict=False)):  # Maybe no vectors.
-            if vector:
-              found.setdefault((text, document_length if number else query_length), unpacked(vector))
-          bar.update(2)
-      if len(found) >= _MOST:
-        break
-  if not found and split == "train":
-    raise InputError(f"--pairs {name}: no vectors of a teacher; give data that gtr-jax teach --teacher wrote")
-  tokens = [vocabulary.encode([text], length)[0] for text, length in found]
-  return TaughtTexts(tokens, np.stack(list(found.values())) if found else np.zeros((0, 0), np.float32))
+          yield records.example_in(record)
+          bar.update(1)
 
 
 def fitted(vectors: np.ndarray, texts: TaughtTexts, seed: int) -> np.ndarray:
   """Static vectors from which the cosine of the sum of a text's with the teacher's vector is larger.
 
-  Adam on 1 - cosine, five times through the texts; pieces that are in no text stay as they are.
+  Adam on 1 - cosine, twice through the texts; pieces that are in no text stay as they are.
 
   Args:
     vectors: float32 `[pieces, T]`, about 1 long.

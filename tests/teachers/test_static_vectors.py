@@ -104,17 +104,29 @@ def test_texts_of_prepared_data(tmp_path, data):
   teach(data, "taught", teacher=Teacher(Described("fake", "1"), encode, encode), say=str)
   vocabulary = write_vocabulary(tmp_path / "spiece.model")
   for split in ("train", "validation"):
-    texts = taught_texts("taught", split, vocabulary, 64, 64)
+    texts = taught_texts(["taught"], split, vocabulary, 64, 64)
     assert len(texts.tokens) == len(np.unique(texts.vectors, axis=0)) > 10
+    both = taught_texts(["taught", "taught"], split, vocabulary, 64, 64)
+    np.testing.assert_array_equal(both.vectors, texts.vectors)
     known = {vector.tobytes(): text for text, vector in asked.items()}
     for ids, vector in zip(texts.tokens, texts.vectors, strict=True):
       np.testing.assert_array_equal(ids, vocabulary.encode([known[vector.tobytes()]], 64)[0])
-  assert max(map(len, taught_texts("taught", "train", vocabulary, 3, 5).tokens)) == 5
+  assert max(map(len, taught_texts(["taught"], "train", vocabulary, 3, 5).tokens)) == 5
+
+
+def test_data_of_two_teachers(tmp_path, data):
+  for width in (3, 4):
+    def encode(texts, width=width):
+      return np.ones((len(texts), width), np.float32)
+
+    teach(data, f"of{width}", teacher=Teacher(Described("fake", str(width)), encode, encode), say=str)
+  with pytest.raises(InputError, match="several widths, 3 in of3, 4 in of4; give what one"):
+    taught_texts(["of3", "of4"], "train", write_vocabulary(tmp_path / "spiece.model"), 3, 64)
 
 
 def test_data_that_nobody_has_taught(tmp_path, data):
   with pytest.raises(InputError, match="no vectors of a teacher; give data that gtr-jax teach --teacher wrote"):
-    taught_texts(data, "train", write_vocabulary(tmp_path / "spiece.model"), 64, 64)
+    taught_texts([data], "train", write_vocabulary(tmp_path / "spiece.model"), 64, 64)
 
 
 def test_command(tmp_path, data, capsys):
