@@ -25,7 +25,8 @@ LAYERS = (
     {"retrieval": "Stemmer bm25s etils faiss jax numpy usearch", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy"},
-    {"sweep": "etils", "demo": "etils", "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
+    {"sweep": "etils", "demo": "datasets etils jax sentence_transformers torch transformers",
+     "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
      "teachers": "etils flax huggingface_hub jax numpy optax sentence_transformers"},
     {"cli": ""},
 )
@@ -99,9 +100,9 @@ def test_no_circle():
 @pytest.mark.parametrize("package, only_in", [
     ("gin", {"config"}), ("orbax", {"checkpoints"}), ("clu", {"training", "integrations"}),
     ("tensorflow", {"data", "integrations", "formats"}), ("apache_beam", {"prepare"}),
-    ("seqio", {"data", "integrations"}), ("torch", {"formats"}), ("transformers", set()), ("t5x", {"integrations"}),
-    ("wandb", {"training"}), ("sentence_transformers", {"mining", "teachers"}),
-    ("faiss", {"retrieval"}), ("usearch", {"retrieval"}),
+    ("seqio", {"data", "integrations"}), ("torch", {"formats", "demo"}), ("transformers", {"demo"}),
+    ("t5x", {"integrations"}), ("wandb", {"training"}), ("sentence_transformers", {"mining", "teachers", "demo"}),
+    ("datasets", {"demo"}), ("faiss", {"retrieval"}), ("usearch", {"retrieval"}),
 ])
 def test_one_place_imports_it(package, only_in):
   for path in files():

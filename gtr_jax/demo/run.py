@@ -18,7 +18,7 @@ from gtr_jax.io.paths import location
 _MARKER = "made_by_gtr_jax_demo"
 # Moved aside before the demo runs again; what `prepare` finds up to date stays, and all that others have put beside.
 _MADE = ("data/pydoc/finetune_hard_negatives.jsonl", "gtr_pt", "gtr", "gtr_ft", "untrained", "results", "report",
-         "embeddings")
+         "embeddings", "peer")
 _QUERIES = (
     "Return the indices that would sort an array",
     "Compute the mean of values while ignoring NaNs",
@@ -44,17 +44,23 @@ Next:
 """
 
 
-def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
+def run(output: str, run_command: Callable[[Sequence[str]], int], beside_peer: bool = False) -> None:
   """Runs the demo into `output`. What an earlier demo made there moves aside first.
 
   Args:
     output: the folder.
     run_command: runs a command of the command line, and returns its exit code.
+    beside_peer: then train with sentence-transformers for as long, and compare.
 
   Raises:
-    InputError: no demo made the folder, or it is none.
+    InputError: no demo made the folder, or it is none; or sentence-transformers is to be compared with, and cannot be.
   """
   start = time.monotonic()
+  kept: Sequence[str] = ()
+  if beside_peer:
+    from gtr_jax.demo import peer
+    peer.check()
+    kept = peer.FLAGS
 
   def command(*given):
     words = [str(word) for word in given]
@@ -75,11 +81,11 @@ def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
             f"--gin.VALIDATION_COLLECTION={str(pydoc / 'collections' / _IN_DOMAIN)!r}", "--data_dir", data)
 
   _step("2. Pretrain on noisy pairs (GTR-PT)")
-  train("gtr_pt", "demo_pretrain")
+  train("gtr_pt", "demo_pretrain", *kept)
   _step("3. Mine hard negatives with BM25")
   command("mine", "--pairs", pydoc / "finetune/train.jsonl", "--output", pydoc / "finetune_hard_negatives.jsonl")
   _step("4. Fine-tune the pretrained model (GTR)")
-  train("gtr", "demo_finetune", f"--gin.INITIAL_CHECKPOINT_PATH={str(folder / 'gtr_pt')!r}")
+  train("gtr", "demo_finetune", f"--gin.INITIAL_CHECKPOINT_PATH={str(folder / 'gtr_pt')!r}", *kept)
   _step("5. Fine-tune without pretraining (GTR-FT), and keep an untrained model to compare with")
   train("gtr_ft", "demo_finetune")
   train("untrained", "demo_finetune", "--gin.TRAIN_STEPS=0")
@@ -103,6 +109,10 @@ def run(output: str, run_command: Callable[[Sequence[str]], int]) -> None:
           folder / "embeddings")
   command("search", "--model", folder / "gtr", "--embeddings", folder / "embeddings", "--top_k", 3,
           *(f"--query={query}" for query in _QUERIES))
+  if beside_peer:
+    _step("9. The same minutes for sentence-transformers")
+    beside = peer.compare(folder, command, [pydoc / "collections" / name for name in [_IN_DOMAIN, *collections]])
+    print("\n" + beside, end="")
   print("\n" + what_it_shows(json.loads((folder / "results" / "results.json").read_text())))
   print(_NEXT.format(output=output, in_domain=_IN_DOMAIN))
   print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
