@@ -29,7 +29,9 @@ _NEEDS = (THEIRS, "torch", "transformers", "datasets", "accelerate")
 _OLDEST = (6, 2)  # of sentence-transformers
 _INSTALL = "pip install 'sentence-transformers[train]>=6.2'"
 _COUNTED = ("steps", "compiling", "waiting_for_data")  # of the seconds that a checkpoint knows of
+# In a run's config.gin.
 _TEMPERATURE = "gtr_jax.losses.in_batch.InBatchLoss.temperature"
+_LEARNING_RATE = "gtr_jax.training.optimizers.linear_decay.peak"
 
 
 class Stage(NamedTuple):
@@ -39,18 +41,15 @@ class Stage(NamedTuple):
     name: in words.
     model_dir: of the demo's own training, in the demo's folder.
     pairs: what both train on, in the data folder.
-    learning_rate: the highest one of sentence-transformers.
   """
 
   name: str
   model_dir: str
   pairs: str
-  learning_rate: float
 
 
-# Learning rates of those that docs/results.md names: the best on the demo's validation queries, as the demo's own is.
-STAGES = (Stage("pretraining", "gtr_pt", "pydoc/pretrain/train.jsonl", 1e-2),
-          Stage("fine-tuning", "gtr", "pydoc/finetune_hard_negatives.jsonl", 3e-3))
+STAGES = (Stage("pretraining", "gtr_pt", "pydoc/pretrain/train.jsonl"),
+          Stage("fine-tuning", "gtr", "pydoc/finetune_hard_negatives.jsonl"))
 
 
 class Point(NamedTuple):
@@ -109,7 +108,7 @@ def compare(folder: Path, command: Callable[..., None], collections: Sequence[Pa
     ours = points_of(folder / stage.model_dir, stage.name)
     marks = {folder / "peer" / f"{stage.model_dir}_{number}": point.seconds for number, point in enumerate(ours, 1)}
     print(f"{THEIRS} {_version(THEIRS)}, {stage.name} for {ours[-1].seconds:.1f} s, as long as {OURS}", flush=True)
-    setting = setting_of(folder / stage.model_dir, stage.learning_rate)
+    setting = setting_of(folder / stage.model_dir)
     steps = peer_training.train(start, columns_of(folder / "data" / stage.pairs), setting, marks)
     theirs = [point._replace(system=THEIRS, path=str(path), pairs=step * setting.batch_size)
               for point, path, step in zip(ours, marks, steps, strict=True)]
@@ -137,14 +136,14 @@ def points_of(model_dir: Path, stage: str) -> list[Point]:
   return found
 
 
-def setting_of(model_dir: Path, learning_rate: float) -> Any:
+def setting_of(model_dir: Path) -> Any:
   """How sentence-transformers is to train, a `peer_training.Setting`: as the run in `model_dir` has been trained."""
   from gtr_jax.demo.peer_training import Setting
   checkpoints = epath.Path(model_dir) / "checkpoints"
   of_data = read_progress(checkpoints / str(list_steps(checkpoints)[-1]))["batches"]
   bindings = bindings_of((model_dir / "config.gin").read_text(encoding="utf-8"))
   return Setting(of_data["batch_size"], of_data["feature_lengths"]["inputs"], of_data["feature_lengths"]["targets"],
-                 float(bindings[_TEMPERATURE]), learning_rate)
+                 float(bindings[_TEMPERATURE]), float(bindings[_LEARNING_RATE]))
 
 
 def columns_of(pairs: Path) -> dict[str, list[str]]:

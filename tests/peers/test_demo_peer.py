@@ -44,6 +44,7 @@ CHECKPOINT_PERIOD = 2
 BATCH_SIZE = 16
 WARMUP_STEPS = 1
 TEMPERATURE = 0.05
+LEARNING_RATE = 3e-2
 TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 12}
 DOCUMENT_LENGTH = 16
 VALIDATION = None
@@ -86,7 +87,7 @@ def test_it_trains_for_the_seconds_and_saves_on_the_way(tmp_path, start, counted
   if negatives:
     columns["negative"] = [pair["negatives"][0] for pair in PAIRS]
   marks = {tmp_path / "half": 60.0, tmp_path / "whole": 120.0}
-  steps = peer_training.train(start, columns, peer_training.Setting(16, 8, 12, 0.05, 1e-2), marks)
+  steps = peer_training.train(start, columns, peer_training.Setting(16, 8, 12, 0.05, 5e-2), marks)
   assert 10 < steps[0] < steps[1] < 120
   assert similarity(start) + 0.05 < similarity(tmp_path / "half") < similarity(tmp_path / "whole")
   assert [SentenceTransformer(str(path), device="cpu").max_seq_length for path in (start, *marks)] == [40, 40, 40]
@@ -95,7 +96,7 @@ def test_it_trains_for_the_seconds_and_saves_on_the_way(tmp_path, start, counted
 def test_pairs_that_make_no_batch(tmp_path, start):
   columns = {"anchor": ["lion"] * 20, "positive": ["tiger"] * 20}
   with pytest.raises(InputError, match="ended after 0 of 5.0 seconds: .* no batch of 16 pairs"):
-    peer_training.train(start, columns, peer_training.Setting(16, 8, 12, 0.05, 1e-2), {tmp_path / "model": 5.0})
+    peer_training.train(start, columns, peer_training.Setting(16, 8, 12, 0.05, 5e-2), {tmp_path / "model": 5.0})
 
 
 def test_the_rate_rises_and_falls_with_the_time(monkeypatch):
@@ -154,5 +155,5 @@ def test_both_at_the_same_seconds(tmp_path, monkeypatch, capsys):
   points = json.loads((demo / "peer/by_time.json").read_text())
   assert [point["pairs"] for point in points if point["system"] == peer.OURS] == [32, 64, 32, 64]
   assert all(point["pairs"] > 0 and 0 < point["nDCG@10"] < 1 for point in points) and len(points) == 8
-  setting = peer.setting_of(demo / "gtr", 0.1)
-  assert setting == peer_training.Setting(16, 8, 12, 0.05, 0.1)
+  setting = peer.setting_of(demo / "gtr")
+  assert setting == peer_training.Setting(16, 8, 12, 0.05, 0.03)
