@@ -52,7 +52,8 @@ def model_card(model: ModelOnDisk, name: str, results: epath.PathLike | None = N
   parameters = sum(math.prod(array.shape) for array in model.arrays.values())
   pooling = "mean of the tokens" if encoder.pooling == "mean" else "first token"
   unit = ", of length 1" if encoder.normalize else ""
-  projected = f", projection to {encoder.dim}" if encoder.projection_dim is not None else ""
+  projected = (f", the first {encoder.dim} of {model.whole_dim} numbers" if model.whole_dim else
+               f", projection to {encoder.dim}" if encoder.projection_dim is not None else "")
   prompts = "".join(f"\n- put before every {side}: `{text}`" for side, text in model.prompts.items() if text)
   if averaged:
     base, training, trained = None, "", ""

@@ -12,7 +12,9 @@ from gtr_jax.formats import peft, saved_model, sentence_transformers_writer, sta
 from gtr_jax.formats.any_form import open_model
 from gtr_jax.formats.card import model_card
 from gtr_jax.formats.model_on_disk import ModelOnDisk
+from gtr_jax.formats.shortened import not_trained_for, shortened
 from gtr_jax.formats.tokenization import Tokenization
+from gtr_jax.io import bars
 from gtr_jax.io.atomic import new_folder
 from gtr_jax.io.paths import is_remote, location, reached
 from gtr_jax.text.tokenizer import Tokenizer
@@ -21,7 +23,8 @@ FORMATS = ("sentence-transformers", "t5x", "stablehlo", "saved-model", "peft")
 
 
 def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokenization: Tokenization | None = None,
-            dtype: str = "float32", results: epath.PathLike | None = None, base_model: str | None = None) -> None:
+            dtype: str = "float32", results: epath.PathLike | None = None, base_model: str | None = None,
+            dimensions: int | None = None) -> None:
   """Writes the model of `source` as the folder `output`, all of it or nothing.
 
   Args:
@@ -32,15 +35,21 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     dtype: "float32" or "bfloat16", of the weights that are written.
     results: an evaluation's folder, whose table goes into the model card.
     base_model: for PEFT, what the source was trained from with LoRA, in a form that transformers loads.
+    dimensions: of the model that is written: it gives so many numbers of each vector, the first, normalised again if
+      the source normalises. Default: all.
 
   Raises:
-    InputError: the source cannot be read, or has no such form; the output is there, or has no place for `results`.
+    InputError: the source cannot be read, or has no such form or not so many dimensions; the output is there, or has no
+      place for `results`.
   """
   output = new_place(output, to, results)
   if (to == "peft") != (base_model is not None):
     raise InputError("--to peft writes an adapter for the model that it was trained from: say which, --base_model MODEL"
                      if base_model is None else f"--base_model {base_model}: is for --to peft alone; leave it out")
   if base_model is not None:
+    if dimensions is not None:
+      raise InputError(f"--dimensions {dimensions}: an adapter changes kernels, and no vectors' length; leave it out, "
+                       "or convert to another form")
     with reached(source):
       adapter = peft.open_adapter(source, base_model, tokenization)
     with reached(output):
@@ -48,6 +57,10 @@ def convert(source: epath.PathLike, output: epath.PathLike, to: str, *, tokeniza
     return
   model, tokenizer = open_model(source, tokenization)
   with reached(source):
+    if dimensions is not None and model.encoder.shared:
+      whole, model = model, shortened(model, dimensions)
+      if warning := not_trained_for(model.path, dimensions, whole.encoder.dim, whole.dimensions):
+        bars.say(warning)
     write_as(to, output, model, tokenizer, dtype=dtype, results=results)
 
 

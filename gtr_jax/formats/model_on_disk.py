@@ -56,6 +56,7 @@ class ModelOnDisk:
     lengths: most tokens of a "query" and of a "document"; one that the model does not say is left out.
     prompts: text put before every "query" and every "document".
     dimensions: the lengths that embeddings may be cut to, the longest first; () where it was not trained for any.
+    whole_dim: how many numbers its embeddings had before they were cut; None of whole ones.
   """
 
   path: epath.Path
@@ -67,3 +68,4 @@ class ModelOnDisk:
   prompts: Mapping[str, str]
   vocabulary_model: Callable[[], bytes] | None = None
   dimensions: tuple[int, ...] = ()
+  whole_dim: int | None = None

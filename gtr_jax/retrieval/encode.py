@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gtr_jax.collections.corpus import Documents, full_text
+from gtr_jax.formats.shortened import not_trained_for
 from gtr_jax.inference.embed import EmbeddingStream, Progress, check_finite, embed, tokenize
 from gtr_jax.inference.load import Model
 from gtr_jax.io import bars
@@ -43,11 +44,9 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
       the model's vectors cannot be kept so.
   """
   dim = check(precision, dimensions, model.encoder.dim)
-  if dim < model.encoder.dim and dim not in model.dimensions and processes.is_first():
-    trained = ", ".join(map(str, model.dimensions))
-    bars.say(f"{model.path}: was trained for vectors of {trained} numbers, not for {dim}" if trained else
-             f"{model.path}: does not say that it was trained for shorter vectors (matryoshka.MatryoshkaLoss); measure "
-             f"what {dim} of {model.encoder.dim} numbers lose")
+  warning = not_trained_for(model.path, dim, model.encoder.dim, model.dimensions)
+  if warning and processes.is_first():
+    bars.say(warning)
   max_length = max_length or model.lengths["document"]
   not_normalized = dataclasses.replace(model.encoder, normalize=False)
   writer = StoreWriter(output, documents, dim=dim, precision=precision, settings={

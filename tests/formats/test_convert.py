@@ -24,6 +24,7 @@ from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.models.t5 import T5Config
 from gtr_jax.parallel import partitioning
+from gtr_jax.retrieval.quantization import shortened
 from gtr_jax.training.initial_params import with_initial_params
 
 GATED = T5Config(vocab_size=152, emb_dim=16, num_heads=4, head_dim=6, mlp_dim=20, num_layers=2,
@@ -389,3 +390,40 @@ def test_convert_on_the_command_line(tmp_path, capsys):
   assert "a training run says its vocabulary" in capsys.readouterr().err
   assert main(["convert", "no/such", str(tmp_path / "d")]) == 2
   assert "no/such: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"projection_dim": None}, {"normalize": False}])
+@pytest.mark.parametrize("form", ["sentence-transformers", "t5x", "stablehlo"])
+def test_a_model_of_fewer_dimensions(tmp_path, capsys, form, options):
+  """Its vectors are those that `encode --dimensions` keeps; of a model without a projection as well."""
+  if form == "t5x" and "normalize" in options:
+    pytest.skip("T5X does not say it")
+  source, output = tmp_path / "source", tmp_path / "checkpoint_0"
+  vocabulary = write_vocabulary(epath.Path(tmp_path / "spiece.model"))
+  encoder = DualEncoder(**{"config": tiny_encoder(vocabulary).config, "projection_dim": 8, **options})
+  sentence_transformers_writer.write(epath.Path(source), encoder, arrays_of(encoder), vocabulary,
+                                     {"query": 40, "document": 40}, {"query": "", "document": ""}, "card\n")
+  assert main(["convert", str(source), str(output), "--to", form, "--dimensions", "5"]) == 0
+  assert f"measure what 5 of {encoder.dim} numbers lose" in capsys.readouterr().err
+  if form == "stablehlo":
+    weights = safetensors.numpy.load_file(output / "weights.safetensors")
+    assert weights["projection_layer/kernel"].shape == (encoder.config.emb_dim, 5)
+    return
+  tokenization = Tokenization(vocabulary=str(tmp_path / "spiece.model"), extra_ids=vocabulary.extra_ids,
+                              query_length=40, document_length=40)
+  found = load_model(output, tokenization=tokenization if form == "t5x" else None)
+  assert found.encoder.dim == 5 and found.encoder.normalize == encoder.normalize
+  expected = shortened(embed(load_model(source), TEXTS, "passage", progress=False), 5, encoder.normalize)
+  np.testing.assert_allclose(embed(found, TEXTS, "passage", progress=False), expected, atol=1e-6)
+  if form == "sentence-transformers":
+    assert f"the first 5 of {encoder.dim} numbers" in (output / "README.md").read_text()
+
+
+def test_dimensions_that_a_model_does_not_have(tmp_path, folder, capsys):
+  for flags, text in ((["--dimensions", "11"], "--dimensions 11: the vectors have 10; give 1 to 10"),
+                      (["--dimensions", "4", "--to", "peft", "--base_model", "x"], "and no vectors' length")):
+    assert main(["convert", str(folder), str(tmp_path / "out"), *flags]) == 2
+    assert text in capsys.readouterr().err
+  assert main(["convert", str(folder), str(tmp_path / "out"), "--dimensions", "10"]) == 0
+  assert any_form.open_foreign(tmp_path / "out").encoder.dim == 10
+  assert "the first" not in (tmp_path / "out" / "README.md").read_text() + capsys.readouterr().err

@@ -17,6 +17,7 @@ from tiny_model_dir import sentence, tiny_encoder, write_vocabulary
 import gtr_jax
 from gtr_jax.errors import InputError
 from gtr_jax.formats import any_form
+from gtr_jax.formats.convert import convert
 from gtr_jax.inference.embed import embed
 from gtr_jax.inference.load import load_model
 from gtr_jax.models.dual_encoder import DualEncoder
@@ -45,6 +46,20 @@ def test_an_exported_folder_embeds_the_same(tmp_path, vocabulary, options):
   np.testing.assert_allclose(embed(ours, TEXTS, "passage", progress=False), theirs.encode_document(TEXTS), atol=1e-5,
                              rtol=0)
   np.testing.assert_allclose(embed(ours, TEXTS, "query", progress=False), theirs.encode_query(TEXTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"projection_dim": None}, {"normalize": False}])
+def test_fewer_dimensions_are_those_of_truncate_dim(tmp_path, vocabulary, options):
+  """Which sentence-transformers normalises again where that is asked for."""
+  encoder = DualEncoder(**{"config": tiny_encoder(vocabulary).config, "projection_dim": 8, **options})
+  source, output = written(tmp_path / "model", encoder, vocabulary), tmp_path / "shorter"
+  convert(source, output, "sentence-transformers", dimensions=5)
+  whole, shorter = (SentenceTransformer(str(path), device="cpu", local_files_only=True, truncate_dim=dim)
+                    for path, dim in ((source, 5), (output, None)))
+  expected = whole.encode_document(TEXTS, normalize_embeddings=encoder.normalize)
+  assert expected.shape[1] == 5
+  np.testing.assert_allclose(shorter.encode_document(TEXTS), expected, atol=1e-5)
+  np.testing.assert_allclose(embed(load_model(output), TEXTS, "passage", progress=False), expected, atol=1e-5)
 
 
 def test_the_same_calls_give_the_same_numbers(tmp_path, vocabulary):
