@@ -8,6 +8,7 @@ Shapes: Q queries, D embedding size, R rows, K candidates, W numbers of a code (
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -15,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gtr_jax.errors import InputError
+from gtr_jax.formats.shortened import check_dimensions
 
 PRECISIONS = ("float32", "int8", "binary")
 _MOST = 127  # -128 has no counterpart.
 _WORD = 32   # bits
+_LANES = 128
+_RESCORED_AT_ONCE = 8192  # candidates, of one or several queries
 _UNIT = 1e-3  # How far from 1 a length may be, as of vectors that were normalised in 16 bits.
 _QUERIES_AT_ONCE = 32
-_RESCORED_AT_ONCE = 8192  # candidates, of one or several queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,8 @@ def check(precision: str, dimensions: int | None, dim: int) -> int:
   """The size of vectors of `dim` numbers that are kept so. Raises InputError where they cannot be."""
   if precision not in PRECISIONS:
     raise InputError(f"precision is {precision!r:.40}: give one of {', '.join(PRECISIONS)}")
-  if dimensions is not None and not 0 < dimensions <= dim:
-    raise InputError(f"--dimensions {dimensions}: the vectors have {dim}; give 1 to {dim}")
+  if dimensions is not None:
+    check_dimensions(dimensions, dim)
   kept = dimensions or dim
   if precision == "binary" and kept % 8:
     raise InputError(f"--precision binary: vectors of {kept} numbers fill no whole bytes; give --dimensions, a "
@@ -139,13 +142,12 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def candidate_scores(queries_QxW: jax.Array, codes_RxW: jax.Array) -> jax.Array:
-  """float32 `[Q, R]`: the products of int8, or of words the number of bits that differ, negative.
+  """int32 `[Q, R]`: the products of int8, or of words the number of bits that differ, negative.
 
-  Sums of int32 are exact, and so the same in any order; as float32 they are rounded where they are above 2^24, which
-  int8 of more than 1,040 dimensions can be.
+  Sums of int32 are exact, and so the same in any order.
   """
   if codes_RxW.dtype == jnp.int8:
-    return jnp.einsum("qw,rw->qr", queries_QxW, codes_RxW, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return jnp.einsum("qw,rw->qr", queries_QxW, codes_RxW, preferred_element_type=jnp.int32)
   # Laid out by words, word after word, and few queries at once: on a CPU 2.3 times as fast as one sum over all.
   words_WxR = jax.lax.optimization_barrier(codes_RxW.T)
 
@@ -153,24 +155,31 @@ def candidate_scores(queries_QxW: jax.Array, codes_RxW: jax.Array) -> jax.Array:
     differ = [jax.lax.population_count(query ^ of_rows) for query, of_rows in zip(query_W, words_WxR, strict=True)]
     return -functools.reduce(jnp.add, differ).astype(jnp.int32)
 
-  return jax.lax.map(of_query, queries_QxW, batch_size=_QUERIES_AT_ONCE).astype(jnp.float32)
+  return jax.lax.map(of_query, queries_QxW, batch_size=_QUERIES_AT_ONCE)
 
 
-def rescored(queries_QxD: jax.Array, codes_RxW: jax.Array, chosen_QxK: jax.Array) -> jax.Array:
+def rescored(queries_QxD: jax.Array, codes_RxW: jax.Array, chosen_QxK: jax.Array, *,
+             on_host: bool = False) -> jax.Array:
   """float32 `[Q, K]`: the products of queries with the vectors that chosen rows stand for, but for their scales.
 
-  Each is summed by itself, whatever stands beside it, so that equal rows have equal scores on any mesh.
+  Each is summed by itself, whatever stands beside it, so that equal rows have equal scores on any mesh. `on_host`: a
+  query after the other, and of its products many sums at once, which is faster on a CPU.
   """
+
+  def sums(products_KxD: jax.Array) -> jax.Array:
+    num_rows, dim = products_KxD.shape
+    lanes = math.gcd(dim, _LANES) if on_host else dim
+    return products_KxD.reshape(num_rows, -1, lanes).sum(1).sum(-1) if lanes < dim else products_KxD.sum(-1)
 
   def of_query(query_D: Any, chosen_K: Any) -> jax.Array:
     codes_KxW = codes_RxW[chosen_K]
     if codes_RxW.dtype == jnp.int8:
-      return (codes_KxW.astype(jnp.float32) * query_D[None]).sum(-1)
+      return sums(codes_KxW.astype(jnp.float32) * query_D[None])
     place = np.arange(len(query_D), dtype=np.uint32) % _WORD
     bit_D = np.uint32(1) << (place // 8 * 8 + 7 - place % 8)  # The highest of each byte comes first.
     above_0_KxD = jnp.repeat(codes_KxW, _WORD, axis=1) & bit_D[None] != 0
-    return jnp.where(above_0_KxD, query_D[None], -query_D[None]).sum(-1)
+    return sums(jnp.where(above_0_KxD, query_D[None], -query_D[None]))
 
   scores = jax.lax.map(lambda both: of_query(*both), (queries_QxD, chosen_QxK),
-                       batch_size=max(1, _RESCORED_AT_ONCE // chosen_QxK.shape[1]))
+                       batch_size=None if on_host else max(1, _RESCORED_AT_ONCE // chosen_QxK.shape[1]))
   return jnp.where(scores == 0, 0.0, scores)

@@ -26,6 +26,7 @@ from gtr_jax.errors import InputError
 from gtr_jax.io.bars import Bar
 from gtr_jax.parallel import processes
 from gtr_jax.parallel.progress import SEARCH, doing
+from gtr_jax.retrieval.host_ranking import HostRanking
 from gtr_jax.retrieval.quantization import Quantizer, candidate_scores, rescored
 from gtr_jax.retrieval.runs import Run, best_k
 
@@ -88,13 +89,17 @@ class Searcher:
     self._small, self._rescore = self._quantizer.precision != "float32", rescore
     self._mesh = mesh if mesh is not None else Mesh(np.asarray(jax.devices()), ("data",))
     self.num_rows, self.dim = embeddings.shape
-    devices = self._mesh.size
-    most = max(CHUNK, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // self._quantizer.num_bytes) // CHUNK * CHUNK)
+    devices, self._ranking_of = self._mesh.size, HostRanking if _on_host(self._mesh) else _DeviceRanking
+    # Every block's new candidates are ranked again: on a host fewer blocks, and as many fewer queries, are faster.
+    wide = 2 if self._small and self._ranking_of is HostRanking else 1
+    self._max_queries = MAX_QUERIES // wide
+    most = max(CHUNK, min(wide * MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // self._quantizer.num_bytes) // CHUNK * CHUNK)
     self._num_blocks = math.ceil(self.num_rows / (devices * most))
     rows = math.ceil(self.num_rows / (self._num_blocks * devices * CHUNK)) * CHUNK
     self._block_rows = rows * devices
     stays = keep and self._num_blocks * rows * self._quantizer.num_bytes <= RESIDENT_BYTES
     self._resident: dict[int, jax.Array] | None = {} if stays else None
+    self._memory: jax.Array | None = None  # of a `HostRanking`'s scores
 
   def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The rows with the largest inner products.
@@ -114,35 +119,31 @@ class Searcher:
     num_queries, k = len(queries_QxD), min(k, self.num_rows)
     if not num_queries or k < 1:
       return np.zeros((num_queries, max(k, 0)), np.float32), np.zeros((num_queries, max(k, 0)), np.int32)
-    size = min(MAX_QUERIES, max(8, 1 << (num_queries - 1).bit_length()))
-    starts = range(0, num_queries, size)
-    everywhere = NamedSharding(self._mesh, P())
-
-    def put(array):
-      return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
-
-    parts = [np.pad(queries_QxD[s:s + size], ((0, size - len(queries_QxD[s:s + size])), (0, 0))) for s in starts]
-    forms = [tuple(map(put, self._quantizer.query_codes(part) if self._small else (part,))) for part in parts]
+    size = min(self._max_queries, max(8, 1 << (num_queries - 1).bit_length()))
+    parts = [np.pad(part, ((0, size - len(part)), (0, 0))) for part in
+             (queries_QxD[start:start + size] for start in range(0, num_queries, size))]
     candidates = min(self._rescore * k, self.num_rows) if self._small else k
-    kinds = [(-np.inf, np.float32), (0, np.int32), (0, np.float32)][:2 + self._small]
-    best = [tuple(put(np.full((size, candidates), *kind)) for kind in kinds) for _ in starts]
-    limit = put(np.int32(self.num_rows))
+    rankings = [self._ranking_of(self._quantizer.query_codes(part) if self._small else (part,), candidates,
+                                 self.num_rows, self._mesh) for part in parts]
+    memory, self._memory = self._memory, None
     with (jax.set_mesh(self._mesh), doing(SEARCH),
           Bar(self._num_blocks * len(parts), "searching", " blocks", shown=progress and processes.is_first(),
               leave=False) as bar):
       coming_BxD = self._block(0)
       for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
         doing(SEARCH)
-        block_BxD, first = coming_BxD, put(np.int32(block * self._block_rows))
-        for i, form in enumerate(forms):
-          best[i] = (_search_codes if self._small else _search_block)(
-              *form, block_BxD, first, limit, *best[i], mesh=self._mesh)
+        block_BxD = coming_BxD
+        for ranking in rankings:
+          memory = ranking.begin(block_BxD, block * self._block_rows, memory)
+          if ranking is rankings[-1] and block + 1 < self._num_blocks:
+            coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
+          ranking.finish(memory)
           bar.update()
-        if block + 1 < self._num_blocks:
-          coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
-        jax.block_until_ready(best)
-      best = [_by_rescored(*found[1:], k=k) for found in best] if self._small else best
-    scores, rows = (np.concatenate([np.asarray(pair[i]) for pair in best])[:num_queries] for i in range(2))
+        jax.block_until_ready([ranking.best for ranking in rankings])
+      best = [ranking.result(k) for ranking in rankings]
+    if self._resident is not None:
+      self._memory = memory
+    scores, rows = (np.concatenate(of_all)[:num_queries] for of_all in zip(*best, strict=True))
     return scores, rows
 
   def _block(self, number: int) -> jax.Array:
@@ -164,6 +165,35 @@ class Searcher:
     return block
 
 
+def _on_host(mesh: Mesh) -> bool:
+  """Whether its devices are CPUs of this process."""
+  return all(device.platform == "cpu" for device in mesh.devices.flat) and not mesh.is_multi_process
+
+
+class _DeviceRanking:
+  """What `HostRanking` is, on the devices."""
+
+  def __init__(self, form: tuple[np.ndarray, ...], k: int, num_rows: int, mesh: Mesh):
+    self._mesh = mesh
+    self._form, self._limit = tuple(map(self._put, form)), self._put(np.int32(num_rows))
+    kinds = [(-np.inf, np.float32), (0, np.int32), (0, np.float32)][:1 + len(form)]
+    self.best = tuple(self._put(np.full((len(form[0]), k), *kind)) for kind in kinds)
+
+  def _put(self, array):
+    return jax.make_array_from_callback(array.shape, NamedSharding(self._mesh, P()), lambda index: array[index])
+
+  def begin(self, block: jax.Array, first_row: int, memory: None) -> None:
+    search = _search_codes if len(self._form) > 1 else _search_block
+    self.best = search(*self._form, block, self._put(np.int32(first_row)), self._limit, *self.best, mesh=self._mesh)
+
+  def finish(self, memory: None) -> None:
+    pass
+
+  def result(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, rows = self.best if len(self._form) == 1 else _by_rescored(*self.best[1:], k=k)
+    return np.asarray(scores), np.asarray(rows)
+
+
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("best_scores_QxK", "best_rows_QxK"))
 def _search_block(queries_QxD, block_BxD, first_row, num_rows, best_scores_QxK, best_rows_QxK, *, mesh):
   """Merges the results so far, which come from lower rows, with those of a block that starts at `first_row`."""
@@ -182,7 +212,7 @@ def _search_codes(query_codes_QxW, queries_QxD, block_BxW, first_row, num_rows, 
 
   def products(query_codes_QxW, queries_QxD, codes_RxW):
     del queries_QxD
-    return candidate_scores(query_codes_QxW, codes_RxW)
+    return candidate_scores(query_codes_QxW, codes_RxW).astype(jnp.float32)
 
   def with_scores(query_codes_QxW, queries_QxD, codes_RxW, chosen_QxK):
     del query_codes_QxW

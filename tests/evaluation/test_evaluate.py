@@ -19,7 +19,7 @@ from gtr_jax.evaluation.significance import read_stored
 from gtr_jax.inference import embed
 from gtr_jax.inference.load import load_model
 from gtr_jax.parallel.partitioning import make_mesh
-from gtr_jax.retrieval import search
+from gtr_jax.retrieval import host_ranking
 from gtr_jax.retrieval.runs import read_run
 from gtr_jax.retrieval.store import Store
 
@@ -267,11 +267,11 @@ def test_the_evaluator_of_training(made):
     found = evaluator(model.params)
   expected = results["systems"]["two"]["results"]["a"]
   assert found == pytest.approx({name: expected[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}, abs=1e-6)
-  programs = embed._encode._cache_size(), search._search_block._cache_size()
+  programs = embed._encode._cache_size(), host_ranking._scores._cache_size()
   others = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tiny_params(model.encoder, 7), model.params)
   other = evaluator(others)
   assert other != found
-  assert (embed._encode._cache_size(), search._search_block._cache_size()) == programs
+  assert (embed._encode._cache_size(), host_ranking._scores._cache_size()) == programs
 
 
 @pytest.mark.parametrize("name, own", [("quora", None), ("beir/quora", None), ("quora", True), ("quora", False)])

@@ -28,6 +28,12 @@ def mesh_of(*shape):
                        devices=jax.devices()[:np.prod(shape)])
 
 
+@pytest.fixture(params=["host", "devices"])
+def where(request, monkeypatch):
+  """Where the best are chosen: on CPUs the host, elsewhere the devices."""
+  monkeypatch.setattr(search, "_on_host", lambda mesh: request.param == "host")
+
+
 def best(scores, k, rows=None):
   """(scores, rows) of the best, ties by row."""
   order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -59,6 +65,7 @@ def of_the_kind(precision, rng, rows, dim):
   return vectors
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("precision", ["int8", "binary"])
 @pytest.mark.parametrize("mesh", [(1,), (4, 1, 2), (7,)])
 @pytest.mark.parametrize(("rows", "dim", "k", "rescore"), [(1000, 40, 10, 4), (700, 64, 150, 2), (5, 8, 10, 4),
@@ -76,6 +83,7 @@ def test_equals_the_formula_on_any_mesh(precision, mesh, rows, dim, k, rescore, 
   assert rows < k or (np.diff(scores, axis=1) == 0).any()  # There were ties to get wrong.
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("precision", ["int8", "binary"])
 def test_the_mesh_and_the_blocks_change_no_bit(precision, monkeypatch):
   rng = np.random.default_rng(0)

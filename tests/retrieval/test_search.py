@@ -1,13 +1,14 @@
 """Exact search equals brute force, ties included, on any number of devices."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from gtr_jax.errors import InputError
-from gtr_jax.retrieval import search
+from gtr_jax.retrieval import host_ranking, search
 from gtr_jax.retrieval.search import Searcher, search_run
 
 
@@ -15,6 +16,13 @@ def brute_force(corpus, queries, k):
   scores = queries.astype(np.float64) @ corpus.T.astype(np.float64)
   rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
   return np.take_along_axis(scores, rows, 1), rows
+
+
+@pytest.fixture(params=["host", "devices"], autouse=True)
+def where(request, monkeypatch):
+  """Where the best are chosen: on CPUs the host, elsewhere the devices."""
+  monkeypatch.setattr(search, "_on_host", lambda mesh: request.param == "host")
+  return request.param
 
 
 def mesh_of(*shape):
@@ -85,14 +93,46 @@ def test_the_mesh_around_the_call_does_not_matter():
   assert (scores.tolist(), rows.tolist()) == ([[3, 2]], [[1, 2]])
 
 
-def test_a_search_compiles_once_for_all_blocks_and_calls(monkeypatch):
+def test_a_search_compiles_once_for_all_blocks_and_calls(where, monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 32)
   rng = np.random.default_rng(3)
   searcher = Searcher(whole_numbers(rng, 300, 5), mesh_of(2))
-  search._search_block.clear_cache()
+  program = host_ranking._scores if where == "host" else search._search_block
+  program.clear_cache()
   for _ in range(2):
     searcher.search(whole_numbers(rng, 3, 5), 4)
-  assert search._search_block._cache_size() == 1
+  assert program._cache_size() == 1
+
+
+def test_the_memory_of_scores_is_used_again(where):
+  """Also after a search for other numbers of queries and results, which neither disturbs nor is disturbed."""
+  rng = np.random.default_rng(4)
+  corpus, many, few = whole_numbers(rng, 3000, 6), whole_numbers(rng, 40, 6), whole_numbers(rng, 3, 6)
+  searcher = Searcher(corpus, mesh_of(2))
+  for queries, k in ((many, 1000), (few, 3), (many, 2), (many, 7)):
+    _, found = searcher.search(queries, k)
+    np.testing.assert_array_equal(found, brute_force(corpus, queries, k)[1])
+  if where == "host":
+    pointers = [shard.data.unsafe_buffer_pointer() for shard in searcher._memory.addressable_shards]
+    searcher.search(many, 7)
+    assert [shard.data.unsafe_buffer_pointer() for shard in searcher._memory.addressable_shards] == pointers
+
+
+def test_a_cpu_of_this_process_is_the_host(monkeypatch):
+  monkeypatch.undo()
+  assert search._on_host(mesh_of(2))
+  assert not search._on_host(search.Mesh(np.asarray([SimpleNamespace(platform="tpu", process_index=0)]), ("data",)))
+
+
+def test_scores_that_are_no_numbers_come_last_on_the_host():
+  """They are the worst, and hide nothing of other rows."""
+  scores = np.float32([[np.nan, 1, 2, np.nan, 3, 1]])
+  best = [np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int32)]
+  for start in (0, 3):
+    best = host_ranking._merged(best, scores[:, start:start + 3], start, 3)
+  assert best[1].tolist() == [[1, 2, 4]]
+  best = host_ranking._merged(best, np.full((1, 4), np.nan, np.float32), 6, 3)
+  assert best[1].tolist() == [[1, 2, 4]]
 
 
 def test_what_is_not_kept_is_read_once_and_one_block_ahead(monkeypatch):
