@@ -2,8 +2,8 @@
 
 A CPU's `lax.top_k` is a heap in one thread, and takes as long as the products where k is large. Here a query's scores
 are compared with its k-th best so far, in all cores' threads (NumPy works without Python's lock), and what remains is
-partitioned by the k-th best. The scores of every block are written over those of the last: of fresh memory its first
-touch would take a quarter of the products' time.
+partitioned by the k-th best. The scores of every block are written over those of the last: into fresh memory the same
+products take a fifth longer, of int8 two fifths.
 
 Shapes: as of `search.py`; N scores of one query.
 """
@@ -48,12 +48,13 @@ class HostRanking:
     if scores is None or (scores.shape, scores.dtype) != (shape, dtype):
       scores = jax.device_put(np.zeros(shape, dtype), NamedSharding(self._mesh, P(None, self._mesh.axis_names)))
     self._block, self._first_row = block, first_row
-    return _scores(self._form[0], block, scores, mesh=self._mesh)
+    self._scores = _scores(self._form[0], block, scores, mesh=self._mesh)
+    return self._scores
 
-  def finish(self, scores: jax.Array) -> None:
+  def finish(self) -> None:
     """Adds them."""
     parts = [{shard.index[axis].start or 0: shard.data for shard in array.addressable_shards}
-             for axis, array in ((1, scores), (0, self._block))]
+             for axis, array in ((1, self._scores), (0, self._block))]
     for start in sorted(parts[0]):
       first_row = self._first_row + start
       of_part = np.asarray(parts[0][start])[:, :max(self._num_rows - first_row, 0)]
@@ -68,8 +69,8 @@ class HostRanking:
 
   def result(self, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(scores, rows) of the best k, best first, ties by row."""
-    scores, rows = self.best[-1 if len(self.best) > 2 else 0], self.best[1]
-    scores = scores + np.float32(0)  # No -0.
+    rows, of_floats = self.best[1], self.best[-1 if len(self.best) > 2 else 0]
+    scores = np.asarray(of_floats + np.float32(0), np.float32)  # No -0.
     bits = scores.view(np.int32).astype(np.int64)
     # One number of score and place, the best lowest, is sorted many times as fast as places by their scores.
     keys = np.where(bits < 0, bits & 0x7fffffff, ~bits) << 32 | np.arange(scores.shape[1])

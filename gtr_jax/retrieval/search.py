@@ -74,7 +74,7 @@ class Searcher:
   Args:
     embeddings: float32 [rows, D], or codes of them; for instance a store's.
     mesh: its devices share the work, all axes alike; None takes all devices.
-    keep: keep a corpus that fits on the devices, for the next call.
+    keep: keep a corpus that fits on the devices, for the next call; of CPUs also the memory of its scores.
     rescore: of codes, this many times k candidates are ranked again by float32 queries.
   """
 
@@ -137,7 +137,7 @@ class Searcher:
           memory = ranking.begin(block_BxD, block * self._block_rows, memory)
           if ranking is rankings[-1] and block + 1 < self._num_blocks:
             coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
-          ranking.finish(memory)
+          ranking.finish()
           bar.update()
         jax.block_until_ready([ranking.best for ranking in rankings])
       best = [ranking.result(k) for ranking in rankings]
@@ -182,11 +182,12 @@ class _DeviceRanking:
   def _put(self, array):
     return jax.make_array_from_callback(array.shape, NamedSharding(self._mesh, P()), lambda index: array[index])
 
-  def begin(self, block: jax.Array, first_row: int, memory: None) -> None:
+  def begin(self, block: jax.Array, first_row: int, memory: jax.Array | None) -> jax.Array | None:
     search = _search_codes if len(self._form) > 1 else _search_block
     self.best = search(*self._form, block, self._put(np.int32(first_row)), self._limit, *self.best, mesh=self._mesh)
+    return memory
 
-  def finish(self, memory: None) -> None:
+  def finish(self) -> None:
     pass
 
   def result(self, k: int) -> tuple[np.ndarray, np.ndarray]:

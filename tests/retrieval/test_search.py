@@ -121,7 +121,9 @@ def test_the_memory_of_scores_is_used_again(where):
 def test_a_cpu_of_this_process_is_the_host(monkeypatch):
   monkeypatch.undo()
   assert search._on_host(mesh_of(2))
-  assert not search._on_host(search.Mesh(np.asarray([SimpleNamespace(platform="tpu", process_index=0)]), ("data",)))
+  for platform, several in (("tpu", False), ("cpu", True)):
+    devices = np.asarray([SimpleNamespace(platform=platform)])
+    assert not search._on_host(SimpleNamespace(devices=devices, is_multi_process=several))
 
 
 def test_scores_that_are_no_numbers_come_last_on_the_host():
