@@ -27,7 +27,6 @@ _AT_ONCE = 1024  # pieces
 _MARK = "▁"      # of SentencePiece: here begins a word
 _HEAD_DIM = 64
 _LONGEST = 0.98  # Quantile of the weighted vectors' lengths that is the length of all embeddings; longer ones are cut.
-_SCALE = 1.0
 _ROWS = 128      # The rows of the token embedding are a multiple of it, as T5's.
 
 
@@ -90,18 +89,18 @@ def write_student(static: np.ndarray, vocabulary: Tokenizer, output: epath.PathL
 def embedding_and_projection(static: np.ndarray, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
   """The token embedding `[rows, dim]` and the projection `[dim, T]`, float32, of static vectors `[pieces, T]`.
 
-  The vectors in their first dim - 1 principal components. One number more makes all rows as long as the longest but
-  2 %, which are cut to it: the root of a mean square of `_SCALE` for each number.
+  The vectors in their first dim - 1 principal components. One number more makes all rows as long as T5's initialiser
+  makes them on average, sqrt(dim); the longest 2 % are cut.
   """
   components = np.linalg.svd(static.astype(np.float64), full_matrices=False)[2][:dim - 1]
   inside = static @ components.T
   lengths = np.linalg.norm(inside, axis=1)
   longest = np.quantile(lengths[lengths > 0], _LONGEST)
   inside *= np.minimum(1, longest / np.maximum(lengths, 1e-12))[:, None]
-  inside *= _SCALE * math.sqrt(dim) / longest
+  inside *= math.sqrt(dim) / longest
   embedding = np.zeros((rows, dim))
   embedding[:len(inside), :inside.shape[1]] = inside
-  embedding[:, -1] = np.sqrt(np.maximum(_SCALE**2 * dim - np.sum(embedding**2, axis=1), 0))
+  embedding[:, -1] = np.sqrt(np.maximum(dim - np.sum(embedding**2, axis=1), 0))
   projection = np.zeros((dim, static.shape[1]))
   projection[:len(components)] = components
   return embedding.astype(np.float32), projection.astype(np.float32)
