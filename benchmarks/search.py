@@ -8,7 +8,7 @@ import measure
 import numpy as np
 
 from gtr_jax.parallel import partitioning
-from gtr_jax.retrieval.quantization import Quantizer, scales_of
+from gtr_jax.retrieval.quantization import SAMPLE_ROWS, fit
 from gtr_jax.retrieval.search import Searcher
 
 
@@ -16,7 +16,7 @@ class Codes:
   """Vectors as a store of this precision has them."""
 
   def __init__(self, vectors, precision):
-    self.quantizer = Quantizer(precision, vectors.shape[1], scales_of(vectors[:2048]) if precision == "int8" else None)
+    self.quantizer = fit(precision, vectors[:SAMPLE_ROWS[precision]])
     self._codes, self.shape = self.quantizer.encode(vectors), vectors.shape
 
   def codes(self, rows):

@@ -32,8 +32,8 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
     output: folder of the store.
     max_length: tokens of a document at most; default: the model's own.
     progress: show a progress bar on stderr.
-    precision: how the store keeps vectors, as of `Quantizer`. The scales of int8 are those of a sample of the corpus,
-      which is embedded first.
+    precision: how the store keeps vectors, as of `Quantizer`. The scales of int8 and the rotation of bits are those of
+      a sample of the corpus, which is embedded first, and not again.
     dimensions: keep so many of a vector's numbers, the first (Matryoshka); default: all.
 
   Returns:
@@ -53,9 +53,19 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
       "dtype": model.encoder.config.dtype, "weights_hash": model.weights_hash, "max_length": max_length,
       "prompt": model.prompts["document"]})
   ids, titles, texts = writer.documents
-  if writer.scales_missing:
-    sample = [full_text(titles[row], texts[row]) for row in writer.sample_rows()]
-    writer.calibrate(shortened(embed(model, sample, "passage", max_length, progress), dim, model.encoder.normalize))
+
+  def final(embeddings):
+    """As they are kept, before they are quantised; and their lengths."""
+    embeddings = shortened(embeddings, dim, normalize=False)
+    norms = np.linalg.norm(embeddings, axis=1)
+    return normalized(embeddings, norms) if model.encoder.normalize else embeddings, norms
+
+  known, of_known = np.zeros(0, np.int64), np.zeros((0, model.encoder.dim), np.float32)
+  if writer.not_fitted:
+    known = writer.sample_rows()
+    of_known = embed(dataclasses.replace(model, encoder=not_normalized),
+                     [full_text(titles[row], texts[row]) for row in known.tolist()], "passage", max_length, progress)
+    writer.fit(final(of_known)[0])
   chunks = writer.missing_chunks()
   part, parts = part_of_batch(model.mesh)
   # Enough at once for all groups of a process; all processes add equally often.
@@ -67,8 +77,16 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
   def tokens_of(window):
     for chunk in window:
       writer.check_documents(chunk)
-    rows = [row for chunk in window for row in chunk]
+    rows = [row for chunk in window for row in np.setdiff1d(chunk, known, assume_unique=True).tolist()]
     return rows, tokenize(model, [full_text(titles[row], texts[row]) for row in rows], "document", max_length)
+
+  def in_sample(chunk):
+    """Where the rows are that are known already."""
+    return slice(*np.searchsorted(known, [chunk.start, chunk.stop]).tolist())
+
+  def new(chunk):
+    """How many rows are still to be embedded."""
+    return len(chunk) - len(known[in_sample(chunk)])
 
   def put(rows, embeddings):
     starts = starts_of_chunks[np.searchsorted(starts_of_chunks, rows, "right") - 1]
@@ -80,21 +98,21 @@ def encode_corpus(model: Model, documents: Documents, output: Any, max_length: i
         write(unfinished.pop(start))
 
   def write(chunk):
-    embeddings = shortened(chunk.embeddings, dim, normalize=False)
-    norms = np.linalg.norm(embeddings, axis=1)
+    embeddings, norms = final(chunk.embeddings)
     check_finite(norms[:, None], [ids[row] for row in chunk.rows], model)
-    embeddings = normalized(embeddings, norms) if model.encoder.normalize else embeddings
     writer.write_chunk(chunk.rows, embeddings, norms)
 
   with (concurrent.futures.ThreadPoolExecutor(1) as thread,
-        Progress(len(ids), "encoding documents", progress, sum(len(chunk) for of in windows for chunk in of)) as bar,
+        Progress(len(ids), "encoding documents", progress, sum(map(new, chunks[part::parts]))) as bar,
         EmbeddingStream(not_normalized, model.params, "passage", max_length, model.mesh, put, bar) as stream):
-    bar.skip(len(ids) - sum(len(chunk) for chunk in chunks))
+    bar.skip(len(ids) - sum(map(new, chunks)))
     coming = [thread.submit(tokens_of, window) for window in windows[:1]]
     for number, window in enumerate(windows):
       unfinished |= {chunk.start: _Chunk(chunk, model.encoder.dim) for chunk in window}
       rows, tokens = coming.pop().result()
       coming = [thread.submit(tokens_of, later) for later in windows[number + 1:number + 2]]
+      for chunk in window:
+        put(known[in_sample(chunk)], of_known[in_sample(chunk)])
       stream.add(tokens, rows)
     stream.flush()
   return writer.finish()

@@ -82,8 +82,8 @@ def store_vectors(given: GivenVectors, output: Any, precision: str = "float32", 
   def rows(which):
     return shortened(np.asarray(given.vectors[writer.order[which]], np.float32), dim, given.normalized)
 
-  if writer.scales_missing:
-    writer.calibrate(rows(writer.sample_rows()))
+  if writer.not_fitted:
+    writer.fit(rows(writer.sample_rows()))
 
   def made(which):
     vectors = rows(which)

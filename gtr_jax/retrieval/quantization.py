@@ -1,7 +1,9 @@
-"""Vectors in fewer bytes: cut to their first dimensions, as int8 with a scale for each dimension, or as bits of signs.
+"""Vectors in fewer bytes: cut to their first dimensions, as int8 with a scale for each dimension, or as bits, the signs
+of vectors that were rotated (`rotation.py`).
 
-As FAISS (IndexScalarQuantizer, IndexBinaryFlat) and sentence-transformers (`quantize_embeddings`, "int8" and "ubinary")
-keep them. A search finds candidates among the codes, by whole numbers, and ranks these by the query in float32.
+int8 is as FAISS's IndexScalarQuantizer has it. Bits are packed as FAISS's IndexBinaryFlat and sentence-transformers'
+"ubinary" have them, but those are signs of vectors as they are. A search finds candidates among the codes, by whole
+numbers, and ranks these by the query in float32.
 
 Shapes: Q queries, D embedding size, R rows, K candidates, W numbers of a code (D of int8, D/32 words of bits).
 """
@@ -17,8 +19,10 @@ import numpy as np
 
 from gtr_jax.errors import InputError
 from gtr_jax.formats.shortened import check_dimensions
+from gtr_jax.retrieval.rotation import fit_rotation, rotated
 
 PRECISIONS = ("float32", "int8", "binary")
+SAMPLE_ROWS = {"int8": 2048, "binary": 8192}  # vectors that what is fitted is fitted on, at most
 _MOST = 127  # -128 has no counterpart.
 _WORD = 32   # bits
 _LANES = 128
@@ -32,15 +36,17 @@ class Quantizer:
   """How vectors are kept.
 
   Attributes:
-    precision: "float32", as they are; "int8", `rint(x / scale)` within +-127; or "binary", a bit for each number that
-      says whether it is above 0, the first in the highest bit of a byte, as of `np.packbits`.
+    precision: "float32", as they are; "int8", `rint(x / scale)` within +-127; or "binary", a bit for each number of the
+      rotated vector that says whether it is above its threshold, the first in the highest bit of a byte, as of
+      `np.packbits`.
     dim: D.
-    scales: float32 [D], above 0, of int8.
+    fitted: float32, what `fit` gives: of int8 the scales [D], above 0; of bits the rotation and the thresholds
+      [D + 1, D].
   """
 
   precision: str
   dim: int
-  scales: np.ndarray | None = None
+  fitted: np.ndarray | None = None
 
   @property
   def dtype(self) -> np.dtype:
@@ -64,16 +70,21 @@ class Quantizer:
 
   def encode(self, vectors_RxD: np.ndarray) -> np.ndarray:
     """The codes `[R, width]` of vectors."""
-    if self.precision == "binary":
-      return np.packbits(vectors_RxD > 0, axis=1)
     vectors_RxD = np.asarray(vectors_RxD, np.float32)
-    return vectors_RxD if self.scales is None else _rounded(vectors_RxD / self.scales)
+    if self.fitted is None:
+      return vectors_RxD
+    if self.precision == "binary":
+      return np.packbits(rotated(vectors_RxD, self.fitted[:-1]) > self.fitted[-1], axis=1)
+    return _rounded(vectors_RxD / self.fitted)
 
   def decode(self, codes_RxW: np.ndarray) -> np.ndarray:
-    """The vectors float32 `[R, D]` that codes stand for; of bits +1 and -1."""
+    """The vectors float32 `[R, D]` that codes stand for; of bits +1 and -1, rotated back."""
+    if self.fitted is None:
+      return codes_RxW
     if self.precision == "binary":
-      return np.unpackbits(codes_RxW, axis=1).astype(np.float32) * 2 - 1
-    return codes_RxW if self.scales is None else codes_RxW.astype(np.float32) * self.scales
+      signs_RxD = np.unpackbits(codes_RxW, axis=1).astype(np.float64) * 2 - 1
+      return rotated(signs_RxD, self.fitted[:-1].T).astype(np.float32)
+    return codes_RxW.astype(np.float32) * self.fitted
 
   def on_devices(self, codes_RxW: np.ndarray) -> np.ndarray:
     """The codes as devices take them: those of bits as uint32 words, filled up with zeros."""
@@ -86,12 +97,15 @@ class Quantizer:
     """What candidates are found with, `[Q, W]`, and what they are ranked with, float32 `[Q, D or 32 W]`.
 
     Of int8 the scales are multiplied into the queries first, so that a product needs none, and each query has a scale
-    of its own, which does not change its ranking.
+    of its own, which does not change its ranking. For bits queries are rotated; theirs are of the signs, as the mean of
+    the documents adds to all products of a query alike.
     """
+    assert self.fitted is not None
     if self.precision == "binary":
-      words = self.on_devices(self.encode(queries_QxD))
-      return words, np.pad(queries_QxD, ((0, 0), (0, words.shape[1] * _WORD - self.dim)))
-    scaled = queries_QxD * self.scales
+      turned = rotated(queries_QxD, self.fitted[:-1]).astype(np.float32)
+      words = self.on_devices(np.packbits(turned > 0, axis=1))
+      return words, np.pad(turned, ((0, 0), (0, words.shape[1] * _WORD - self.dim)))
+    scaled = queries_QxD * self.fitted
     most = np.abs(scaled).max(axis=1, keepdims=True)
     return _rounded(scaled * np.divide(_MOST, most, out=np.zeros_like(most), where=most > 0)), scaled
 
@@ -107,6 +121,12 @@ def check(precision: str, dimensions: int | None, dim: int) -> int:
     raise InputError(f"--precision binary: vectors of {kept} numbers fill no whole bytes; give --dimensions, a "
                      "multiple of 8")
   return kept
+
+
+def fit(precision: str, sample_RxD: np.ndarray) -> Quantizer:
+  """How vectors `[R, D]` are kept by which a sample of them, not empty, is kept best."""
+  fitted = {"float32": lambda sample: None, "int8": scales_of, "binary": fit_rotation}[precision](sample_RxD)
+  return Quantizer(precision, sample_RxD.shape[1], fitted)
 
 
 def scales_of(sample_RxD: np.ndarray) -> np.ndarray:

@@ -41,9 +41,8 @@ def smaller_store(whole: Store, output: Any, precision: str = "float32", dimensi
   writer = StoreWriter(output, Documents(whole.ids, *texts), dim, whole.settings, precision)
   normalize = all(are_normalized(np.linalg.norm(whole[start:start + CHUNK_ROWS], axis=1))
                   for start in range(0, count, CHUNK_ROWS))
-  if writer.scales_missing:
-    sample = np.concatenate([whole[row:row + 1] for row in writer.sample_rows()])
-    writer.calibrate(shortened(sample, dim, normalize))
+  if writer.not_fitted:
+    writer.fit(shortened(whole.take(writer.sample_rows()), dim, normalize))
 
   def made(rows):
     vectors = whole[rows]

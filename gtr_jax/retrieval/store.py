@@ -6,10 +6,12 @@
     offsets.npy             int64 [documents + 1], where each line of documents.jsonl begins
     checksums.npy           uint32 [documents], of these lines (CRC-32)
     scales.npy              float32 [D], of int8 (quantization.py); written before the first embedding
+    rotation.npy            float32 [D + 1, D], of bits: the rotation, and the threshold of each (rotation.py); likewise
     embeddings-00000.npy    float32 [CHUNK_ROWS, D], or int8, or uint8 [CHUNK_ROWS, D / 8]; and so on, in the same order
     norms-00000.npy         float32 [CHUNK_ROWS], their lengths, or those that they had before they were normalised
-    checksums-00000.npy     uint32 [2], of these two; of int8 also of the scales, which were read before the embeddings
-    COMPLETE                written last: CRC-32 of manifest.json, ids.txt, offsets.npy, checksums.npy and scales.npy
+    checksums-00000.npy     uint32 [2], of these two; also of the scales or the rotation, read before the embeddings
+    COMPLETE                written last: CRC-32 of manifest.json, ids.txt, offsets.npy, checksums.npy, scales.npy and
+                            rotation.npy
 
 Rows descend by id because a search gives ties to the lower row, and trec_eval to the higher id. Each file appears under
 its name only when whole.
@@ -36,19 +38,19 @@ from gtr_jax.io.bars import Bar
 from gtr_jax.io.line_table import LineTable
 from gtr_jax.io.paths import location
 from gtr_jax.parallel import processes
-from gtr_jax.retrieval.quantization import Quantizer, scales_of
+from gtr_jax.retrieval.quantization import SAMPLE_ROWS, Quantizer, fit
 from gtr_jax.retrieval.store_files import (
   CHECKSUMS,
   COMPLETE,
   DOCUMENTS,
   EMBEDDINGS,
+  FITTED,
   FORMAT,
   IDS,
   MANIFEST,
   NORMS,
   OF_BOTH,
   OFFSETS,
-  SCALES,
   check_form,
   check_sum,
   checksum_of,
@@ -57,14 +59,13 @@ from gtr_jax.retrieval.store_files import (
   read_array,
   read_ids,
   read_manifest,
-  read_scales,
+  read_quantizer,
   read_sums,
 )
 
 CHUNK_ROWS = 8192
 _OPEN_CHUNKS = 4  # What a process has mapped counts as its memory, so not all of them.
 _HASHED_ROWS = 8192  # Documents whose lines have a hash of their own, of which the hash of all is made.
-_SAMPLE_ROWS = 2048  # Spread over all documents; their embeddings decide the scales.
 
 
 class Store:
@@ -92,9 +93,8 @@ class Store:
     check_sum(self.path / MANIFEST, (self.path / MANIFEST).read_bytes(), sums, "remove the folder, and encode again")
     self.settings, self.documents_hash = manifest["settings"], manifest["documents_hash"]
     self.shape = (manifest["documents"], manifest["dim"])
-    self._chunk_rows, precision = manifest["chunk_rows"], manifest.get("precision", "float32")
-    self.quantizer = Quantizer(precision, self.shape[1], read_scales(self.path, self.shape[1], sums)
-                               if precision == "int8" else None)
+    self._chunk_rows = manifest["chunk_rows"]
+    self.quantizer = read_quantizer(self.path, manifest.get("precision", "float32"), self.shape[1], sums)
     self.ids = read_ids(self.path / IDS, self.shape[0], sums)
     offsets = read_array(self.path / OFFSETS, (self.shape[0] + 1,), np.int64, sums)
     if not (self.path / DOCUMENTS).exists():
@@ -201,7 +201,7 @@ class StoreWriter:
   Attributes:
     documents: in the order of the rows.
     order: int64, which of the documents that were given each row is.
-    scales_missing: whether `calibrate` has to be called before the first chunk is written.
+    not_fitted: whether `fit` has to be called before the first chunk is written.
   """
 
   def __init__(self, path: epath.PathLike, documents: Documents, dim: int, settings: Mapping[str, Any],
@@ -230,31 +230,34 @@ class StoreWriter:
       # Of what there ought to be, whatever the files that were there already hold.
       self._sums = {name: zlib.crc32(data) for name, data in {MANIFEST: manifest, **small}.items()}
     processes.check_shared(self.path)
-    self._quantizer = Quantizer(precision, dim)
-    self.scales_missing = precision == "int8" and not processes.from_first((self.path / SCALES).exists)
-    if precision == "int8" and not self.scales_missing:
-      self._quantizer = Quantizer(precision, dim, read_scales(self.path, dim))
+    self._precision, self._dim = precision, dim
+    self.not_fitted = precision in FITTED and not processes.from_first(self._is_fitted)
+    self._quantizer = Quantizer(precision, dim) if self.not_fitted else read_quantizer(self.path, precision, dim)
 
-  def sample_rows(self) -> list[int]:
-    """The rows whose embeddings `calibrate` takes."""
-    return spread_rows(len(self.order), _SAMPLE_ROWS).tolist()
+  def _is_fitted(self) -> bool:
+    """Whether scales or a rotation are there. Raises InputError where chunks are, and nobody can tell by which."""
+    path = self.path / FITTED[self._precision]
+    if not path.exists() and any(self.path.glob("embeddings-*.npy")):
+      raise InputError(f"{path}: missing, and the embeddings here mean nothing without it (an earlier version has "
+                       "written binary ones without); remove the folder, and encode again")
+    return path.exists()
 
-  def calibrate(self, sample: np.ndarray) -> None:
-    """Fixes the scales of int8, by the embeddings `[rows, D]` of `sample_rows`; all processes have the same.
+  def sample_rows(self) -> np.ndarray:
+    """The rows whose embeddings `fit` takes, int64, ascending."""
+    return spread_rows(len(self.order), SAMPLE_ROWS[self._precision])
 
-    Raises:
-      InputError: there are chunks already, and nobody can tell by which scales.
+  def fit(self, sample: np.ndarray) -> None:
+    """Fixes the scales of int8 or the rotation of bits, by the embeddings `[rows, D]` of `sample_rows`.
+
+    All processes call it, and the first one fits: what it has written decides, whoever goes on.
     """
-    scales = scales_of(sample)
 
     def write():
-      if any(self.path.glob("embeddings-*.npy")):
-        raise InputError(f"{self.path / SCALES}: missing, and the embeddings here mean nothing without it; remove the "
-                         "folder, and encode again")
-      write_parts(self.path / SCALES, [npy(scales)])
+      if (fitted := fit(self._precision, sample).fitted) is not None:
+        write_parts(self.path / FITTED[self._precision], [npy(fitted)])
 
     processes.from_first(write)
-    self._quantizer, self.scales_missing = Quantizer("int8", len(scales), read_scales(self.path, len(scales))), False
+    self._quantizer, self.not_fitted = read_quantizer(self.path, self._precision, self._dim), False
 
   def _lines(self, rows: range) -> Iterator[bytes]:
     """Lines of documents.jsonl."""
@@ -358,8 +361,9 @@ class StoreWriter:
     processes.wait_for_all()
     complete = self.path / COMPLETE
     if processes.is_first():
-      of_scales = {} if (scales := self._quantizer.scales) is None else {SCALES: zlib.crc32(npy(scales))}
-      sums = (json.dumps({**self._sums, **of_scales}) + "\n").encode()
+      fitted = self._quantizer.fitted
+      of_fitted = {} if fitted is None else {FITTED[self._precision]: zlib.crc32(npy(fitted))}
+      sums = (json.dumps({**self._sums, **of_fitted}) + "\n").encode()
       if not (complete.exists() and complete.read_bytes() == sums):
         write_parts(complete, [sums])
     processes.wait_for_all()

@@ -18,7 +18,8 @@ from gtr_jax.values.ranges import NonNegative, Positive
 FORMAT = 4
 MANIFEST, COMPLETE = "manifest.json", "COMPLETE"
 IDS, DOCUMENTS, OFFSETS, CHECKSUMS = "ids.txt", "documents.jsonl", "offsets.npy", "checksums.npy"
-SCALES = "scales.npy"
+FITTED = {"int8": "scales.npy", "binary": "rotation.npy"}  # by precision
+_ORTHOGONAL = 1e-3  # How far products of columns may be from 0 and 1.
 EMBEDDINGS, NORMS, OF_BOTH = "embeddings-{:05}.npy", "norms-{:05}.npy", "checksums-{:05}.npy"  # of each chunk
 
 
@@ -88,18 +89,27 @@ def read_ids(path: epath.Path, count: int, sums: Mapping[str, int]) -> list[str]
   return ids
 
 
-def read_scales(folder: epath.Path, dim: int, sums: Mapping[str, int] | None = None) -> np.ndarray:
-  """float32 `[D]`, of int8; with `sums`, the file's checksum is looked at."""
-  path, advice = folder / SCALES, "remove the folder, and encode again"
-  scales = np.array(read_array(path, (dim,), np.float32, sums, advice))  # And not mapped.
-  if not (np.isfinite(scales) & (scales > 0)).all():
+def read_quantizer(folder: epath.Path, precision: str, dim: int, sums: Mapping[str, int] | None = None) -> Quantizer:
+  """How vectors are kept, with what was fitted; with `sums`, the checksum of its file is looked at."""
+  if precision not in FITTED:
+    return Quantizer(precision, dim)
+  path, advice = folder / FITTED[precision], "remove the folder, and encode again"
+  if precision == "binary" and sums is not None and path.name not in sums:
+    raise InputError(f"{folder}: binary vectors of an earlier version, which has not rotated them (there is no "
+                     f"{path.name}); {advice}")
+  shape = (dim,) if precision == "int8" else (dim + 1, dim)
+  fitted = np.array(read_array(path, shape, np.float32, sums, advice))  # And not mapped.
+  if precision == "int8" and not (np.isfinite(fitted) & (fitted > 0)).all():
     raise damaged(path, "a scale is not above 0", advice)
-  return scales
+  if precision == "binary" and not (np.isfinite(fitted).all() and
+                                    np.abs(fitted[:-1].T @ fitted[:-1] - np.eye(dim)).max() < _ORTHOGONAL):
+    raise damaged(path, "not a rotation", advice)
+  return Quantizer(precision, dim, fitted)
 
 
 def checksum_of(quantizer: Quantizer, codes: np.ndarray) -> int:
-  """The checksum of embeddings, by way of their scales."""
-  return zlib.crc32(codes.data, 0 if quantizer.scales is None else zlib.crc32(quantizer.scales.data))
+  """The checksum of embeddings, by way of what was fitted."""
+  return zlib.crc32(codes.data, 0 if quantizer.fitted is None else zlib.crc32(quantizer.fitted.data))
 
 
 def check_form(path: epath.Path, shape: tuple[int, ...], dtype: Any) -> None:

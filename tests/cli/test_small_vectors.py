@@ -118,7 +118,7 @@ def test_vectors_of_another_program(tmp_path, capsys, dtype, unit):
   cut = vectors[order].astype(np.float64)[:, :8]
   cut = cut / np.linalg.norm(cut, axis=1, keepdims=True) if unit else cut
   there = Store(tmp_path / "cut")
-  np.testing.assert_allclose(there[0:50], cut, atol=there.quantizer.scales.max() * 0.51)
+  np.testing.assert_allclose(there[0:50], cut, atol=there.quantizer.fitted.max() * 0.51)
   np.testing.assert_allclose(there.norms(slice(0, 50)), np.linalg.norm(cut, axis=1), rtol=1e-5)
   # As the queries, the documents themselves.
   for name in ("whole", "cut"):

@@ -15,7 +15,7 @@ from gtr_jax.inference import embed, row_queue
 from gtr_jax.inference.load import load_model
 from gtr_jax.models import attention_kernel
 from gtr_jax.parallel.partitioning import make_mesh
-from gtr_jax.retrieval import store
+from gtr_jax.retrieval import encode, quantization, store
 from gtr_jax.retrieval.encode import embed_queries, encode_corpus
 from gtr_jax.text.packing import Texts
 
@@ -213,12 +213,26 @@ def test_an_int8_store_goes_on_with_its_scales(run, small_batches, tmp_path, mon
   for _ in range(2):
     with contextlib.suppress(KeyboardInterrupt):
       made = encode_corpus(model, documents, tmp_path / "store", progress=False, precision="int8")
-    monkeypatch.setattr(store.StoreWriter, "calibrate", None)  # Once is enough.
+    monkeypatch.setattr(store.StoreWriter, "fit", None)  # Once is enough.
   assert calls == [range(10), range(10, 20), range(10, 20), range(20, 25)]
-  np.testing.assert_allclose(made.quantizer.scales, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
-  np.testing.assert_allclose(made[0:25], whole, atol=made.quantizer.scales.max())
+  np.testing.assert_allclose(made.quantizer.fitted, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
+  np.testing.assert_allclose(made[0:25], whole, atol=made.quantizer.fitted.max())
   with pytest.raises(InputError, match="holds int8 vectors, not float32"):
     encode_corpus(model, documents, tmp_path / "store", progress=False)
+
+
+@pytest.mark.parametrize("sample", [8192, 7])
+def test_the_sample_of_a_binary_store_is_embedded_once(run, small_batches, tmp_path, monkeypatch, sample):
+  model, documents = loaded(run, 2), corpus(25)
+  whole = encode_corpus(model, documents, tmp_path / "whole", progress=False)
+  real, texts = encode.tokenize, []
+  monkeypatch.setattr(encode, "tokenize", lambda model, of, *rest: texts.extend(of) or real(model, of, *rest))
+  monkeypatch.setitem(quantization.SAMPLE_ROWS, "binary", sample)
+  made = encode_corpus(model, documents, tmp_path / "store", progress=False, precision="binary")
+  assert len(texts) == max(25 - sample, 0)
+  apart = np.unpackbits(made.codes(slice(0, 25)) ^ made.quantizer.encode(whole[0:25]), axis=1)
+  assert apart.mean() < 0.01  # Numbers next to a threshold, of texts among others.
+  np.testing.assert_allclose(made.norms(slice(0, 25)), whole.norms(slice(0, 25)), rtol=1e-5)
 
 
 def test_goes_on_at_the_first_missing_chunk(run, small_batches, tmp_path, monkeypatch):

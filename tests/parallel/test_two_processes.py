@@ -168,8 +168,8 @@ def same_int8_as_alone(folder, name):
   """The store is as good as one process's float32 is, and one process finds the same in it, its 20 candidates too."""
   ours = Store(folder / f"store_{name}_int8")
   whole = Store(next((folder / "results_alone" / "embeddings").iterdir()))[:]
-  np.testing.assert_allclose(ours.quantizer.scales, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
-  np.testing.assert_allclose(ours[:], whole, atol=ours.quantizer.scales.max())
+  np.testing.assert_allclose(ours.quantizer.fitted, np.abs(whole).max(axis=0) / 127, rtol=1e-5)
+  np.testing.assert_allclose(ours[:], whole, atol=ours.quantizer.fitted.max())
   again = folder / f"again_{name}_int8.trec"
   assert main(["search", "--model", f"{folder}/model", "--embeddings", str(ours.path), "--queries",
                f"{folder}/collection/queries.jsonl", "--output", str(again), "--top_k", "5"]) == 0

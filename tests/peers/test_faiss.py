@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gtr_jax.retrieval import search
-from gtr_jax.retrieval.quantization import Quantizer, scales_of
+from gtr_jax.retrieval.quantization import Quantizer, fit
 from gtr_jax.retrieval.search import Searcher
 
 pytestmark = pytest.mark.peers
@@ -48,8 +48,8 @@ def unit(rng, rows, dim=64):
 
 
 class Codes:
-  def __init__(self, vectors, precision):
-    self.quantizer = Quantizer(precision, vectors.shape[1], scales_of(vectors) if precision == "int8" else None)
+  def __init__(self, vectors, precision, quantizer=None):
+    self.quantizer = quantizer or fit(precision, vectors)
     self.all, self.shape = self.quantizer.encode(vectors), vectors.shape
 
   def codes(self, rows):
@@ -96,7 +96,9 @@ def test_binary_equals_the_binary_index_and_its_rescoring(devices, monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 8192 // devices)
   rng = np.random.default_rng(2)
   corpus, queries = unit(rng, 20_000), unit(rng, 100)
-  codes = Codes(corpus, "binary")
+  # As these two have them: signs of vectors as they are.
+  as_they_are = np.eye(65, 64, dtype=np.float32)
+  codes = Codes(corpus, "binary", Quantizer("binary", 64, as_they_are))
   index = faiss.IndexBinaryFlat(64)
   index.add(codes.all)
   query_bits = np.packbits(queries > 0, axis=1)

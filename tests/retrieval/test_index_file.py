@@ -66,8 +66,8 @@ def write_store(folder, vectors, settings=None, precision="float32"):
   ids = [f"d{i:04}" for i in range(len(vectors))]
   writer = StoreWriter(folder, Documents(ids, [""] * len(ids), ids), vectors.shape[1],
                        settings or {"weights_hash": "of a test"}, precision)
-  if writer.scales_missing:
-    writer.calibrate(vectors[writer.order][writer.sample_rows()])
+  if writer.not_fitted:
+    writer.fit(vectors[writer.order][writer.sample_rows()])
   ordered = vectors[writer.order]
   return writer.write_all(lambda rows: (ordered[rows], np.linalg.norm(ordered[rows], axis=1)), progress=False)
 

@@ -6,16 +6,15 @@ import pytest
 
 from gtr_jax.errors import InputError
 from gtr_jax.retrieval import search
-from gtr_jax.retrieval.quantization import Quantizer, check, scales_of, shortened
+from gtr_jax.retrieval.quantization import Quantizer, check, fit, scales_of, shortened
 from gtr_jax.retrieval.search import Searcher
 
 
 class Codes:
   """As a store has them, in memory."""
 
-  def __init__(self, vectors, precision):
-    scales = scales_of(vectors) if precision == "int8" else None
-    self.quantizer, self.shape = Quantizer(precision, vectors.shape[1], scales), vectors.shape
+  def __init__(self, vectors, precision, quantizer=None):
+    self.quantizer, self.shape = quantizer or fit(precision, vectors), vectors.shape
     self.all = self.quantizer.encode(vectors)
 
   def codes(self, rows):
@@ -34,6 +33,13 @@ def where(request, monkeypatch):
   monkeypatch.setattr(search, "_on_host", lambda mesh: request.param == "host")
 
 
+def swapped(dim):
+  """A rotation by which products are as exact as without: numbers in another order, every other one negative."""
+  turn = np.eye(dim, dtype=np.float32)[np.random.default_rng(dim).permutation(dim)]
+  turn[:, ::2] *= -1
+  return Quantizer("binary", dim, np.concatenate([turn, np.linspace(-0.1, 0.1, dim, dtype=np.float32)[None]]))
+
+
 def best(scores, k, rows=None):
   """(scores, rows) of the best, ties by row."""
   order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -45,12 +51,13 @@ def by_formula(codes, queries, k, rescore):
   """Both stages, in whole numbers and float64."""
   quantizer = codes.quantizer
   if quantizer.precision == "int8":
-    scaled = queries.astype(np.float64) * quantizer.scales
+    scaled = queries.astype(np.float64) * quantizer.fitted
     most = np.abs(scaled).max(1, keepdims=True)
     products = np.rint(scaled / np.where(most > 0, most, 1) * 127) @ codes.all.T.astype(np.float64)
-    vectors = codes.all.astype(np.float64) * quantizer.scales
+    vectors = codes.all.astype(np.float64) * quantizer.fitted
   else:
     vectors = np.where(np.unpackbits(codes.all, axis=1), 1.0, -1.0)
+    queries = queries @ quantizer.fitted[:-1].astype(np.float64)
     products = -(np.where(queries > 0, 1, -1)[:, None] != vectors).sum(-1)
   _, candidates = best(products, k * rescore)
   candidates = np.sort(candidates, axis=1)
@@ -73,7 +80,7 @@ def of_the_kind(precision, rng, rows, dim):
 def test_equals_the_formula_on_any_mesh(precision, mesh, rows, dim, k, rescore, monkeypatch):
   monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 64)  # Several blocks, the last not full.
   rng = np.random.default_rng(rows)
-  codes = Codes(of_the_kind(precision, rng, rows, dim), precision)
+  codes = Codes(of_the_kind(precision, rng, rows, dim), precision, swapped(dim) if precision == "binary" else None)
   queries = rng.integers(-127, 128, (11, dim)).astype(np.float32) / 128
   queries[:, 0] = 127 / 128  # A query's scale is exact too.
   scores, found = Searcher(codes, mesh_of(*mesh), rescore=rescore).search(queries, k)
@@ -108,7 +115,7 @@ def test_int8_is_near_float32():
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   queries /= np.linalg.norm(queries, axis=1, keepdims=True)
   codes = Codes(vectors, "int8")
-  assert np.abs(codes.quantizer.decode(codes.all) - vectors).max() <= codes.quantizer.scales.max() / 2 * 1.001
+  assert np.abs(codes.quantizer.decode(codes.all) - vectors).max() <= codes.quantizer.fitted.max() / 2 * 1.001
   exact, exact_rows = Searcher(vectors, mesh_of(2)).search(queries, 10)
   scores, rows = Searcher(codes, mesh_of(2)).search(queries, 10)
   np.testing.assert_allclose(scores, exact, atol=0.01)
@@ -124,7 +131,7 @@ def test_codes():
                                 np.int8([[127, -64, 0, 0], [-64, 127, 32, 0]]))  # 63.5 is rounded to even.
   np.testing.assert_array_equal(scales_of(np.zeros((3, 2))), np.float32([1, 1]) / np.float32(127))
   assert (scales_of(np.float32([[1e-44, 2]])) > 0.01).all()
-  binary = Quantizer("binary", 16)
+  binary = Quantizer("binary", 16, np.eye(17, 16, dtype=np.float32))
   codes = binary.encode(np.float32([[1, -1, 0, 0, 0, 0, 0, 1] + [-1] * 7 + [2]]))
   assert (codes.tolist(), binary.num_bytes, int8.num_bytes) == ([[129, 1]], 2, 4)
   assert binary.decode(codes).tolist() == [[1, *[-1] * 6, 1, *[-1] * 7, 1]]

@@ -185,8 +185,8 @@ VECTORS = np.float32([[0.5, -1, 2, -4, 0, 1, 1, -1], [1, 1, 1, 1, 0, -1, -2, 3],
 
 def small(path, precision, vectors=VECTORS, chunks=None):
   writer = StoreWriter(path, DOCUMENTS, 8, SETTINGS, precision)
-  if writer.scales_missing:
-    writer.calibrate(vectors[writer.sample_rows()])
+  if writer.not_fitted:
+    writer.fit(vectors[writer.sample_rows()])
   for chunk in writer.missing_chunks()[:chunks]:
     writer.write_chunk(chunk, vectors[chunk.start:chunk.stop], np.linalg.norm(vectors[chunk.start:chunk.stop], axis=1))
   return writer
@@ -205,9 +205,11 @@ def test_small_vectors(chunks_of_3, tmp_path, precision):
     codes = np.rint(VECTORS / largest.astype(np.float64) * 127)
     values = codes * largest / 127
   else:
-    codes, values = np.packbits(VECTORS > 0, axis=1), np.where(VECTORS > 0, 1, -1)
+    turn, thresholds = np.split(np.load(tmp_path / "store" / "rotation.npy").astype(np.float64), [8])
+    above = VECTORS @ turn > thresholds
+    codes, values = np.packbits(above, axis=1), np.where(above, 1, -1) @ turn.T
   np.testing.assert_array_equal(there.codes(slice(0, 4)), codes)
-  np.testing.assert_allclose(there[0:4], values, rtol=1e-6)
+  np.testing.assert_allclose(there[0:4], values, rtol=1e-6, atol=1e-6)
   np.testing.assert_array_equal(there.norms(slice(1, 4)), np.linalg.norm(VECTORS[1:], axis=1).astype(np.float32))
   size = sum(path.stat().st_size - 128 for path in (tmp_path / "store").glob("embeddings-*.npy"))
   assert size == there.quantizer.num_bytes * 4 == {"int8": 32, "binary": 4}[precision]
@@ -222,7 +224,7 @@ def test_an_interrupted_store_keeps_its_scales(chunks_of_3, tmp_path):
   small(tmp_path / "store", "int8", chunks=1)
   scales = (tmp_path / "store" / "scales.npy").read_bytes()
   writer = StoreWriter(tmp_path / "store", DOCUMENTS, 8, SETTINGS, "int8")
-  assert not writer.scales_missing and writer.missing_chunks() == [range(3, 4)]
+  assert not writer.not_fitted and writer.missing_chunks() == [range(3, 4)]
   there = small(tmp_path / "store", "int8", vectors=VECTORS * 3).finish()
   assert (tmp_path / "store" / "scales.npy").read_bytes() == scales
   np.testing.assert_allclose(there[0:3], VECTORS[:3], atol=4 / 127)
@@ -249,6 +251,51 @@ def test_scales_that_are_others_are_seen(chunks_of_3, tmp_path):
     small(folder, "int8")
 
 
+def test_an_interrupted_store_keeps_its_rotation(chunks_of_3, tmp_path):
+  """Whatever another machine would fit."""
+  folder = tmp_path / "store"
+  small(folder, "binary", chunks=1)
+  turned = np.load(folder / "rotation.npy")[:, ::-1]
+  (folder / "embeddings-00000.npy").unlink()  # And now as if that had made it.
+  np.save(folder / "rotation.npy", np.ascontiguousarray(turned))
+  written = (folder / "rotation.npy").read_bytes()
+  there = small(folder, "binary", vectors=VECTORS).finish()
+  assert (folder / "rotation.npy").read_bytes() == written
+  np.testing.assert_array_equal(there.codes(slice(0, 4)), np.packbits(VECTORS @ turned[:-1] > turned[-1], axis=1))
+
+
+def test_a_rotation_that_is_another_is_seen(chunks_of_3, tmp_path):
+  folder = tmp_path / "store"
+  small(folder, "binary").finish()
+  fitted = np.load(folder / "rotation.npy")
+  np.save(folder / "rotation.npy", np.ascontiguousarray(fitted[:, ::-1]))
+  with pytest.raises(InputError, match="rotation.npy: damaged or cut off .its checksum is another.; remove the folder"):
+    Store(folder)
+  (folder / "COMPLETE").unlink()
+  there = small(folder, "binary").finish()  # Says that it belongs there; the chunks know better.
+  with pytest.raises(InputError, match="embeddings-00000.npy: damaged or cut off .its checksum is another"):
+    there.codes(slice(0, 1))
+  for spoilt, message in ((fitted * 2, "not a rotation"), (fitted * np.nan, "not a rotation"),
+                          (fitted[:8], r"float32 \[8, 8\] instead of .* \[9, 8\]")):
+    np.save(folder / "rotation.npy", spoilt)
+    with pytest.raises(InputError, match=f"rotation.npy: damaged or cut off .{message}.; remove the folder"):
+      small(folder, "binary")
+
+
+def test_bits_of_an_earlier_version(chunks_of_3, tmp_path):
+  """Were not rotated, and no sum says that a rotation has been there."""
+  folder = tmp_path / "store"
+  small(folder, "binary").finish()
+  sums = json.loads((folder / "COMPLETE").read_text())
+  del sums["rotation.npy"]
+  (folder / "COMPLETE").write_text(json.dumps(sums))
+  (folder / "rotation.npy").unlink()
+  with pytest.raises(InputError, match="binary vectors of an earlier version, .* remove the folder, and encode again"):
+    Store(folder)
+  with pytest.raises(InputError, match="rotation.npy: missing, .* remove the folder, and encode again"):
+    small(folder, "binary")
+
+
 def test_a_store_is_of_one_precision_and_size(chunks_of_3, folder, tmp_path):
   with pytest.raises(InputError, match="holds float32 vectors, not int8; choose another folder"):
     StoreWriter(folder, DOCUMENTS, 2, SETTINGS, "int8")
@@ -266,5 +313,5 @@ def test_a_store_is_of_one_precision_and_size(chunks_of_3, folder, tmp_path):
 def test_the_sample_is_spread_over_all_rows(tmp_path):
   ids = [f"{row:05}" for row in range(5000)]
   writer = StoreWriter(tmp_path / "store", Documents(ids, [""] * 5000, ["x"] * 5000), 8, SETTINGS, "int8")
-  rows = np.asarray(writer.sample_rows())
+  rows = writer.sample_rows()
   assert len(rows) == 2048 and (rows[0], rows[-1]) == (0, 4999) and set(np.diff(rows)) == {2, 3}
