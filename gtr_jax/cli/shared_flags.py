@@ -75,8 +75,8 @@ def add_precision(p: argparse.ArgumentParser, several: bool = False) -> None:
   """`--precision`, one of them or a list, and `--dimensions`."""
   p.add_argument("--precision", choices=["float32", "int8", "binary"], default=[] if several else "float32",
                  action="append" if several else "store",
-                 help="how vectors are kept: int8 in a quarter of the bytes, binary, their signs, in a 32nd (default: "
-                 "float32)" + "; repeatable, to have them beside each other" * several)
+                 help="how vectors are kept: int8 in a quarter of the bytes, binary, the signs of rotated ones, in a "
+                 "32nd (default: float32)" + "; repeatable, to have them beside each other" * several)
   p.add_argument("--dimensions", type=flags.positive, metavar="N",
                  help="keep the first N numbers of each vector, normalised again, of a model that was trained for it "
                  "(Matryoshka)")
