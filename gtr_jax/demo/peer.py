@@ -15,7 +15,7 @@ from etils import epath
 
 from gtr_jax.checkpoints.steps import list_steps, read_progress
 from gtr_jax.errors import InputError
-from gtr_jax.evaluation import results_file
+from gtr_jax.evaluation import averages, results_file
 from gtr_jax.evaluation.tables import aligned
 from gtr_jax.io import atomic, jsonl
 from gtr_jax.io.config_gin import bindings_of
@@ -117,7 +117,7 @@ def compare(folder: Path, command: Callable[..., None], collections: Sequence[Pa
   results = folder / "peer" / "results"
   command("evaluate", *(f"--model={point.name}={point.path}" for point in points),
           *(f"--collection={path}" for path in collections), "--output", results, "--quiet")
-  quality = averages(results_file.read(results))
+  quality = averages.of_systems(results_file.read(results)["systems"], "nDCG@10")
   atomic.write_json(folder / "peer" / "by_time.json", [
       {**point._asdict(), "nDCG@10": quality[point.name]} for point in points])
   return in_words(points, quality)
@@ -157,12 +157,6 @@ def columns_of(pairs: Path) -> dict[str, list[str]]:
                "positive": [record["positive"] for record in with_one],
                "negative": [record["negatives"][0] for record in with_one]}
   return columns
-
-
-def averages(results: Mapping[str, Any]) -> dict[str, float]:
-  """System -> nDCG@10, the mean of all collections."""
-  return {system: sum(of["nDCG@10"] for of in values["results"].values()) / len(values["results"])
-          for system, values in results["systems"].items()}
 
 
 def in_words(points: Sequence[Point], quality: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gtr_jax.errors import InputError
+from gtr_jax.evaluation import averages
 from gtr_jax.evaluation.fused import BM25
 from gtr_jax.io.paths import location
 
@@ -140,8 +141,7 @@ def _begin(folder: Path) -> None:
 
 def what_it_shows(results: dict) -> str:
   """The averages of nDCG@10 in words, whatever they are."""
-  average = {system: sum(of["nDCG@10"] for of in values["results"].values()) / len(values["results"])
-             for system, values in results["systems"].items()}
+  average = averages.of_systems(results["systems"], "nDCG@10")
   shown = ", ".join(f"{system} {value:.3f}" for system, value in sorted(average.items(), key=lambda item: -item[1]))
   text = f"What this shows. Average nDCG@10, best first: {shown}.\n"
   if average["GTR"] > average["GTR-FT"] > average["untrained"]:

@@ -68,6 +68,12 @@ def row(results: Mapping[str, Mapping[str, Any]], names: Sequence[str], measure:
   return found | averages(results, measure, collections)
 
 
+def of_systems(systems: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, float]:
+  """system -> plain mean of all its collections, of the `systems` of results."""
+  return {name: sum(of[measure] for of in values["results"].values()) / len(values["results"])
+          for name, values in systems.items()}
+
+
 def averages(results: Mapping[str, Mapping[str, Any]], measure: str,
              collections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """The averages of `AVERAGES` whose sets are all there; recall as the papers take it, capped for TREC-COVID.

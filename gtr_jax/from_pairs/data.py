@@ -130,11 +130,7 @@ def sample(name: str, split: str, most: int = _SAMPLE) -> Iterator[dict[str, lis
 
 
 def _pairs(name: str, split: str) -> Iterator[dict[str, list[str]]]:
-  folder = data_root.resolve(name)
-  for file in manifests.read(name)["splits"].get(split, ()):
-    with (folder / file).open("rb") as f:
-      for record in records.read_records(f, os.fspath(folder / file)):
-        yield records.texts_of(record)
+  return map(records.texts_of, manifests.records_of(name, split))
 
 
 def texts(name: str) -> Iterator[str]:

@@ -268,10 +268,8 @@ def prepared_pairs(folder: epath.PathLike) -> Iterator[Pair]:
     InputError: the folder is of another version, or something in it is missing or damaged.
   """
   place = absolute(folder)  # A relative one would be looked for in the data root.
-  for file in manifests.read(os.fspath(place))["splits"]["train"]:
-    with (place / file).open("rb") as f:
-      for record in records.read_records(f, os.fspath(place / file)):
-        yield from _with_queries_of_sets([_prepared(records.example_in(record))])
+  for record in manifests.records_of(os.fspath(place), "train"):
+    yield from _with_queries_of_sets([_prepared(records.example_in(record))])
 
 
 def _prepared(example):

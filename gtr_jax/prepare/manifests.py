@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypedDict
 
 from etils import epath
@@ -239,6 +239,14 @@ def _read(folder: epath.Path, mtime: float, hint: str) -> dict[str, Any]:
   check_json(path, manifest, _Manifest, f"remove {folder}, then {hint}")
   _check_sizes(folder, manifest["splits"], f"remove {folder}, then {hint}")
   return manifest
+
+
+def records_of(name: str, split: str) -> Iterator[bytes]:
+  """The records of a split, none where it is not there, in their order. Raises InputError as `read` does, and where a
+  file is damaged."""
+  folder = data_root.resolve(name)
+  for file in read(name)["splits"].get(split, ()):
+    yield from records.records_in(folder / file)
 
 
 def shards(name: str) -> list[transforms.Shard]:

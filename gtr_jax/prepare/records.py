@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import google_crc32c
+from etils import epath
 
 from gtr_jax.errors import InputError
 from gtr_jax.prepare.interface import Example
@@ -164,6 +165,12 @@ def read_records(file: IO[bytes], path: str, hint: str = "") -> Iterator[bytes]:
       hint = hint or f"remove the folder {os.path.dirname(path)}, and give the command again that made it"
       raise InputError(f"{path}: a record is damaged or cut off; {hint}") from None
     yield record
+
+
+def records_in(path: epath.Path) -> Iterator[bytes]:
+  """As `read_records`, of the file there."""
+  with path.open("rb") as file:
+    yield from read_records(file, os.fspath(path))
 
 
 def record_at(data: bytes, at: int) -> tuple[bytes, int]:

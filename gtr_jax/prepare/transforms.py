@@ -123,11 +123,10 @@ def size_of(part: Part | Shard) -> int:
 def read(plan: Plan, part: Part | Shard, tally: Tally) -> Generator[Pair | Value]:
   """All that is in a part."""
   if isinstance(part, Shard):
-    with epath.Path(part.path).open("rb") as f:
-      for record in records.read_records(f, part.path):
-        lines.progress.on_bytes(len(record) + 16)
-        texts = records.texts_of(record)
-        yield Pair(bytes.fromhex(texts["example_id"][0]), "", f"in_{part.name} {texts['passage_key'][0]}".encode())
+    for record in records.records_in(epath.Path(part.path)):
+      lines.progress.on_bytes(len(record) + 16)
+      texts = records.texts_of(record)
+      yield Pair(bytes.fromhex(texts["example_id"][0]), "", f"in_{part.name} {texts['passage_key'][0]}".encode())
     return
   lines.progress.lines, yielded, tally.place = 0, 0, place_of(part)
   for key, value in plan.source.read(part, tally):

@@ -126,6 +126,5 @@ def _of_task(name, module, split, nothing):
 
 def _records(files: Sequence[str]) -> Iterator[tuple[str, Example]]:
   for path in files:
-    with epath.Path(path).open("rb") as file:
-      for record in records.read_records(file, path):
-        yield records.id_in(record), records.example_in(record)
+    for record in records.records_in(epath.Path(path)):
+      yield records.id_in(record), records.example_in(record)

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from gtr_jax.errors import InputError
-from gtr_jax.io import data_root
 from gtr_jax.io.bars import Bar
 from gtr_jax.prepare import manifests, records
 from gtr_jax.prepare.interface import Example
@@ -93,13 +92,10 @@ def taught_texts(names: Sequence[str], split: str, vocabulary: Tokenizer, query_
 
 
 def _examples(name: str, split: str) -> Iterator[Example]:
-  folder, manifest = data_root.resolve(name), manifests.read(name)
-  with Bar(manifest["examples"].get(split, 0), f"reading {name}", " pairs") as bar:
-    for file in manifest["splits"].get(split, ()):
-      with (folder / file).open("rb") as opened:
-        for record in records.read_records(opened, str(folder / file)):
-          yield records.example_in(record)
-          bar.update(1)
+  with Bar(manifests.read(name)["examples"].get(split, 0), f"reading {name}", " pairs") as bar:
+    for record in manifests.records_of(name, split):
+      yield records.example_in(record)
+      bar.update(1)
 
 
 def fitted(vectors: np.ndarray, texts: TaughtTexts, seed: int) -> np.ndarray:

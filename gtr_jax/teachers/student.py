@@ -36,17 +36,22 @@ class Sizes:
 
   Attributes:
     layers: how many.
-    dim: width; None: the teacher's, or the next multiple of 64 above.
+    dim: width, a multiple of 64; None: the teacher's, or the next multiple above.
+
+  Raises:
+    InputError: another width.
   """
 
   layers: int = 2
   dim: int | None = None
 
+  def __post_init__(self):
+    if (self.dim or 0) % _HEAD_DIM:
+      raise InputError(f"--dim {self.dim}: give a multiple of {_HEAD_DIM}, the width of a head")
+
   def config(self, vocab_size: int, teacher_dim: int) -> T5Config:
-    """Raises InputError where they do not fit together."""
+    """The whole T5."""
     dim = self.dim or -(-teacher_dim // _HEAD_DIM) * _HEAD_DIM
-    if dim % _HEAD_DIM:
-      raise InputError(f"--dim {dim}: give a multiple of {_HEAD_DIM}, the width of a head")
     return T5Config(vocab_size=-(-vocab_size // _ROWS) * _ROWS, emb_dim=dim, num_heads=dim // _HEAD_DIM,
                     head_dim=_HEAD_DIM, mlp_dim=-(-dim * 8 // 3 // _HEAD_DIM) * _HEAD_DIM, num_layers=self.layers,
                     mlp_activations=("gelu", "linear"))
@@ -69,7 +74,7 @@ def write_student(static: np.ndarray, vocabulary: Tokenizer, output: epath.PathL
     The student, and how many parameters it has.
 
   Raises:
-    InputError: the output is there, or sizes that do not fit.
+    InputError: the output is there.
   """
   output = new_place(output, FORM)
   config = (sizes or Sizes()).config(vocabulary.size, static.shape[1])

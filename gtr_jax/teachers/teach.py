@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -126,8 +126,8 @@ def _write_shards(source: epath.Path, new: pathlib.Path, files: Sequence[str], p
     lesson, waiting = begin(), list[str]()
     for file in missing:
       waiting.append(file)
-      for _, example in _examples(source / file):
-        lesson.want(example)
+      for record in records.records_in(source / file):
+        lesson.want(records.example_in(record))
       if lesson.size() >= _TOGETHER or file == missing[-1]:
         lesson.find(bar)
         for one in waiting:
@@ -137,20 +137,13 @@ def _write_shards(source: epath.Path, new: pathlib.Path, files: Sequence[str], p
 
 def _write_shard(old: epath.Path, new: pathlib.Path, lesson: "_Lesson") -> None:
   with atomic.replacing(new) as file:
-    for example_id, example in _examples(old):
-      records.write_record(file, records.serialize(lesson.taught(example), example_id))
-
-
-def _examples(path: epath.Path) -> Iterator[tuple[str, Example]]:
-  """(id, example) of each record."""
-  with path.open("rb") as file:
-    for record in records.read_records(file, os.fspath(path)):
-      yield records.id_in(record), records.example_in(record)
+    for record in records.records_in(old):
+      taught = lesson.taught(records.example_in(record))
+      records.write_record(file, records.serialize(taught, records.id_in(record)))
 
 
 def _count(path: pathlib.Path) -> int:
-  with path.open("rb") as file:
-    return sum(1 for _ in records.read_records(file, os.fspath(path)))
+  return sum(1 for _ in records.records_in(epath.Path(path)))
 
 
 class _Lesson:
