@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 
 from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
@@ -75,8 +74,8 @@ def run(args: argparse.Namespace) -> None:
   from gtr_jax.parallel.partitioning import make_mesh
   shared_flags.set_data_dir(args)
   from gtr_jax.evaluation.given_runs import read_given_run
-  models, stores = _by_name("model", args.model), _stores(args)
-  runs = {name: read_given_run(path) for name, path in _by_name("run", args.runs).items()}
+  models, stores = shared_flags.by_name("model", args.model), _stores(args)
+  runs = {name: read_given_run(path) for name, path in shared_flags.by_name("run", args.runs).items()}
   tokenization = Tokenization(args.vocabulary, args.extra_ids)
   if len(models) > 1 or not tokenization.given():
     tokenization = for_several(tokenization, models.values())
@@ -93,16 +92,6 @@ def run(args: argparse.Namespace) -> None:
   print_once(json.dumps(without_queries(results), indent=2) if args.json else tables(results))
 
 
-def _by_name(flag, given):
-  found: dict[str, str] = {}
-  for name, path in given:
-    name = name or os.path.basename(os.path.normpath(path))
-    if name in found:
-      raise InputError(f"two of --{flag} are called {name}; name them: --{flag} A={found[name]} --{flag} B={path}")
-    found[name] = path
-  return found
-
-
 def _stores(args):
   given = [bool(args.embeddings), args.vectors is not None, args.ids is not None]
   if any(given) and not all(given):
@@ -114,4 +103,5 @@ def _stores(args):
   from gtr_jax.retrieval.given_vectors import read_given
   from gtr_jax.retrieval.store import Store
   queries = read_given(args.vectors, args.ids)
-  return {name: StoreOfVectors(Store(path), queries) for name, path in _by_name("embeddings", args.embeddings).items()}
+  paths = shared_flags.by_name("embeddings", args.embeddings)
+  return {name: StoreOfVectors(Store(path), queries) for name, path in paths.items()}

@@ -20,6 +20,7 @@ from gtr_jax.cli import (
   process_flags,
   report,
   search,
+  serve,
   shared_flags,
   student,
   sweep,
@@ -31,8 +32,8 @@ from gtr_jax.io import bars, failures, flags
 from gtr_jax.parallel import compilation_cache, processes
 
 COMMANDS = {"prepare": prepare, "data": data, "train": train, "encode": encode, "index": index, "search": search,
-            "evaluate": evaluate, "convert": convert, "merge": merge, "mine": mine, "teach": teach, "student": student,
-            "sweep": sweep, "report": report, "demo": demo}
+            "serve": serve, "evaluate": evaluate, "convert": convert, "merge": merge, "mine": mine, "teach": teach,
+            "student": student, "sweep": sweep, "report": report, "demo": demo}
 _EPILOG = """\
 A first run (no data needed):
   gtr-jax demo --output demo

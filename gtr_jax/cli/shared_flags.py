@@ -1,6 +1,7 @@
 """Flags that several commands have, and what becomes of them."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -112,6 +113,21 @@ def load_model(args: argparse.Namespace, path: str, tokenization: Any, dtype: st
   from gtr_jax.inference.load import load_model
   from gtr_jax.parallel.partitioning import make_mesh
   return load_model(path, make_mesh(model=args.model_parallel), tokenization, args.dtype or dtype, args.attention)
+
+
+def by_name(flag: str, given: Iterable[tuple[str, str]]) -> dict[str, str]:
+  """What `flags.named_path` gives, of a flag that is given several times: by name, which is else the last of the path.
+
+  Raises:
+    InputError: two of one name.
+  """
+  found: dict[str, str] = {}
+  for name, path in given:
+    name = name or os.path.basename(os.path.normpath(path))
+    if name in found:
+      raise InputError(f"two of --{flag} are called {name}; name them: --{flag} A={found[name]} --{flag} B={path}")
+    found[name] = path
+  return found
 
 
 def add_gin_files(p: argparse.ArgumentParser, file_help: str, binding_help: str,

@@ -27,6 +27,7 @@ from gtr_jax.models import kernel_check
 from gtr_jax.models.dual_encoder import DualEncoder
 from gtr_jax.parallel.partitioning import global_batch, num_groups, own_groups, part_of_batch
 from gtr_jax.parallel.progress import ENCODING, doing
+from gtr_jax.text.packing import Texts
 
 _AHEAD = 2                 # batches given to the devices before the result of the first is fetched
 _SIDE_OF_TOWER = {"query": "query", "passage": "document"}
@@ -119,7 +120,7 @@ class EmbeddingStream:
   def __init__(self, encoder: DualEncoder, params: Any, tower: str, max_length: int, mesh: Mesh,
                put: Callable[[np.ndarray, np.ndarray], None], bar: "Progress | None" = None):
     self.on_cpu = mesh.devices.flat[0].platform == "cpu"
-    self._encode = functools.partial(_encode, encoder, params, tower=tower)
+    self._encode = functools.partial(encode_packed, encoder, params, tower=tower)
     self._mesh, self._put, self._bar, self._groups = mesh, put, bar, own_groups(mesh)
     self._waiting = RowQueue(max_length, self.on_cpu)
     self._is_first = True
@@ -182,7 +183,7 @@ class EmbeddingStream:
     if encoder.config.attention != "kernel":
       return
     config = dataclasses.replace(encoder.config, attention="reference")
-    by_reference = _encode(dataclasses.replace(encoder, config=config), params, texts=texts, num_texts=num_texts,
+    by_reference = encode_packed(dataclasses.replace(encoder, config=config), params, texts=texts, num_texts=num_texts,
                            **self._encode.keywords)
     difference = float(jax.jit(kernel_check.difference)(result_GxTxD, by_reference))
     device = self._mesh.devices.flat[0]
@@ -209,8 +210,8 @@ def _agreed(numbers: Sequence[int], by: Callable[[Iterable[int]], int]) -> list[
 
 
 @functools.partial(jax.jit, static_argnames=("encoder", "num_texts", "tower"))
-def _encode(encoder, params, texts, num_texts, tower):
-  """Embeddings `[G, T, D]`, those of a group where the group is."""
+def encode_packed(encoder: DualEncoder, params: Any, texts: Texts, num_texts: int, tower: str) -> jax.Array:
+  """Embeddings `[G, T, D]` of packed texts, those of a group where the group is."""
   return encoder.encode(params, texts, num_texts, tower=tower)
 
 

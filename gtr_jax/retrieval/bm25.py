@@ -109,15 +109,21 @@ class BM25Index:
                              allow_empty=False)
         bar.update(len(part))
 
-  def search(self, queries: Sequence[str], k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def search(self, queries: Sequence[str], k: int,
+             rows: range | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields for each query (positions in `texts`, float32 scores), the best k in order.
 
     Texts that share no word with the query (score 0) are left out, so there may be fewer than k.
+
+    Args:
+      queries: texts.
+      k: results for each.
+      rows: only of these rows of the index, which are the texts in the order in which ties rank; default: all.
     """
     tokens = [words for part in self._tokens(queries, len(queries), "BM25: reading the queries") for words in part]
 
     def best(start):
-      return [self._best(words, k) for words in tokens[start:start + _QUERIES_PER_TASK]]
+      return [self._best(words, k, rows) for words in tokens[start:start + _QUERIES_PER_TASK]]
 
     with (concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
           Bar(len(queries), "BM25: searching", " queries", shown=self._progress, leave=False) as bar):
@@ -125,12 +131,14 @@ class BM25Index:
         bar.update(len(results))
         yield from results
 
-  def _best(self, words: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+  def _best(self, words: list[str], k: int, among: range | None) -> tuple[np.ndarray, np.ndarray]:
     scores = np.zeros(len(self.order), np.float32)
     for word in words:  # One that a query repeats counts as often.
       if (number := self._number_of.get(word)) is not None:
         of_word = slice(self._starts[number], self._starts[number + 1])
         scores[self._rows[of_word]] += self._scores[of_word]
+    if among is not None:
+      scores[:among.start] = scores[among.stop:] = 0
     rows = np.flatnonzero(scores > 0)
     if len(rows) > k:
       threshold = np.partition(scores[rows], -k)[-k]

@@ -31,12 +31,12 @@ class HostRanking:
   Args:
     form: the queries, float32; of codes their codes, and what ranks the candidates, as of `Quantizer.query_codes`.
     k: results, or candidates.
-    num_rows: of the corpus; what is after them does not exist.
+    rows: consecutive ones of the corpus; others do not exist.
     mesh: CPUs of this process.
   """
 
-  def __init__(self, form: tuple[np.ndarray, ...], k: int, num_rows: int, mesh: Mesh):
-    self._form, self._k, self._num_rows, self._mesh = form, k, num_rows, mesh
+  def __init__(self, form: tuple[np.ndarray, ...], k: int, rows: range, mesh: Mesh):
+    self._form, self._k, self._exist, self._mesh = form, k, rows, mesh
     codes = len(form) > 1
     # Of each query in the order of rows: scores, rows, and of codes the scores by the float32 query.
     self.best = [np.zeros((len(form[0]), 0), dtype) for dtype in
@@ -57,13 +57,14 @@ class HostRanking:
              for axis, array in ((1, self._scores), (0, self._block))]
     for start in sorted(parts[0]):
       first_row = self._first_row + start
-      of_part = np.asarray(parts[0][start])[:, :max(self._num_rows - first_row, 0)]
+      before = max(self._exist.start - first_row, 0)
+      of_part = np.asarray(parts[0][start])[:, before:max(self._exist.stop - first_row, 0)]
       if of_part.shape[1]:
         # An eighth says what is certainly too low for the others: comparing is faster than partitioning.
         head = of_part.shape[1] // 8 if 512 * self._k <= of_part.shape[1] and not self.best[0].shape[1] else 0
         for first, piece in ((0, of_part[:, :head]), (head, of_part[:, head:])):
           if piece.shape[1]:
-            self.best = _merged(self.best, piece, first_row + first, self._k)
+            self.best = _merged(self.best, piece, first_row + before + first, self._k)
         if len(self.best) > 2:
           self._rescore(parts[1][start], first_row)
 

@@ -101,13 +101,15 @@ class Searcher:
     self._resident: dict[int, jax.Array] | None = {} if stays else None
     self._memory: jax.Array | None = None  # of a `HostRanking`'s scores
 
-  def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  def search(self, queries_QxD: np.ndarray, k: int, progress: bool = False,
+             rows: range | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The rows with the largest inner products.
 
     Args:
       queries_QxD: float32.
       k: results per query; more than the corpus has gives the whole corpus.
       progress: show a progress bar on stderr.
+      rows: consecutive ones, which are searched alone, as if the corpus had no others; default: all.
 
     Returns:
       (scores float32 [Q, K], rows int32 [Q, K]), best first, ties by row; K = min(k, corpus).
@@ -116,26 +118,29 @@ class Searcher:
     if queries_QxD.ndim != 2 or queries_QxD.shape[1] != self.dim:
       raise InputError(f"queries of shape {queries_QxD.shape} do not match the corpus's embeddings of size {self.dim}; "
                        "encode both with the same model")
+    rows = range(self.num_rows) if rows is None else rows
     num_queries, k = len(queries_QxD), min(k, self.num_rows)
-    if not num_queries or k < 1:
-      return np.zeros((num_queries, max(k, 0)), np.float32), np.zeros((num_queries, max(k, 0)), np.int32)
+    there = max(min(k, len(rows)), 0)
+    if not num_queries or not there:
+      return np.zeros((num_queries, there), np.float32), np.zeros((num_queries, there), np.int32)
     size = min(self._max_queries, max(8, 1 << (num_queries - 1).bit_length()))
     parts = [np.pad(part, ((0, size - len(part)), (0, 0))) for part in
              (queries_QxD[start:start + size] for start in range(0, num_queries, size))]
-    candidates = min(self._rescore * k, self.num_rows) if self._small else k
-    rankings = [self._ranking_of(self._quantizer.query_codes(part) if self._small else (part,), candidates,
-                                 self.num_rows, self._mesh) for part in parts]
+    candidates = min(self._rescore * k, self.num_rows) if self._small else k  # Whatever the rows: programs know it.
+    rankings = [self._ranking_of(self._quantizer.query_codes(part) if self._small else (part,), candidates, rows,
+                                 self._mesh) for part in parts]
+    blocks = range(rows.start // self._block_rows, -(-rows.stop // self._block_rows))
     memory, self._memory = self._memory, None
     with (jax.set_mesh(self._mesh), doing(SEARCH),
-          Bar(self._num_blocks * len(parts), "searching", " blocks", shown=progress and processes.is_first(),
+          Bar(len(blocks) * len(parts), "searching", " blocks", shown=progress and processes.is_first(),
               leave=False) as bar):
-      coming_BxD = self._block(0)
-      for block in range(self._num_blocks):  # Blocks outside: each is read from disk once.
+      coming_BxD = self._block(blocks.start)
+      for block in blocks:  # Blocks outside: each is read from disk once.
         doing(SEARCH)
         block_BxD = coming_BxD
         for ranking in rankings:
           memory = ranking.begin(block_BxD, block * self._block_rows, memory)
-          if ranking is rankings[-1] and block + 1 < self._num_blocks:
+          if ranking is rankings[-1] and block + 1 < blocks.stop:
             coming_BxD = self._block(block + 1)  # While the devices work; and no further ahead, for memory's sake.
           ranking.finish()
           bar.update()
@@ -143,8 +148,8 @@ class Searcher:
       best = [ranking.result(k) for ranking in rankings]
     if self._resident is not None:
       self._memory = memory
-    scores, rows = (np.concatenate(of_all)[:num_queries] for of_all in zip(*best, strict=True))
-    return scores, rows
+    scores, found = (np.concatenate(of_all)[:num_queries, :there] for of_all in zip(*best, strict=True))
+    return scores, found
 
   def _block(self, number: int) -> jax.Array:
     """Block `number` of the corpus, float32 or codes [B, ...] over all devices; zeros after the last row."""
@@ -173,9 +178,9 @@ def _on_host(mesh: Mesh) -> bool:
 class _DeviceRanking:
   """What `HostRanking` is, on the devices."""
 
-  def __init__(self, form: tuple[np.ndarray, ...], k: int, num_rows: int, mesh: Mesh):
+  def __init__(self, form: tuple[np.ndarray, ...], k: int, rows: range, mesh: Mesh):
     self._mesh = mesh
-    self._form, self._limit = tuple(map(self._put, form)), self._put(np.int32(num_rows))
+    self._form, self._limits = tuple(map(self._put, form)), self._put(np.asarray([rows.start, rows.stop], np.int32))
     kinds = [(-np.inf, np.float32), (0, np.int32), (0, np.float32)][:1 + len(form)]
     self.best = tuple(self._put(np.full((len(form[0]), k), *kind)) for kind in kinds)
 
@@ -184,30 +189,30 @@ class _DeviceRanking:
 
   def begin(self, block: jax.Array, first_row: int, memory: jax.Array | None) -> jax.Array | None:
     search = _search_codes if len(self._form) > 1 else _search_block
-    self.best = search(*self._form, block, self._put(np.int32(first_row)), self._limit, *self.best, mesh=self._mesh)
+    self.best = search(*self._form, block, self._put(np.int32(first_row)), self._limits, *self.best, mesh=self._mesh)
     return memory
 
   def finish(self) -> None:
     pass
 
   def result(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores, rows = self.best if len(self._form) == 1 else _by_rescored(*self.best[1:], k=k)
+    scores, rows = self.best if len(self._form) == 1 else _by_rescored(*self.best, k=k)
     return np.asarray(scores), np.asarray(rows)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("best_scores_QxK", "best_rows_QxK"))
-def _search_block(queries_QxD, block_BxD, first_row, num_rows, best_scores_QxK, best_rows_QxK, *, mesh):
+def _search_block(queries_QxD, block_BxD, first_row, limits, best_scores_QxK, best_rows_QxK, *, mesh):
   """Merges the results so far, which come from lower rows, with those of a block that starts at `first_row`."""
 
   def products(queries_QxD, rows_RxD):
     scores_QxR = jnp.einsum("qd,rd->qr", queries_QxD, rows_RxD, precision=jax.lax.Precision.HIGHEST)
     return jnp.where(scores_QxR == 0, 0.0, scores_QxR)  # top_k puts +0 before -0; for trec_eval they are equal.
 
-  return _merged((best_scores_QxK, best_rows_QxK), (queries_QxD,), block_BxD, first_row, num_rows, products, mesh)
+  return _merged((best_scores_QxK, best_rows_QxK), (queries_QxD,), block_BxD, first_row, limits, products, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("scores_QxK", "rows_QxK", "rescored_QxK"))
-def _search_codes(query_codes_QxW, queries_QxD, block_BxW, first_row, num_rows, scores_QxK, rows_QxK, rescored_QxK, *,
+def _search_codes(query_codes_QxW, queries_QxD, block_BxW, first_row, limits, scores_QxK, rows_QxK, rescored_QxK, *,
                   mesh):
   """Likewise the candidates so far, each with its score by float32 queries."""
 
@@ -219,11 +224,11 @@ def _search_codes(query_codes_QxW, queries_QxD, block_BxW, first_row, num_rows, 
     del query_codes_QxW
     return rescored(queries_QxD, codes_RxW, chosen_QxK)
 
-  return _merged((scores_QxK, rows_QxK, rescored_QxK), (query_codes_QxW, queries_QxD), block_BxW, first_row, num_rows,
+  return _merged((scores_QxK, rows_QxK, rescored_QxK), (query_codes_QxW, queries_QxD), block_BxW, first_row, limits,
                  products, mesh, with_scores)
 
 
-def _merged(best, queries, block, first_row, num_rows, products, mesh, of_chosen=None):
+def _merged(best, queries, block, first_row, limits, products, mesh, of_chosen=None):
   """Of (scores, rows, ...) `[Q, K]` of lower rows and of a block, the best.
 
   Args:
@@ -231,17 +236,18 @@ def _merged(best, queries, block, first_row, num_rows, products, mesh, of_chosen
     queries: arrays `[Q, ...]`, what the functions take first.
     block: `[B, ...]`, over all devices.
     first_row: of the block.
-    num_rows: of the corpus; what is after them does not exist.
+    limits: `[2]`, the first row that exists, and the one after the last.
     products: scores float32 `[Q, R]` of queries and the rows of a device.
     mesh: the devices.
     of_chosen: what else `best` has of the chosen ones, from queries, the rows of a device, and which of them.
   """
   k = best[0].shape[1]
 
-  def of_one_device(first_row, num_rows, rows, *queries):
+  def of_one_device(first_row, limits, rows, *queries):
     scores_QxR = products(*queries, rows)
     first_row = first_row + jax.lax.axis_index(mesh.axis_names) * len(rows)
-    exists_1xR = (first_row + jnp.arange(len(rows), dtype=jnp.int32) < num_rows)[None, :]
+    row_R = first_row + jnp.arange(len(rows), dtype=jnp.int32)
+    exists_1xR = ((limits[0] <= row_R) & (row_R < limits[1]))[None, :]
     scores_QxR = jnp.where(exists_1xR, scores_QxR, -jnp.inf)
     scores_QxK, chosen_QxK = _top_k(scores_QxR, min(k, len(rows)))
     others = (of_chosen(*queries, rows, chosen_QxK),) if of_chosen else ()
@@ -249,13 +255,14 @@ def _merged(best, queries, block, first_row, num_rows, products, mesh, of_chosen
 
   # The results are the same everywhere, which JAX cannot see.
   found = jax.shard_map(of_one_device, mesh=mesh, in_specs=(P(), P(), P(mesh.axis_names), *(P() for _ in queries)),
-                        out_specs=P(), check_vma=False)(first_row, num_rows, block, *queries)
+                        out_specs=P(), check_vma=False)(first_row, limits, block, *queries)
   return _best(k, *(jnp.concatenate(both, axis=1) for both in zip(best, found, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _by_rescored(rows_QxK, rescored_QxK, *, k):
-  """(scores, rows) of the best k candidates by their second scores, ties by row."""
+def _by_rescored(scores_QxK, rows_QxK, rescored_QxK, *, k):
+  """(scores, rows) of the best k candidates by their second scores, ties by row; those that do not exist come last."""
+  rescored_QxK = jnp.where(scores_QxK == -jnp.inf, -jnp.inf, rescored_QxK)
   order = jnp.argsort(rows_QxK, axis=1)
   return _best(k, *(jnp.take_along_axis(x, order, axis=1) for x in (rescored_QxK, rows_QxK)))
 
@@ -313,18 +320,20 @@ def _top_k(scores_QxR: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def search_run(searcher: Searches, doc_ids: list[str], query_ids: list[str], queries_QxD: np.ndarray, k: int, *,
-               exclude_own_id: bool = False, progress: bool = True) -> Run:
+               exclude_own_id: bool = False, progress: bool = True, rows: range | None = None) -> Run:
   """Ranks the best k documents for each query.
 
   Args:
-    searcher: over the embeddings of `doc_ids`.
+    searcher: over the embeddings of `doc_ids`; with `rows` a `Searcher`.
     doc_ids: by row. In descending order (as a store keeps them), ties come out in trec_eval's order.
     query_ids: one for each row of `queries_QxD`.
     queries_QxD: float32 embeddings.
     k: documents per query.
     exclude_own_id: leave out the document whose id is the query's own.
     progress: show a progress bar on stderr.
+    rows: consecutive ones that are searched alone; default: all.
   """
-  found = searcher.search(queries_QxD, k + exclude_own_id, progress)
+  among = {} if rows is None else {"rows": rows}
+  found = searcher.search(queries_QxD, k + exclude_own_id, progress, **among)
   return {query_id: best_k(query_id, [doc_ids[row] for row in rows.tolist()], scores, k, exclude_own_id)
           for query_id, scores, rows in zip(query_ids, *found, strict=True)}

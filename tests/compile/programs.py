@@ -169,7 +169,7 @@ def compiled_encoding(case: Encoding) -> dict[str, Any]:
                                 sharding=partitioning.batch_sharding(mesh))
   params = abstract_parameters(model, mesh)
   with jax.set_mesh(mesh):
-    lowered = embed._encode.lower(model, params, Texts(tokens, tokens), 64, "passage")
+    lowered = embed.encode_packed.lower(model, params, Texts(tokens, tokens), 64, "passage")
     return of_program(lowered, mesh)
 
 
@@ -186,7 +186,7 @@ def compiled_search(case: Search) -> dict[str, Any]:
   def array(dtype, *shape, sharding=whole):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  limits = array(jnp.int32), array(jnp.int32)
+  limits = array(jnp.int32), array(jnp.int32, 2)  # where the block begins, and which rows exist
   best = [array(dtype, 512, case.k) for dtype in (jnp.float32, jnp.int32, jnp.float32)]
   with jax.set_mesh(mesh):
     if case.precision == "float32":

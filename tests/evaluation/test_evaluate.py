@@ -267,11 +267,11 @@ def test_the_evaluator_of_training(made):
     found = evaluator(model.params)
   expected = results["systems"]["two"]["results"]["a"]
   assert found == pytest.approx({name: expected[name] for name in ("nDCG@10", "MRR@10", "Recall@100")}, abs=1e-6)
-  programs = embed._encode._cache_size(), host_ranking._scores._cache_size()
+  programs = embed.encode_packed._cache_size(), host_ranking._scores._cache_size()
   others = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tiny_params(model.encoder, 7), model.params)
   other = evaluator(others)
   assert other != found
-  assert (embed._encode._cache_size(), host_ranking._scores._cache_size()) == programs
+  assert (embed.encode_packed._cache_size(), host_ranking._scores._cache_size()) == programs
 
 
 @pytest.mark.parametrize("name, own", [("quora", None), ("beir/quora", None), ("quora", True), ("quora", False)])

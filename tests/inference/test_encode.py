@@ -82,10 +82,10 @@ def test_few_programs_for_all_lengths(run, monkeypatch):
   monkeypatch.setattr(row_queue, "CPU_TOKENS_PER_BATCH", 128)
   model = loaded(run, 1)
   tokens = [np.full(length, 5, np.int32) for length in np.random.default_rng(0).integers(1, 100, 300)]
-  embed._encode.clear_cache()
+  embed.encode_packed.clear_cache()
   for params in (model.params, jax.tree.map(lambda x: x * 2, model.params)):  # As between evaluations in training.
     embed.embed_tokens(model.encoder, params, tokens, "query", 100, model.mesh)
-  assert embed._encode._cache_size() <= 2  # and a single row
+  assert embed.encode_packed._cache_size() <= 2  # and a single row
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -33,6 +33,15 @@ def test_scores_are_lucenes_bm25():
   np.testing.assert_allclose(scores, expected[rows], rtol=1e-5)
 
 
+def test_some_rows_alone():
+  texts = ["zebra lion", "lion", "zebra zebra", "giraffe", "zebra giraffe"]
+  index = BM25Index(texts, progress=False)
+  (rows, scores), = index.search(["zebra"], 10)
+  (some, of_some), = index.search(["zebra"], 10, range(1, 4))
+  assert sorted(rows.tolist()) == [0, 2, 4] and some.tolist() == [2]
+  assert of_some[0] == scores[rows.tolist().index(2)]
+
+
 def test_scores_are_those_of_bm25s(monkeypatch):
   """The index is built here, in parts, and by bm25s in one."""
   monkeypatch.setattr(bm25, "_TEXTS_AT_ONCE", 7)

@@ -92,6 +92,23 @@ def test_equals_the_formula_on_any_mesh(precision, mesh, rows, dim, k, rescore, 
 
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("precision", ["int8", "binary"])
+@pytest.mark.parametrize("rows", [range(100, 700), range(250, 257), range(40)])
+def test_some_rows_are_searched_as_if_there_were_no_others(precision, rows, monkeypatch):
+  monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 64)
+  rng = np.random.default_rng(0)
+  codes = Codes(of_the_kind(precision, rng, 1000, 32), precision, swapped(32) if precision == "binary" else None)
+  part = Codes(np.zeros((1000, 32), np.float32), precision, codes.quantizer)
+  part.all = codes.all[rows.start:rows.stop]
+  queries = rng.integers(-127, 128, (11, 32)).astype(np.float32) / 128
+  queries[:, 0] = 127 / 128
+  scores, found = Searcher(codes, mesh_of(4)).search(queries, 20, rows=rows)
+  expected_scores, expected = by_formula(part, queries, 20, 4)
+  np.testing.assert_array_equal(found, expected + rows.start)
+  np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("precision", ["int8", "binary"])
 def test_the_mesh_and_the_blocks_change_no_bit(precision, monkeypatch):
   rng = np.random.default_rng(0)
   vectors = rng.standard_normal((1500, 72)).astype(np.float32)

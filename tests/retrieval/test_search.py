@@ -52,12 +52,27 @@ def test_equals_brute_force_with_ties_at_the_cut(mesh, keep, rows, k, monkeypatc
     assert (next_scores[:, k] == next_scores[:, k - 1]).any()  # There were ties at the cut to get wrong.
 
 
+@pytest.mark.parametrize("mesh", [(1,), (4, 1, 2), (7,)])
+@pytest.mark.parametrize("rows", [range(1000), range(130, 140), range(383, 385), range(400, 1000), range(999, 1000)])
+def test_searches_some_rows_as_if_there_were_no_others(mesh, rows, monkeypatch):
+  monkeypatch.setattr(search, "MAX_BLOCK_ROWS", 384)
+  rng = np.random.default_rng(rows.start)
+  corpus, queries = whole_numbers(rng, 1000, 6), whole_numbers(rng, 11, 6)
+  searcher = Searcher(corpus, mesh_of(*mesh))
+  scores, found = searcher.search(queries, 20, rows=rows)
+  expected_scores, expected = brute_force(corpus[rows.start:rows.stop], queries, 20)
+  np.testing.assert_array_equal(found, expected + rows.start)
+  np.testing.assert_array_equal(scores, expected_scores)
+  assert searcher.search(queries, 20, rows=range(7, 7))[0].shape == (11, 0)
+
+
 def test_devices_merge_in_pairs():
   """What one holds at a time is twice what it has found, and not what all have."""
   mesh, k = mesh_of(8), 20
   shapes = jax.ShapeDtypeStruct((16, 8), np.float32), jax.ShapeDtypeStruct((8 * 96, 8), np.float32)
-  number, best = jax.ShapeDtypeStruct((), np.int32), [jax.ShapeDtypeStruct((16, k), t) for t in (np.float32, np.int32)]
-  text = search._search_block.lower(*shapes, number, number, *best, mesh=mesh).compile().as_text()
+  first, limits = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((), (2,)))
+  best = [jax.ShapeDtypeStruct((16, k), t) for t in (np.float32, np.int32)]
+  text = search._search_block.lower(*shapes, first, limits, *best, mesh=mesh).compile().as_text()
   assert len(re.findall(r" collective-permute(?:-start)?\(", text)) == 2 * 3
   assert "all-gather" not in text and not re.search(rf"\[16,{8 * k}\]", text)
 

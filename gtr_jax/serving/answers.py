@@ -1,0 +1,63 @@
+"""How answers are made, of all routes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+
+from gtr_jax.serving.problems import OPENAI, TEI, Problem
+
+_LARGE = 100_000  # numbers or characters, of which JSON is made in another thread
+STATUSES: dict[int | str, dict[str, Any]] = {status: {"description": what} for status, what in {
+    400: "a field is wrong", 401: "no API key, or a wrong one", 404: "no such model or store",
+    408: "the request has not come in time", 413: "too large", 422: "what was sent cannot be encoded",
+    429: "overloaded: try again after Retry-After seconds", 500: "the server has failed",
+    503: "starting, ending, or out of time"}.items()}
+
+
+async def as_json(make: Callable[[], Any], size: int) -> Response:
+  """What `make` returns, as JSON, arrays of NumPy among it; `size` is about how many numbers or characters it has."""
+
+  def dumped():
+    return orjson.dumps(make(), option=orjson.OPT_SERIALIZE_NUMPY)
+
+  body = dumped() if size < _LARGE else await asyncio.get_running_loop().run_in_executor(None, dumped)
+  return Response(body, media_type="application/json")
+
+
+def refused(request: Request, problem: Problem) -> Response:
+  """A problem in the form that the route promises."""
+  note(request, error=problem.kind)
+  form = TEI if is_tei(request) else OPENAI
+  return Response(orjson.dumps(problem.body(form)), problem.status, problem.headers(), "application/json")
+
+
+def is_tei(request: Request) -> bool:
+  """Whether the route is one of text-embeddings-inference's."""
+  return TEI in getattr(request.scope.get("route"), "tags", ())
+
+
+def note(request: Request, **what: Any) -> None:
+  """For the line of the log."""
+  request.scope["state"]["noted"].update(what)
+
+
+def first_fault(errors: Sequence[Any]) -> tuple[str | None, str]:
+  """Of what pydantic says: the field, and what is wrong with it, without what it holds."""
+  error = errors[0]
+  if error["type"] == "json_invalid":
+    return None, f"the body is no JSON: {error.get('ctx', {}).get('error', 'it cannot be read')}"
+  # The first part is the field; of a union the names of the kinds that were tried follow.
+  places = [[str(part) for part in e["loc"] if part != "body"] for e in errors]
+  if not places[0]:
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return None, f"the body: {said}; send an object as JSON, with Content-Type: application/json"
+  field = places[0][0]
+  if error["type"] == "extra_forbidden":
+    return field, f"{field}: there is no such field; leave it out"
+  of_field = [str(e["msg"]).removeprefix("Value error, ") for e, place in zip(errors, places, strict=True)
+              if place[:1] == [field]]
+  return field, f"{field}: {' or: '.join(dict.fromkeys(of_field[:4]))}"

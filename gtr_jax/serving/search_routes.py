@@ -1,0 +1,76 @@
+"""POST /search, GET /stores and POST /similarity."""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from gtr_jax.serving.answers import as_json, note
+from gtr_jax.serving.problems import Problem
+from gtr_jax.serving.requests import SearchBody, SimilarityBody
+from gtr_jax.serving.service import Service
+from gtr_jax.serving.stores import Found, ServedStore
+
+
+def router(service: Service) -> APIRouter:
+  """The routes."""
+  routes = APIRouter(tags=["search"])
+
+  @routes.get("/stores", summary="the stores, the first of which is searched where none is named")
+  async def stores(request: Request) -> Response:
+    served = service.ready(request)
+    return await as_json(lambda: {"stores": [
+        {"name": store.name, "model": store.model.name, "documents": store.store.shape[0],
+         "dimensions": store.store.shape[1], "precision": store.store.quantizer.precision,
+         "hybrid": store.has_bm25} for store in served.stores.values()]}, 0)
+
+  @routes.post("/search", summary="the documents of a store that answer queries best")
+  async def search(request: Request, body: SearchBody) -> Response:
+    began, limits = time.monotonic(), service.limits
+    store = service.ready(request).store(body.store)
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    service.check_texts(queries, "query")
+    if body.top_k > limits.top_k:
+      raise Problem(422, f"top_k: {body.top_k:,}, and an answer may have {limits.top_k:,} documents", "too_many",
+                    "top_k")
+    if len(queries) * body.top_k > limits.texts * 10:
+      raise Problem(413, f"{len(queries):,} queries of {body.top_k:,} documents each are more than "
+                    f"{limits.texts * 10:,} documents; send fewer at once", "too_many", "query")
+    found = await asyncio.gather(*(store.search(query, body.top_k, body.id_prefix, body.hybrid) for query in queries))
+    note(request, store=store.name, texts=len(queries))
+
+    def answer():
+      return {"store": store.name, "model": store.model.name,
+              "answers": [{"query": query, "results": [_result(store, rank, document, body.texts)
+                                                       for rank, document in enumerate(of_query, 1)]}
+                          for query, of_query in zip(queries, found, strict=True)],
+              "ms": round(1000 * (time.monotonic() - began), 1)}
+
+    # Of documents it has to read many.
+    return await as_json(answer, sum(map(len, found)) * (20_000 if body.texts else 100))
+
+  @routes.post("/similarity", summary="how near queries and documents are to each other")
+  async def similarity(request: Request, body: SimilarityBody) -> Response:
+    model = service.ready(request).model(body.model)
+    if body.inputs is not None:
+      queries, documents = [body.inputs.source_sentence], body.inputs.sentences
+    else:
+      queries, documents = ([texts] if isinstance(texts, str) else texts or []
+                            for texts in (body.queries, body.documents))
+    of_queries = await service.encode(model, queries, "query", "queries")
+    of_documents = await service.encode(model, documents, "document", "documents")
+    note(request, texts=len(queries) + len(documents), tokens=of_queries.tokens + of_documents.tokens)
+    scores = of_queries.vectors @ of_documents.vectors.T
+    return await as_json(lambda: scores[0] if body.inputs is not None else {
+        "model": model.name, "scores": scores}, scores.size)
+
+  return routes
+
+
+def _result(store: ServedStore, rank: int, found: Found, texts: bool) -> dict[str, Any]:
+  if not texts:
+    return {"rank": rank, "score": found.score, "id": store.store.ids[found.row]}
+  doc_id, title, text = store.document(found.row)
+  return {"rank": rank, "score": found.score, "id": doc_id, "title": title, "text": text}

@@ -1,0 +1,232 @@
+"""One server: models and stores from disk, uvicorn, signals."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gtr_jax.errors import InputError
+from gtr_jax.serving.app import application
+from gtr_jax.serving.guard import LOG
+from gtr_jax.serving.problems import Problem
+from gtr_jax.serving.service import Served, Service
+
+_HEADERS_S = 30.0       # seconds that the headers of a request may take
+_HEADERS_BYTES = 64 << 10
+_KEEP_ALIVE_S = 75      # more than that of balancers, which would else send to a connection that is being closed
+
+
+class Server:
+  """Runs until a signal ends it: SIGTERM and SIGINT let requests be answered first, SIGHUP takes all from disk anew.
+
+  Args:
+    service: the limits and keys.
+    load: models and stores, all compiled; called in a thread. Raises InputError.
+  """
+
+  def __init__(self, service: Service, load: Callable[[], Served]):
+    self._service, self._load = service, load
+    self._reloading = asyncio.Lock()
+    self._failed: BaseException | None = None
+
+  def run(self, listening: socket.socket, cors_origins: list[str]) -> None:
+    """Answers what comes to a socket. Raises InputError where nothing can be served."""
+    app: Any = application(self._service, self._reload)
+    if cors_origins:
+      from starlette.middleware.cors import CORSMiddleware
+      app = CORSMiddleware(app, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    _allow_many_connections()
+    config = uvicorn.Config(
+        app, http=type("Protocol", (_Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
+        log_config=None, access_log=False, server_header=False, ws="none", backlog=2048,
+        timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=round(self._service.limits.drain_s))
+    self._server = uvicorn.Server(config)
+    self._server.capture_signals = contextlib.nullcontext  # type: ignore  # Signals are ours, below.
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+      runner.run(self._run(listening))
+    if self._failed is not None:
+      raise self._failed
+
+  async def _run(self, listening):
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+      loop.add_signal_handler(number, self._end)
+    background = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: background.add(loop.create_task(self._reload_by_signal())))
+    first = loop.create_task(self._begin())
+    await self._server.serve(sockets=[listening])
+    first.cancel()
+    LOG.info(json.dumps({"event": "ended"}))
+
+  def _end(self):
+    LOG.info(json.dumps({"event": "ending", "requests": self._service.active}))
+    if self._service.draining:
+      self._server.force_exit = True
+    self._service.draining = self._server.should_exit = True
+
+  async def _begin(self):
+    try:
+      self._service.served = await self._loaded()
+    except BaseException as e:
+      self._failed = e
+      self._server.should_exit = True
+
+  async def _loaded(self):
+    began, future = time.monotonic(), asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+
+    def settle(set_it, value):
+      if not future.done():
+        set_it(value)
+
+    def in_thread():
+      try:
+        served = self._load()
+      except BaseException as e:
+        loop.call_soon_threadsafe(settle, future.set_exception, e)
+      else:
+        loop.call_soon_threadsafe(settle, future.set_result, served)
+
+    threading.Thread(target=in_thread, name="load", daemon=True).start()  # One that ends with the process.
+    served = await future
+    LOG.info(json.dumps({"event": "ready", "seconds": round(time.monotonic() - began, 1), "models": list(served.models),
+                         "stores": list(served.stores)}))
+    return served
+
+  async def _reload(self) -> None:
+    """Takes all from disk anew, and lets the old one end when its requests are answered. Raises Problem."""
+    if self._reloading.locked():
+      raise Problem(409, "a reload is going on already", "reloading")
+    async with self._reloading:
+      old = self._service.ready()
+      try:
+        self._service.served = await self._loaded()
+      except Exception as e:
+        LOG.error(json.dumps({"event": "not reloaded", "error": str(e)}))
+        raise Problem(500, "what is on disk cannot be taken; the server's log says why, and it goes on with what it "
+                      "has", "not_reloaded") from e
+      await old.end()
+
+  async def _reload_by_signal(self):
+    with contextlib.suppress(Problem):  # The log has it.
+      await self._reload()
+
+
+class _Protocol(HttpToolsProtocol):
+  """Ends connections of clients that send headers too slowly, or too many, or do not take what they asked for.
+
+  Attributes:
+    patience: seconds that they may take for that.
+  """
+
+  patience = 60.0
+
+  def __init__(self, *args: Any, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self._timer: asyncio.TimerHandle | None = None
+    self._of_headers = 0
+
+  def connection_made(self, transport: Any) -> None:
+    super().connection_made(transport)
+    self._limit(_HEADERS_S)
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    self._no_limit()
+    super().connection_lost(exc)
+
+  def data_received(self, data: bytes) -> None:
+    if self._in_headers:
+      self._of_headers += len(data)
+    super().data_received(data)
+    if self._of_headers > _HEADERS_BYTES:
+      self.transport.abort()
+
+  def on_message_begin(self) -> None:
+    super().on_message_begin()
+    self._limit(_HEADERS_S)
+
+  def on_headers_complete(self) -> None:
+    self._no_limit()
+    self._of_headers = 0
+    super().on_headers_complete()
+
+  def pause_writing(self) -> None:
+    self._limit(self.patience)
+    super().pause_writing()
+
+  def resume_writing(self) -> None:
+    self._no_limit()
+    super().resume_writing()
+
+  @property
+  def _in_headers(self):
+    return self._timer is not None and not self.flow.write_paused
+
+  def _limit(self, seconds):
+    self._no_limit()
+    self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+  def _no_limit(self):
+    if self._timer is not None:
+      self._timer.cancel()
+      self._timer = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """A socket that listens. Raises InputError where it cannot."""
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  listening = socket.socket(family)
+  listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    listening.bind((host, port))
+  except (OSError, OverflowError) as e:
+    listening.close()
+    raise InputError(f"--host {host} --port {port}: cannot listen there ({e}); choose another port, or end what "
+                     "listens there") from e
+  listening.set_inheritable(True)
+  return listening
+
+
+def _allow_many_connections() -> None:
+  """A file for each: as many as the system allows."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft != hard:
+    with contextlib.suppress(OSError, ValueError):
+      resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def log_to(stream: Any = None) -> None:
+  """Lines of JSON, one for each request and event, on stderr."""
+  handler = logging.StreamHandler(stream or sys.stderr)
+  handler.setFormatter(_JsonLines())
+  for name, level in (("gtr_jax.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    logger = logging.getLogger(name)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
+
+
+class _JsonLines(logging.Formatter):
+  """The message is JSON already where it is ours; times in UTC."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    """A line."""
+    text = record.getMessage()
+    try:
+      fields = json.loads(text)
+    except ValueError:
+      fields = {"event": "log", "message": text}
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    of_error = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+    return json.dumps({"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower(), **fields,
+                       **of_error})
