@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from gtr_jax import __version__
 from gtr_jax.serving import openai_routes, search_routes, state_routes, tei_routes
 from gtr_jax.serving.answers import STATUSES, first_fault, is_tei, refused
-from gtr_jax.serving.guard import Guard
+from gtr_jax.serving.guard import Guard, failed
 from gtr_jax.serving.problems import Problem
 from gtr_jax.serving.service import Service
 
@@ -40,6 +40,11 @@ def application(service: Service, reload: Callable[[], Awaitable[None]]) -> Guar
     response = refused(request, Problem(error.status_code, message.get(error.status_code, str(error.detail))))
     response.headers.update(error.headers or {})
     return response
+
+  @app.exception_handler(Exception)  # The guard logs it.
+  async def of_the_server(request: Request, error: Exception) -> Response:
+    del error
+    return refused(request, failed(request.scope["state"]["request_id"]))
 
   for routes in (openai_routes.router(service), tei_routes.router(service), search_routes.router(service),
                  state_routes.router(service, reload)):

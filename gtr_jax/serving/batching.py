@@ -1,8 +1,8 @@
 """Texts of many requests, encoded together: a batch begins as soon as the devices are free, with what waits then.
 
 Every request has a queue of its own, and batches are filled from all queues in turn, so that neither a request of a
-thousand texts nor a long text keeps others waiting for more than a batch. The text that waits the longest is in the
-next batch and decides how long its rows are; what else fits, fills them. The same text in flight twice is encoded once.
+thousand texts nor a long text keeps others waiting for more than a turn. The first text of whose turn it is decides how
+long the rows of a batch are; what else fits, fills them. The same text in flight twice is encoded once.
 
 Letters: G groups (data shards), R rows of a group, L length of a row, D embedding size.
 """
@@ -25,8 +25,9 @@ from gtr_jax.inference.row_queue import CPU_TOKENS_PER_BATCH, LONGEST_IN_SHORT_R
 from gtr_jax.parallel.partitioning import global_batch, num_groups
 from gtr_jax.text.packing import Texts, best_fit
 
-_TURN_TOKENS = 256   # of a request, before it is another one's turn
-_SHORTEST = 56       # tokens: rows are made for texts of so many, ..
+_TURNS = 8           # A batch has room for so many requests' turns; it may be several times that of one request.
+_SHORTEST = 56       # Tokens that the shortest rows are made for, ..
+_FEW_ROWS = 4        # .. of which a batch has no more than so many.
 _RATE_SECONDS = 10.0  # The rate of encoding is that of about so many seconds.
 
 
@@ -63,15 +64,14 @@ def shapes(longest: int, batch_tokens: int | None, on_cpu: bool) -> dict[int, li
   made_for = [min(_SHORTEST, longest), min(LONGEST_IN_SHORT_ROWS, longest)]
   while made_for[-1] < longest:
     made_for.append(min(2 * made_for[-1], longest))
-  found = {}
+  found: dict[int, list[Shape]] = {}
   for most in made_for:
     length = -(-most * 9 // 8 // multiple) * multiple
     # Shorter rows than whole batches have are for the few texts of a quiet minute.
-    whole = max(tokens // length, 1) if most > _SHORTEST or longest <= _SHORTEST else 4
-    found[most] = [Shape(rows, length) for rows in sorted({*_powers_of_two(whole), whole})]
-  lengths = [of_length[0].length for of_length in found.values()]
-  return {most: found[most] for most, length in zip(found, lengths, strict=True) if lengths.count(length) == 1
-          or most == max(m for m in found if found[m][0].length == length)}
+    rows = max(tokens // length, 1) if most > _SHORTEST or longest <= _SHORTEST else _FEW_ROWS
+    found = {other: of_length for other, of_length in found.items() if of_length[0].length != length}
+    found[most] = [Shape(number, length) for number in sorted({*_powers_of_two(rows), rows})]
+  return found
 
 
 def _powers_of_two(most):
@@ -81,12 +81,11 @@ def _powers_of_two(most):
 class _Text:
   """In flight: its tokens, and who waits for its embedding."""
 
-  __slots__ = ("key", "running", "since", "tokens", "tower", "waiting")
+  __slots__ = ("key", "tokens", "tower", "waiting")
 
   def __init__(self, key: tuple[str, bytes], tower: str, tokens: np.ndarray):
-    self.key, self.tower, self.tokens, self.since = key, tower, tokens, time.monotonic()
+    self.key, self.tower, self.tokens = key, tower, tokens
     self.waiting: dict[Job, list[int]] = {}
-    self.running = False
 
 
 class Job:
@@ -250,45 +249,40 @@ class Batcher:
     """Texts of the next batch, in rows: (begin, text) of each row."""
     if not self._turns:
       return None
-    oldest = min((job.queue[0] for job in self._turns), key=lambda text: text.since)
-    tower = oldest.tower
-    most_tokens = next(most for most in self._shapes if len(oldest.tokens) <= most)
-    most_tokens = max(most_tokens, self._usual())
+    first = self._turns[0].queue[0]
+    most_tokens = max(next(most for most in self._shapes if len(first.tokens) <= most), self._usual())
     whole = self._shapes[most_tokens][-1]
     room = self._groups * whole.rows * whole.length
+    of_turn = max(room // _TURNS, 1)
     taken: list[tuple[Job, _Text]] = []
-    turns, self._turns = self._turns, collections.deque()
-    done: collections.deque[Job] = collections.deque()
-    turns.rotate(-next(i for i, job in enumerate(turns) if job.queue[0] is oldest))
-    while turns and room > 0:
-      job = turns.popleft()
-      left: list[_Text] = []
-      turn = _TURN_TOKENS
-      while job.queue and turn > 0 and room > 0:
+    passed: collections.deque[Job] = collections.deque()  # whose other texts have to wait; it is their turn next
+    while self._turns and room > 0:
+      job, left, turn = self._turns.popleft(), [], of_turn
+      while job.queue and min(turn, room) > 0:
         text = job.queue.popleft()
-        if text.tower != tower or len(text.tokens) > most_tokens:
+        if text.tower == first.tower and len(text.tokens) <= most_tokens:
+          taken.append((job, text))
+          turn -= len(text.tokens)
+          room -= len(text.tokens)
+        else:
           left.append(text)
-          continue
-        taken.append((job, text))
-        turn -= len(text.tokens)
-        room -= len(text.tokens)
       job.queue.extendleft(reversed(left))
       if job.queue:
-        (turns if turn <= 0 else done).append(job)
-    self._turns = collections.deque([*done, *turns])
+        (self._turns if turn <= 0 else passed).append(job)
+    self._turns.extendleft(reversed(passed))
     rows, shape = self._packed([text for _, text in taken], most_tokens)
-    # Rows for which there is no room go back, those that came last.
-    rows.sort(key=lambda row: min(text.since for _, text in row))
+    # Rows for which there is no room go back, those that were taken last.
+    order = {text.key: number for number, (_, text) in enumerate(taken)}
+    rows.sort(key=lambda row: min(order[text.key] for _, text in row))
     surplus = {text.key for row in rows[self._groups * shape.rows:] for _, text in row}
     for job, text in reversed(taken):
-      if text.key in surplus:
+      if text.key not in surplus:
+        self._count(text, -1)
+      else:
         job.queue.appendleft(text)
         if job not in self._turns:
           self._turns.appendleft(job)
-      else:
-        self._count(text, -1)
-        text.running = True
-    return rows[:self._groups * shape.rows], shape, tower
+    return rows[:self._groups * shape.rows], shape, first.tower
 
   def _usual(self) -> int:
     """What the shortest rows of a whole batch are for."""

@@ -52,6 +52,7 @@ class Guard:
       return
     scope.setdefault("state", {})["noted"] = {}
     request = _Request(scope, send)
+    scope["state"]["request_id"] = request.id
     held = contextlib.ExitStack()
     try:
       await self._answer(request, scope, receive, held)
@@ -61,7 +62,7 @@ class Guard:
     except Exception as e:
       scope["state"]["noted"]["error"] = "internal"
       LOG.exception(json.dumps({"event": "error", "request_id": request.id, "error": type(e).__name__}))
-      await request.refuse(Problem(500, f"the server has failed; its log knows why (request {request.id})", "internal"))
+      await request.refuse(failed(request.id))
     finally:
       held.close()
       self._record(request, scope)
@@ -177,6 +178,11 @@ class Guard:
       for task in (answer, watch):
         task.cancel()
       await asyncio.gather(answer, watch, return_exceptions=True)
+
+
+def failed(request_id: str) -> Problem:
+  """What a client may know of a fault of the server."""
+  return Problem(500, f"the server has failed; its log knows why (request {request_id})", "internal")
 
 
 class _Gone(Problem):

@@ -48,7 +48,7 @@ class Server:
       app = CORSMiddleware(app, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     _allow_many_connections()
     config = uvicorn.Config(
-        app, http=type("Protocol", (_Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
+        app, http=type("Protocol", (Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
         log_config=None, access_log=False, server_header=False, ws="none", backlog=2048,
         timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=round(self._service.limits.drain_s))
     self._server = uvicorn.Server(config)
@@ -123,14 +123,15 @@ class Server:
       await self._reload()
 
 
-class _Protocol(HttpToolsProtocol):
+class Protocol(HttpToolsProtocol):
   """Ends connections of clients that send headers too slowly, or too many, or do not take what they asked for.
 
   Attributes:
-    patience: seconds that they may take for that.
+    headers_s: seconds that headers may take.
+    patience: seconds that nothing of an answer may be taken.
   """
 
-  patience = 60.0
+  headers_s, patience = _HEADERS_S, 60.0
 
   def __init__(self, *args: Any, **kwargs: Any):
     super().__init__(*args, **kwargs)
@@ -139,7 +140,7 @@ class _Protocol(HttpToolsProtocol):
 
   def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
-    self._limit(_HEADERS_S)
+    self._limit(self.headers_s)
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._no_limit()
@@ -154,7 +155,7 @@ class _Protocol(HttpToolsProtocol):
 
   def on_message_begin(self) -> None:
     super().on_message_begin()
-    self._limit(_HEADERS_S)
+    self._limit(self.headers_s)
 
   def on_headers_complete(self) -> None:
     self._no_limit()
