@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import time
 import uuid
@@ -28,6 +29,7 @@ LOG = logging.getLogger("gtr_jax.serving")
 _OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key and no place among the requests.
 _TEI_ROUTES = {"/", "/embed", "/info", "/query/embed", "/document/embed"}
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+_RELOAD = "/admin/reload"
 _BODIES_AT_ONCE = 32  # of the largest size
 _WRITTEN_AT_ONCE = 64 << 10  # bytes
 
@@ -99,7 +101,8 @@ class Guard:
     scope["state"]["served"] = service.served
     if service.served is not None:
       held.enter_context(service.served.used())
-    await self._watched(request, scope, body, receive, deadline)
+    # A reload compiles, and may take minutes.
+    await self._watched(request, scope, body, receive, math.inf if scope["path"] == _RELOAD else deadline)
 
   def _leave(self):
     self._service.active -= 1
@@ -165,8 +168,8 @@ class Guard:
     answer = asyncio.ensure_future(self._app(scope, replay, request.send))
     watch = asyncio.ensure_future(gone())
     try:
-      await asyncio.wait({answer, watch}, timeout=max(deadline - time.monotonic(), 0),
-                         return_when=asyncio.FIRST_COMPLETED)
+      left = None if deadline == math.inf else max(deadline - time.monotonic(), 0)
+      await asyncio.wait({answer, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
       if answer.done():
         await answer
       elif watch.done():

@@ -24,6 +24,7 @@ from gtr_jax.serving.service import Served, Service
 
 _HEADERS_S = 30.0       # seconds that the headers of a request may take
 _HEADERS_BYTES = 64 << 10
+_BACKLOG = 2048         # connections that wait to be taken
 _KEEP_ALIVE_S = 75      # more than that of balancers, which would else send to a connection that is being closed
 
 
@@ -38,6 +39,7 @@ class Server:
   def __init__(self, service: Service, load: Callable[[], Served]):
     self._service, self._load = service, load
     self._reloading = asyncio.Lock()
+    self._old: asyncio.Future[None] | None = None  # What was served before, until it has ended.
     self._failed: BaseException | None = None
 
   def run(self, listening: socket.socket, cors_origins: list[str]) -> None:
@@ -49,7 +51,7 @@ class Server:
     _allow_many_connections()
     config = uvicorn.Config(
         app, http=type("Protocol", (Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
-        log_config=None, access_log=False, server_header=False, ws="none", backlog=2048,
+        log_config=None, access_log=False, server_header=False, ws="none", backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=round(self._service.limits.drain_s))
     self._server = uvicorn.Server(config)
     self._server.capture_signals = contextlib.nullcontext  # type: ignore  # Signals are ours, below.
@@ -109,6 +111,8 @@ class Server:
     if self._reloading.locked():
       raise Problem(409, "a reload is going on already", "reloading")
     async with self._reloading:
+      if self._old is not None:
+        await self._old
       old = self._service.ready()
       try:
         self._service.served = await self._loaded()
@@ -116,7 +120,8 @@ class Server:
         LOG.error(json.dumps({"event": "not reloaded", "error": str(e)}))
         raise Problem(500, "what is on disk cannot be taken; the server's log says why, and it goes on with what it "
                       "has", "not_reloaded") from e
-      await old.end()
+      # The request that asked for this may be answered by the old one.
+      self._old = asyncio.ensure_future(old.end())
 
   async def _reload_by_signal(self):
     with contextlib.suppress(Problem):  # The log has it.
@@ -191,6 +196,7 @@ def listen(host: str, port: int) -> socket.socket:
   listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     listening.bind((host, port))
+    listening.listen(_BACKLOG)  # Who comes before the server has started waits.
   except (OSError, OverflowError) as e:
     listening.close()
     raise InputError(f"--host {host} --port {port}: cannot listen there ({e}); choose another port, or end what "

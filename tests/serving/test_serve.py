@@ -1,0 +1,180 @@
+"""`gtr-jax serve` as a process: it starts, takes another model, ends, and loses no request meanwhile."""
+
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from served_here import ask
+from tiny_model_dir import corpus, sentence, write_model_dir
+
+import gtr_jax
+from gtr_jax.cli.main import main
+from gtr_jax.inference.load import load_model
+from gtr_jax.retrieval.encode import encode_corpus
+
+TEXTS = [sentence(i, 1 + i % 20) for i in range(40)]
+
+
+class Serving:
+  """The process; its lines, read in a thread."""
+
+  def __init__(self, *words):
+    self.lines = []
+    self.process = subprocess.Popen(
+        [sys.executable, "-m", "gtr_jax", "serve", "--port", "0", "--max_batch_tokens", "80", *map(str, words)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"})
+    threading.Thread(target=self._read, daemon=True).start()
+    self.port = int(re.search(r":(\d+): loading", self.line(": loading and compiling"))[1])
+
+  def _read(self):
+    for line in self.process.stderr:
+      self.lines.append(line)
+
+  def line(self, part, after=0):
+    """The first line that has this, after so many of them."""
+    deadline = time.monotonic() + 120
+    while True:
+      for line in self.lines[after:]:
+        if part in line:
+          return line
+      assert time.monotonic() < deadline and (self.process.poll() is None or part in "".join(self.lines)), self.lines
+      time.sleep(0.01)
+
+  def ready(self):
+    self.line('"event": "ready"')
+    return self
+
+  def end(self):
+    """By SIGTERM; the exit code."""
+    self.process.send_signal(signal.SIGTERM)
+    return self.process.wait(60)
+
+
+@pytest.fixture
+def started():
+  """Starts servers that do not outlive the test."""
+  servers = []
+
+  def start(*words):
+    servers.append(Serving(*words))
+    return servers[-1]
+
+  yield start
+  for server in servers:
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("serve")
+  write_model_dir(folder / "one" / "run", seeds=(0,))
+  write_model_dir(folder / "two" / "run", seeds=(1,))
+  encode_corpus(load_model(folder / "one" / "run"), corpus(60), folder / "store", progress=False)
+  encode_corpus(load_model(folder / "two" / "run"), corpus(60), folder / "other", progress=False)
+  return folder
+
+
+def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, started, tmp_path):
+  shutil.copytree(folder / "one", tmp_path / "model")
+  shutil.copytree(folder / "store", tmp_path / "store")
+  (tmp_path / "keys").write_text("a-key\n\nanother\n")
+  server = started("--model", f"mine={tmp_path / 'model/run'}", "--embeddings", f"docs={tmp_path / 'store'}",
+                   "--api_key_file", tmp_path / "keys")
+  assert ask(server.port, "GET", "/health")[0] in (200, 503)
+  server.ready()
+  before, after = (gtr_jax.load(folder / name / "run").encode_document(TEXTS) for name in ("one", "two"))
+  key = {"Authorization": "Bearer another"}
+  stop, answers = threading.Event(), []
+
+  def client(number):
+    """Asks for embeddings again and again: (when it was asked, status, what came)."""
+    found = []
+    while not stop.is_set():
+      at = time.monotonic()
+      text = number + len(found) % 10
+      status, _, answer = ask(server.port, "POST", "/v1/embeddings", {"input": TEXTS[text]}, **key)
+      assert status == 200, answer
+      found.append((at, text, answer["data"][0]["embedding"]))
+    return found
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    clients = [pool.submit(client, 10 * number) for number in range(4)]
+    try:
+      time.sleep(0.3)
+      shutil.rmtree(tmp_path / "model")
+      shutil.copytree(folder / "two", tmp_path / "model")
+      shutil.rmtree(tmp_path / "store")
+      shutil.copytree(folder / "other", tmp_path / "store")
+      searched = ask(server.port, "POST", "/search", {"query": "lion"}, **key)
+      assert searched[0] == 200  # By what was read before.
+      lines = len(server.lines)
+      server.process.send_signal(signal.SIGHUP)
+      server.line('"event": "ready"', lines)
+      reloaded = time.monotonic()
+      time.sleep(0.3)
+    finally:
+      stop.set()
+    answers = [answer for client in clients for answer in client.result()]
+  by = [[np.abs(np.asarray(vector) - of_model[text]).max() < 1e-6 for of_model in (before, after)]
+        for _, text, vector in answers]
+  assert all(sum(of_answer) == 1 for of_answer in by)  # Each is of one of them, and whole.
+  assert {tuple(of_answer) for of_answer in by} == {(True, False), (False, True)}
+  assert all(of_answer[1] for (at, _, _), of_answer in zip(answers, by, strict=True) if at > reloaded)
+  other = ask(server.port, "POST", "/search", {"query": "lion"}, **key)[2]
+  assert other["answers"][0]["results"] != searched[2]["answers"][0]["results"]
+
+  # What cannot be taken changes nothing.
+  shutil.rmtree(tmp_path / "model")
+  status, _, answer = ask(server.port, "POST", "/admin/reload", **key)
+  assert (status, answer["error"]["code"]) == (500, "not_reloaded")
+  assert str(tmp_path) not in json.dumps(answer)
+  assert str(tmp_path) in server.line('"event": "not reloaded"')
+  assert ask(server.port, "POST", "/search", {"query": "lion"}, **key)[2]["answers"] == other["answers"]
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    many = pool.submit(ask, server.port, "POST", "/embed", {"inputs": [sentence(i, 30) for i in range(1000)]}, **key)
+    time.sleep(0.1)
+    assert server.end() == 0
+    assert many.result()[0] == 200 and len(many.result()[2]) == 1000
+  assert '"event": "ended"' in server.lines[-1]
+  assert "Traceback" not in "".join(server.lines)
+
+
+def test_what_cannot_be_served_is_said_in_a_line(folder, started, tmp_path, capsys):
+  server = started("--model", folder / "one/run", "--embeddings", folder / "other")
+  assert server.process.wait(120) == 2
+  assert "holds the embeddings of another model" in server.lines[-1]
+  assert "Traceback" not in "".join(server.lines)
+  (tmp_path / "empty").write_text("\n")
+  for words, message in (
+      (["--api_key_file", str(tmp_path / "empty")], "no key in it; write one on each line"),
+      (["--api_key_file", str(tmp_path / "none")], "no such file; write a key on each line of one"),
+      (["--host", "203.0.113.1"], "cannot listen there"), (["--port", "70000"], "cannot listen there"),
+      (["--embeddings", str(tmp_path)], "not an embedding store"),
+      (["--model", str(folder / "two/run")], "two of --model are called run; name them")):
+    assert main(["serve", "--model", str(folder / "one/run"), "--port", "0", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_models_and_a_store_of_the_second(folder, started):
+  server = started("--model", f"one={folder / 'one/run'}", "--model", f"two={folder / 'two/run'}", "--embeddings",
+                   f"second={folder / 'other'}", "--embeddings", f"first={folder / 'store'}", "--hybrid").ready()
+  stores = ask(server.port, "GET", "/stores")[2]["stores"]
+  assert [(store["name"], store["model"], store["hybrid"]) for store in stores] == [("second", "two", True),
+                                                                                    ("first", "one", True)]
+  for name in ("one", "two"):
+    found = ask(server.port, "POST", "/v1/embeddings", {"input": TEXTS[0], "model": name})[2]
+    np.testing.assert_allclose(found["data"][0]["embedding"],
+                               gtr_jax.load(folder / name / "run").encode_document(TEXTS[0]), rtol=0, atol=1e-6)
+  assert ask(server.port, "POST", "/admin/reload")[2] == {"models": ["one", "two"], "stores": ["second", "first"]}
+  assert server.end() == 0
