@@ -42,6 +42,7 @@ With your own pairs, from a published model:
   gtr-jax train --pairs my.jsonl --init sentence-transformers/gtr-t5-base --output runs/mine
   gtr-jax encode --model runs/mine --collection my_collection --output embeddings
   gtr-jax search --model runs/mine --embeddings embeddings
+  gtr-jax serve --model runs/mine --embeddings embeddings
   gtr-jax evaluate --model runs/mine --collection my_collection --bm25 --output results
 
 `gtr-jax COMMAND --help` explains each. Every wrong input ends in one line and exit code 2.

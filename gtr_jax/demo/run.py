@@ -36,6 +36,7 @@ _NEXT = """\
 Next:
   look at the report               {output}/report/report.md
   ask it something                 gtr-jax search --model {output}/gtr --embeddings {output}/embeddings
+  serve it, with a search page     gtr-jax serve --model {output}/gtr --embeddings {output}/embeddings --hybrid
   watch the training curves        tensorboard --logdir {output}
   train longer                     gtr-jax train --gin_file=runs/demo_pretrain.gin --gin.TRAIN_STEPS=2000 \\
                                        --gin.MODEL_DIR="'{output}/longer'" --data_dir {output}/data \\

@@ -30,6 +30,8 @@ class Metrics:
     self.inference = histogram("te_request_inference_duration",
                                "seconds from the first batch of a request to its last embedding", _SECONDS)
     self.queue_size = Gauge("te_queue_size", "texts that wait for a batch", registry=registry)
+    self.expected_wait = Gauge("gtr_queue_expected_wait", "seconds that what waits for batches will take",
+                               registry=registry)
     self.batch_texts = histogram("te_batch_next_size", "texts of a batch", _COUNTS)
     self.batch_tokens = histogram("te_batch_next_tokens", "tokens of a batch", _TOKENS)
     self.batch_fill = histogram("gtr_batch_fill", "share of a batch that is tokens and no padding", _SHARES)

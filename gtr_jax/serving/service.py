@@ -87,11 +87,15 @@ class Service:
   def __init__(self, limits: Limits, keys: Sequence[bytes] = (), accept_token_ids: bool = False):
     self.limits, self.keys, self.accept_token_ids = limits, tuple(keys), accept_token_ids
     self.metrics = Metrics()
-    self.metrics.queue_size.set_function(lambda: sum(
-        model.batcher.waiting_texts for model in (self.served.models.values() if self.served else ())))
+    self.metrics.queue_size.set_function(lambda: sum(batcher.waiting_texts for batcher in self._batchers()))
+    self.metrics.expected_wait.set_function(
+        lambda: max((batcher.expected_wait() for batcher in self._batchers()), default=0.0))
     self.tokenizing = concurrent.futures.ThreadPoolExecutor(TOKENIZING_THREADS, "tokenize")
     self.served: Served | None = None
     self.draining, self.active = False, 0
+
+  def _batchers(self):
+    return [model.batcher for model in self.served.models.values()] if self.served else []
 
   def ready(self, request: Request | None = None) -> Served:
     """What is served; of a request, what was when it came. Raises Problem while there is nothing yet."""

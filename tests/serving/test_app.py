@@ -105,7 +105,7 @@ def test_metrics(port):
   ask(port, "POST", "/embed", {"inputs": 7})
   content = ask(port, "GET", "/metrics")[2].decode()
   for line in ('te_request_count_total{route="/embed"}', 'te_request_success_total{route="/embed"}',
-               'te_request_failure_total{err="invalid_request",route="/embed"}', "te_queue_size 0.0",
+               'te_request_failure_total{err="invalid_request",route="/embed"}', "te_queue_size 0.0", "gtr_queue_expected_wait 0.0",
                "te_request_queue_duration_count", "te_request_tokenization_duration_count", "gtr_batch_fill_count",
                "te_request_inference_duration_count", "gtr_texts_total", "gtr_tokens_total"):
     assert line in content, line
