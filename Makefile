@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --ignore tests/compile --ignore tests/buckets --durations=10
 
-test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS
+test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS; the search page in a browser
 	$(BIN)/python -m pytest tests/peers --durations=10
 
 test-mteb: $(VENV)/installed-peers  ## MTEB evaluates a model, over data made here (installs mteb)
@@ -72,6 +72,11 @@ wheel-check: $(VENV)/installed  ## build the wheel, install it elsewhere, use it
 
 install: $(VENV)/installed  ## make .venv and install gtr_jax into it
 
+# A browser for the search page, where Debian has one and it may be installed; its tests are skipped elsewhere.
+CHROMIUM = command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; } \
+  >/dev/null 2>&1 || echo "no Chromium: the tests of the search page will be skipped"
+
 install-peers: $(VENV)/installed-peers  ## also install the libraries that gtr_jax is compared with
 
 clean:  ## remove what the demo and the builds have written
@@ -84,5 +89,6 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-peers: $(VENV)/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[test,peers]'
+	$(PIP) install --quiet -c constraints.txt -e '.[test,peers,serve]'
+	@$(CHROMIUM)
 	@touch $@
