@@ -205,6 +205,9 @@ FOLDS = {
     "values/check.py": "a message",
     "config/messages.py": "a message",
     "io/flags.py": "names of flags",
+    "serving/problems.py": "names of statuses",
+    "serving/log.py": "names of levels",
+    "serving/guard.py": "names of headers",
 }
 
 

@@ -62,16 +62,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Serves until a signal ends it. Raises InputError."""
   try:
-    import fastapi  # noqa: F401
-    import orjson  # noqa: F401
-    import prometheus_client  # noqa: F401
-    import uvicorn  # noqa: F401
-  except ImportError as e:
+    from gtr_jax.serving.limits import Limits
+    from gtr_jax.serving.loading import load_all
+    from gtr_jax.serving.log import log_to
+    from gtr_jax.serving.server import Server, listen
+    from gtr_jax.serving.service import Service
+  except ModuleNotFoundError as e:
     raise InputError(f"gtr-jax serve needs {e.name}: pip install 'gtr_jax[serve]'") from e
-  from gtr_jax.serving.limits import Limits
-  from gtr_jax.serving.loading import load_all
-  from gtr_jax.serving.server import Server, listen, log_to
-  from gtr_jax.serving.service import Service
   keys = _keys(args.api_key_file) if args.api_key_file else ()
   models = shared_flags.by_name("model", args.model)
   stores = shared_flags.by_name("embeddings", args.embeddings)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import json
 import logging
 import math
 import re
@@ -19,13 +18,13 @@ from typing import Any
 
 import orjson
 
+from gtr_jax.serving.log import event
 from gtr_jax.serving.problems import OPENAI, TEI, Problem
 from gtr_jax.serving.service import Service
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
-LOG = logging.getLogger("gtr_jax.serving")
 _OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key and no place among the requests.
 _TEI_ROUTES = {"/", "/embed", "/info", "/query/embed", "/document/embed"}
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -63,7 +62,7 @@ class Guard:
       await request.refuse(e)
     except Exception as e:
       scope["state"]["noted"]["error"] = "internal"
-      LOG.exception(json.dumps({"event": "error", "request_id": request.id, "error": type(e).__name__}))
+      event("error", logging.ERROR, e, request_id=request.id, error=type(e).__name__)
       await request.refuse(failed(request.id))
     finally:
       held.close()
@@ -82,8 +81,8 @@ class Guard:
       metrics.succeeded.labels(route).inc()
     else:
       metrics.failed.labels(route, error).inc()
-    LOG.info(json.dumps({"event": "request", "request_id": request.id, "method": scope["method"], "route": route,
-                         "status": request.status, "ms": round(1000 * seconds, 1), **noted}))
+    event("request", request_id=request.id, method=scope["method"], route=route, status=request.status,
+          ms=round(1000 * seconds, 1), **noted)
 
   async def _answer(self, request, scope, receive, held):
     service = self._service

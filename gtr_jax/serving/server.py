@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import resource
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gtr_jax.errors import InputError
 from gtr_jax.serving.app import application
-from gtr_jax.serving.guard import LOG
+from gtr_jax.serving.log import event
 from gtr_jax.serving.problems import Problem
 from gtr_jax.serving.service import Served, Service
 
@@ -69,10 +67,10 @@ class Server:
     first = loop.create_task(self._begin())
     await self._server.serve(sockets=[listening])
     first.cancel()
-    LOG.info(json.dumps({"event": "ended"}))
+    event("ended")
 
   def _end(self):
-    LOG.info(json.dumps({"event": "ending", "requests": self._service.active}))
+    event("ending", requests=self._service.active)
     if self._service.draining:
       self._server.force_exit = True
     self._service.draining = self._server.should_exit = True
@@ -102,8 +100,7 @@ class Server:
 
     threading.Thread(target=in_thread, name="load", daemon=True).start()  # One that ends with the process.
     served = await future
-    LOG.info(json.dumps({"event": "ready", "seconds": round(time.monotonic() - began, 1), "models": list(served.models),
-                         "stores": list(served.stores)}))
+    event("ready", seconds=round(time.monotonic() - began, 1), models=list(served.models), stores=list(served.stores))
     return served
 
   async def _reload(self) -> None:
@@ -117,7 +114,7 @@ class Server:
       try:
         self._service.served = await self._loaded()
       except Exception as e:
-        LOG.error(json.dumps({"event": "not reloaded", "error": str(e)}))
+        event("not reloaded", logging.ERROR, error=str(e))
         raise Problem(500, "what is on disk cannot be taken; the server's log says why, and it goes on with what it "
                       "has", "not_reloaded") from e
       # The request that asked for this may be answered by the old one.
@@ -211,29 +208,3 @@ def _allow_many_connections() -> None:
   if soft != hard:
     with contextlib.suppress(OSError, ValueError):
       resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def log_to(stream: Any = None) -> None:
-  """Lines of JSON, one for each request and event, on stderr."""
-  handler = logging.StreamHandler(stream or sys.stderr)
-  handler.setFormatter(_JsonLines())
-  for name, level in (("gtr_jax.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
-    logger = logging.getLogger(name)
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(level)
-
-
-class _JsonLines(logging.Formatter):
-  """The message is JSON already where it is ours; times in UTC."""
-
-  def format(self, record: logging.LogRecord) -> str:
-    """A line."""
-    text = record.getMessage()
-    try:
-      fields = json.loads(text)
-    except ValueError:
-      fields = {"event": "log", "message": text}
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    of_error = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-    return json.dumps({"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower(), **fields,
-                       **of_error})

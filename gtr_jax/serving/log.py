@@ -1,0 +1,36 @@
+"""The log: a line of JSON for each request and event, on stderr."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+_LOG = logging.getLogger("gtr_jax.serving")
+
+
+def event(name: str, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:
+  """Logs something that has happened; `failure` with where it came from."""
+  _LOG.log(level, name, extra={"fields": fields}, exc_info=failure)
+
+
+def log_to(stream: TextIO | None = None) -> None:
+  """Writes what is logged to a stream, default stderr; of uvicorn what it warns of."""
+  handler = logging.StreamHandler(stream or sys.stderr)
+  handler.setFormatter(_JsonLines())
+  for name, level in ((_LOG.name, logging.INFO), ("uvicorn.error", logging.WARNING)):
+    logger = logging.getLogger(name)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(level)
+
+
+class _JsonLines(logging.Formatter):
+  """Times are in UTC."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    """A line."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    fields = getattr(record, "fields", {})
+    of_error = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+    return json.dumps({"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower(),
+                       "event": record.getMessage(), **fields, **of_error})
