@@ -25,7 +25,7 @@ LAYERS = (
     {"retrieval": "Stemmer bm25s etils faiss jax numpy usearch", "dry_run": "jax numpy",
      "integrations": "clu flax jax mteb numpy seqio t5x tensorflow"},
     {"mining": "etils numpy sentence_transformers zstandard", "evaluation": "etils ir_measures jax matplotlib numpy",
-     "serving": "fastapi jax numpy orjson prometheus_client pydantic starlette uvicorn"},
+     "serving": "fastapi jax numpy opentelemetry orjson prometheus_client pydantic starlette uvicorn"},
     {"sweep": "etils", "demo": "datasets etils jax sentence_transformers torch transformers",
      "from_pairs": "etils jax numpy", "survey": "etils matplotlib numpy",
      "teachers": "etils flax huggingface_hub jax numpy optax sentence_transformers"},

@@ -39,6 +39,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                  help="take token ids instead of texts, which have to be of the model's vocabulary")
   p.add_argument("--cors_origin", action="append", default=[], metavar="ORIGIN",
                  help="pages of this origin (https://example.org) may ask; repeatable (default: none but its own)")
+  p.add_argument("--opentelemetry", action="store_true",
+                 help="send a span of each request to where OpenTelemetry's variables say: OTEL_EXPORTER_OTLP_ENDPOINT")
   limits = p.add_argument_group("limits")
   for name, kind, default, what in (
       ("max_concurrent", flags.positive, 512, "requests at once; the next are refused (429)"),
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
   url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
   page = f"; to search by hand: {url}/" if stores else ""
   bars.note(f"{url}: loading and compiling; /health says when it is done{page}")
-  Server(service, load).run(listening, args.cors_origin)
+  Server(service, load).run(listening, args.cors_origin, args.opentelemetry)
 
 
 def _keys(path: str) -> list[bytes]:

@@ -8,10 +8,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gtr_jax.errors import InputError
@@ -19,6 +20,7 @@ from gtr_jax.serving.app import application
 from gtr_jax.serving.log import event
 from gtr_jax.serving.problems import Problem
 from gtr_jax.serving.service import Served, Service
+from gtr_jax.serving.tracing import traced
 
 _HEADERS_S = 30.0       # seconds that the headers of a request may take
 _HEADERS_BYTES = 64 << 10
@@ -40,12 +42,22 @@ class Server:
     self._old: asyncio.Future[None] | None = None  # What was served before, until it has ended.
     self._failed: BaseException | None = None
 
-  def run(self, listening: socket.socket, cors_origins: list[str]) -> None:
-    """Answers what comes to a socket. Raises InputError where nothing can be served."""
+  def run(self, listening: socket.socket, cors_origins: Sequence[str] = (), with_spans: bool = False) -> None:
+    """Answers what comes to a socket.
+
+    Args:
+      listening: the socket, which is closed at the end.
+      cors_origins: whose pages may ask.
+      with_spans: send spans to a collector of OpenTelemetry.
+
+    Raises:
+      InputError: nothing can be served.
+    """
     app: Any = application(self._service, self._reload)
+    if with_spans:
+      app = traced(app)
     if cors_origins:
-      from starlette.middleware.cors import CORSMiddleware
-      app = CORSMiddleware(app, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+      app = CORSMiddleware(app, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"])
     _allow_many_connections()
     config = uvicorn.Config(
         app, http=type("Protocol", (Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
