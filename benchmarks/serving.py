@@ -6,6 +6,8 @@ the client takes, which is said. The floor is `encode` of the same texts in this
 
 import contextlib
 import json
+import signal
+import sys
 import tempfile
 import time
 import urllib.request
@@ -48,6 +50,8 @@ def main():
     args.seconds, args.queries, args.rows = min(args.seconds, 4), min(args.queries, 50), min(args.rows, 20_000)
   if args.overload and "throughput" not in args.parts:
     raise SystemExit("--overload needs to know how much the server can do: give --parts throughput too")
+  # So that no server is left behind, and those that stand still least of all.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
     results = Benchmark(args, Path(folder), servers).run()
   measure.write_json(args.json, {"flags": {k: v for k, v in vars(args).items() if k != "json"}, **results})
@@ -116,10 +120,10 @@ class Benchmark:
     """A server that stands still, and will end with the benchmark."""
     self._to_end.callback(server.end)
     began = time.perf_counter()
-    server.wait_until_ready()
-    print(f"{server.name}: ready after {time.perf_counter() - began:.1f} s", flush=True)
     with server.running():
-      return server
+      server.wait_until_ready()
+    print(f"{server.name}: ready after {time.perf_counter() - began:.1f} s", flush=True)
+    return server
 
   def _row(self, part, name, latencies, texts=None, rate=None, cpu=None):
     self.rows.append([part, name, "" if texts is None else f"{texts:.0f}", "" if rate is None else f"{rate:.1f}",

@@ -174,6 +174,7 @@ class Server:
       found.append(self.resident())
 
   def end(self) -> None:
+    """Ends it, wherever it stands."""
     self.signal(signal.SIGCONT)
     self._process.terminate()
     try:
