@@ -1,19 +1,21 @@
 """Texts of many requests, encoded together: a batch begins as soon as the devices are free, with what waits then.
 
-Every request has a queue of its own, and batches are filled from all queues in turn, so that neither a request of a
-thousand texts nor a long text keeps others waiting for more than a turn. The first text of whose turn it is decides how
-long the rows of a batch are; what else fits, fills them. The same text in flight twice is encoded once.
+The request that waits the longest and, in every other batch, the new one that does is in the next batch; its first
+text decides how long the rows are, and what else fits, fills them. Half of a batch is for requests of which nothing was
+encoded yet, a few texts of each, so that neither one of a thousand texts nor many of thirty keep one of a single text
+waiting. The rest is for requests in the order in which they came: to do a little of each would end all of them late.
+The same text in flight twice is encoded once.
 
 Letters: G groups (data shards), R rows of a group, L length of a row, D embedding size.
 """
 
+import bisect
 import collections
 import dataclasses
-import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,61 +23,12 @@ import numpy as np
 
 from gtr_jax.inference.embed import encode_packed
 from gtr_jax.inference.load import Model
-from gtr_jax.inference.row_queue import CPU_TOKENS_PER_BATCH, LONGEST_IN_SHORT_ROWS, TOKENS_OF_TEXT, TOKENS_PER_BATCH
 from gtr_jax.parallel.partitioning import global_batch, num_groups
+from gtr_jax.serving.shapes import Shape, shapes
 from gtr_jax.text.packing import Texts, best_fit
 
-_TURNS = 8           # A batch has room for so many requests' turns; it may be several times that of one request.
-_SHORTEST = 56       # Tokens that the shortest rows are made for, ..
-_FEW_ROWS = 4        # .. of which a batch has no more than so many.
+_TURNS = 8           # The first turn of a new request is such a part of a batch, or a text.
 _RATE_SECONDS = 10.0  # The rate of encoding is that of about so many seconds.
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """Of a program: rows of a group, and their length."""
-
-  rows: int
-  length: int
-
-  @property
-  def texts(self) -> int:
-    """That a group has room for."""
-    return self.rows * self.texts_of_row
-
-  @property
-  def texts_of_row(self) -> int:
-    return self.length // TOKENS_OF_TEXT + 1
-
-
-def shapes(longest: int, batch_tokens: int | None, on_cpu: bool) -> dict[int, list[Shape]]:
-  """All shapes, by the most tokens of a text that their rows are for, ascending; of each length by rows, ascending.
-
-  As the row queue of `gtr-jax encode` has them: rows are an eighth longer than what they are for, twice as long from
-  step to step. A batch of few texts has few rows, by powers of two, or shorter ones.
-
-  Args:
-    longest: most tokens of any text.
-    batch_tokens: token slots of a group.
-    on_cpu: whether the devices are CPUs.
-  """
-  multiple = 8 if on_cpu else 128
-  tokens = batch_tokens or (CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH)
-  made_for = [min(_SHORTEST, longest), min(LONGEST_IN_SHORT_ROWS, longest)]
-  while made_for[-1] < longest:
-    made_for.append(min(2 * made_for[-1], longest))
-  found: dict[int, list[Shape]] = {}
-  for most in made_for:
-    length = -(-most * 9 // 8 // multiple) * multiple
-    # Shorter rows than whole batches have are for the few texts of a quiet minute.
-    rows = max(tokens // length, 1) if most > _SHORTEST or longest <= _SHORTEST else _FEW_ROWS
-    found = {other: of_length for other, of_length in found.items() if of_length[0].length != length}
-    found[most] = [Shape(number, length) for number in sorted({*_powers_of_two(rows), rows})]
-  return found
-
-
-def _powers_of_two(most):
-  return itertools.takewhile(lambda rows: rows <= most, (1 << i for i in itertools.count()))
 
 
 class _Text:
@@ -97,7 +50,8 @@ class Job:
     done: called once, in another thread, with the embeddings `[texts, D]` or what has gone wrong.
 
   Attributes:
-    waited_s: seconds until the first of them was in a batch; None: before that.
+    begun: whether one of them was in a batch.
+    waited_s: seconds until then; None: before that.
     device_s: of the batches that have its texts.
   """
 
@@ -105,6 +59,7 @@ class Job:
     self.embeddings = np.zeros((number, dim), np.float32)
     self.missing, self.done = number, done
     self.queue: collections.deque[_Text] = collections.deque()
+    self.begun = False
     self.since, self.waited_s, self.device_s = time.monotonic(), None, 0.0
 
 
@@ -138,7 +93,7 @@ class Batcher:
     self._waiting_tokens = self._waiting_texts = 0
     self._rate = 0.0  # tokens/s
     self._free = 0.0  # when the devices had nothing to do
-    self._ending = False
+    self._ending = self._new_first = False
     self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
   def start(self, compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -249,44 +204,41 @@ class Batcher:
     """Texts of the next batch, in rows: (begin, text) of each row."""
     if not self._turns:
       return None
-    first = self._turns[0].queue[0]
-    most_tokens = max(next(most for most in self._shapes if len(first.tokens) <= most), self._usual())
+    by_age = sorted(self._turns, key=lambda job: job.since)
+    # In turn with the oldest a new one, which may be of the other tower, or of longer texts.
+    self._new_first = not self._new_first
+    first = next((job for job in by_age if self._new_first and not job.begun), by_age[0])
+    tower = first.queue[0].tower
+    most_tokens = max(next(most for most in self._shapes if len(first.queue[0].tokens) <= most), self._usual())
     whole = self._shapes[most_tokens][-1]
     room = self._groups * whole.rows * whole.length
-    of_turn = max(room // _TURNS, 1)
-    taken: list[tuple[Job, _Text]] = []
-    passed: collections.deque[Job] = collections.deque()  # whose other texts have to wait; it is their turn next
-    while self._turns and room > 0:
-      job, left, turn = self._turns.popleft(), [], of_turn
-      while job.queue and min(turn, room) > 0:
-        text = job.queue.popleft()
-        if text.tower == first.tower and len(text.tokens) <= most_tokens:
-          taken.append((job, text))
-          turn -= len(text.tokens)
-          room -= len(text.tokens)
-        else:
-          left.append(text)
-      job.queue.extendleft(reversed(left))
-      if job.queue:
-        (self._turns if turn <= 0 else passed).append(job)
-    self._turns.extendleft(reversed(passed))
+
+    def fits(text):
+      return text.tower == tower and len(text.tokens) <= most_tokens
+
+    order = _in_order(first, by_age, fits, room // 2, max(room // _TURNS, 1))
+    taken = list(_until(order, room))
     rows, shape = self._packed([text for _, text in taken], most_tokens)
-    # Rows for which there is no room go back, those that were taken last.
-    order = {text.key: number for number, (_, text) in enumerate(taken)}
-    rows.sort(key=lambda row: min(order[text.key] for _, text in row))
-    surplus = {text.key for row in rows[self._groups * shape.rows:] for _, text in row}
-    for job, text in reversed(taken):
-      if text.key not in surplus:
-        self._count(text, -1)
-      else:
-        job.queue.appendleft(text)
-        if job not in self._turns:
-          self._turns.appendleft(job)
-    return rows[:self._groups * shape.rows], shape, first.tower
+    # Rows for which there is no room go back, those whose turn came last; and gaps are filled with what comes next.
+    turn = {text: i for i, (_, text) in enumerate(taken)}
+    rows.sort(key=lambda row: min(turn[text] for _, text in row))
+    most = self._groups * shape.rows
+    surplus = [text for row in rows[most:] for _, text in row]
+    more = list(_until(order, room))
+    rows = _filled(rows[:most], shape, [*surplus, *(text for _, text in more)])
+    chosen = {text for row in rows for _, text in row}
+    for text in chosen:
+      self._count(text, -1)
+    for job in {job for job, text in (*taken, *more) if text in chosen}:
+      job.begun = True
+      job.queue = collections.deque(text for text in job.queue if text not in chosen)
+    self._turns = collections.deque(job for job in self._turns if job.queue)
+    return rows, shape, tower
 
   def _usual(self) -> int:
-    """What the shortest rows of a whole batch are for."""
-    return next((most for most, of_length in self._shapes.items() if most > _SHORTEST), next(reversed(self._shapes)))
+    """What the shortest rows of a whole batch are for; shorter ones are for few texts."""
+    return next(most for most, of_length in self._shapes.items()
+                if 2 * self._groups * of_length[-1].rows * of_length[-1].length > self.most_tokens)
 
   def _packed(self, texts, most_tokens):
     """Rows of texts, and the least shape that has room for all, or else the largest of these rows."""
@@ -359,3 +311,54 @@ class Batcher:
     for job, found in finished:
       job.done(found)
     self._observe(Batch(len(texts), tokens, slots, seconds))
+
+
+def _in_order(first: Job, by_age: Sequence[Job], fits: Callable[[_Text], bool], for_new: int,
+              of_turn: int) -> Iterator[tuple[Job, _Text]]:
+  """What waits and fits, in the order in which it is to be encoded, with the job that has it in its queue.
+
+  Args:
+    first: whose first text comes before all.
+    by_age: jobs, the one that has waited the longest first.
+    fits: whether a text may be in the batch.
+    for_new: tokens that are first given to jobs of which nothing was encoded, ..
+    of_turn: .. about so many to each.
+  """
+  listed = {first.queue[0]}
+  yield first, first.queue[0]
+  for job in by_age:
+    turn = 0 if job.begun else of_turn
+    for text in job.queue:
+      if turn <= 0 or for_new <= 0:
+        break
+      if fits(text) and text not in listed:
+        listed.add(text)
+        turn -= len(text.tokens)
+        for_new -= len(text.tokens)
+        yield job, text
+  for job in by_age:
+    for text in job.queue:
+      if fits(text) and text not in listed:
+        yield job, text
+
+
+def _until(texts: Iterator[tuple[Job, _Text]], tokens: int) -> Iterator[tuple[Job, _Text]]:
+  """The next texts, until they have so many tokens."""
+  while tokens > 0 and (one := next(texts, None)) is not None:
+    tokens -= len(one[1].tokens)
+    yield one
+
+
+def _filled(rows: list[list[tuple[int, _Text]]], shape: Shape, texts: list[_Text]) -> list[list[tuple[int, _Text]]]:
+  """Rows with as many more texts as fit into their gaps: the longest first, each where the least is left."""
+  gaps = sorted((shape.length - sum(len(text.tokens) for _, text in row), r) for r, row in enumerate(rows)
+                if len(row) < shape.texts_of_row)
+  for text in sorted(texts, key=lambda text: -len(text.tokens)):
+    at = bisect.bisect_left(gaps, (len(text.tokens), 0))
+    if at == len(gaps):
+      continue
+    gap, r = gaps.pop(at)
+    rows[r].append((shape.length - gap, text))
+    if len(rows[r]) < shape.texts_of_row:
+      bisect.insort(gaps, (gap - len(text.tokens), r))
+  return rows

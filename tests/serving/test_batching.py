@@ -11,8 +11,9 @@ from tiny_model_dir import sentence, write_model_dir
 from gtr_jax.inference import embed
 from gtr_jax.inference.load import load_model
 from gtr_jax.parallel.partitioning import make_mesh
-from gtr_jax.serving import batching
-from gtr_jax.serving.batching import Batcher, Shape, shapes
+from gtr_jax.serving import shapes as shapes_module
+from gtr_jax.serving.batching import Batcher
+from gtr_jax.serving.shapes import Shape, shapes
 
 
 @pytest.fixture(scope="module")
@@ -142,22 +143,24 @@ def test_who_asks_for_little_does_not_wait_for_who_asks_for_much(batcher):
   np.testing.assert_array_equal(much.result()[:, 0], np.arange(2, 202))
 
 
-def test_long_texts_and_short_ones_take_turns(run, monkeypatch):
-  monkeypatch.setattr(batching, "LONGEST_IN_SHORT_ROWS", 16)
-  monkeypatch.setattr(batching, "_SHORTEST", 8)
+@pytest.mark.parametrize("lengths", [(30, 5), (5, 30)])
+@pytest.mark.parametrize("towers", [("passage", "passage"), ("passage", "query"), ("query", "passage")])
+def test_one_text_does_not_wait_for_many_of_another_length_or_tower(run, monkeypatch, lengths, towers):
+  monkeypatch.setattr(shapes_module, "LONGEST_IN_SHORT_ROWS", 16)
+  monkeypatch.setattr(shapes_module, "_SHORTEST", 8)
   batcher = Batcher(load_model(run, make_mesh(devices=jax.devices()[:1])), 80)
   devices = Devices(batcher, monkeypatch)
   batcher._thread.start()
-  answers = [Waiting() for _ in range(6)]
-  batcher.submit(numbered(1), "passage", answers[0])
+  first, many, one = Waiting(), Waiting(), Waiting()
+  batcher.submit(numbered(1), towers[0], first)
   waits_until(lambda: len(devices.batches) == 1)
-  for number, answer in enumerate(answers[1:]):
-    batcher.submit(numbered(*range(10 + 20 * number, 30 + 20 * number), length=(30, 5)[number % 2]), "passage", answer)
+  batcher.submit(numbered(*range(2, 202), length=lengths[0]), towers[0], many)
+  batcher.submit(numbered(900, length=lengths[1]), towers[1], one)
+  devices.go.release(4)
+  assert one.result()[0, 0] == 900
+  assert many.found is None
   devices.go.release(1000)
-  for number, answer in enumerate(answers[1:]):
-    np.testing.assert_array_equal(answer.result()[:, 0], np.arange(10 + 20 * number, 30 + 20 * number))
-  # After the first two batches of long texts the short ones are done, which fill their gaps or have rows of their own.
-  assert answers[2].at < answers[1].at and answers[4].at < answers[5].at
+  np.testing.assert_array_equal(many.result()[:, 0], np.arange(2, 202))
   batcher.end()
 
 
