@@ -1,10 +1,14 @@
-"""The log: a line of JSON for each request and event, on stderr."""
+"""The log: a line of JSON for each request and event, on stderr, by a thread: whoever reads it may be slow."""
 
-import json
+import atexit
 import logging
+import logging.handlers
+import queue
 import sys
 import time
 from typing import Any, TextIO
+
+import orjson
 
 _LOG = logging.getLogger("gtr_jax.serving")
 
@@ -16,7 +20,11 @@ def event(name: str, level: int = logging.INFO, failure: BaseException | None = 
 
 def log_to(stream: TextIO | None = None) -> None:
   """Writes what is logged to a stream, default stderr; of uvicorn what it warns of."""
-  handler = logging.StreamHandler(stream or sys.stderr)
+  lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+  writer = logging.handlers.QueueListener(lines, logging.StreamHandler(stream or sys.stderr))
+  writer.start()
+  atexit.register(writer.stop)  # Writes what is left.
+  handler = logging.handlers.QueueHandler(lines)
   handler.setFormatter(_JsonLines())
   for name, level in ((_LOG.name, logging.INFO), ("uvicorn.error", logging.WARNING)):
     logger = logging.getLogger(name)
@@ -32,5 +40,5 @@ class _JsonLines(logging.Formatter):
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     fields = getattr(record, "fields", {})
     of_error = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-    return json.dumps({"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower(),
-                       "event": record.getMessage(), **fields, **of_error})
+    return orjson.dumps({"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower(),
+                         "event": record.getMessage(), **fields, **of_error}).decode()

@@ -61,7 +61,7 @@ class Server:
     _allow_many_connections()
     config = uvicorn.Config(
         app, http=type("Protocol", (Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
-        log_config=None, access_log=False, server_header=False, ws="none", backlog=_BACKLOG,
+        log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none", backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=round(self._service.limits.drain_s))
     self._server = uvicorn.Server(config)
     self._server.capture_signals = contextlib.nullcontext  # type: ignore  # Signals are ours, below.

@@ -50,7 +50,7 @@ class Serving:
       time.sleep(0.01)
 
   def ready(self):
-    self.line('"event": "ready"')
+    self.line('"event":"ready"')
     return self
 
   def end(self):
@@ -119,7 +119,7 @@ def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, 
       assert searched[0] == 200  # By what was read before.
       lines = len(server.lines)
       server.process.send_signal(signal.SIGHUP)
-      server.line('"event": "ready"', lines)
+      server.line('"event":"ready"', lines)
       reloaded = time.monotonic()
       time.sleep(0.3)
     finally:
@@ -138,7 +138,7 @@ def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, 
   status, _, answer = ask(server.port, "POST", "/admin/reload", **key)
   assert (status, answer["error"]["code"]) == (500, "not_reloaded")
   assert str(tmp_path) not in json.dumps(answer)
-  assert str(tmp_path) in server.line('"event": "not reloaded"')
+  assert str(tmp_path) in server.line('"event":"not reloaded"')
   assert ask(server.port, "POST", "/search", {"query": "lion"}, **key)[2]["answers"] == other["answers"]
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -146,7 +146,7 @@ def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, 
     time.sleep(0.1)
     assert server.end() == 0
     assert many.result()[0] == 200 and len(many.result()[2]) == 1000
-  assert '"event": "ended"' in server.lines[-1]
+  assert '"event":"ended"' in server.lines[-1]
   assert "Traceback" not in "".join(server.lines)
 
 
