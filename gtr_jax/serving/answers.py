@@ -11,11 +11,6 @@ from fastapi.responses import Response
 from gtr_jax.serving.problems import OPENAI, TEI, Problem
 
 _LARGE = 100_000  # numbers or characters, of which JSON is made in another thread
-STATUSES: dict[int | str, dict[str, Any]] = {status: {"description": what} for status, what in {
-    400: "a field is wrong", 401: "no API key, or a wrong one", 404: "no such model or store",
-    408: "the request has not come in time", 413: "too large", 422: "what was sent cannot be encoded",
-    429: "overloaded: try again after Retry-After seconds", 500: "the server has failed",
-    503: "starting, ending, or out of time"}.items()}
 
 
 async def as_json(make: Callable[[], Any], size: int) -> Response:
@@ -32,7 +27,7 @@ def refused(request: Request, problem: Problem) -> Response:
   """A problem in the form that the route promises."""
   note(request, error=problem.kind)
   form = TEI if is_tei(request) else OPENAI
-  return Response(orjson.dumps(problem.body(form)), problem.status, problem.headers(), "application/json")
+  return Response(orjson.dumps(problem.body(form)), problem.status_in(form), problem.headers(), "application/json")
 
 
 def is_tei(request: Request) -> bool:
@@ -55,9 +50,10 @@ def first_fault(errors: Sequence[Any]) -> tuple[str | None, str]:
   if not places[0]:
     said = str(error["msg"]).removeprefix("Value error, ")
     return None, f"the body: {said}; send an object as JSON, with Content-Type: application/json"
-  field = places[0][0]
+  # A name of the client's own may be anything: half of a surrogate pair is no JSON of ours, and it may be long.
+  field = places[0][0].encode("ascii", "backslashreplace").decode()[:80]
   if error["type"] == "extra_forbidden":
     return field, f"{field}: there is no such field; leave it out"
   of_field = [str(e["msg"]).removeprefix("Value error, ") for e, place in zip(errors, places, strict=True)
-              if place[:1] == [field]]
+              if place[:1] == places[0][:1]]
   return field, f"{field}: {' or: '.join(dict.fromkeys(of_field[:4]))}"

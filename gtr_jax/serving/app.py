@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 
 from gtr_jax import __version__
 from gtr_jax.serving import openai_routes, search_routes, state_routes, tei_routes
-from gtr_jax.serving.answers import STATUSES, first_fault, is_tei, refused
-from gtr_jax.serving.guard import Guard, failed
-from gtr_jax.serving.problems import Problem
+from gtr_jax.serving.answers import first_fault, refused
+from gtr_jax.serving.guard import Guard
+from gtr_jax.serving.problems import Problem, failed
 from gtr_jax.serving.service import Service
 
 
@@ -22,7 +22,7 @@ def application(service: Service, reload: Callable[[], Awaitable[None]]) -> Guar
     service: what it serves.
     reload: takes models and stores from disk anew. Raises Problem where they cannot be taken.
   """
-  app = FastAPI(title="gtr-jax serve", version=__version__, docs_url=None, redoc_url=None, responses=STATUSES)
+  app = FastAPI(title="gtr-jax serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
 
   @app.exception_handler(Problem)
   async def of_ours(request: Request, error: Problem) -> Response:
@@ -31,19 +31,21 @@ def application(service: Service, reload: Callable[[], Awaitable[None]]) -> Guar
   @app.exception_handler(RequestValidationError)
   async def of_fields(request: Request, error: RequestValidationError) -> Response:
     field, message = first_fault(error.errors())
-    return refused(request, Problem(422 if is_tei(request) else 400, message, "invalid_request", field))
+    return refused(request, Problem(400, message, "invalid_request", field))
 
   @app.exception_handler(HTTPException)
   async def of_routes(request: Request, error: HTTPException) -> Response:
-    message = {404: f"there is no {request.method} of this path; GET /openapi.json has all",
+    message = {400: "the body cannot be read: send JSON in UTF-8, not compressed, neither nested hundreds of times nor "
+                    "with numbers of thousands of digits",
+               404: f"there is no {request.method} of this path; GET /openapi.json has all",
                405: f"this path takes no {request.method}; GET /openapi.json has what it takes"}
     response = refused(request, Problem(error.status_code, message.get(error.status_code, str(error.detail))))
     response.headers.update(error.headers or {})
     return response
 
-  @app.exception_handler(Exception)  # The guard logs it.
+  @app.exception_handler(Exception)
   async def of_the_server(request: Request, error: Exception) -> Response:
-    del error
+    # Starlette raises it again, for the log.
     return refused(request, failed(request.scope["state"]["request_id"]))
 
   for routes in (openai_routes.router(service), tei_routes.router(service), search_routes.router(service),

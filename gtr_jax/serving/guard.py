@@ -19,18 +19,20 @@ from typing import Any
 import orjson
 
 from gtr_jax.serving.log import event
-from gtr_jax.serving.problems import OPENAI, TEI, Problem
+from gtr_jax.serving.problems import OPENAI, TEI, Problem, failed
 from gtr_jax.serving.service import Service
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 _OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key and no place among the requests.
-_TEI_ROUTES = {"/", "/embed", "/info", "/query/embed", "/document/embed"}
+_TEI_ROUTES = {("POST", f"{side}{path}") for side in ("", "/query", "/document") for path in ("", "/", "/embed")} | {
+    ("GET", "/info")}
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _RELOAD = "/admin/reload"
 _BODIES_AT_ONCE = 32  # of the largest size
 _WRITTEN_AT_ONCE = 64 << 10  # bytes
+_LINGER_S, _LINGER_BYTES = 2.0, 256 << 20  # of a body that was refused
 
 
 class Guard:
@@ -52,7 +54,7 @@ class Guard:
       await self._app(scope, receive, send)
       return
     scope.setdefault("state", {})["noted"] = {}
-    request = _Request(scope, send)
+    request = _Request(scope, receive, send)
     scope["state"]["request_id"] = request.id
     held = contextlib.ExitStack()
     try:
@@ -182,11 +184,6 @@ class Guard:
       await asyncio.gather(answer, watch, return_exceptions=True)
 
 
-def failed(request_id: str) -> Problem:
-  """What a client may know of a fault of the server."""
-  return Problem(500, f"the server has failed; its log knows why (request {request_id})", "internal")
-
-
 class _Gone(Problem):
   """The client has; nobody hears the answer."""
 
@@ -203,12 +200,12 @@ class _Request:
     status: of the answer; 499 where the client had gone.
   """
 
-  def __init__(self, scope: Message, send: Any):
+  def __init__(self, scope: Message, receive: Any, send: Any):
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
     self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     self.began, self.status = time.monotonic(), 0
-    self._form = TEI if scope["method"] == "POST" and scope["path"] in _TEI_ROUTES else OPENAI
-    self._send = send
+    self._form = TEI if (scope["method"], scope["path"]) in _TEI_ROUTES else OPENAI
+    self._receive, self._send = receive, send
 
   async def send(self, message: Message) -> None:
     """Sends a part of the answer; large ones piece by piece, as fast as the client reads."""
@@ -229,8 +226,22 @@ class _Request:
       return
     body = orjson.dumps(problem.body(self._form))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers()}
-    # What was not read of the body would be taken for the next request.
-    headers |= {"connection": "close"} if problem.status in (408, 413) else {}
-    await self.send({"type": "http.response.start", "status": problem.status,
+    closes = problem.status in (408, 413)  # Nobody wants the rest of the body.
+    headers |= {"connection": "close"} if closes else {}
+    await self.send({"type": "http.response.start", "status": problem.status_in(self._form),
                      "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()]})
-    await self.send({"type": "http.response.body", "body": body})
+    await self.send({"type": "http.response.body", "body": body, "more_body": closes})
+    if closes:
+      await self._linger()
+      await self.send({"type": "http.response.body", "body": b""})
+
+  async def _linger(self):
+    """Reads on for a moment: to those who send all before they listen a closed connection would say nothing."""
+    read = 0
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(_LINGER_S):
+        while read < _LINGER_BYTES:
+          message = await self._receive()
+          if not message.get("more_body", False):  # All of it, or the client has gone.
+            return
+          read += len(message.get("body", b""))

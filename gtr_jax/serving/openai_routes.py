@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gtr_jax.serving.answers import as_json, note
+from gtr_jax.serving.described import Embeddings, Models, failures, success
 from gtr_jax.serving.model import Encoded, ServedModel
 from gtr_jax.serving.problems import OPENAI, Problem
 from gtr_jax.serving.requests import EmbeddingsBody
@@ -17,7 +18,7 @@ from gtr_jax.serving.service import Service
 
 def router(service: Service) -> APIRouter:
   """The routes; those that begin with /query or /document are of that side, whatever is sent."""
-  routes, began = APIRouter(tags=[OPENAI]), int(time.time())
+  routes, began = APIRouter(tags=[OPENAI], responses=failures(OPENAI)), int(time.time())
 
   def embeddings(side: str | None) -> Callable[[Request, EmbeddingsBody], Awaitable[Response]]:
     async def answer(request: Request, body: EmbeddingsBody) -> Response:
@@ -41,9 +42,10 @@ def router(service: Service) -> APIRouter:
   for prefix, side in (("", None), ("/query", "query"), ("/document", "document")):
     of_side = f", as of a {side}" if side else ""
     routes.add_api_route(f"{prefix}/v1/embeddings", embeddings(side), methods=["POST"],
-                         name=f"{side or ''} embeddings".strip(), summary=f"embeddings of texts{of_side}")
+                         name=f"{side or ''} embeddings".strip(), responses=success(Embeddings),
+                         summary=f"embeddings of texts{of_side}")
     routes.add_api_route(f"{prefix}/v1/models", models(), methods=["GET"], name=f"{side or ''} models".strip(),
-                         summary="the models")
+                         responses=success(Models), summary="the models")
   return routes
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 OPENAI, TEI = "openai", "tei"
 # text-embeddings-inference's names, by status.
-_TEI_TYPES = {400: "Empty", 401: "Unauthorized", 413: "Validation", 422: "Validation", 424: "Backend",
-              429: "Overloaded", 503: "Unhealthy"}
+_TEI_TYPES = {401: "Unauthorized", 413: "Validation", 422: "Validation", 424: "Backend",
+              429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 _OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error",
                  500: "server_error", 503: "server_error"}
 
@@ -37,9 +37,18 @@ class Problem(Exception):
     of_status = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
     return of_status | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
+  def status_in(self, form: str) -> int:
+    """Of the answer: what is wrong in a request is 422 where text-embeddings-inference's form is promised."""
+    return 422 if form == TEI and self.status == 400 else self.status
+
   def body(self, form: str) -> dict[str, Any]:
     """Of the answer, in OpenAI's form or that of text-embeddings-inference."""
     if form == TEI:
       return {"error": self.message, "error_type": _TEI_TYPES.get(self.status, "Validation")}
     return {"error": {"message": self.message, "type": _OPENAI_TYPES.get(self.status, "invalid_request_error"),
                       "param": self.param, "code": self.code or str(self.status)}}
+
+
+def failed(request_id: str) -> Problem:
+  """The server has, which is no fault of the request."""
+  return Problem(500, f"the server has failed; its log knows why (request {request_id})", "internal")

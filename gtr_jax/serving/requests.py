@@ -2,13 +2,31 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+  BaseModel,
+  BeforeValidator,
+  ConfigDict,
+  Field,
+  StrictBool,
+  StrictFloat,
+  StrictInt,
+  StrictStr,
+  model_validator,
+)
+
+
+def _whole(value: Any) -> Any:
+  """3.0 is a whole number in JSON too, and is what some languages write; "3" and true are none."""
+  if isinstance(value, list) and float in set(map(type, value)):
+    return [_whole(item) for item in value]
+  return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 Text = Annotated[StrictStr, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
-Ids = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1), BeforeValidator(_whole)]
 Side = Literal["query", "document"]
-_Positive = Annotated[StrictInt, Field(ge=1)]
+_Positive = Annotated[StrictInt, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
 
 
 class _Body(BaseModel):
@@ -58,7 +76,7 @@ class SearchBody(_Body):
   top_k: _Positive = Field(10, description="documents of an answer")
   id_prefix: StrictStr = Field("", description="only documents whose ids begin so")
   texts: StrictBool = Field(True, description="whether answers have titles and texts")
-  hybrid: StrictBool | Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)] = Field(
+  hybrid: StrictBool | Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
       False, description="search by BM25 too; a number: the weight of the model's score, 0 to 1")
 
 

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gtr_jax.serving.answers import as_json, note
-from gtr_jax.serving.problems import Problem
+from gtr_jax.serving.described import Results, Similarities, Stores, failures, success
+from gtr_jax.serving.problems import OPENAI, Problem
 from gtr_jax.serving.requests import SearchBody, SimilarityBody
 from gtr_jax.serving.service import Service
 from gtr_jax.serving.stores import Found, ServedStore
@@ -16,9 +17,10 @@ from gtr_jax.serving.stores import Found, ServedStore
 
 def router(service: Service) -> APIRouter:
   """The routes."""
-  routes = APIRouter(tags=["search"])
+  routes = APIRouter(tags=["search"], responses=failures(OPENAI))
 
-  @routes.get("/stores", summary="the stores, the first of which is searched where none is named")
+  @routes.get("/stores", responses=success(Stores),
+              summary="the stores, the first of which is searched where none is named")
   async def stores(request: Request) -> Response:
     served = service.ready(request)
     return await as_json(lambda: {"stores": [
@@ -26,7 +28,7 @@ def router(service: Service) -> APIRouter:
          "dimensions": store.store.shape[1], "precision": store.store.quantizer.precision,
          "hybrid": store.has_bm25} for store in served.stores.values()]}, 0)
 
-  @routes.post("/search", summary="the documents of a store that answer queries best")
+  @routes.post("/search", responses=success(Results), summary="the documents of a store that answer queries best")
   async def search(request: Request, body: SearchBody) -> Response:
     began, limits = time.monotonic(), service.limits
     store = service.ready(request).store(body.store)
@@ -51,7 +53,8 @@ def router(service: Service) -> APIRouter:
     # Of documents it has to read many.
     return await as_json(answer, sum(map(len, found)) * (20_000 if body.texts else 100))
 
-  @routes.post("/similarity", summary="how near queries and documents are to each other")
+  @routes.post("/similarity", responses=success(Similarities | list[float]),
+               summary="how near queries and documents are to each other")
   async def similarity(request: Request, body: SimilarityBody) -> Response:
     model = service.ready(request).model(body.model)
     if body.inputs is not None:

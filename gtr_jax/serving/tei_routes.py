@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from gtr_jax import __version__
 from gtr_jax.serving.answers import as_json, note
+from gtr_jax.serving.described import Info, failures, success
 from gtr_jax.serving.problems import TEI
 from gtr_jax.serving.requests import EmbedBody
 from gtr_jax.serving.service import TOKENIZING_THREADS, Service
@@ -14,7 +15,7 @@ from gtr_jax.serving.service import TOKENIZING_THREADS, Service
 
 def router(service: Service) -> APIRouter:
   """The routes, of the first model; those that begin with /query or /document are of that side, whatever is sent."""
-  routes = APIRouter(tags=[TEI])
+  routes = APIRouter(tags=[TEI], responses=failures(TEI))
 
   def embed(side: str | None) -> Callable[[Request, EmbedBody], Awaitable[Response]]:
     async def answer(request: Request, body: EmbedBody) -> Response:
@@ -32,9 +33,9 @@ def router(service: Service) -> APIRouter:
     of_side = f", as of a {side}" if side else ""
     for path in (f"{prefix}/embed", prefix or "/"):
       routes.add_api_route(path, embed(side), methods=["POST"], name=f"embed {path}",
-                           summary=f"embeddings of texts{of_side}")
+                           responses=success(list[list[float]]), summary=f"embeddings of texts{of_side}")
 
-  @routes.get("/info", summary="the first model, and what a request may have")
+  @routes.get("/info", responses=success(Info), summary="the first model, and what a request may have")
   async def info(request: Request) -> Response:
     model, limits = service.ready(request).model(None), service.limits
     return await as_json(lambda: {
