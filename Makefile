@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## pretrain, mine, fine-tune, evaluate and search a sma
 test: $(VENV)/installed  ## the tests, on the CPU with tiny models
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/peers --ignore tests/mteb --ignore tests/beam --ignore tests/t5x --ignore tests/compile --ignore tests/buckets --durations=10
 
-test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS; the search page in a browser
+test-peers: $(VENV)/installed-peers  ## compare with torch, transformers, sentence-transformers and FAISS; serve clients of others, and a browser
 	$(BIN)/python -m pytest tests/peers --durations=10
 
 test-mteb: $(VENV)/installed-peers  ## MTEB evaluates a model, over data made here (installs mteb)
