@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -60,7 +59,7 @@ def _ready(process, lines):
     said = re.search(r"http://[\d.]+:\d+", "".join(lines))
     if process.poll() is not None:
       break
-    with contextlib.suppress(urllib.error.URLError):
+    with contextlib.suppress(OSError):  # Not listening yet, or not ready: 503.
       if said and urllib.request.urlopen(f"{said[0]}/health", timeout=10).status == 200:
         return said[0]
   raise AssertionError(f"the server is not ready (exit status {process.poll()}):\n{''.join(lines)}")
