@@ -141,6 +141,8 @@ class Guard:
       self._count(len(message.get("body", b"")))
       more = message.get("more_body", False)
       if len(body) > most:
+        self._count(-len(body))
+        body.clear()  # Its client is listened to for a moment more.
         raise too_large
       if self._bytes > _BODIES_AT_ONCE * most:
         raise Problem(429, "the server is overloaded: too many large requests at once; try again later", "overloaded",

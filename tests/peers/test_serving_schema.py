@@ -18,7 +18,7 @@ from gtr_jax.retrieval.encode import encode_corpus
 
 pytestmark = pytest.mark.peers
 
-EXAMPLES = 15  # of each operation and mode
+EXAMPLES = 60  # of each operation and mode
 MOST_RESULTS = 20
 SIDES = ("", "/query", "/document")
 OPERATIONS = [f"{method} {side}{path}" for method, path in (
