@@ -89,6 +89,6 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-peers: $(VENV)/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[test,peers,serve]'
+	$(PIP) install --quiet -c constraints.txt -e '.[test,peers]'
 	@$(CHROMIUM)
 	@touch $@

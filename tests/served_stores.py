@@ -4,13 +4,11 @@ import asyncio
 import threading
 import types
 
-import uvicorn
 from ports import free_port
+from served_here import served_here
 
-from gtr_jax.serving.app import application
 from gtr_jax.serving.limits import Limits
 from gtr_jax.serving.problems import Problem
-from gtr_jax.serving.server import listen
 from gtr_jax.serving.service import Served, Service
 from gtr_jax.serving.stores import Found
 
@@ -87,15 +85,11 @@ class Running:
     self.start()
 
   def start(self):
-    config = uvicorn.Config(application(self.service, self._reload), lifespan="off", log_config=None, access_log=False,
-                            timeout_graceful_shutdown=1)
-    self.server = uvicorn.Server(config)
-    self._thread = threading.Thread(target=self.server.run, args=([listen("127.0.0.1", self.port)],))
-    self._thread.start()
+    self._block = served_here(self.service, self._reload, self.port, timeout_graceful_shutdown=1)
+    self._block.__enter__()
 
   def stop(self):
-    self.server.should_exit = True
-    self._thread.join()
+    self._block.__exit__(None, None, None)
 
   async def _reload(self):
     raise AssertionError("nobody asks for it")

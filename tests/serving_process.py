@@ -1,65 +1,81 @@
 """`gtr-jax serve` as a process, as its clients find it."""
 
 import contextlib
-import dataclasses
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 
 _SECONDS = 180  # to be ready, and to end: more than a busy machine takes
 
 
-@dataclasses.dataclass
-class Running:
-  """A server that is ready.
+class Serving:
+  """The process.
 
   Attributes:
-    url: of it, without a slash at the end.
-    stderr: the lines that it has written until now.
+    process: itself.
+    lines: that it has written to stderr until now.
+    port: where it listens.
   """
 
-  url: str
-  stderr: list[str]
+  def __init__(self, *flags: object):
+    self.lines: list[str] = []
+    self.process = subprocess.Popen([sys.executable, "-m", "gtr_jax", "serve", "--port", "0", *map(str, flags)],
+                                    stderr=subprocess.PIPE, text=True, errors="replace")
+    self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stderr.readline, "")))
+    self._reader.start()
+    self.port = int(re.search(r":(\d+): loading", self.line(": loading and compiling"))[1])
+
+  @property
+  def url(self) -> str:
+    """Without a slash at the end."""
+    return f"http://127.0.0.1:{self.port}"
 
   @property
   def address(self) -> tuple[str, int]:
     """Host and port."""
-    host, port = self.url.removeprefix("http://").split(":")
-    return host, int(port)
+    return "127.0.0.1", self.port
+
+  def line(self, part: str, after: int = 0) -> str:
+    """The first line that has this, after so many of them, as soon as it is there."""
+    until = time.monotonic() + _SECONDS
+    while True:
+      ended = self.process.poll() is not None and not self._reader.is_alive()
+      for line in self.lines[after:]:
+        if part in line:
+          return line
+      assert not ended and time.monotonic() < until, f"no line with {part!r} in\n{''.join(self.lines)}"
+      time.sleep(.01)
+
+  def ready(self) -> "Serving":
+    """Itself, when it answers."""
+    self.line('"event":"ready"')
+    return self
+
+  def end(self) -> int:
+    """By SIGTERM; its exit code, when all its lines are there."""
+    self.process.send_signal(signal.SIGTERM)
+    code = self.process.wait(_SECONDS)
+    self._reader.join()
+    return code
+
+  def kill(self) -> None:
+    """If it is still there."""
+    self.process.kill()
+    self.process.wait()
+    self._reader.join()
+    self.process.stderr.close()
 
 
 @contextlib.contextmanager
-def serving(*flags: object) -> Iterator[Running]:
-  """A server with these flags, at a port of its own choice. It has to end by itself when it is told to."""
-  process = subprocess.Popen([sys.executable, "-m", "gtr_jax", "serve", "--port", "0", *map(str, flags)],
-                             stderr=subprocess.PIPE, text=True, errors="replace")
-  lines: list[str] = []
-  reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True)
-  reader.start()
+def serving(*flags: object) -> Iterator[Serving]:
+  """A server with these flags that is ready. It has to end by itself when it is told to."""
+  server = Serving(*flags)
   try:
-    yield Running(_ready(process, lines), lines)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(_SECONDS) == 0, "".join(lines)
+    yield server.ready()
+    assert server.end() == 0, "".join(server.lines)
   finally:
-    process.kill()
-    process.wait()
-    reader.join()
-    process.stderr.close()
-
-
-def _ready(process, lines):
-  until = time.monotonic() + _SECONDS
-  while time.monotonic() < until:
-    time.sleep(.05)
-    said = re.search(r"http://[\d.]+:\d+", "".join(lines))
-    if process.poll() is not None:
-      break
-    with contextlib.suppress(OSError):  # Not listening yet, or not ready: 503.
-      if said and urllib.request.urlopen(f"{said[0]}/health", timeout=10).status == 200:
-        return said[0]
-  raise AssertionError(f"the server is not ready (exit status {process.poll()}):\n{''.join(lines)}")
+    server.kill()

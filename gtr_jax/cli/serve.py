@@ -86,12 +86,12 @@ def run(args: argparse.Namespace) -> None:
                     tokenizing=service.tokenizing)
 
   listening = listen(args.host, args.port)
-  log_to()
   host, port = listening.getsockname()[:2]
   url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
   page = f"; to search by hand: {url}/" if stores else ""
   bars.note(f"{url}: loading and compiling; /health says when it is done{page}")
-  Server(service, load).run(listening, args.cors_origin, args.opentelemetry)
+  with log_to():
+    Server(service, load).run(listening, args.cors_origin, args.opentelemetry)
 
 
 def _keys(path: str) -> list[bytes]:

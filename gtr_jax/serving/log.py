@@ -1,11 +1,12 @@
 """The log: a line of JSON for each request and event, on stderr, by a thread: whoever reads it may be slow."""
 
-import atexit
+import contextlib
 import logging
 import logging.handlers
 import queue
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import orjson
@@ -18,18 +19,22 @@ def event(name: str, level: int = logging.INFO, failure: BaseException | None = 
   _LOG.log(level, name, extra={"fields": fields}, exc_info=failure)
 
 
-def log_to(stream: TextIO | None = None) -> None:
-  """Writes what is logged to a stream, default stderr; of uvicorn what it warns of."""
+@contextlib.contextmanager
+def log_to(stream: TextIO | None = None) -> Iterator[None]:
+  """Writes what is logged to a stream, default stderr, until the block ends; of uvicorn what it warns of."""
   lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
   writer = logging.handlers.QueueListener(lines, logging.StreamHandler(stream or sys.stderr))
   writer.start()
-  atexit.register(writer.stop)  # Writes what is left.
   handler = logging.handlers.QueueHandler(lines)
   handler.setFormatter(_JsonLines())
   for name, level in ((_LOG.name, logging.INFO), ("uvicorn.error", logging.WARNING)):
     logger = logging.getLogger(name)
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level)
+  try:
+    yield
+  finally:
+    writer.stop()  # Writes what is left.
 
 
 class _JsonLines(logging.Formatter):

@@ -61,7 +61,7 @@ def server(paths, tmp_path_factory):
   flags = [part for name, path in paths.items() for part in ("--model", f"{name}={path}")]
   with serving(*flags, "--api_key_file", keys, "--max_body_bytes", MOST_BYTES) as running:
     yield running
-  said = "".join(running.stderr)
+  said = "".join(running.lines)
   assert KEY not in said and "Traceback" not in said and TEXTS[1] not in said
 
 

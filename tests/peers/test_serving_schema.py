@@ -41,7 +41,7 @@ def server(tmp_path_factory):
   with serving("--model", model, "--embeddings", folder / "store", "--hybrid", "--max_top_k", MOST_RESULTS,
                "--max_body_bytes", 100_000) as running:
     yield running
-  assert "Traceback" not in "".join(running.stderr)
+  assert "Traceback" not in "".join(running.lines)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ answered as ever.
 The application is the real one, under uvicorn with the server's own protocol; what encodes is a stand-in.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import gzip
@@ -17,13 +16,11 @@ import types
 
 import numpy as np
 import pytest
-import uvicorn
-from ports import free_port
+from served_here import served_here
 from tiny_model_dir import write_vocabulary
 
 from gtr_jax.serving import model as serving_model
 from gtr_jax.serving import server
-from gtr_jax.serving.app import application
 from gtr_jax.serving.limits import Limits
 from gtr_jax.serving.model import ServedModel
 from gtr_jax.serving.service import Served, Service
@@ -78,19 +75,8 @@ def address(service):
   async def reload():
     raise RuntimeError("of the test")
 
-  listening = server.listen("127.0.0.1", free_port())
-  running = uvicorn.Server(uvicorn.Config(
-      application(service, reload), http=type("Protocol", (server._Protocol,), {"patience": 60.0}), lifespan="off",
-      log_config=None, access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=5))
-  thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listening])), daemon=True)
-  thread.start()
-  until = time.monotonic() + 30
-  while not running.started and time.monotonic() < until:
-    time.sleep(.01)
-  yield listening.getsockname()
-  running.should_exit = True
-  thread.join(30)
-  assert not thread.is_alive()
+  with served_here(service, reload, timeout_graceful_shutdown=5) as port:
+    yield "127.0.0.1", port
 
 
 @pytest.fixture(autouse=True)
@@ -434,7 +420,7 @@ def test_slow_bodies(address, service, path):
 
 @pytest.mark.parametrize("begin", [b"", b"POST /v1/embeddings HTTP/1.1\r\nHo"], ids=["none", "some"])
 def test_slow_headers(address, monkeypatch, begin):
-  monkeypatch.setattr(server, "_HEADERS_S", SLOW_S)
+  monkeypatch.setattr(server.Protocol, "headers_s", SLOW_S)
   with connected(address) as (connection, _):
     began = time.monotonic()
     connection.settimeout(.1)
@@ -455,7 +441,7 @@ def test_slow_headers(address, monkeypatch, begin):
 def test_header_floods(address, flood):
   """The connection is closed long before headers that are slow would be."""
   with connected(address) as (connection, file):
-    connection.settimeout(server._HEADERS_S / 2)
+    connection.settimeout(server.Protocol.headers_s / 2)
     with contextlib.suppress(ConnectionError):
       connection.sendall((b"" if flood[:1] == b"\r" else b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n") + flood)
     try:

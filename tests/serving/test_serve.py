@@ -2,18 +2,15 @@
 
 import concurrent.futures
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 from served_here import ask
+from serving_process import Serving
 from tiny_model_dir import corpus, sentence, write_model_dir
 
 import gtr_jax
@@ -24,54 +21,18 @@ from gtr_jax.retrieval.encode import encode_corpus
 TEXTS = [sentence(i, 1 + i % 20) for i in range(40)]
 
 
-class Serving:
-  """The process; its lines, read in a thread."""
-
-  def __init__(self, *words):
-    self.lines = []
-    self.process = subprocess.Popen(
-        [sys.executable, "-m", "gtr_jax", "serve", "--port", "0", "--max_batch_tokens", "80", *map(str, words)],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"})
-    threading.Thread(target=self._read, daemon=True).start()
-    self.port = int(re.search(r":(\d+): loading", self.line(": loading and compiling"))[1])
-
-  def _read(self):
-    for line in self.process.stderr:
-      self.lines.append(line)
-
-  def line(self, part, after=0):
-    """The first line that has this, after so many of them."""
-    deadline = time.monotonic() + 120
-    while True:
-      for line in self.lines[after:]:
-        if part in line:
-          return line
-      assert time.monotonic() < deadline and (self.process.poll() is None or part in "".join(self.lines)), self.lines
-      time.sleep(0.01)
-
-  def ready(self):
-    self.line('"event":"ready"')
-    return self
-
-  def end(self):
-    """By SIGTERM; the exit code."""
-    self.process.send_signal(signal.SIGTERM)
-    return self.process.wait(60)
-
-
 @pytest.fixture
 def started():
   """Starts servers that do not outlive the test."""
   servers = []
 
   def start(*words):
-    servers.append(Serving(*words))
+    servers.append(Serving("--max_batch_tokens", "80", *words))
     return servers[-1]
 
   yield start
   for server in servers:
-    server.process.kill()
-    server.process.wait()
+    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +114,7 @@ def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, 
 def test_what_cannot_be_served_is_said_in_a_line(folder, started, tmp_path, capsys):
   server = started("--model", folder / "one/run", "--embeddings", folder / "other")
   assert server.process.wait(120) == 2
+  assert server.line("gtr-jax serve: ") == server.lines[-1]
   assert "holds the embeddings of another model" in server.lines[-1]
   assert "Traceback" not in "".join(server.lines)
   (tmp_path / "empty").write_text("\n")

@@ -14,12 +14,15 @@ from gtr_jax.serving.server import Protocol, listen
 
 
 @contextlib.contextmanager
-def served_here(service, reload=None):
-  """Serves until the block ends; gives the port."""
-  listening = listen("127.0.0.1", 0)
-  config = uvicorn.Config(application(service, reload), http=type("Of", (Protocol,), {
-      "patience": service.limits.timeout_s, "headers_s": min(30.0, service.limits.timeout_s)}),
-      lifespan="off", log_config=None, access_log=False, server_header=False, ws="none")
+def served_here(service, reload=None, port=0, **of_uvicorn):
+  """Serves until the block ends, at any port that is free, or this one; gives the port."""
+  listening = listen("127.0.0.1", port)
+  timeout_s, own = service.limits.timeout_s, {}
+  if timeout_s < Protocol.headers_s:
+    own["headers_s"] = timeout_s
+  config = uvicorn.Config(application(service, reload), http=type("Of", (Protocol,), {"patience": timeout_s, **own}),
+                          lifespan="off", log_config=None, access_log=False, server_header=False, ws="none",
+                          **of_uvicorn)
   server = uvicorn.Server(config)
   server.capture_signals = contextlib.nullcontext
   thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
