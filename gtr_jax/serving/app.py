@@ -51,4 +51,4 @@ def application(service: Service, reload: Callable[[], Awaitable[None]]) -> Guar
   for routes in (openai_routes.router(service), tei_routes.router(service), search_routes.router(service),
                  state_routes.router(service, reload)):
     app.include_router(routes)
-  return Guard(app, service)
+  return Guard(app, service, set(app.openapi()["paths"]) | {"/"})

@@ -13,7 +13,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Set
 from typing import Any
 
 import orjson
@@ -25,7 +25,8 @@ from gtr_jax.serving.service import Service
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
-_OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key and no place among the requests.
+_OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key, ..
+_ALWAYS = {*_OPEN, "/metrics"}             # .. and of these no place among the requests.
 _TEI_ROUTES = {("POST", f"{side}{path}") for side in ("", "/query", "/document") for path in ("", "/", "/embed")} | {
     ("GET", "/info")}
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -41,10 +42,11 @@ class Guard:
   Args:
     app: that answers.
     service: whose limits and keys these are.
+    paths: that the application knows, by which requests are counted.
   """
 
-  def __init__(self, app: App, service: Service):
-    self._app, self._service = app, service
+  def __init__(self, app: App, service: Service, paths: Set[str]):
+    self._app, self._service, self._paths = app, service, paths
     self._keys = [hashlib.sha256(key).digest() for key in service.keys]
     self._bytes = 0  # of bodies that are being read or answered
 
@@ -73,7 +75,7 @@ class Guard:
   def _record(self, request, scope):
     """A request that is over, in the metrics and in the log."""
     metrics, noted = self._service.metrics, scope["state"]["noted"]
-    route = getattr(scope.get("route"), "path", None) or "other"
+    route = scope["path"] if scope["path"] in self._paths else "other"
     seconds, error = time.monotonic() - request.began, noted.get("error")
     if scope["path"] == "/health":
       return  # Whoever balances asks every second.
@@ -89,10 +91,12 @@ class Guard:
   async def _answer(self, request, scope, receive, held):
     service = self._service
     limits, deadline = service.limits, request.began + service.limits.timeout_s
-    if scope["method"] in ("GET", "HEAD", "OPTIONS") and scope["path"] in _OPEN:
+    reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
+    if not (reads and scope["path"] in _OPEN):
+      self._check_key(scope)
+    if reads and scope["path"] in _ALWAYS:
       await self._app(scope, receive, request.send)
       return
-    self._check_key(scope)
     body = await self._body(scope, receive, deadline, held)
     if service.active >= limits.concurrent:
       raise Problem(429, f"the server is overloaded: it answers {limits.concurrent} requests at once; try again later",

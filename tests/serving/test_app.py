@@ -273,6 +273,8 @@ def test_too_many_at_once(world, monkeypatch):
     status, headers, answer = ask(port, "POST", "/embed", {"inputs": "lion"})
     assert (status, headers["Retry-After"], answer["error_type"]) == (429, "1", "Overloaded")
     assert ask(port, "GET", "/health")[0] == 200
+    content = ask(port, "GET", "/metrics")[2].decode()  # To be seen when there is something to see.
+    assert 'te_request_failure_total{err="overloaded",route="/embed"} 1.0' in content
     held.gate.set()
     assert [answer.result()[0] for answer in answers] == [200, 200]
     assert ask(port, "POST", "/embed", {"inputs": "lion"})[0] == 200
