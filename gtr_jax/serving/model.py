@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ class ServedModel:
     future: asyncio.Future[np.ndarray] = loop.create_future()
 
     def done(found):
-      loop.call_soon_threadsafe(_settle, future, found)
+      loop.call_soon_threadsafe(settle, future, found)
 
     job = self.batcher.submit(tokens, _TOWERS[side], done)
     try:
@@ -141,7 +142,8 @@ class ServedModel:
     return Encoded(vectors, number, waited)
 
 
-def _settle(future, found):
+def settle(future: asyncio.Future[Any], found: Any) -> None:
+  """Gives what another thread has found, or what has gone wrong there, to who waits for it, if anybody does."""
   if future.done():
     return
   if isinstance(found, Exception):

@@ -3,8 +3,8 @@
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -15,6 +15,7 @@ from gtr_jax.serving.problems import Problem
 from gtr_jax.serving.stores import ServedStore
 
 TOKENIZING_THREADS = 2
+_Thing = TypeVar("_Thing")
 
 
 class Served:
@@ -50,23 +51,13 @@ class Served:
 
   def model(self, name: str | None) -> ServedModel:
     """Of this name, or the first. Raises Problem."""
-    if name is None:
-      return next(iter(self.models.values()))
-    if name not in self.models:
-      raise Problem(404, f"the model {name!r:.80} does not exist; give one of {_names(self.models)}",
-                    "model_not_found", "model")
-    return self.models[name]
+    return _named(self.models, name, "model")
 
   def store(self, name: str | None) -> ServedStore:
     """Of this name, or the first. Raises Problem."""
     if not self.stores:
       raise Problem(404, "no store is served here; start the server with --embeddings", "store_not_found", "store")
-    if name is None:
-      return next(iter(self.stores.values()))
-    if name not in self.stores:
-      raise Problem(404, f"the store {name!r:.80} does not exist; give one of {_names(self.stores)}",
-                    "store_not_found", "store")
-    return self.stores[name]
+    return _named(self.stores, name, "store")
 
 
 class Service:
@@ -120,5 +111,10 @@ class Service:
     return await model.encode(texts, side, **how)
 
 
-def _names(things: Iterable[str]) -> str:
-  return ", ".join(map(repr, things))
+def _named(things: Mapping[str, _Thing], name: str | None, what: str) -> _Thing:
+  if name is None:
+    return next(iter(things.values()))
+  if name not in things:
+    raise Problem(404, f"the {what} {name!r:.80} does not exist; give one of {', '.join(map(repr, things))}",
+                  f"{what}_not_found", what)
+  return things[name]

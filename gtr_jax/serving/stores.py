@@ -16,7 +16,7 @@ from gtr_jax.retrieval.hybrid import Hybrid
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store
 from gtr_jax.serving.metrics import Metrics
-from gtr_jax.serving.model import ServedModel
+from gtr_jax.serving.model import ServedModel, settle
 from gtr_jax.serving.problems import Problem
 
 _TOP_KS = (10, 100, 1000)  # Programs are compiled for so many results; others are cut from the next.
@@ -134,7 +134,7 @@ class ServedStore:
       future: asyncio.Future[list[Found]] = loop.create_future()
 
       def done(answer):
-        loop.call_soon_threadsafe(_settle, future, answer)
+        loop.call_soon_threadsafe(settle, future, answer)
 
       wanted = _Search(vector[0], top_k, rows, done)
       with self._changed:
@@ -191,12 +191,3 @@ class ServedStore:
     for search, of_scores, of_rows in zip(alike, scores, rows, strict=True):
       search.done([Found(row, score) for row, score in
                    zip(of_rows[:search.top_k].tolist(), of_scores[:search.top_k].tolist(), strict=True)])
-
-
-def _settle(future, answer):
-  if future.done():
-    return
-  if isinstance(answer, Exception):
-    future.set_exception(answer)
-  else:
-    future.set_result(answer)
