@@ -29,7 +29,7 @@ class FakeBatcher:
     self._never = model.tokenizer.encode([NEVER], 32)[0].tobytes()
     self.waiting, self.forgotten = 0, threading.Event()
 
-  def expected_wait(self):
+  def expected_wait(self, tokens):
     return 0.0
 
   def submit(self, tokens, tower, done):

@@ -25,9 +25,24 @@ class Serving:
     self.lines: list[str] = []
     self.process = subprocess.Popen([sys.executable, "-m", "gtr_jax", "serve", "--port", "0", *map(str, flags)],
                                     stderr=subprocess.PIPE, text=True, errors="replace")
-    self._reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stderr.readline, "")))
+    self._reads = threading.Event()
+    self._reads.set()
+    self._reader = threading.Thread(target=self._read)
     self._reader.start()
     self.port = int(re.search(r":(\d+): loading", self.line(": loading and compiling"))[1])
+
+  def _read(self):
+    for line in self.process.stderr:
+      self._reads.wait()
+      self.lines.append(line)
+
+  def pause(self) -> None:
+    """Reads no more of what it writes."""
+    self._reads.clear()
+
+  def go_on(self) -> None:
+    """Reads what it has written."""
+    self._reads.set()
 
   @property
   def url(self) -> str:
@@ -66,6 +81,7 @@ class Serving:
     """If it is still there."""
     self.process.kill()
     self.process.wait()
+    self.go_on()
     self._reader.join()
     self.process.stderr.close()
 

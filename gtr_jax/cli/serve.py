@@ -1,6 +1,7 @@
 """`gtr-jax serve`: a model, and stores, over HTTP."""
 
 import argparse
+import re
 
 from gtr_jax.cli import process_flags, shared_flags
 from gtr_jax.errors import InputError
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> None:
     from gtr_jax.serving.service import Service
   except ModuleNotFoundError as e:
     raise InputError(f"gtr-jax serve needs {e.name}: pip install 'gtr_jax[serve]'") from e
+  for origin in args.cors_origin:  # As browsers send it.
+    if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
+      raise InputError(f"--cors_origin {origin}: is no origin; give scheme and host, such as https://example.org, or *")
   keys = _keys(args.api_key_file) if args.api_key_file else ()
   models = shared_flags.by_name("model", args.model)
   stores = shared_flags.by_name("embeddings", args.embeddings)

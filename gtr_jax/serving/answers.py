@@ -54,6 +54,9 @@ def first_fault(errors: Sequence[Any]) -> tuple[str | None, str]:
   field = places[0][0].encode("ascii", "backslashreplace").decode()[:80]
   if error["type"] == "extra_forbidden":
     return field, f"{field}: there is no such field; leave it out"
-  of_field = [str(e["msg"]).removeprefix("Value error, ") for e, place in zip(errors, places, strict=True)
-              if place[:1] == places[0][:1]]
-  return field, f"{field}: {' or: '.join(dict.fromkeys(of_field[:4]))}"
+  of_field = [e for e, place in zip(errors, places, strict=True) if place[:1] == places[0][:1]]
+  # What is wrong with one of several is nearer than that they are not one; of the kinds that it might be the first.
+  numbered = [(next((str(part) for part in e["loc"] if isinstance(part, int)), ""), e) for e in of_field]
+  number = next((number for number, _ in numbered if number), "")
+  words = [str(e["msg"]).removeprefix("Value error, ") for of_number, e in numbered if of_number == number]
+  return field, f"{field}: {number}: {words[0]}" if number else f"{field}: {' or: '.join(dict.fromkeys(words[:4]))}"

@@ -50,6 +50,7 @@ class Job:
     done: called once, in another thread, with the embeddings `[texts, D]` or what has gone wrong.
 
   Attributes:
+    tokens: of those that nobody else had asked for.
     begun: whether one of them was in a batch.
     waited_s: seconds until then; None: before that.
     device_s: of the batches that have its texts.
@@ -59,7 +60,7 @@ class Job:
     self.embeddings = np.zeros((number, dim), np.float32)
     self.missing, self.done = number, done
     self.queue: collections.deque[_Text] = collections.deque()
-    self.begun = False
+    self.begun, self.tokens = False, 0
     self.since, self.waited_s, self.device_s = time.monotonic(), None, 0.0
 
 
@@ -74,7 +75,7 @@ class Batch:
 
 
 class Batcher:
-  """Encodes what comes, in a thread of its own.
+  """Encodes what comes, in a thread of its own, into vectors that are not normalised.
 
   Args:
     model: from `load_model`.
@@ -83,9 +84,12 @@ class Batcher:
   """
 
   def __init__(self, model: Model, batch_tokens: int | None = None, observe: Callable[[Batch], None] = lambda _: None):
-    self.model, self._observe = model, observe
+    # A client may ask for vectors as they were before they are normalised.
+    self.model = dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, normalize=False))
+    self._observe = observe
     self._groups = num_groups(model.mesh)
-    self._shapes = shapes(max(model.lengths.values()), batch_tokens, model.mesh.devices.flat[0].platform == "cpu")
+    self._on_cpu = model.mesh.devices.flat[0].platform == "cpu"
+    self._shapes = shapes(max(model.lengths.values()), batch_tokens, self._on_cpu)
     self._towers = ("passage",) if model.encoder.shared else ("query", "passage")
     self._changed = threading.Condition()
     self._turns: collections.deque[Job] = collections.deque()
@@ -123,9 +127,17 @@ class Batcher:
     """Texts that are in no batch yet."""
     return self._waiting_texts
 
-  def expected_wait(self) -> float:
-    """Seconds that what waits will take, as fast as the last batches were."""
-    return self._waiting_tokens / self._rate if self._rate else 0.0
+  def expected_wait(self, tokens: int | None = None) -> float:
+    """Seconds that what waits will take, as fast as the last batches were.
+
+    Args:
+      tokens: of a request that might come; only what is encoded before it is done counts. None: all.
+    """
+    ahead, turn = self._waiting_tokens, self.most_tokens // _TURNS
+    if tokens is not None and tokens <= turn:  # It is done in its first turn, for which there is half of each batch.
+      with self._changed:
+        ahead = 2 * sum(min(job.tokens, turn) for job in self._turns if not job.begun)
+    return ahead / self._rate if self._rate else 0.0
 
   def submit(self, tokens: Sequence[np.ndarray], tower: str, done: Callable[[np.ndarray | Exception], None]) -> Job:
     """Takes the texts of a request, int32 `[<= max_length]` each.
@@ -145,6 +157,7 @@ class Batcher:
         if (text := self._in_flight.get(key)) is None:
           text = self._in_flight[key] = _Text(key, tower, of_text)
           job.queue.append(text)
+          job.tokens += len(of_text)
           self._count(text, 1)
         text.waiting.setdefault(job, []).append(number)
       if job.queue:
@@ -191,8 +204,10 @@ class Batcher:
       with self._changed:
         while not self._turns and running is None and not self._ending:
           self._changed.wait()
-        # While a batch runs, the next one is only begun if it is a full one: others may still come.
-        chosen = self._choose() if running is None or self._waiting_tokens >= self.most_tokens else None
+        # While a batch runs, the next one is only begun if it is a full one: others may still come. CPUs compute what
+        # they are given at once, or one after the other.
+        ahead = not self._on_cpu and self._waiting_tokens >= self.most_tokens
+        chosen = self._choose() if running is None or ahead else None
       if chosen is None and running is None:
         return
       began = None if chosen is None else self._begin(*chosen)

@@ -53,7 +53,9 @@ class Embeddings(BaseModel):
   usage: _Usage
 
 
-class _Model(BaseModel):
+class ModelCard(BaseModel):
+  """Of GET /v1/models/{name}."""
+
   id: str
   object: Literal["model"]
   created: int
@@ -66,7 +68,7 @@ class Models(BaseModel):
   """Of GET /v1/models."""
 
   object: Literal["list"]
-  data: list[_Model]
+  data: list[ModelCard]
 
 
 class Info(BaseModel):

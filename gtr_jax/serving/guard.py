@@ -64,6 +64,9 @@ class Guard:
     except Problem as e:
       scope["state"]["noted"]["error"] = e.kind
       await request.refuse(e)
+    except asyncio.CancelledError:  # The server was told twice to end, or its time is over.
+      scope["state"]["noted"]["error"] = "ended"
+      await request.refuse(Problem(503, "the server has ended; send it again", "ended", retry_after=1))
     except Exception as e:
       scope["state"]["noted"]["error"] = "internal"
       event("error", logging.ERROR, e, request_id=request.id, error=type(e).__name__)
@@ -97,6 +100,8 @@ class Guard:
     if reads and scope["path"] in _ALWAYS:
       await self._app(scope, receive, request.send)
       return
+    if service.draining:
+      raise Problem(503, "the server is ending; send it again, to another one", "draining", retry_after=1)
     body = await self._body(scope, receive, deadline, held)
     if service.active >= limits.concurrent:
       raise Problem(429, f"the server is overloaded: it answers {limits.concurrent} requests at once; try again later",

@@ -1,6 +1,6 @@
 """What a server measures, in Prometheus's form; named as text-embeddings-inference names it where it is the same."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from gtr_jax.serving.batching import Batch
 
@@ -14,16 +14,17 @@ class Metrics:
   """Of one server."""
 
   def __init__(self) -> None:
+    disable_created_metrics()
     self.registry = registry = CollectorRegistry()
 
     def histogram(name, what, buckets, labels=()):
       return Histogram(name, what, labels, buckets=buckets, registry=registry)
 
-    self.requests = Counter("te_request_count", "requests, by route", ["route"], registry=registry)
-    self.succeeded = Counter("te_request_success", "requests that were answered, by route", ["route"],
-                             registry=registry)
-    self.failed = Counter("te_request_failure", "requests that were not answered, by route and kind",
-                          ["route", "err"], registry=registry)
+    # Counters, but of names that do not end in _total, which Prometheus's own client adds to every one.
+    self.requests = Gauge("te_request_count", "requests, by route", ["route"], registry=registry)
+    self.succeeded = Gauge("te_request_success", "requests that were answered, by route", ["route"], registry=registry)
+    self.failed = Gauge("te_request_failure", "requests that were not answered, by route and kind", ["route", "err"],
+                        registry=registry)
     self.duration = histogram("te_request_duration", "seconds from a request to its answer", _SECONDS, ["route"])
     self.tokenization = histogram("te_request_tokenization_duration", "seconds of a request's tokenisation", _SECONDS)
     self.wait = histogram("te_request_queue_duration", "seconds until a text of a request was in a batch", _SECONDS)

@@ -12,7 +12,7 @@ import numpy as np
 from gtr_jax.errors import InputError
 from gtr_jax.inference.embed import tokenize
 from gtr_jax.inference.load import Model
-from gtr_jax.retrieval.quantization import shortened
+from gtr_jax.retrieval.quantization import normalized, shortened
 from gtr_jax.serving.batching import Batcher
 from gtr_jax.serving.limits import Limits
 from gtr_jax.serving.metrics import Metrics
@@ -75,7 +75,7 @@ class ServedModel:
                     f"{', '.join(map(str, sorted(set(trained))))}, or leave it out", "invalid_dimensions", "dimensions")
 
   async def encode(self, texts: Sequence[str], side: str, *, truncate: bool = True, dimensions: int | None = None,
-                   normalize: bool = False) -> Encoded:
+                   normalize: bool | None = None) -> Encoded:
     """Embeddings of texts.
 
     Args:
@@ -83,7 +83,7 @@ class ServedModel:
       side: "query" or "document".
       truncate: cut texts that are too long; False: refuse them.
       dimensions: of the vectors, the first so many; None: all.
-      normalize: to length 1, whatever the model does.
+      normalize: to length 1, or not; None: as the model does.
 
     Raises:
       Problem: a text is too long, all of them are, or there is too much to do.
@@ -104,7 +104,7 @@ class ServedModel:
       raise Problem(422, str(e), "invalid_text") from e
 
   async def encode_tokens(self, tokens: Sequence[np.ndarray], side: str, *, dimensions: int | None = None,
-                          normalize: bool = False) -> Encoded:
+                          normalize: bool | None = None) -> Encoded:
     """As `encode`, of int32 ids with EOS for each text."""
     self.check_dimensions(dimensions)
     longest, number = self.model.lengths[side], sum(map(len, tokens))
@@ -115,7 +115,7 @@ class ServedModel:
     if number > self._limits.request_tokens:
       raise Problem(422, f"the texts have {number:,} tokens, and a request may have {self._limits.request_tokens:,}; "
                     "send fewer texts at once", "too_many_tokens")
-    if (wait := self.batcher.expected_wait()) > self._limits.queue_ms / 1000:
+    if (wait := self.batcher.expected_wait(number)) > self._limits.queue_ms / 1000:
       raise Problem(429, "the server is overloaded: what waits already would take too long; try again later",
                     "overloaded", retry_after=max(1, round(wait)))
     loop = asyncio.get_running_loop()
@@ -136,9 +136,9 @@ class ServedModel:
     if not np.isfinite(vectors).all():
       raise Problem(500, "an embedding is not finite: the model's weights are damaged", "not_finite")
     if dimensions is not None:
-      vectors = shortened(vectors, dimensions, self.model.encoder.normalize)
-    if normalize and not self.model.encoder.normalize:
-      vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+      vectors = shortened(vectors, dimensions, normalize=False)
+    if self.model.encoder.normalize if normalize is None else normalize:
+      vectors = normalized(vectors, np.linalg.norm(vectors, axis=1))
     return Encoded(vectors, number, waited)
 
 

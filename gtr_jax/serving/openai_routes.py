@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gtr_jax.serving.answers import as_json, note
-from gtr_jax.serving.described import Embeddings, Models, failures, success
+from gtr_jax.serving.described import Embeddings, ModelCard, Models, failures, success
 from gtr_jax.serving.model import Encoded, ServedModel
 from gtr_jax.serving.problems import OPENAI, Problem
 from gtr_jax.serving.requests import EmbeddingsBody
@@ -29,23 +29,27 @@ def router(service: Service) -> APIRouter:
 
     return answer
 
-  def models() -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-      served = service.ready(request)
-      return await as_json(lambda: {"object": "list", "data": [
-          {"id": name, "object": "model", "created": began, "owned_by": "gtr_jax",
-           "dimensions": model.dim, "max_model_len": max(model.model.lengths.values())}
-          for name, model in served.models.items()]}, 0)
+  def described(model: ServedModel) -> dict[str, object]:
+    return {"id": model.name, "object": "model", "created": began, "owned_by": "gtr_jax", "dimensions": model.dim,
+            "max_model_len": max(model.model.lengths.values())}
 
-    return answer
+  async def models(request: Request) -> Response:
+    served = service.ready(request)
+    return await as_json(lambda: {"object": "list", "data": list(map(described, served.models.values()))}, 0)
+
+  async def model(request: Request, name: str) -> Response:
+    found = service.ready(request).model(name)
+    return await as_json(lambda: described(found), 0)
 
   for prefix, side in (("", None), ("/query", "query"), ("/document", "document")):
     of_side = f", as of a {side}" if side else ""
     routes.add_api_route(f"{prefix}/v1/embeddings", embeddings(side), methods=["POST"],
                          name=f"{side or ''} embeddings".strip(), responses=success(Embeddings),
                          summary=f"embeddings of texts{of_side}")
-    routes.add_api_route(f"{prefix}/v1/models", models(), methods=["GET"], name=f"{side or ''} models".strip(),
+    routes.add_api_route(f"{prefix}/v1/models", models, methods=["GET"], name=f"{side or ''} models".strip(),
                          responses=success(Models), summary="the models")
+    routes.add_api_route(f"{prefix}/v1/models/{{name}}", model, methods=["GET"], name=f"{side or ''} model".strip(),
+                         responses=success(ModelCard), summary="a model")
   return routes
 
 

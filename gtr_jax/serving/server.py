@@ -25,6 +25,7 @@ from gtr_jax.serving.tracing import traced
 _HEADERS_S = 30.0       # seconds that the headers of a request may take
 _HEADERS_BYTES = 64 << 10
 _BACKLOG = 2048         # connections that wait to be taken
+_DRAIN_LOOKS_S = 0.05
 _KEEP_ALIVE_S = 75      # more than that of balancers, which would else send to a connection that is being closed
 
 
@@ -38,7 +39,8 @@ class Server:
 
   def __init__(self, service: Service, load: Callable[[], Served]):
     self._service, self._load = service, load
-    self._reloading = asyncio.Lock()
+    self._reloading: asyncio.Task[None] | None = None
+    self._again = False  # Something has changed since a reload began.
     self._old: asyncio.Future[None] | None = None  # What was served before, until it has ended.
     self._failed: BaseException | None = None
 
@@ -62,7 +64,7 @@ class Server:
     config = uvicorn.Config(
         app, http=type("Protocol", (Protocol,), {"patience": self._service.limits.timeout_s}), lifespan="off",
         log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none", backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=round(self._service.limits.drain_s))
+        timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=1)  # After `_drain`.
     self._server = uvicorn.Server(config)
     self._server.capture_signals = contextlib.nullcontext  # type: ignore  # Signals are ours, below.
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -83,9 +85,18 @@ class Server:
 
   def _end(self):
     event("ending", requests=self._service.active)
-    if self._service.draining:
-      self._server.force_exit = True
-    self._service.draining = self._server.should_exit = True
+    if self._service.draining:  # Told twice.
+      self._server.should_exit = self._server.force_exit = True
+    else:
+      self._service.draining = True
+      self._draining = asyncio.ensure_future(self._drain())
+
+  async def _drain(self):
+    """New requests are refused, /health says why, and those that are under way are answered."""
+    until = time.monotonic() + self._service.limits.drain_s
+    while self._service.active and time.monotonic() < until:
+      await asyncio.sleep(_DRAIN_LOOKS_S)
+    self._server.should_exit = True
 
   async def _begin(self):
     try:
@@ -116,25 +127,41 @@ class Server:
     return served
 
   async def _reload(self) -> None:
-    """Takes all from disk anew, and lets the old one end when its requests are answered. Raises Problem."""
-    if self._reloading.locked():
-      raise Problem(409, "a reload is going on already", "reloading")
-    async with self._reloading:
-      if self._old is not None:
-        await self._old
-      old = self._service.ready()
-      try:
-        self._service.served = await self._loaded()
-      except Exception as e:
-        event("not reloaded", logging.ERROR, error=str(e))
-        raise Problem(500, "what is on disk cannot be taken; the server's log says why, and it goes on with what it "
-                      "has", "not_reloaded") from e
-      # The request that asked for this may be answered by the old one.
-      self._old = asyncio.ensure_future(old.end())
+    """Takes all from disk anew, and lets the old one end when its requests are answered.
+
+    It goes on when nobody waits for it any more.
+
+    Raises:
+      Problem: it cannot be taken, or another reload is under way.
+    """
+    if self._reloading is not None and not self._reloading.done():
+      raise Problem(409, "a reload is going on already; send it again when that is done", "reloading")
+    self._reloading = asyncio.ensure_future(self._reloaded())
+    self._reloading.add_done_callback(lambda task: task.cancelled() or task.exception())  # Somebody has looked at it.
+    await asyncio.shield(self._reloading)
+
+  async def _reloaded(self):
+    if self._old is not None:
+      await self._old
+    old = self._service.ready()
+    try:
+      self._service.served = await self._loaded()
+    except Exception as e:
+      event("not reloaded", logging.ERROR, error=str(e))
+      raise Problem(500, "what is on disk cannot be taken; the server's log says why, and it goes on with what it has",
+                    "not_reloaded") from e
+    # The request that asked for this may be answered by the old one.
+    self._old = asyncio.ensure_future(old.end())
 
   async def _reload_by_signal(self):
-    with contextlib.suppress(Problem):  # The log has it.
-      await self._reload()
+    self._again = True  # Also when a reload is under way, which may have read what was there before.
+    while self._again:
+      if self._reloading is not None:
+        await asyncio.wait([self._reloading])
+      if self._again:
+        self._again = False
+        with contextlib.suppress(Problem):  # The log has it.
+          await self._reload()
 
 
 class Protocol(HttpToolsProtocol):

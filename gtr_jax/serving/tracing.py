@@ -23,7 +23,8 @@ def traced(app: Any) -> Any:
   except ModuleNotFoundError as e:
     raise InputError(f"--opentelemetry needs {e.name}: pip install 'gtr_jax[opentelemetry]'") from e
   named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "gtr_jax"}
-  provider = TracerProvider(resource=Resource.create(named))
+  # At the end nobody waits for a collector that is not there: spans go out while the server runs.
+  provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
   provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
   return OpenTelemetryMiddleware(app, tracer_provider=provider, exclude_spans=["receive", "send"],
                                  excluded_urls="health,metrics")

@@ -311,4 +311,4 @@ def test_curl(server, models):
   assert curl(server, "/health", key="none") == (200, '{"status":"ok"}')
   assert curl(server, "/metrics", key="none")[0] == 401
   status, body = curl(server, "/metrics")
-  assert status == 200 and re.search(r'te_request_success_total\{route="/embed"\} [1-9]', body)
+  assert status == 200 and re.search(r'te_request_success\{route="/embed"\} [1-9]', body)

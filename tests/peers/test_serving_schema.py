@@ -83,8 +83,9 @@ def test_the_description_is_whole(server):
   said = httpx.get(f"{server.url}/openapi.json").json()
   assert said["info"]["version"] == gtr_jax.__version__
   routes = {(path, method): route for path, methods in said["paths"].items() for method, route in methods.items()}
-  # It takes seconds to reload, and nothing but the method.
-  assert {f"{method.upper()} {path}" for path, method in routes} == {*OPERATIONS, "POST /admin/reload"}
+  # It takes seconds to reload, and nothing but the method; names that are drawn are no model's.
+  others = {"POST /admin/reload", *(f"GET {side}/v1/models/{{name}}" for side in SIDES)}
+  assert {f"{method.upper()} {path}" for path, method in routes} == {*OPERATIONS, *others}
   for (path, method), route in routes.items():
     (kind, content), = route["responses"]["200"]["content"].items()
     assert kind == {"get /metrics": "text/plain", "get /": "text/html"}.get(f"{method} {path}", "application/json")

@@ -92,6 +92,8 @@ def test_sides(port, world, path, more, side):
 def test_models_stores_info_and_health(port):
   models = ask(port, "GET", "/v1/models")[2]
   assert [(model["id"], model["object"], model["dimensions"]) for model in models["data"]] == [("tiny", "model", 8)]
+  assert ask(port, "GET", "/v1/models/tiny")[2] == models["data"][0]
+  assert ask(port, "GET", "/query/v1/models/other")[0] == 404
   assert ask(port, "GET", "/stores")[2] == {"stores": [{"name": "docs", "model": "tiny", "documents": 60,
                                                         "dimensions": 8, "precision": "float32", "hybrid": True}]}
   info = ask(port, "GET", "/info")[2]
@@ -104,8 +106,8 @@ def test_metrics(port):
   ask(port, "POST", "/embed", {"inputs": TEXTS})
   ask(port, "POST", "/embed", {"inputs": 7})
   content = ask(port, "GET", "/metrics")[2].decode()
-  for line in ('te_request_count_total{route="/embed"}', 'te_request_success_total{route="/embed"}',
-               'te_request_failure_total{err="invalid_request",route="/embed"}', "te_queue_size 0.0",
+  for line in ('te_request_count{route="/embed"}', 'te_request_success{route="/embed"}',
+               'te_request_failure{err="invalid_request",route="/embed"}', "te_queue_size 0.0",
                "gtr_queue_expected_wait 0.0",
                "te_request_queue_duration_count", "te_request_tokenization_duration_count", "gtr_batch_fill_count",
                "te_request_inference_duration_count", "gtr_texts_total", "gtr_tokens_total"):
@@ -159,6 +161,10 @@ def test_similarity(port, world):
 
 
 def test_normalize_and_truncate(port, world):
+  whole = ask(port, "POST", "/embed", {"inputs": TEXTS, "normalize": False})[2]
+  lengths = np.linalg.norm(whole, axis=1, keepdims=True)
+  assert np.abs(lengths - 1).max() > 0.1
+  np.testing.assert_allclose(whole / lengths, world[1].encode_document(TEXTS), rtol=0, atol=1e-6)
   long = sentence(1, 200)
   np.testing.assert_allclose(ask(port, "POST", "/embed", {"inputs": long})[2], [world[1].encode_document(long)],
                              rtol=0, atol=1e-6)
@@ -173,7 +179,8 @@ def test_normalize_and_truncate(port, world):
     ("/v1/embeddings", {"input": TEXTS[0], "dimensions": 4}, 400, "dimensions: 4 is none that the model was trained"),
     ("/v1/embeddings", {"input": ""}, 400, "input: "),
     ("/v1/embeddings", {"input": []}, 400, "input: "),
-    ("/v1/embeddings", {"input": [TEXTS[0], ""]}, 400, "input: "),
+    ("/v1/embeddings", {"input": [TEXTS[0], ""]}, 400, "input: 1: String should have at least 1 character"),
+    ("/v1/embeddings", {"input": [TEXTS[0], 7]}, 400, "input: 1: Input should be a valid string"),
     ("/v1/embeddings", {"input": [[5, 6]]}, 400, "input: token ids are not accepted"),
     ("/v1/embeddings", {"input": TEXTS[0], "dimesions": 4}, 400, "dimesions: there is no such field"),
     ("/v1/embeddings", {}, 400, "input: "),
@@ -274,7 +281,7 @@ def test_too_many_at_once(world, monkeypatch):
     assert (status, headers["Retry-After"], answer["error_type"]) == (429, "1", "Overloaded")
     assert ask(port, "GET", "/health")[0] == 200
     content = ask(port, "GET", "/metrics")[2].decode()  # To be seen when there is something to see.
-    assert 'te_request_failure_total{err="overloaded",route="/embed"} 1.0' in content
+    assert 'te_request_failure{err="overloaded",route="/embed"} 1.0' in content
     held.gate.set()
     assert [answer.result()[0] for answer in answers] == [200, 200]
     assert ask(port, "POST", "/embed", {"inputs": "lion"})[0] == 200
@@ -372,7 +379,9 @@ def test_before_it_is_ready(world):
     assert ask(port, "GET", "/health")[0] == 200
     service.draining = True
     assert ask(port, "GET", "/health")[0] == 503
-    assert ask(port, "POST", "/embed", {"inputs": "lion"})[0] == 200  # What comes until then is answered.
+    status, _, answer = ask(port, "POST", "/embed", {"inputs": "lion"})
+    assert (status, answer["error_type"]) == (503, "Unhealthy")
+    assert ask(port, "GET", "/metrics")[0] == 200
 
 
 def test_a_model_of_shorter_vectors(tmp_path):

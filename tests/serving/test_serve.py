@@ -94,6 +94,14 @@ def test_a_model_is_replaced_and_the_server_ends_without_a_lost_request(folder, 
   other = ask(server.port, "POST", "/search", {"query": "lion"}, **key)[2]
   assert other["answers"][0]["results"] != searched[2]["answers"][0]["results"]
 
+  # A signal during a reload is not forgotten: what has come meanwhile is taken.
+  lines = len(server.lines)
+  for _ in range(3):
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.02)
+  second = next(i for i, line in enumerate(server.lines) if server.line('"event":"ready"', lines) == line)
+  server.line('"event":"ready"', second + 1)
+
   # What cannot be taken changes nothing.
   shutil.rmtree(tmp_path / "model")
   status, _, answer = ask(server.port, "POST", "/admin/reload", **key)
@@ -123,9 +131,39 @@ def test_what_cannot_be_served_is_said_in_a_line(folder, started, tmp_path, caps
       (["--api_key_file", str(tmp_path / "none")], "no such file; write a key on each line of one"),
       (["--host", "203.0.113.1"], "cannot listen there"), (["--port", "70000"], "cannot listen there"),
       (["--embeddings", str(tmp_path)], "not an embedding store"),
+      (["--cors_origin", "example.org/"], "give scheme and host"),
       (["--model", str(folder / "two/run")], "two of --model are called run; name them")):
     assert main(["serve", "--model", str(folder / "one/run"), "--port", "0", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_it_ends_though_nobody_reads_its_log(folder, started):
+  server = started("--model", folder / "one/run").ready()
+  server.pause()  # The pipe is full after some hundred lines.
+  for _ in range(800):
+    assert ask(server.port, "GET", "/v1/models", X_Request_Id="x" * 128)[0] == 200
+  server.process.send_signal(signal.SIGTERM)
+  assert server.process.wait(60) == 0
+  server.go_on()
+
+
+def test_told_twice_it_ends_at_once_and_says_so(folder, started):
+  server = started("--model", folder / "one/run").ready()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    texts = [[sentence(number + i, 30) for i in range(2000)] for number in range(4)]
+    many = [pool.submit(ask, server.port, "POST", "/v1/embeddings", {"input": of_client}) for of_client in texts]
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGTERM)
+    server.line('"event":"ending"')
+    status, _, answer = ask(server.port, "POST", "/v1/embeddings", {"input": "lion"})
+    assert (status, answer["error"]["code"]) == (503, "draining")
+    assert ask(server.port, "GET", "/health")[0] == 503
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    answers = [answer.result() for answer in many]
+  assert {status for status, _, _ in answers} <= {200, 503}
+  assert {answer["error"]["code"] for status, _, answer in answers if status == 503} <= {"ended", "draining"}
+  assert "Traceback" not in "".join(server.lines)
 
 
 def test_two_models_and_a_store_of_the_second(folder, started):
