@@ -160,6 +160,8 @@ async def opened(spec: dict[str, Any]) -> dict[str, Any]:
     nonlocal texts
     sent = time.perf_counter()
     try:
+      while idle and not idle[-1].usable:  # The server has closed what nobody used for long.
+        idle.pop()
       connection = idle.pop() if idle else await Connection.open(spec["port"])
       status, body = await asyncio.wait_for(connection.ask(request), spec["timeout"])
       if status == 200:
