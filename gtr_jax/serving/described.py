@@ -109,6 +109,7 @@ class _Result(BaseModel):
   rank: int
   score: float
   id: str
+  store: str = ""
   title: str = ""
   text: str = ""
 
@@ -119,9 +120,9 @@ class _Answer(BaseModel):
 
 
 class Results(BaseModel):
-  """Of POST /search; titles and texts only where they were asked for."""
+  """Of POST /search; titles and texts only where they were asked for, the store of a result where there are several."""
 
-  store: str
+  store: str | None
   model: str
   answers: list[_Answer]
   ms: float

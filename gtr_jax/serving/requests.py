@@ -73,11 +73,21 @@ class SearchBody(_Body):
 
   query: Text | Texts = Field(description="a query or queries")
   store: StrictStr | None = Field(None, description="a name of GET /stores; default: the first one")
+  stores: Annotated[list[StrictStr], Field(min_length=1)] | None = Field(
+      None, description="several, of one model and of vectors of one length, searched as if they were one")
   top_k: _Positive = Field(10, description="documents of an answer")
   id_prefix: StrictStr = Field("", description="only documents whose ids begin so")
   texts: StrictBool = Field(True, description="whether answers have titles and texts")
   hybrid: StrictBool | Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
       False, description="search by BM25 too; a number: the weight of the model's score, 0 to 1")
+
+  @model_validator(mode="after")
+  def _one_way(self):
+    if self.store is not None and self.stores is not None:
+      raise ValueError("give store, the name of one, or stores, a list, not both")
+    if self.stores is not None and self.hybrid is not False:
+      raise ValueError("hybrid scores of several stores cannot be compared: give one store, or leave out hybrid")
+    return self
 
 
 class _Sentences(_Body):

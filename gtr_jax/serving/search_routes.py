@@ -31,7 +31,13 @@ def router(service: Service) -> APIRouter:
   @routes.post("/search", responses=success(Results), summary="the documents of a store that answer queries best")
   async def search(request: Request, body: SearchBody) -> Response:
     began, limits = time.monotonic(), service.limits
-    store = service.ready(request).store(body.store)
+    served = service.ready(request)
+    names: list[str | None] = [body.store] if body.stores is None else [*dict.fromkeys(body.stores)]
+    stores = [served.store(name) for name in names]
+    first = stores[0]
+    if any((store.model, store.store.shape[1]) != (first.model, first.store.shape[1]) for store in stores):
+      raise Problem(422, "stores: their scores cannot be compared, as they are of different models, or their vectors of "
+                    "different lengths; search each for itself", "different_stores", "stores")
     queries = [body.query] if isinstance(body.query, str) else body.query
     service.check_texts(queries, "query")
     if body.top_k > limits.top_k:
@@ -40,13 +46,22 @@ def router(service: Service) -> APIRouter:
     if len(queries) * body.top_k > limits.texts * 10:
       raise Problem(413, f"{len(queries):,} queries of {body.top_k:,} documents each are more than "
                     f"{limits.texts * 10:,} documents; send fewer at once", "too_many", "query")
-    found = await asyncio.gather(*(store.search(query, body.top_k, body.id_prefix, body.hybrid) for query in queries))
-    note(request, store=store.name, texts=len(queries))
+
+    async def best(query):
+      """(store, document) of the best of all stores; of equal ones those of the store that was named first."""
+      of_stores = await asyncio.gather(*(
+          store.search(query, body.top_k, body.id_prefix, body.hybrid) for store in stores))
+      together = [(store, document) for store, found in zip(stores, of_stores, strict=True) for document in found]
+      return sorted(together, key=lambda one: -one[1].score)[:body.top_k] if len(stores) > 1 else together
+
+    found = await asyncio.gather(*map(best, queries))
+    note(request, store="+".join(store.name for store in stores), texts=len(queries))
 
     def answer():
-      return {"store": store.name, "model": store.model.name,
-              "answers": [{"query": query, "results": [_result(store, rank, document, body.texts)
-                                                       for rank, document in enumerate(of_query, 1)]}
+      return {"store": first.name if body.stores is None else None, "model": first.model.name,
+              "answers": [{"query": query, "results": [
+                  _result(store, rank, document, body.texts, body.stores is not None)
+                  for rank, (store, document) in enumerate(of_query, 1)]}
                           for query, of_query in zip(queries, found, strict=True)],
               "ms": round(1000 * (time.monotonic() - began), 1)}
 
@@ -72,8 +87,10 @@ def router(service: Service) -> APIRouter:
   return routes
 
 
-def _result(store: ServedStore, rank: int, found: Found, texts: bool) -> dict[str, Any]:
-  if not texts:
-    return {"rank": rank, "score": found.score, "id": store.store.ids[found.row]}
-  doc_id, title, text = store.document(found.row)
-  return {"rank": rank, "score": found.score, "id": doc_id, "title": title, "text": text}
+def _result(store: ServedStore, rank: int, found: Found, texts: bool, says_store: bool) -> dict[str, Any]:
+  result = {"rank": rank, "score": found.score, "id": store.store.ids[found.row]}
+  if says_store:
+    result["store"] = store.name
+  if texts:
+    _, result["title"], result["text"] = store.document(found.row)
+  return result

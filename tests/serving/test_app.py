@@ -16,6 +16,7 @@ from served_here import ask, served_here
 from tiny_model_dir import WORDS, corpus, sentence, write_model_dir
 
 import gtr_jax
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.inference.embedder import Embedder
 from gtr_jax.inference.load import load_model
 from gtr_jax.parallel.partitioning import make_mesh
@@ -150,6 +151,35 @@ def test_hybrid_and_id_prefix(port, world, hybrid, prefix):
   found = ask(port, "POST", "/search", body)[2]["answers"][0]["results"]
   assert [r["id"] for r in found] == [doc_id for doc_id, _ in expected]
   assert ask(port, "POST", "/search", {**body, "id_prefix": "nothing"})[2]["answers"][0]["results"] == []
+
+
+def test_several_stores_are_searched_as_one(world, tmp_path):
+  service, embedder, store = world
+  whole = corpus(60)
+  parts = [Documents(*(column[start:start + 20] for column in (whole.ids, whole.titles, whole.texts)))
+           for start in (0, 20, 40)]
+  stores = {}
+  for number, part in enumerate(parts):
+    encode_corpus(embedder.model, part, tmp_path / str(number), progress=False)
+    stores[f"part{number}"] = ServedStore(f"part{number}", Store(tmp_path / str(number)), service.served.models["tiny"],
+                                          service.metrics, hybrid=False, rescore=4, max_top_k=1000)
+    stores[f"part{number}"].start()
+  several = Service(Limits())
+  several.served = Served(service.served.models, {**service.served.stores, **stores})
+  with served_here(several) as port:
+    for query in TEXTS[:3]:
+      found = ask(port, "POST", "/search", {"query": query, "stores": ["part0", "part1", "part2"], "top_k": 15})[2]
+      expected = ask(port, "POST", "/search", {"query": query, "top_k": 15})[2]
+      results, of_one = found["answers"][0]["results"], expected["answers"][0]["results"]
+      np.testing.assert_allclose([r["score"] for r in results], [r["score"] for r in of_one], rtol=0, atol=1e-6)
+      assert [r["rank"] for r in results] == list(range(1, 16)) and found["store"] is None
+      assert all(r["id"] in stores[r["store"]].store.ids for r in results)
+      assert {r["text"] for r in results} == {r["text"] for r in of_one}
+    for more in ({"store": "docs"}, {"hybrid": True}):
+      assert ask(port, "POST", "/search", {"query": "q", "stores": ["part0"], **more})[0] == 400
+    assert ask(port, "POST", "/search", {"query": "q", "stores": ["part0", "other"]})[0] == 404
+  for of_part in stores.values():
+    of_part.end()
 
 
 def test_similarity(port, world):

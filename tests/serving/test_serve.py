@@ -172,6 +172,8 @@ def test_two_models_and_a_store_of_the_second(folder, started):
   stores = ask(server.port, "GET", "/stores")[2]["stores"]
   assert [(store["name"], store["model"], store["hybrid"]) for store in stores] == [("second", "two", True),
                                                                                     ("first", "one", True)]
+  both = ask(server.port, "POST", "/search", {"query": "lion", "stores": ["first", "second"]})
+  assert (both[0], both[2]["error"]["code"]) == (422, "different_stores")
   for name in ("one", "two"):
     found = ask(server.port, "POST", "/v1/embeddings", {"input": TEXTS[0], "model": name})[2]
     np.testing.assert_allclose(found["data"][0]["embedding"],
