@@ -36,8 +36,8 @@ def router(service: Service) -> APIRouter:
     stores = [served.store(name) for name in names]
     first = stores[0]
     if any((store.model, store.store.shape[1]) != (first.model, first.store.shape[1]) for store in stores):
-      raise Problem(422, "stores: their scores cannot be compared, as they are of different models, or their vectors of "
-                    "different lengths; search each for itself", "different_stores", "stores")
+      raise Problem(422, "stores: their scores cannot be compared, as they are of different models, or of "
+                    "vectors of different lengths; search each for itself", "different_stores", "stores")
     queries = [body.query] if isinstance(body.query, str) else body.query
     service.check_texts(queries, "query")
     if body.top_k > limits.top_k:

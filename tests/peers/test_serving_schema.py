@@ -27,7 +27,7 @@ OPERATIONS = [f"{method} {side}{path}" for method, path in (
     "GET /health", "GET /metrics", "GET /"]
 # Why what the schema allows may be refused: it does not know the models, the stores and the limits.
 WRONG = (r"token ids are not accepted|dimensions: \d+ is none that|give queries and documents, or inputs|"
-         "disagree; give one")
+         "disagree; give one|give store, the name of one|hybrid scores of several stores")
 REFUSALS = {400: WRONG, 404: "does not exist; give one of", 422: rf"{WRONG}|top_k: [\d,]+, and an answer may have"}
 # Of the machine, and of Python.
 TOLD_TO_NOBODY = re.compile(r"Traceback|File \"|site-packages|\.py\b|/tmp|/home|/usr|gtr_jax[./]\w+|0x[0-9a-f]{8}")
