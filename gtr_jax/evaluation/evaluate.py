@@ -129,7 +129,7 @@ def evaluate(models: Mapping[str, epath.PathLike], collections: Sequence[epath.P
     with clock.times("measuring"):
       write_run(output / "runs" / f"{file_name(name)}-{file_name(collection.name)}.trec", run, name)
       values = of_queries(run, collection.qrels)
-      of_system["results"][collection.name] = {**means(values), MEDIAN_WORDS_TOP_10: _median_words(run, collection)}
+      of_system["results"][collection.name] = {**means(values), **_median_words(run, collection)}
       of_system["per query"][collection.name] = significance.stored(values)
     note(f"{name} on {collection.name}: {clock}")
     results_file.write(output, results)
@@ -253,12 +253,12 @@ def _with_similarity(model: Model, similarity: str) -> Model:
       encoder, model.params, model.tokenizer, model.lengths, model.prompts))
 
 
-def _median_words(run: Run, collection: Collection) -> float | None:
-  """Of the ten documents that rank first, over all queries."""
+def _median_words(run: Run, collection: Collection) -> dict[str, float]:
+  """Of the ten documents that rank first, over all queries; nothing where none is ranked."""
   top = [doc_id for ranking in run.values() for doc_id in ranking.doc_ids[:10]]
   wanted = set(top)
   rows = {doc_id: row for row, doc_id in enumerate(collection.documents.ids) if doc_id in wanted}
-  return float(np.median(collection.words[[rows[doc_id] for doc_id in top]])) if top else None
+  return {MEDIAN_WORDS_TOP_10: float(np.median(collection.words[[rows[doc_id] for doc_id in top]]))} if top else {}
 
 
 class RetrievalEvaluator:

@@ -74,9 +74,14 @@ class EmbeddingDistillationLoss:
     width, of_teacher = queries.shape[-1], of_queries.shape[-1]
     if width != of_teacher and of_teacher != self.teacher_dim:
       raise InputError(f"EmbeddingDistillationLoss: embeddings are {width} wide and the teacher's vectors "
-                       f"{of_teacher}: set teacher_dim = {of_teacher}; inside a MatryoshkaLoss, where a cut vector of "
-                       "the teacher's is none of a smaller teacher, distil scores, or add it by WeightedSumLoss")
+                       f"{of_teacher}: set teacher_dim = {of_teacher}; or, inside a MatryoshkaLoss, where a cut "
+                       "vector of the teacher's is none of a smaller teacher, distil scores, or add it by "
+                       "WeightedSumLoss")
     check_own_params(self, params, () if width == of_teacher else (_MAP,))
+    if width != of_teacher and (of_map := params[_MAP].shape[0]) != width:
+      raise InputError(f"EmbeddingDistillationLoss: embeddings are {width} wide, and the map to the teacher's vectors "
+                       f"is of vectors of {of_map}: it is not for a MatryoshkaLoss, whose vectors are cut; distil "
+                       "scores there, or add it by WeightedSumLoss")
     sums, counts = zip(_cosines(queries, of_queries, (batch.valid, batch.negative_query_valid), params.get(_MAP)),
                        _cosines(passages, of_passages, (batch.valid, batch.negative_valid), params.get(_MAP)),
                        strict=True)

@@ -27,6 +27,8 @@ _LEARNED_FROM_ALL = 65_536  # at least so many of all.
 _SHARE = 64              # factor / 64 of the lists are looked at.
 _FEWEST_EXPANDED = 128   # Of a graph, candidates that a search keeps.
 _THREADS = 0             # of USearch: all.
+# Vectors that one thread adds before all do: while an index is small several lose some, which then no search finds.
+_ADDED_BY_ONE = 10_000
 
 
 class Engine(Protocol):
@@ -192,7 +194,10 @@ class USearchHNSW(_HNSW):
   def add(self, vectors_RxD: np.ndarray) -> None:
     """As `Engine`."""
     first = len(self._index)
-    self._index.add(np.arange(first, first + len(vectors_RxD), dtype=np.uint64), vectors_RxD, threads=_THREADS)
+    keys, by_one = np.arange(first, first + len(vectors_RxD), dtype=np.uint64), max(_ADDED_BY_ONE - first, 0)
+    for part, threads in ((slice(by_one), 1), (slice(by_one, None), _THREADS)):
+      if len(keys[part]):
+        self._index.add(keys[part], vectors_RxD[part], threads=threads)
 
   def save(self, path: str) -> None:
     """As `Engine`."""

@@ -10,6 +10,7 @@ import pytrec_eval
 from tiny_model_dir import corpus, tiny_params, write_collection, write_model_dir
 
 from gtr_jax.collections.collection import read_collection
+from gtr_jax.collections.corpus import Documents
 from gtr_jax.errors import InputError
 from gtr_jax.evaluation import evaluate as evaluation
 from gtr_jax.evaluation import results_file
@@ -64,6 +65,16 @@ def test_results_are_trec_evals_on_the_run_files(made):
           np.testing.assert_allclose(read_stored(of_system["per query"][name][ours]),
                                      [by_trec_eval[query_id][theirs] for query_id in sorted(qrels)], atol=5.1e-5)
   assert results["systems"]["BM25"]["results"]["a"]["nDCG@10"] > 0.5
+
+
+def test_a_system_that_ranks_nothing(tmp_path):
+  """It has results, of zeros, and the file is read again."""
+  folder = write_collection(tmp_path / "c", Documents(["a"], [""], ["the"]), queries=0)
+  (folder / "queries.jsonl").write_text('{"_id": "q", "text": "lion"}\n')
+  (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
+  for _ in range(2):
+    found = evaluate({}, [folder], tmp_path / "out", bm25=True, progress=False)
+    assert found["systems"]["BM25"]["results"]["c"]["nDCG@10"] == 0
 
 
 def test_tables(made):

@@ -236,6 +236,13 @@ def test_vectors_of_another_width(loss):
     loss(*taught(DIM if isinstance(loss, MatryoshkaLoss) else TEACHER_DIM))
 
 
+def test_a_map_is_of_whole_vectors():
+  queries, passages, batch = taught(TEACHER_DIM)
+  loss = MatryoshkaLoss(EmbeddingDistillationLoss(TEACHER_DIM), (DIM, 2))
+  with pytest.raises(InputError, match=f"are 2 wide, and the map .* is of vectors of {DIM}: it is not for a Mat"):
+    loss(queries, passages, batch, params=loss.init_params(DIM))
+
+
 @pytest.mark.parametrize("loss", [EmbeddingDistillationLoss(), MarginMSELoss()], ids=["vectors", "scores"])
 def test_a_batch_without(loss, request):
   queries, passages, batch = make(negatives=NEGATIVES)
