@@ -18,6 +18,29 @@ CPU_TOKENS_PER_BATCH = 2048  # The same on a CPU, whose cache has to hold the ac
 _LENGTHS_TRIED = 5  # Of the rows of the last batch.
 
 
+def texts_of_rows(max_length: int) -> list[int]:
+  """The most tokens of a text that rows are made for, ascending, where texts have at most `max_length`."""
+  made_for = [min(LONGEST_IN_SHORT_ROWS, max_length)]
+  while made_for[-1] < max_length:
+    made_for.append(min(2 * made_for[-1], max_length))
+  return made_for
+
+
+def row_length(longest: int, on_cpu: bool) -> int:
+  """Of rows that are made for texts of so many tokens: an eighth more, for a good fit."""
+  multiple = _multiple(on_cpu)
+  return -(-longest * 9 // 8 // multiple) * multiple
+
+
+def tokens_of_batch(on_cpu: bool) -> int:
+  """Token slots of a whole batch on each data shard."""
+  return CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
+
+
+def _multiple(on_cpu: bool) -> int:
+  return 8 if on_cpu else 128
+
+
 class PackedTexts(NamedTuple):
   """Texts `[G, R, L]` with room for `num_texts` in each group, and which embedding is whose.
 
@@ -50,14 +73,12 @@ class RowQueue:
   """
 
   def __init__(self, max_length: int, on_cpu: bool, most_texts: int | None = None):
-    self._multiple = multiple = 8 if on_cpu else 128
-    self._made_for = [min(LONGEST_IN_SHORT_ROWS, max_length)]
-    while self._made_for[-1] < max_length:
-      self._made_for.append(min(2 * self._made_for[-1], max_length))
-    self._lengths = np.asarray([-(-longest * 9 // 8 // multiple) * multiple for longest in self._made_for])
+    self._multiple = _multiple(on_cpu)
+    self._made_for = texts_of_rows(max_length)
+    self._lengths = np.asarray([row_length(longest, on_cpu) for longest in self._made_for])
     self._least_room = int(self._lengths[0]) // TOKENS_OF_TEXT + 1
     self._most_texts = min(self._least_room, most_texts) if most_texts else self._least_room
-    tokens = CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
+    tokens = tokens_of_batch(on_cpu)
     self.batch_rows = [(length, max(tokens // length, 1)) for length in sorted(set(self._lengths.tolist()))[::-1]]
     # Of each row its texts: number, begin, tokens.
     self._rows: dict[int, deque[list[tuple[int, int, np.ndarray]]]] = {length: deque() for length, _ in self.batch_rows}

@@ -53,7 +53,6 @@ class Job:
     tokens: of those that nobody else had asked for.
     begun: whether one of them was in a batch.
     waited_s: seconds until then; None: before that.
-    device_s: of the batches that have its texts.
   """
 
   def __init__(self, number: int, dim: int, done: Callable[[np.ndarray | Exception], None]):
@@ -61,7 +60,7 @@ class Job:
     self.missing, self.done = number, done
     self.queue: collections.deque[_Text] = collections.deque()
     self.begun, self.tokens = False, 0
-    self.since, self.waited_s, self.device_s = time.monotonic(), None, 0.0
+    self.since, self.waited_s = time.monotonic(), None
 
 
 @dataclasses.dataclass
@@ -81,6 +80,9 @@ class Batcher:
     model: from `load_model`.
     batch_tokens: token slots of a batch on each data shard.
     observe: called with each `Batch`, in the thread.
+
+  Attributes:
+    most_tokens: token slots of the largest batch.
   """
 
   def __init__(self, model: Model, batch_tokens: int | None = None, observe: Callable[[Batch], None] = lambda _: None):
@@ -90,6 +92,11 @@ class Batcher:
     self._groups = num_groups(model.mesh)
     self._on_cpu = model.mesh.devices.flat[0].platform == "cpu"
     self._shapes = shapes(max(model.lengths.values()), batch_tokens, self._on_cpu)
+    slots = {most: self._groups * of_length[-1].rows * of_length[-1].length
+             for most, of_length in self._shapes.items()}
+    self.most_tokens = max(slots.values())
+    # What the shortest rows of a whole batch are for; shorter ones are for few texts.
+    self._usual = next(most for most, of_length in slots.items() if 2 * of_length > self.most_tokens)
     self._towers = ("passage",) if model.encoder.shared else ("query", "passage")
     self._changed = threading.Condition()
     self._turns: collections.deque[Job] = collections.deque()
@@ -116,11 +123,6 @@ class Batcher:
       self._rate = max(self._rate, zeros.size / seconds)
       compiled(number + 1, len(programs))
     self._thread.start()
-
-  @property
-  def most_tokens(self) -> int:
-    """Token slots of the largest batch."""
-    return self._groups * max(shape.rows * shape.length for of_length in self._shapes.values() for shape in of_length)
 
   @property
   def waiting_texts(self) -> int:
@@ -224,7 +226,7 @@ class Batcher:
     self._new_first = not self._new_first
     first = next((job for job in by_age if self._new_first and not job.begun), by_age[0])
     tower = first.queue[0].tower
-    most_tokens = max(next(most for most in self._shapes if len(first.queue[0].tokens) <= most), self._usual())
+    most_tokens = max(next(most for most in self._shapes if len(first.queue[0].tokens) <= most), self._usual)
     whole = self._shapes[most_tokens][-1]
     room = self._groups * whole.rows * whole.length
 
@@ -249,11 +251,6 @@ class Batcher:
       job.queue = collections.deque(text for text in job.queue if text not in chosen)
     self._turns = collections.deque(job for job in self._turns if job.queue)
     return rows, shape, tower
-
-  def _usual(self) -> int:
-    """What the shortest rows of a whole batch are for; shorter ones are for few texts."""
-    return next(most for most, of_length in self._shapes.items()
-                if 2 * self._groups * of_length[-1].rows * of_length[-1].length > self.most_tokens)
 
   def _packed(self, texts, most_tokens):
     """Rows of texts, and the least shape that has room for all, or else the largest of these rows."""
@@ -313,7 +310,6 @@ class Batcher:
       for number, text in enumerate(texts):
         del self._in_flight[text.key]
         for job, numbers in text.waiting.items():
-          job.device_s += seconds / len(texts)
           if isinstance(embeddings, Exception):
             if job.missing > 0:
               job.missing = -1

@@ -20,6 +20,7 @@ import orjson
 
 from gtr_jax.serving.log import event
 from gtr_jax.serving.problems import OPENAI, TEI, Problem, failed
+from gtr_jax.serving.requests import SIDE_OF_PREFIX
 from gtr_jax.serving.service import Service
 
 Message = MutableMapping[str, Any]
@@ -27,7 +28,7 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 
 _OPEN = {"/", "/health", "/openapi.json"}  # GET of these needs no key, ..
 _ALWAYS = {*_OPEN, "/metrics"}             # .. and of these no place among the requests.
-_TEI_ROUTES = {("POST", f"{side}{path}") for side in ("", "/query", "/document") for path in ("", "/", "/embed")} | {
+_TEI_ROUTES = {("POST", f"{side}{path}") for side in SIDE_OF_PREFIX for path in ("", "/", "/embed")} | {
     ("GET", "/info")}
 _REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _RELOAD = "/admin/reload"

@@ -146,7 +146,7 @@ def settle(future: asyncio.Future[Any], found: Any) -> None:
   """Gives what another thread has found, or what has gone wrong there, to who waits for it, if anybody does."""
   if future.done():
     return
-  if isinstance(found, Exception):
+  if isinstance(found, BaseException):
     future.set_exception(found)
   else:
     future.set_result(found)

@@ -12,7 +12,7 @@ from gtr_jax.serving.answers import as_json, note
 from gtr_jax.serving.described import Embeddings, ModelCard, Models, failures, success
 from gtr_jax.serving.model import Encoded, ServedModel
 from gtr_jax.serving.problems import OPENAI, Problem
-from gtr_jax.serving.requests import EmbeddingsBody
+from gtr_jax.serving.requests import SIDE_OF_PREFIX, EmbeddingsBody
 from gtr_jax.serving.service import Service
 
 
@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
     found = service.ready(request).model(name)
     return await as_json(lambda: described(found), 0)
 
-  for prefix, side in (("", None), ("/query", "query"), ("/document", "document")):
+  for prefix, side in SIDE_OF_PREFIX.items():
     of_side = f", as of a {side}" if side else ""
     routes.add_api_route(f"{prefix}/v1/embeddings", embeddings(side), methods=["POST"],
                          name=f"{side or ''} embeddings".strip(), responses=success(Embeddings),

@@ -26,6 +26,8 @@ Text = Annotated[StrictStr, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
 Ids = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1), BeforeValidator(_whole)]
 Side = Literal["query", "document"]
+SIDE_OF_PREFIX: dict[str, Side | None] = {"": None, "/query": "query", "/document": "document"}
+"""Which side paths that begin so are of, whatever is sent; None: as is sent."""
 _Positive = Annotated[StrictInt, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
 
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gtr_jax.errors import InputError
 from gtr_jax.serving.app import application
 from gtr_jax.serving.log import event
+from gtr_jax.serving.model import settle
 from gtr_jax.serving.problems import Problem
 from gtr_jax.serving.service import Served, Service
 from gtr_jax.serving.tracing import traced
@@ -106,20 +107,16 @@ class Server:
       self._server.should_exit = True
 
   async def _loaded(self):
-    began, future = time.monotonic(), asyncio.get_running_loop().create_future()
-    loop = asyncio.get_running_loop()
-
-    def settle(set_it, value):
-      if not future.done():
-        set_it(value)
+    began, loop = time.monotonic(), asyncio.get_running_loop()
+    future = loop.create_future()
 
     def in_thread():
+      found: Served | BaseException
       try:
-        served = self._load()
+        found = self._load()
       except BaseException as e:
-        loop.call_soon_threadsafe(settle, future.set_exception, e)
-      else:
-        loop.call_soon_threadsafe(settle, future.set_result, served)
+        found = e
+      loop.call_soon_threadsafe(settle, future, found)
 
     threading.Thread(target=in_thread, name="load", daemon=True).start()  # One that ends with the process.
     served = await future

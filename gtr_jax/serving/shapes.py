@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from gtr_jax.inference.row_queue import CPU_TOKENS_PER_BATCH, LONGEST_IN_SHORT_ROWS, TOKENS_OF_TEXT, TOKENS_PER_BATCH
+from gtr_jax.inference.row_queue import TOKENS_OF_TEXT, row_length, texts_of_rows, tokens_of_batch
 
 _SHORTEST = 56  # Tokens that the shortest rows are made for, ..
 _FEW_ROWS = 4  # .. of which a batch has no more than so many.
@@ -41,14 +41,10 @@ def shapes(longest: int, batch_tokens: int | None, on_cpu: bool) -> dict[int, li
     batch_tokens: token slots of a group.
     on_cpu: whether the devices are CPUs.
   """
-  multiple = 8 if on_cpu else 128
-  tokens = batch_tokens or (CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH)
-  made_for = [min(_SHORTEST, longest), min(LONGEST_IN_SHORT_ROWS, longest)]
-  while made_for[-1] < longest:
-    made_for.append(min(2 * made_for[-1], longest))
+  tokens = batch_tokens or tokens_of_batch(on_cpu)
   found: dict[int, list[Shape]] = {}
-  for most in made_for:
-    length = -(-most * 9 // 8 // multiple) * multiple
+  for most in (min(_SHORTEST, longest), *texts_of_rows(longest)):
+    length = row_length(most, on_cpu)
     # Shorter rows than whole batches have are for the few texts of a quiet minute.
     rows = max(tokens // length, 1) if most > _SHORTEST or longest <= _SHORTEST else _FEW_ROWS
     found = {other: of_length for other, of_length in found.items() if of_length[0].length != length}

@@ -13,6 +13,7 @@ import numpy as np
 
 from gtr_jax.retrieval.bm25_file import FILE, bm25_of
 from gtr_jax.retrieval.hybrid import Hybrid
+from gtr_jax.retrieval.quantization import shortened
 from gtr_jax.retrieval.search import Searcher
 from gtr_jax.retrieval.store import Store
 from gtr_jax.serving.metrics import Metrics
@@ -119,9 +120,7 @@ class ServedStore:
       raise Problem(422, f"hybrid: store {self.name!r} has no BM25 index; start the server with --hybrid, or leave it "
                     "out", "no_bm25", "hybrid")
     encoded = await self.model.encode([query], "query")
-    vector = encoded.vectors[:, :self.store.shape[1]]
-    if vector.shape != encoded.vectors.shape and self.model.model.encoder.normalize:
-      vector = vector / np.maximum(np.linalg.norm(vector), 1e-12)
+    vector = shortened(encoded.vectors, self.store.shape[1], self.model.model.encoder.normalize)
     rows, loop = self.rows_of(id_prefix), asyncio.get_running_loop()
     if rows is not None and not rows:
       return []

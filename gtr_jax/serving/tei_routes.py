@@ -9,7 +9,7 @@ from gtr_jax import __version__
 from gtr_jax.serving.answers import as_json, note
 from gtr_jax.serving.described import Info, failures, success
 from gtr_jax.serving.problems import TEI
-from gtr_jax.serving.requests import EmbedBody
+from gtr_jax.serving.requests import SIDE_OF_PREFIX, EmbedBody
 from gtr_jax.serving.service import TOKENIZING_THREADS, Service
 
 
@@ -29,7 +29,7 @@ def router(service: Service) -> APIRouter:
 
     return answer
 
-  for prefix, side in (("", None), ("/query", "query"), ("/document", "document")):
+  for prefix, side in SIDE_OF_PREFIX.items():
     of_side = f", as of a {side}" if side else ""
     for path in (f"{prefix}/embed", prefix or "/"):
       routes.add_api_route(path, embed(side), methods=["POST"], name=f"embed {path}",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_model_dir import sentence, write_model_dir
 
-from gtr_jax.inference import embed
+from gtr_jax.inference import embed, row_queue
 from gtr_jax.inference.load import load_model
 from gtr_jax.parallel.partitioning import make_mesh
 from gtr_jax.serving import shapes as shapes_module
@@ -149,7 +149,7 @@ def test_who_asks_for_little_does_not_wait_for_who_asks_for_much(batcher):
 @pytest.mark.parametrize("lengths", [(30, 5), (5, 30)])
 @pytest.mark.parametrize("towers", [("passage", "passage"), ("passage", "query"), ("query", "passage")])
 def test_one_text_does_not_wait_for_many_of_another_length_or_tower(run, monkeypatch, lengths, towers):
-  monkeypatch.setattr(shapes_module, "LONGEST_IN_SHORT_ROWS", 16)
+  monkeypatch.setattr(row_queue, "LONGEST_IN_SHORT_ROWS", 16)
   monkeypatch.setattr(shapes_module, "_SHORTEST", 8)
   batcher = Batcher(load_model(run, make_mesh(devices=jax.devices()[:1])), 80)
   devices = Devices(batcher, monkeypatch)
